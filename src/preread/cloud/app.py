@@ -1,0 +1,263 @@
+"""The cloud's HTTP side: what is published can be read by many, while one document at a time is being published.
+
+It knows requests, keys and events; publishing itself is the publisher's, and what objects are is the store's.
+"""
+
+import asyncio
+import hmac
+import logging
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Final, Literal, Protocol
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from preread.cloud import events
+from preread.cloud.events import Failed, Problem, Progress, Published
+from preread.errors import PrereadError, UnknownContext, UsageError
+from preread.store import routes
+from preread.store.objects import Objects
+from preread.values import Form
+from preread.wire import catalogue
+from preread.wire.catalogue import Catalogue, Entry
+
+MAX_BODY_BYTES: Final = 64 * 2**20
+_log = logging.getLogger(__name__)
+
+Report = Callable[[str, int, int], None]
+"""Told (stage, done, total); may be called from any thread."""
+
+News = Progress | Published | PrereadError
+"""What a publication says; all but Progress is its last word."""
+
+
+class Outcome(Protocol):
+    """What came of a publication: its entry, bytes for each rung, and how long it took."""
+
+    @property
+    def entry(self) -> Entry: ...
+
+    @property
+    def rung_bytes(self) -> dict[str, int]: ...
+
+    @property
+    def seconds(self) -> float: ...
+
+
+class Publisher(Protocol):
+    """Publishes one document: exactly one of `text` and `tokens` is given. It ends only when its work has ended.
+
+    Raises:
+        UsageError: the document cannot be published, said before the first report.
+        PrereadError: publishing failed; what was published before is unchanged.
+    """
+
+    async def __call__(
+        self,
+        name: str,
+        text: str | None,
+        tokens: list[int] | None,
+        form: Form | Literal["auto"],
+        progress: Report,
+    ) -> Outcome: ...
+
+
+def create_app(store: Objects, publisher: Publisher, *, api_keys: frozenset[str] = frozenset()) -> Starlette:
+    """The cloud as an ASGI application. With `api_keys`, everything but /health needs one of them as bearer token."""
+    contexts = _Contexts(store, publisher)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncGenerator[None, None]:
+        yield
+        await contexts.aclose()
+
+    return Starlette(
+        routes=[
+            Route("/health", _health, methods=["GET"]),
+            *routes.object_routes(store, routes.PRIVATE if api_keys else routes.SHARED),
+            routes.catalogue_route(contexts.catalogue),
+            Route("/v1/contexts", partial(_publish, contexts), methods=["POST"]),
+            Route("/v1/contexts/{name}", partial(_remove, contexts), methods=["DELETE"]),
+        ],
+        middleware=[Middleware(_Keys, api_keys=api_keys)] if api_keys else [],
+        exception_handlers={PrereadError: routes.on_error, HTTPException: routes.on_http_error},
+        lifespan=lifespan,
+    )
+
+
+class _Contexts:
+    """The published contexts. One change at a time: an object that one change still needs, another might remove."""
+
+    def __init__(self, store: Objects, publisher: Publisher) -> None:
+        self._store, self._publisher = store, publisher
+        self._changing = asyncio.Lock()
+        self._changes, self._written = 0, b""
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def catalogue(self) -> bytes:
+        """The catalogue as it is sent; read from the store once after each change."""
+        if not self._written:
+            changes = self._changes
+            written = catalogue.dumps(Catalogue(tuple(await self._store.names())))
+            if changes != self._changes:
+                return written
+            self._written = written
+        return self._written
+
+    def start_publishing(self, ask: events.Request, emit: Callable[[News], None]) -> asyncio.Task[None]:
+        """Publish in a task of its own, whose last word is Published or an error."""
+        task = asyncio.create_task(self._publish(ask, emit))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def remove(self, name: str) -> None:
+        async with self._changing:
+            try:
+                if not await self._store.remove_name(name):
+                    raise UnknownContext(name, tuple(entry.name for entry in await self._store.names()))
+            finally:
+                self._forget()
+
+    async def aclose(self) -> None:
+        """Give up what is being published, and wait until that has ended."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _publish(self, ask: events.Request, emit: Callable[[News], None]) -> None:
+        def progress(stage: str, done: int, total: int) -> None:
+            emit(Progress(stage, done, total))
+
+        last: News = PrereadError("publishing was given up: its caller went away, or the cloud is stopping")
+        try:
+            async with self._changing:
+                try:
+                    outcome = await self._publisher(ask.name, ask.text, ask.tokens, ask.form, progress)
+                    last = Published(outcome.entry, outcome.rung_bytes, outcome.seconds)
+                finally:
+                    self._forget()
+        except PrereadError as error:
+            last = error
+        except Exception:
+            _log.exception("publishing %r failed", ask.name)
+            last = PrereadError("publishing failed in a way that nobody foresaw: look at the cloud's log")
+        finally:
+            emit(last)
+
+    def _forget(self) -> None:
+        self._changes += 1
+        self._written = b""
+
+
+async def _health(request: Request) -> Response:
+    return JSONResponse({"status": "ok"}, headers={"Cache-Control": "no-store"})
+
+
+async def _remove(contexts: _Contexts, request: Request) -> Response:
+    name = request.path_params["name"]
+    await contexts.remove(name)
+    return JSONResponse({"removed": name}, headers={"Cache-Control": "no-store"})
+
+
+async def _publish(contexts: _Contexts, request: Request) -> Response:
+    """Answer with a plain error while nothing was done yet, and from the first report on with a stream of events."""
+    ask = _parse(await _read_body(request), request.headers.get("content-type", ""))
+    queue: asyncio.Queue[News] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+
+    def emit(news: News) -> None:
+        loop.call_soon_threadsafe(queue.put_nowait, news)
+
+    task = contexts.start_publishing(ask, emit)
+    first = await queue.get()
+    if isinstance(first, PrereadError):
+        raise first
+
+    async def lines() -> AsyncGenerator[bytes, None]:
+        news: News = first
+        try:
+            while isinstance(news, Progress):
+                yield _line(news)
+                news = await queue.get()
+            yield _line(news)
+        finally:
+            task.cancel()  # the caller went away; a task that has ended is left as it is
+
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(lines(), headers=headers, media_type="application/x-ndjson")
+
+
+def _line(news: News) -> bytes:
+    if isinstance(news, PrereadError):
+        body = routes.error_body(*_status_message_code(news))
+        return msgspec.json.encode(Failed(msgspec.convert(body["error"], Problem))) + b"\n"
+    return msgspec.json.encode(news) + b"\n"
+
+
+def _status_message_code(error: PrereadError) -> tuple[int, str, str]:
+    status, code = routes.status_and_code(error)
+    return status, str(error), code
+
+
+async def _read_body(request: Request) -> bytes:
+    too_long = HTTPException(413, f"Content Too Large: at most {MAX_BODY_BYTES} bytes")
+    declared = request.headers.get("content-length", "0")
+    if not declared.isdecimal() or int(declared) > MAX_BODY_BYTES:
+        raise too_long
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > MAX_BODY_BYTES:
+            raise too_long
+    return bytes(body)
+
+
+def _parse(body: bytes, content_type: str) -> events.Request:
+    """Read and check what can be checked without a model. UsageError says what is wrong.
+
+    Any other content type is refused since web pages may send those to a cloud on localhost without being asked.
+    """
+    if content_type.partition(";")[0].strip().lower() != "application/json":
+        raise HTTPException(415, "Unsupported Media Type: send application/json")
+    try:
+        ask = msgspec.json.decode(body, type=events.Request)
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise UsageError(f"request is not what POST /v1/contexts takes: {error}") from error
+    if not catalogue.valid_name(ask.name):
+        raise UsageError(
+            f"{ask.name[:200]!r} cannot name a context: 1 to 128 characters, no control characters, no slash"
+        )
+    if (ask.text is None) == (ask.tokens is None):
+        raise UsageError("give the document either as text or as tokens")
+    if not (ask.text or ask.tokens):
+        raise UsageError("document is empty: there is nothing to read ahead")
+    return ask
+
+
+class _Keys:
+    """ASGI middleware that lets in who has one of the keys; anybody may ask for /health."""
+
+    def __init__(self, app: ASGIApp, api_keys: frozenset[str]) -> None:
+        self._app = app
+        self._expected = [f"Bearer {key}".encode() for key in sorted(api_keys)]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] == "/health" or self._admits(scope):
+            await self._app(scope, receive, send)
+            return
+        challenge = {"WWW-Authenticate": "Bearer"}
+        message = "this cloud needs an API key: send Authorization: Bearer KEY"
+        await routes.error_response(401, message, "invalid_api_key", challenge)(scope, receive, send)
+
+    def _admits(self, scope: Scope) -> bool:
+        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+        return any([hmac.compare_digest(given, expected) for expected in self._expected])

@@ -1,0 +1,145 @@
+"""What the command line says to a cloud: publish, remove, list. It knows HTTP and events; it must not know engines."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final, Literal
+from urllib.parse import quote
+
+import httpx2
+import msgspec
+
+from preread.cloud.events import Event, Failed, Problem, Progress, Published, Request
+from preread.errors import CorruptData, RemoteError, TransportError, UnknownContext, UsageError
+from preread.store.http11 import parse_origin
+from preread.values import Form
+from preread.wire import catalogue as wire
+from preread.wire.fields import MAX_CATALOGUE_BYTES
+
+_LINE_BYTES: Final = 2**20
+_QUIET_S: Final = 900.0
+"""A publication waits its turn, and then for its model, without a word."""
+
+
+_events: Final[msgspec.json.Decoder[Event]] = msgspec.json.Decoder(Event)
+
+
+class _ErrorBody(msgspec.Struct):
+    error: Problem
+
+
+def publish(
+    url: str,
+    name: str,
+    *,
+    text: str | None = None,
+    tokens: list[int] | None = None,
+    form: Form | Literal["auto"] = "auto",
+    api_key: str | None = None,
+) -> Iterator[Progress | Published]:
+    """Have a cloud read a document, given as exactly one of text and tokens. The last event is Published.
+
+    Raises:
+        UsageError: the cloud says what is wrong with the request.
+        RemoteError: the cloud failed.
+        TransportError: the cloud cannot be reached, or the connection broke; nothing was published then.
+        CorruptData: the other side is not a cloud.
+    """
+    body = msgspec.json.encode(Request(name, text, tokens, form))
+    with _answer(url, "POST", "/v1/contexts", api_key, body) as response:
+        for line in _lines(response):
+            event = _decode(line)
+            if isinstance(event, Failed):
+                raise _failure(url, 400 if event.error.type == "invalid_request_error" else 500, event.error)
+            yield event
+            if isinstance(event, Published):
+                return
+    raise TransportError(f"cloud {url} closed the connection before it had published: look at its log, then try again")
+
+
+def remove(url: str, name: str, *, api_key: str | None = None) -> None:
+    """Have a cloud forget a context.
+
+    Raises:
+        UnknownContext: it has none of this name.
+        UsageError, RemoteError, TransportError: as for `publish`.
+    """
+    known = tuple(entry.name for entry in catalogue(url, api_key=api_key).contexts)
+    if name not in known:
+        raise UnknownContext(name, known)
+    with _answer(url, "DELETE", f"/v1/contexts/{quote(name, safe='')}", api_key):
+        pass
+
+
+def catalogue(url: str, *, api_key: str | None = None) -> wire.Catalogue:
+    """What a cloud has published.
+
+    Raises:
+        CorruptData: the answer is no catalogue.
+        UsageError, RemoteError, TransportError: as for `publish`.
+    """
+    with _answer(url, "GET", "/v1/catalogue", api_key) as response:
+        return wire.loads(_read(response, MAX_CATALOGUE_BYTES))
+
+
+@contextmanager
+def _answer(
+    url: str, method: str, path: str, api_key: str | None, body: bytes | None = None
+) -> Iterator[httpx2.Response]:
+    """A successful answer, not yet read; httpx2's exceptions are translated here, also those while it is being read."""
+    headers = {"User-Agent": "preread", "Accept-Encoding": "identity", "Content-Type": "application/json"}
+    if api_key is not None:
+        headers["Authorization"] = f"Bearer {api_key}"
+    timeout = httpx2.Timeout(_QUIET_S, connect=5.0)
+    try:
+        with (
+            httpx2.Client(trust_env=False, timeout=timeout) as client,
+            client.stream(method, f"{parse_origin(url)}{path}", headers=headers, content=body) as response,
+        ):
+            if response.status_code != 200:
+                raise _failure(url, response.status_code, _problem(_read(response, _LINE_BYTES)))
+            yield response
+    except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+        message = f"cloud {url} cannot be reached: {error}; is `preread cloud` running there?"
+        raise TransportError(message) from error
+    except httpx2.TransportError as error:
+        raise TransportError(f"connection to cloud {url} broke: {error or type(error).__name__}") from error
+
+
+def _read(response: httpx2.Response, most_bytes: int) -> bytes:
+    body = bytearray()
+    for piece in response.iter_raw():
+        body += piece
+        if len(body) > most_bytes:
+            raise CorruptData("length", f"answer is longer than the {most_bytes} bytes it may have")
+    return bytes(body)
+
+
+def _lines(response: httpx2.Response) -> Iterator[bytes]:
+    rest = b""
+    for piece in response.iter_raw():
+        *lines, rest = (rest + piece).split(b"\n")
+        yield from lines
+        if len(rest) > _LINE_BYTES:
+            raise CorruptData("length", f"event is longer than the {_LINE_BYTES} bytes it may have")
+
+
+def _decode(line: bytes) -> Event:
+    try:
+        return _events.decode(line)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise CorruptData("json", f"this is not how a cloud answers: {error}; check the address") from error
+
+
+def _problem(body: bytes) -> Problem:
+    try:
+        return msgspec.json.decode(body, type=_ErrorBody).error
+    except (msgspec.DecodeError, ValueError):
+        return Problem("no reason given: it may not be a preread cloud", "", "")
+
+
+def _failure(url: str, status: int, problem: Problem) -> UsageError | RemoteError:
+    """The error that a cloud's answer stands for; its words are shown, its control characters are not."""
+    words = "".join(letter if letter.isprintable() else " " for letter in problem.message[:2000])
+    if 400 <= status < 500:
+        return UsageError(f"cloud {url} refuses: {words}")
+    return RemoteError(f"cloud {url} failed with {status}: {words}")

@@ -1,0 +1,52 @@
+"""What a cloud tells its publisher while it works: one JSON object a line, as both sides of the connection read it."""
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from preread.values import Form
+from preread.wire.catalogue import Entry
+
+TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+
+
+class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Body of POST /v1/contexts: a document as text or as token ids, and how it continues."""
+
+    name: str
+    text: str | None = None
+    tokens: list[TokenId] | None = None
+    form: Form | Literal["auto"] = "auto"
+
+
+class Progress(msgspec.Struct, frozen=True, tag_field="event", tag="progress"):
+    """`done` of `total` steps of a stage ("prefill" counts tokens, "encode" segments)."""
+
+    stage: str
+    done: int
+    total: int
+
+
+class Published(msgspec.Struct, frozen=True, tag_field="event", tag="published", rename={"rung_bytes": "bytes"}):
+    """The last line of a publication: its catalogue entry, bytes for each rung, and how long it took."""
+
+    entry: Entry
+    rung_bytes: dict[str, int]
+    seconds: float
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """An error as the clients of OpenAI's API expect it."""
+
+    message: str
+    type: str
+    code: str
+
+
+class Failed(msgspec.Struct, frozen=True, tag_field="event", tag="error"):
+    """The last line of a publication that came to nothing; what was published before is unchanged."""
+
+    error: Problem
+
+
+Event = Progress | Published | Failed

@@ -1,0 +1,157 @@
+"""The cloud's story: a document becomes an immutable, streamable context.
+
+prefill → encode → digest → put segments → put manifest → put name. Until the name is put, nobody sees any of it; if
+anything fails before, what was published earlier stays as it was.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from importlib.metadata import version
+
+import numpy as np
+import numpy.typing as npt
+
+from preread.cloud.events import Published
+from preread.codec.base import Codec
+from preread.codec.ladder import codec
+from preread.engine.llamacpp import BATCH_TOKENS, LlamaCpp
+from preread.engine.model import engine_version
+from preread.errors import UsageError
+from preread.store.objects import Objects
+from preread.values import ContextId, Form, KVBlock, ObjectRef, Span
+from preread.wire import manifest as manifests
+from preread.wire import segment
+from preread.wire import tokens as token_objects
+from preread.wire.catalogue import Entry, valid_name
+from preread.wire.digest import context_id
+from preread.wire.fields import SizedId
+from preread.wire.manifest import Manifest, Model, Origin, Rung
+
+Tokens = npt.NDArray[np.int32]
+Report = Callable[[str, int, int], None]
+"""Told a stage ("prefill" or "encode"), how many tokens of it are done, and how many there are; from any thread."""
+
+CHUNK_TOKENS = 256
+GROUP_LAYERS = 4
+SMALLEST_ROOM_TOKENS = 64
+"""A context must leave at least so many tokens of the window for a prompt and its answer."""
+
+
+def read_document(engine: LlamaCpp, text: str | None, tokens: Tokens | None, form: str) -> tuple[Tokens, Form]:
+    """Token ids of a document as prompts will begin with them.
+
+    Args:
+        engine: whose tokenizer and chat template to use.
+        text: the document; or `tokens`: its ids, taken as they are.
+        form: "chat" makes the text the system prompt of a chat, "text" takes it as it is; "auto" is "chat" for models
+            with a chat template.
+
+    Raises:
+        UsageError: the document is empty, or its ids are not this model's, or the model cannot do `form`.
+    """
+    if (text is None) == (tokens is None):
+        raise UsageError("a document is either text or token ids")
+    if tokens is not None:
+        if not len(tokens):
+            raise UsageError("the document is empty")
+        engine.check_tokens(tokens)
+        return tokens, "chat" if form == "chat" else "text"
+    if not text or not text.strip():
+        raise UsageError("the document is empty")
+    if form == "text" or (form == "auto" and engine.chat is None):
+        return engine.tokenize(text, special=False, start=True), "text"
+    if engine.chat is None:
+        raise UsageError(f"{engine.spec.name} has no chat template: publish the document as text")
+    return engine.tokenize_prompt(engine.chat.system_prefix(text)), "chat"
+
+
+async def publish(
+    store: Objects,
+    engine: LlamaCpp,
+    name: str,
+    tokens: Tokens,
+    form: Form,
+    rungs: tuple[str, ...],
+    progress: Report,
+) -> Published:
+    """Make the KV of `tokens` available under `name`.
+
+    Raises:
+        UsageError: the name is not one, the document leaves no room in the model's window, or a rung is unknown.
+        EngineError: the model's KV cannot be exported, or the engine failed.
+        RemoteError: the store cannot be written; the catalogue is as it was.
+    """
+    started = time.monotonic()
+    codecs = tuple(codec(rung) for rung in rungs)
+    _check(engine, name, len(tokens))
+    context = context_id(engine.spec.fingerprint, tokens)
+    chunks, groups = _spans(len(tokens), CHUNK_TOKENS), _spans(engine.spec.geometry.layers, GROUP_LAYERS)
+    await asyncio.to_thread(engine.prefill, tokens, lambda done: progress("prefill", done, len(tokens)))
+    rows: dict[str, list[tuple[SizedId, ...]]] = {step.rung: [] for step in codecs}
+    with ThreadPoolExecutor() as pool:
+        for chunk in chunks:
+            blocks = [await asyncio.to_thread(engine.export, chunk, group) for group in groups]
+            for step in codecs:
+                encode = partial(_frame, context, step)
+                frames = await asyncio.gather(*[_on(pool, encode, block) for block in blocks])
+                rows[step.rung].append(tuple([_sized(await store.put("segments", frame)) for frame in frames]))
+            progress("encode", chunk.stop, len(tokens))
+    ids = await store.put("tokens", token_objects.pack(tokens))
+    manifest = Manifest(
+        context=context,
+        form=form,
+        model=Model(engine.spec.name, engine.spec.fingerprint, engine.spec.geometry),
+        tokens=manifests.Tokens(len(tokens), ids.id, ids.size_bytes),
+        chunks=manifests.pairs(chunks),
+        groups=manifests.pairs(groups),
+        rungs=tuple(Rung(step.rung, step.version, tuple(rows[step.rung])) for step in codecs),
+        origin=Origin(engine_version(), f"preread {version('preread')}", BATCH_TOKENS),
+    )
+    entry = Entry(
+        name=name,
+        context=context,
+        form=form,
+        fingerprint=engine.spec.fingerprint,
+        vocabulary=engine.spec.vocabulary,
+        model=engine.spec.name,
+        token_count=len(tokens),
+        manifest=_sized(await store.put("manifests", manifests.dumps(manifest))),
+        tokens=_sized(ids),
+    )
+    await store.put_name(entry)
+    sizes = {rung: sum(cell.size_bytes for row in cells for cell in row) for rung, cells in rows.items()}
+    return Published(entry, sizes, time.monotonic() - started)
+
+
+def _check(engine: LlamaCpp, name: str, tokens: int) -> None:
+    if not valid_name(name):
+        raise UsageError(f"{name!r} cannot name a context: 1 to 128 characters, no control characters, no slash")
+    if engine.no_injection:
+        raise UsageError(f"KV of {engine.spec.name} cannot be streamed: {engine.no_injection}")
+    over = tokens + SMALLEST_ROOM_TOKENS - engine.spec.window_tokens
+    if over > 0:
+        raise UsageError(
+            f"the document has {tokens} tokens, {over} too many: the window of {engine.spec.name} is "
+            f"{engine.spec.window_tokens} tokens, of which {SMALLEST_ROOM_TOKENS} stay free for a prompt"
+        )
+
+
+def _spans(stop: int, step: int) -> list[Span]:
+    return [Span(start, min(start + step, stop)) for start in range(0, stop, step)]
+
+
+def _frame(context: ContextId, step: Codec, block: KVBlock) -> bytes:
+    _, kv_heads, _, head_dim = block.k.shape
+    header = segment.SegmentHeader(context, step.rung, block.tokens, block.layers, kv_heads, head_dim)
+    return segment.pack(header, step.encode(block))
+
+
+def _on(pool: ThreadPoolExecutor, encode: Callable[[KVBlock], bytes], block: KVBlock) -> asyncio.Future[bytes]:
+    return asyncio.get_running_loop().run_in_executor(pool, encode, block)
+
+
+def _sized(ref: ObjectRef) -> SizedId:
+    return SizedId(ref.id, ref.size_bytes)

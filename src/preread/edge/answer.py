@@ -1,0 +1,106 @@
+"""The edge's story: a private question, a shared context, an answer.
+
+understand → wait for the turn → hold the context (it is here, or stream it in, or compute it) → generate → say what
+came from where. Streaming and generating run at the same time: the engine computes the prompt through the layers that
+have arrived. Whatever goes wrong with streaming ends in computing here, before the first token is out.
+"""
+
+import logging
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from preread.edge.hold import NotStreamed, computed, generated, make_room, resident, streamed
+from preread.edge.load import Loaded, Parcel, parcel
+from preread.edge.record import Record
+from preread.edge.request import Ask, Done, Piece
+from preread.edge.site import Site
+from preread.edge.text import Writer
+from preread.edge.understand import Question, understand
+from preread.engine.llamacpp import Step
+from preread.errors import PrereadError
+from preread.plan.choose import Compute, choose
+from preread.plan.cost import Need
+from preread.wire.manifest import Manifest
+
+_log = logging.getLogger(__name__)
+
+
+async def answer(ask: Ask, site: Site) -> AsyncGenerator[Piece | Done, None]:
+    """Answer a question: pieces of text as they are generated, then `Done`.
+
+    Close the generator to cancel; the engine is free again within a few tokens.
+
+    Raises:
+        UsageError: the request cannot be answered as it is; UnknownContext: nobody published a context of this name.
+        EngineError: the local engine failed.
+    """
+    record = Record()
+    question = await understand(ask, site)
+    async with site.turn():
+        record.begin(question)
+        writer = Writer(site.engine, ask.stop)
+        async with aclosing(_steps(question, site, record)) as steps:
+            async for step in steps:
+                record.token(step)
+                if piece := writer.write(step):
+                    yield piece
+                if writer.finished:
+                    break
+        if piece := writer.rest():
+            yield piece
+        yield Done(writer.finish, question.prompt_tokens, record.timings)
+
+
+async def _steps(question: Question, site: Site, record: Record) -> AsyncGenerator[Step, None]:
+    """The answer's tokens, once the context's KV is there: from memory, from the cloud, or computed here."""
+    known = question.known
+    if known is None:
+        await make_room(question, site)
+    elif await resident(known, site):
+        record.note(way="resident", cache_n=question.reuse)
+    else:
+        way = _way(question, known.manifest, site)
+        if isinstance(way, Parcel):
+            loaded = Loaded()
+            try:
+                async with aclosing(streamed(question, known, way, _need(question, way, site), site, loaded)) as steps:
+                    async for step in steps:
+                        record.note_load(question, way, loaded)
+                        yield step
+                return
+            except NotStreamed as error:
+                way = str(error)
+        record.note(way="computed", reason=way)
+        _log.info("context %r is computed here: %s", known.entry.name, way)
+        started = time.monotonic()
+        question = await computed(question, known, site)
+        record.note(context_ms=(time.monotonic() - started) * 1e3)
+    async with aclosing(generated(question, site)) as steps:
+        async for step in steps:
+            yield step
+
+
+def _way(question: Question, manifest: Manifest | None, site: Site) -> Parcel | str:
+    """What to stream, or why to compute."""
+    assert question.known is not None
+    entry, spec = question.known.entry, site.engine.spec
+    if site.engine.no_injection:
+        return site.engine.no_injection
+    if entry.fingerprint != spec.fingerprint:
+        return f"it was published for {entry.model}, and {spec.name} of this edge has other weights or settings"
+    if site.link is None or site.contexts.unreachable:
+        return site.contexts.unreachable or "this edge has no cloud"
+    if manifest is None:
+        return "its manifest cannot be read by this version of preread: upgrade it"
+    try:
+        what = parcel(manifest, site.rung)
+    except PrereadError as error:
+        return str(error)
+    decision = choose(_need(question, what, site), site.estimates.link)
+    return decision.reason if isinstance(decision, Compute) else what
+
+
+def _need(question: Question, what: Parcel, site: Site) -> Need:
+    rate = site.estimates.prefill_tokens_s
+    return Need(question.reuse, what.size_bytes, rate, len(question.prompt) / rate)

@@ -1,0 +1,210 @@
+"""The edge as a library: `Edge` for plain code, `AsyncEdge` for asyncio.
+
+with Edge(model="smollm2-135m-instruct", cloud="http://cloud:8000") as edge:
+    print(edge.ask(context="manual", prompt="How is the filter changed?").text)
+    for text in edge.stream(context="manual", prompt="And how often?"):
+        print(text, end="", flush=True)
+"""
+
+import hashlib
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import AsyncExitStack, ExitStack, aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import platformdirs
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from preread.edge.answer import answer
+from preread.edge.request import Ask, Done, Piece, Timings
+from preread.edge.site import Site, open_site
+from preread.engine.download import pull
+from preread.engine.sampling import Sampling
+from preread.errors import EngineError, UsageError
+from preread.store.egress import CloudLink
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How an edge is run.
+
+    Attributes:
+        model: name in the registry, path of a GGUF file, or `hf:user/repo/file.gguf`.
+        cloud: URL of the cloud; None: everything is computed here.
+        api_key: for the cloud, if it asks for one.
+        rung: rung of the quality ladder that is streamed: "lossless", "q8" or "q4".
+        window_tokens: size of the KV cache in tokens; 0: the model's own window, at most 8,192.
+        threads: 0: as many as this process may use.
+        cache_ram_bytes: memory for the KV of contexts that are not in use at the moment.
+        folder: where the catalogue is kept; by default in the user's cache folder.
+        sync_s: how often the catalogue is asked for.
+    """
+
+    model: str
+    cloud: str | None = None
+    api_key: str | None = None
+    rung: str = "q8"
+    window_tokens: int = 0
+    threads: int = 0
+    cache_ram_bytes: int = 1 << 30
+    folder: Path | None = None
+    sync_s: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer, and what came from where."""
+
+    text: str
+    finish: Literal["stop", "length"]
+    prompt_tokens: int
+    timings: Timings
+
+
+class AsyncEdge:
+    """An edge in this process, for asyncio. Open it with `async with`; the arguments are those of `Options`."""
+
+    def __init__(self, model: str, cloud: str | None = None, **options: Any) -> None:
+        self.options = Options(model, cloud, **options)
+        self._site: Site | None = None
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        """Load the model (downloading it first if need be) and sync with the cloud.
+
+        Raises:
+            PrereadError: the model cannot be had or loaded. A cloud that cannot be reached is no error.
+        """
+        options = self.options
+        path = pull(options.model, lambda *_: None)
+        link = CloudLink(options.cloud, api_key=options.api_key) if options.cloud else None
+        self._site = await self._stack.enter_async_context(
+            open_site(
+                path,
+                path.stem if options.model.endswith(".gguf") else options.model,
+                link,
+                options.folder or _folder(options.cloud),
+                rung=options.rung,
+                window_tokens=options.window_tokens,
+                threads=options.threads,
+                shelf_bytes=options.cache_ram_bytes,
+                sync_s=options.sync_s,
+            )
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+        self._site = None
+
+    @property
+    def site(self) -> Site:
+        """The open edge's parts.
+
+        Raises:
+            UsageError: it is not open.
+        """
+        if self._site is None:
+            raise UsageError("the edge is not open: use it in a `with` statement")
+        return self._site
+
+    def answer(self, ask: Ask) -> AsyncGenerator[Piece | Done, None]:
+        """Answer a prepared question; see `preread.edge.answer.answer`."""
+        return answer(ask, self.site)
+
+    async def ask(
+        self, prompt: str, *, context: str | None = None, stop: tuple[str, ...] = (), **sampling: Any
+    ) -> Answer:
+        """Ask, and wait for the whole answer.
+
+        Args:
+            prompt: the question; a chat model gets it as the user's message.
+            context: name of the shared context that it is about.
+            stop: texts that end the answer.
+            sampling: fields of `Sampling`, for example `temperature=0.7`, `seed=1`, `max_tokens=100`.
+
+        Raises:
+            UsageError, EngineError: as `preread.edge.answer.answer` does.
+        """
+        texts: list[str] = []
+        async with aclosing(self.answer(self.question(prompt, context, stop, sampling))) as pieces:
+            async for piece in pieces:
+                if isinstance(piece, Done):
+                    return Answer("".join(texts), piece.finish, piece.prompt_tokens, piece.timings)
+                texts.append(piece.text)
+        raise EngineError("the answer ended without an end: this is a bug in preread")
+
+    async def stream(
+        self, prompt: str, *, context: str | None = None, stop: tuple[str, ...] = (), **sampling: Any
+    ) -> AsyncGenerator[str, None]:
+        """Ask, and get the answer's text as it is generated. Closing the generator ends the generation."""
+        async with aclosing(self.answer(self.question(prompt, context, stop, sampling))) as pieces:
+            async for piece in pieces:
+                if isinstance(piece, Piece):
+                    yield piece.text
+
+    def question(self, prompt: str, context: str | None, stop: tuple[str, ...], sampling: dict[str, Any]) -> Ask:
+        """The `Ask` for a plain question."""
+        if self.site.engine.chat is None:
+            return Ask(prompt=prompt, context=context, stop=stop, sampling=Sampling(**sampling))
+        messages = ({"role": "user", "content": prompt},)
+        return Ask(messages=messages, context=context, stop=stop, sampling=Sampling(**sampling))
+
+
+class Edge:
+    """An edge in this process, for plain code; an `AsyncEdge` in a thread of its own. Use it in a `with` statement."""
+
+    def __init__(self, model: str, cloud: str | None = None, **options: Any) -> None:
+        self.asynchronous = AsyncEdge(model, cloud, **options)
+        self._portal: BlockingPortal | None = None
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as opening:
+            portal = opening.enter_context(start_blocking_portal())
+            opening.enter_context(portal.wrap_async_context_manager(self.asynchronous))
+            self._portal, self._stack = portal, opening.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+        self._portal = None
+
+    @property
+    def portal(self) -> BlockingPortal:
+        """Runs coroutines in the edge's own event loop.
+
+        Raises:
+            UsageError: the edge is not open.
+        """
+        if self._portal is None:
+            raise UsageError("the edge is not open: use it in a `with` statement")
+        return self._portal
+
+    def ask(self, prompt: str, *, context: str | None = None, stop: tuple[str, ...] = (), **sampling: Any) -> Answer:
+        """As `AsyncEdge.ask`."""
+        edge = self.asynchronous
+        return self.portal.call(lambda: edge.ask(prompt, context=context, stop=stop, **sampling))
+
+    def stream(
+        self, prompt: str, *, context: str | None = None, stop: tuple[str, ...] = (), **sampling: Any
+    ) -> Iterator[str]:
+        """As `AsyncEdge.stream`. Closing the iterator ends the generation."""
+        portal, texts = self.portal, self.asynchronous.stream(prompt, context=context, stop=stop, **sampling)
+        try:
+            while (text := portal.call(anext, texts, None)) is not None:
+                yield text
+        finally:
+            portal.call(texts.aclose)
+
+
+def _folder(cloud: str | None) -> Path:
+    """Each cloud's catalogue has a folder of its own."""
+    digest = hashlib.blake2b((cloud or "none").encode(), digest_size=8).hexdigest()
+    return platformdirs.user_cache_path("preread") / "edge" / digest

@@ -1,0 +1,44 @@
+"""What this edge believes about itself and its link, from what it has seen. Recent observations weigh more."""
+
+import time
+
+from preread.plan.cost import Link
+
+_WEIGHT = 0.4
+_SMALLEST_TRANSFER_BYTES = 64 * 1024  # below it a transfer measures the round trip, not the rate
+_SMALLEST_PREFILL_TOKENS = 32
+_TRUST_S = 30.0  # links change; after so long without a transfer nothing is known
+
+
+class Estimates:
+    """Prefill rate in tokens a second, link rate in bytes a second, round trip in seconds."""
+
+    def __init__(self, prefill_tokens_s: float) -> None:
+        self.prefill_tokens_s = prefill_tokens_s
+        self._bytes_s: float | None = None
+        self._rtt_s: float | None = None
+        self._seen_s = 0.0
+
+    @property
+    def link(self) -> Link | None:
+        """The link, or None when nothing has been transferred lately."""
+        if self._bytes_s is None or time.monotonic() - self._seen_s > _TRUST_S:
+            return None
+        return Link(self._bytes_s, self._rtt_s or 0.0)
+
+    def prefilled(self, tokens: int, seconds: float) -> None:
+        """A prefill of so many tokens took so long."""
+        if tokens >= _SMALLEST_PREFILL_TOKENS and seconds > 0:
+            self.prefill_tokens_s += _WEIGHT * (tokens / seconds - self.prefill_tokens_s)
+
+    def transferred(self, size_bytes: int, seconds: float) -> None:
+        """So many bytes arrived in so long, the first round trip included."""
+        if size_bytes < _SMALLEST_TRANSFER_BYTES or seconds <= 0:
+            return
+        self._seen_s = time.monotonic()
+        rate = size_bytes / max(seconds - (self._rtt_s or 0.0), seconds / 10)
+        self._bytes_s = rate if self._bytes_s is None else self._bytes_s + _WEIGHT * (rate - self._bytes_s)
+
+    def round_trip(self, seconds: float) -> None:
+        """A small request was answered after so long."""
+        self._rtt_s = seconds if self._rtt_s is None else min(seconds, self._rtt_s + _WEIGHT * (seconds - self._rtt_s))

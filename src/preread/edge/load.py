@@ -1,0 +1,129 @@
+"""Loading a context: segments from the wire into the engine, in layer order, while the engine already computes.
+
+fetch (many in flight) → verify → decode in worker threads → inject → open the layers that are complete.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable
+from concurrent.futures import Executor
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from preread.codec.base import Codec
+from preread.codec.ladder import by_version
+from preread.engine.llamacpp import LlamaCpp
+from preread.errors import PrereadError
+from preread.plan.choose import worth_waiting
+from preread.plan.cost import Need
+from preread.store.fetch import Source, fetch_all
+from preread.wire import manifest as manifests
+from preread.wire import segment
+from preread.wire.manifest import Manifest, SegmentPlace
+
+_TICK_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """What to load: all segments of one rung of a context, in layer order."""
+
+    manifest: Manifest
+    rung: str
+    codec: Codec
+    places: tuple[SegmentPlace, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes on the wire."""
+        return sum(place.ref.size_bytes for place in self.places)
+
+
+@dataclass(slots=True)
+class Loaded:
+    """How far a load has come: times of `time.monotonic`. `seconds` is set when the last row is in place."""
+
+    started: float = field(default_factory=time.monotonic)
+    first: float | None = None
+    received_bytes: int = 0
+    seconds: float | None = None
+
+
+class GaveUp(PrereadError):
+    """What is left to load would take longer than computing the context here."""
+
+
+def parcel(manifest: Manifest, rung: str) -> Parcel:
+    """Everything that must be fetched for a context at a rung.
+
+    Raises:
+        UsageError: the manifest lacks the rung.
+        CorruptData: it names a codec that this preread does not know.
+    """
+    found = manifests.rung_named(manifest, rung)
+    return Parcel(manifest, rung, by_version(found.codec), tuple(manifests.places(manifest, rung)))
+
+
+async def load(
+    what: Parcel,
+    source: Source,
+    engine: LlamaCpp,
+    reserved: Awaitable[None],
+    threads: Executor,
+    need: Need,
+    done: Loaded,
+) -> None:
+    """Fetch, decode and inject a whole parcel, opening the engine's layers as they are complete.
+
+    Args:
+        what: the segments.
+        source: where they come from.
+        engine: gets the rows; its cells are there once `reserved` is.
+        reserved: resolves when the engine has made room.
+        threads: where segments are decoded.
+        need: what computing the context would cost instead.
+        done: is kept up to date.
+
+    Raises:
+        PrereadError: the first thing that went wrong. GaveUp: the link is too slow. Rows may be half written then.
+    """
+    loading = asyncio.ensure_future(_load(what, source, engine, reserved, threads, done))
+    try:
+        while not (await asyncio.wait([loading], timeout=_TICK_S))[0]:
+            now = time.monotonic()
+            silent_s, flowing_s = (done.first or now) - done.started, now - (done.first or now)
+            if done.received_bytes < what.size_bytes and not worth_waiting(
+                need, silent_s, flowing_s, done.received_bytes
+            ):
+                rate = done.received_bytes / (now - done.started) * 8e-6
+                raise GaveUp(f"the link is too slow: {rate:.2f} Mbit/s in the first {now - done.started:.1f} s")
+    finally:
+        loading.cancel()
+        await asyncio.wait([loading])
+    loading.result()
+    done.seconds = time.monotonic() - done.started
+
+
+async def _load(
+    what: Parcel, source: Source, engine: LlamaCpp, reserved: Awaitable[None], threads: Executor, done: Loaded
+) -> None:
+    missing = [len(what.manifest.chunks)] * len(what.manifest.groups)
+    complete = 0
+    async with aclosing(fetch_all(source, [place.ref for place in what.places])) as frames:
+        async for index, frame in frames:
+            place = what.places[index]
+            done.first = done.first or time.monotonic()
+            done.received_bytes += len(frame)
+            await reserved
+            # One segment is decoded at a time, while others arrive: decoding is many times faster than any such link.
+            await asyncio.get_running_loop().run_in_executor(threads, _inject, what, place, frame, engine)
+            missing[place.group] -= 1
+            while complete < len(missing) and not missing[complete]:
+                engine.open_layers(what.manifest.groups[complete][1])
+                complete += 1
+
+
+def _inject(what: Parcel, place: SegmentPlace, frame: bytes, engine: LlamaCpp) -> None:
+    """From bytes whose digest is right into the engine's cache."""
+    payload = segment.unpack(frame, manifests.header(what.manifest, what.rung, place))
+    engine.inject(what.codec.decode(payload, place.tokens, place.layers, what.manifest.model.geometry))

@@ -1,0 +1,49 @@
+"""How the timings of one answer come about: noted while it is made."""
+
+import time
+from dataclasses import replace
+from typing import Any
+
+from preread.edge.load import Loaded, Parcel
+from preread.edge.request import Timings
+from preread.edge.understand import Question
+from preread.engine.llamacpp import Step
+
+
+class Record:
+    """Keeps the timings of one answer."""
+
+    def __init__(self) -> None:
+        self._arrived = self._last = time.monotonic()
+        self._first: float | None = None
+        self.timings = Timings()
+
+    def note(self, **fields: Any) -> None:
+        """Set fields of the timings."""
+        self.timings = replace(self.timings, **fields)
+
+    def begin(self, question: Question) -> None:
+        """The turn has come."""
+        known = question.known
+        self.note(
+            context=known.entry.name if known else None,
+            context_n=len(known.tokens) if known else 0,
+            queue_ms=(time.monotonic() - self._arrived) * 1e3,
+        )
+        self._prompt_tokens = question.prompt_tokens
+
+    def note_load(self, question: Question, what: Parcel, loaded: Loaded) -> None:
+        """The context came from the cloud."""
+        if self.timings.way != "streamed":
+            load_ms = (loaded.seconds or 0.0) * 1e3
+            received = loaded.received_bytes
+            self.note(way="streamed", rung=what.rung, cache_n=question.reuse, bytes_received=received, load_ms=load_ms)
+
+    def token(self, step: Step) -> None:
+        """A token was generated."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now
+            self.note(ttft_ms=(now - self._arrived) * 1e3, prompt_n=self._prompt_tokens - self.timings.cache_n)
+        if not step.end:
+            self.note(predicted_n=self.timings.predicted_n + 1, predicted_ms=(now - self._first) * 1e3)

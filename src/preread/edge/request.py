@@ -1,0 +1,100 @@
+"""What is asked of an edge, and what comes back: values without behaviour.
+
+`Ask` is made by `openai.py` from a request's body, or by the library; `Piece`s of text come back, then one `Done`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from preread.engine.sampling import Sampling
+
+Way = Literal["streamed", "resident", "computed", "none"]
+"""Where the context's KV came from: the cloud, memory, this machine's own prefill; or there was no context."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A question.
+
+    Attributes:
+        messages: a chat; or else `prompt`: a text, or token ids, that is continued.
+        context: name of the shared context that precedes it; None: the edge looks by itself whether the prompt begins
+            with one.
+        sampling: how tokens are chosen.
+        stop: texts that end the answer; they are not part of it.
+    """
+
+    messages: tuple[dict[str, Any], ...] | None = None
+    prompt: str | tuple[int, ...] | None = None
+    context: str | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenOdds:
+    """A generated token with its log-probability (nats), and the likeliest ones with theirs."""
+
+    text: str
+    data: bytes
+    logprob: float
+    top: tuple[tuple[str, bytes, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some text of the answer. `odds` are those of the tokens that were chosen since the last piece, when asked for."""
+
+    text: str
+    odds: tuple[TokenOdds, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """What came from where, and how long it took; field names follow llama.cpp's `timings` where it has them.
+
+    Attributes:
+        context: name of the context, if any.
+        way: where its KV came from.
+        reason: why it was not streamed, when it was not.
+        rung: rung of the quality ladder that was streamed.
+        cache_n: tokens of context that did not have to be computed here.
+        context_n: tokens of context.
+        prompt_n: tokens computed here before the answer began, the context's included where they were.
+        predicted_n: tokens of the answer.
+        bytes_received: from the cloud, for this answer.
+        queue_ms: waiting for earlier requests.
+        load_ms: from the first request to the cloud until the last row was in place; 0 if nothing was loaded.
+        context_ms: computing the context here.
+        ttft_ms: from the request's arrival to the first token.
+        predicted_ms: from the first token to the last.
+    """
+
+    context: str | None = None
+    way: Way = "none"
+    reason: str | None = None
+    rung: str | None = None
+    cache_n: int = 0
+    context_n: int = 0
+    prompt_n: int = 0
+    predicted_n: int = 0
+    bytes_received: int = 0
+    queue_ms: float = 0.0
+    load_ms: float = 0.0
+    context_ms: float = 0.0
+    ttft_ms: float = 0.0
+    predicted_ms: float = 0.0
+
+    @property
+    def predicted_per_second(self) -> float:
+        """Decode rate after the first token; 0 when there was only one."""
+        return (self.predicted_n - 1) / self.predicted_ms * 1e3 if self.predicted_ms > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The end of an answer. `finish` is OpenAI's: "stop" (the model ended, or a stop text came) or "length"."""
+
+    finish: Literal["stop", "length"]
+    prompt_tokens: int
+    timings: Timings

@@ -1,0 +1,41 @@
+"""Contexts whose KV left the engine's cache for another one, kept in memory so that coming back costs a copy."""
+
+from collections import OrderedDict
+
+from preread.values import ContextId, KVBlock
+
+
+class Shelf:
+    """Least recently used goes first when there is no room. A context taken down is not on the shelf: its KV exists once."""
+
+    def __init__(self, room_bytes: int) -> None:
+        self._room_bytes, self._used_bytes = room_bytes, 0
+        self._blocks: OrderedDict[ContextId, KVBlock] = OrderedDict()
+
+    def __contains__(self, context: ContextId) -> bool:
+        return context in self._blocks
+
+    def takes(self, size_bytes: int) -> bool:
+        """Whether something of this size can be put up at all."""
+        return size_bytes <= self._room_bytes
+
+    def put(self, context: ContextId, block: KVBlock) -> None:
+        """Put a whole context up; others make room."""
+        self.take(context)
+        size_bytes = _size_bytes(block)
+        while self._blocks and self._used_bytes + size_bytes > self._room_bytes:
+            self.take(next(iter(self._blocks)))
+        if self.takes(size_bytes):
+            self._blocks[context] = block
+            self._used_bytes += size_bytes
+
+    def take(self, context: ContextId) -> KVBlock | None:
+        """Take a context down, if it is there."""
+        block = self._blocks.pop(context, None)
+        if block is not None:
+            self._used_bytes -= _size_bytes(block)
+        return block
+
+
+def _size_bytes(block: KVBlock) -> int:
+    return int(block.k.nbytes + block.v.nbytes)

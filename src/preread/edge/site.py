@@ -1,0 +1,139 @@
+"""An edge's parts, put together: engine, contexts, link, and what is believed and held. Behaviour is in `answer.py`."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+from preread.edge.contexts import Contexts
+from preread.edge.estimates import Estimates
+from preread.edge.shelf import Shelf
+from preread.edge.worker import Worker
+from preread.engine.llamacpp import LlamaCpp
+from preread.engine.selftest import self_test
+from preread.errors import PrereadError
+from preread.store.egress import CloudLink
+from preread.values import ContextId
+
+_log = logging.getLogger(__name__)
+
+
+class Site:
+    """Everything that answering needs. One request at a time holds the engine: see `turn`.
+
+    Attributes:
+        held: the context whose KV is in the engine's cache; changed only by whoever has the turn.
+        rung: rung of the quality ladder that is loaded.
+    """
+
+    def __init__(
+        self,
+        engine: LlamaCpp,
+        worker: Worker,
+        link: CloudLink | None,
+        contexts: Contexts,
+        estimates: Estimates,
+        *,
+        rung: str,
+        shelf: Shelf,
+    ) -> None:
+        self.engine, self.worker, self.link = engine, worker, link
+        self.contexts, self.estimates, self.rung, self.shelf = contexts, estimates, rung, shelf
+        self.threads = ThreadPoolExecutor(2, thread_name_prefix="decode")
+        self.held: ContextId | None = None
+        self._turn = asyncio.Lock()
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncGenerator[None, None]:
+        """Wait for the engine; requests get it in the order in which they come."""
+        async with self._turn:
+            yield
+
+    async def sync(self) -> None:
+        """Bring the catalogue up to date, and learn the link's round trip.
+
+        Raises:
+            PrereadError: the cloud cannot be reached, or there is none.
+        """
+        if self.link is None:
+            self.contexts.unreachable = "this edge has no cloud"
+            return
+        started = time.monotonic()
+        await self.contexts.sync(self.link)
+        self.estimates.round_trip(time.monotonic() - started)
+
+    async def keep_in_sync(self, every_s: float) -> None:
+        """Sync for ever; failures are logged once when they begin and once when they end."""
+        failing = False
+        while True:
+            try:
+                await self.sync()
+                if failing:
+                    _log.info("the cloud can be reached again")
+                failing = False
+            except PrereadError as error:
+                if not failing:
+                    _log.warning("contexts are computed here until the cloud is back: %s", error)
+                failing = True
+            await asyncio.sleep(every_s)
+
+    async def close(self) -> None:
+        """Stop everything, after the request that is being answered."""
+        async with self._turn:
+            if self.link is not None:
+                await self.link.aclose()
+            await self.worker.run(self.engine.close)
+        self.worker.close()
+        self.threads.shutdown()
+
+
+@asynccontextmanager
+async def open_site(
+    model: Path,
+    name: str,
+    link: CloudLink | None,
+    folder: Path,
+    *,
+    rung: str = "q8",
+    window_tokens: int = 0,
+    threads: int = 0,
+    shelf_bytes: int = 1 << 30,
+    sync_s: float = 5.0,
+) -> AsyncGenerator[Site, None]:
+    """Load the model, test that KV can be injected, restore and sync the catalogue; close everything at the end.
+
+    Args:
+        model: GGUF file; `name`: what to call it.
+        link: to the cloud; None: everything is computed here.
+        folder: where the catalogue is kept.
+        rung: what to load.
+        window_tokens, threads: as for `LlamaCpp.open`.
+        shelf_bytes: memory for the KV of contexts that left the engine's cache.
+        sync_s: how often the catalogue is asked for.
+
+    Raises:
+        UsageError, EngineError: as for `LlamaCpp.open`.
+    """
+    worker = Worker()
+    engine = await worker.run(lambda: LlamaCpp.open(model, name=name, window_tokens=window_tokens, threads=threads))
+    tested = await worker.run(lambda: self_test(engine))
+    if engine.no_injection:
+        _log.warning("contexts are computed here, not streamed: %s", engine.no_injection)
+    contexts = Contexts(folder, engine.spec.fingerprint)
+    contexts.restore()
+    site = Site(engine, worker, link, contexts, Estimates(tested.prefill_tokens_s), rung=rung, shelf=Shelf(shelf_bytes))
+    syncing = None
+    try:
+        with suppress(PrereadError):
+            await site.sync()
+        if link is not None:
+            syncing = asyncio.create_task(site.keep_in_sync(sync_s))
+        yield site
+    finally:
+        if syncing is not None:
+            syncing.cancel()
+            await asyncio.wait([syncing])
+        await site.close()

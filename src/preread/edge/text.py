@@ -1,0 +1,68 @@
+"""From tokens to text: whole UTF-8 characters only, and nothing of a stop text."""
+
+import codecs
+from typing import Literal
+
+from preread.edge.request import Piece, TokenOdds
+from preread.engine.llamacpp import LlamaCpp, Step
+
+
+class Writer:
+    """Turns the steps of one answer into pieces of text.
+
+    Attributes:
+        finish: how the answer ended, as far as is known: "length" until an end or a stop text comes.
+    """
+
+    def __init__(self, engine: LlamaCpp, stop: tuple[str, ...]) -> None:
+        self._engine, self._stop = engine, tuple(text for text in stop if text)
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = ""
+        self._odds: list[TokenOdds] = []
+        self.finish: Literal["stop", "length"] = "length"
+
+    @property
+    def finished(self) -> bool:
+        """No further token is wanted."""
+        return self.finish == "stop"
+
+    def write(self, step: Step) -> Piece | None:
+        """Take a token; the text that is certain now, if any."""
+        if step.end:
+            self.finish = "stop"
+            return None
+        if step.logprob is not None:
+            self._odds.append(self._token_odds(step))
+        self._held += self._decoder.decode(step.piece)
+        found = [at for at in (self._held.find(text) for text in self._stop) if at >= 0]
+        if found:
+            self._held, self.finish = self._held[: min(found)], "stop"
+            return self._release(len(self._held))
+        return self._release(len(self._held) - self._may_begin_stop())
+
+    def rest(self) -> Piece | None:
+        """What was held back, once no further token comes."""
+        if not self.finished:
+            self._held += self._decoder.decode(b"", final=True)
+        return self._release(len(self._held))
+
+    def _may_begin_stop(self) -> int:
+        """Length of the longest end of the held text that a stop text begins with."""
+        longest = min(len(self._held), max((len(text) for text in self._stop), default=1) - 1)
+        ends = range(longest, 0, -1)
+        return next((n for n in ends if any(text.startswith(self._held[-n:]) for text in self._stop)), 0)
+
+    def _release(self, length: int) -> Piece | None:
+        text, self._held = self._held[:length], self._held[length:]
+        if not text and not (self._odds and self.finished):
+            return None
+        odds, self._odds = tuple(self._odds), []
+        return Piece(text, odds)
+
+    def _token_odds(self, step: Step) -> TokenOdds:
+        def named(token: int) -> tuple[str, bytes]:
+            data = self._engine.piece(token, special=True)
+            return data.decode(errors="replace"), data
+
+        top = tuple((*named(token), logprob) for token, logprob in step.top)
+        return TokenOdds(*named(step.token), step.logprob or 0.0, top)

@@ -1,0 +1,188 @@
+"""The models directory: which model files are here, and how a missing one is brought in.
+
+A file under its final name has passed every check: it is made in a scratch folder inside the models directory and moved
+into place last. It must not know how bytes arrive (`sources.py` does), nor what they mean to an engine.
+"""
+
+import fcntl
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from preread.engine.registry import MODELS, HubFile, LocalFile, Model, Reference, hub_model, parse
+from preread.engine.sources import FULL_DISK, Progress, arrive, check_magic
+from preread.errors import CorruptData, PrereadError, RemoteError, TransportError, UsageError
+
+SCRATCH_PREFIX = ".pull-"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """One line of the list of models.
+
+    Attributes:
+        path: where the file is, or would be.
+        size_bytes: its size, or the size that it would have; None when unknown.
+    """
+
+    name: str
+    path: Path
+    size_bytes: int | None
+    licence: str
+    present: bool
+
+
+def default_models_dir() -> Path:
+    """`PREREAD_MODELS`, or the user's cache folder: `~/.cache/preread/models` on Linux."""
+    chosen = os.environ.get("PREREAD_MODELS")
+    return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("preread") / "models"
+
+
+def installed(models_dir: Path | None = None) -> tuple[Installed, ...]:
+    """Every registered model, present or not, then the files that were pulled from the hub by their address."""
+    folder = models_dir or default_models_dir()
+    known = [
+        Installed(model.name, folder / model.file, model.size_bytes, model.licence, _present(model, folder))
+        for model in MODELS.values()
+    ]
+    others = []
+    for path in sorted((folder / "hf").glob("*/*/**/*.gguf")):
+        user, repo, *rest = path.relative_to(folder / "hf").parts
+        model = hub_model(HubFile(f"{user}/{repo}", "/".join(rest)))
+        others.append(Installed(model.name, path, path.stat().st_size, model.licence, True))
+    return (*known, *others)
+
+
+def locate(reference: str | Reference, models_dir: Path | None = None) -> Path | None:
+    """The file that a reference means, if it is here; None if it has to be pulled. Nothing is fetched.
+
+    Raises:
+        UsageError: the reference means nothing, or is a path where no readable file is.
+        CorruptData: the path is a file that is not GGUF.
+    """
+    target = parse(reference) if isinstance(reference, str) else reference
+    if isinstance(target, LocalFile):
+        return _local(target.path)
+    folder = models_dir or default_models_dir()
+    model = hub_model(target) if isinstance(target, HubFile) else target
+    return folder / model.file if _present(model, folder) else None
+
+
+def pull(reference: str | Reference, progress: Progress, models_dir: Path | None = None) -> Path:
+    """The file that a reference means, fetched first if it is not here.
+
+    Sources are tried in order; one that does not answer, or whose bytes differ, is left with a warning. Whatever ends
+    the call early (an error, Ctrl-C) leaves no part of a file; what a killed process left is removed by the next pull.
+
+    Raises:
+        UsageError: the reference means nothing, or the disk is full or refuses.
+        TransportError: no source could be reached.
+        RemoteError: the sources answered, with errors.
+        CorruptData: the bytes that came are not the model's.
+    """
+    target = parse(reference) if isinstance(reference, str) else reference
+    if isinstance(target, LocalFile):
+        return _local(target.path)
+    folder = models_dir or default_models_dir()
+    model = hub_model(target) if isinstance(target, HubFile) else target
+    if _present(model, folder):
+        return folder / model.file
+    try:
+        with _alone(folder, progress):
+            if not _present(model, folder):  # another process may have pulled it while this one waited
+                _fetch(model, folder, progress)
+    except OSError as error:
+        raise _disk_error(error, folder) from error
+    return folder / model.file
+
+
+def _present(model: Model, folder: Path) -> bool:
+    path = folder / model.file
+    return path.is_file() and model.size_bytes in (None, path.stat().st_size)
+
+
+def _local(path: Path) -> Path:
+    path = path.expanduser()
+    try:
+        check_magic(path)
+    except OSError as error:
+        raise UsageError(
+            f"cannot read {path}: {error.strerror}; a file on the hub is written hf:user/repo/file.gguf"
+        ) from error
+    return path
+
+
+@contextmanager
+def _alone(folder: Path, progress: Progress) -> Iterator[None]:
+    """One pull at a time in a models directory, so that any scratch folder found at its start is a dead one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".pull.lock").open("wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress("waiting for another download into the same folder", 0, None)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        for stale in folder.glob(f"{SCRATCH_PREFIX}*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        yield
+
+
+def _fetch(model: Model, folder: Path, progress: Progress) -> None:
+    """Try each source in turn; put the first file that passes into place."""
+    failures: list[PrereadError] = []
+    for source in model.sources:
+        with tempfile.TemporaryDirectory(prefix=SCRATCH_PREFIX, dir=folder, ignore_cleanup_errors=True) as name:
+            try:
+                arrived = arrive(source, model, Path(name), progress)
+            except (UsageError, TransportError, RemoteError, CorruptData) as error:
+                logger.warning("%s: not from %s: %s", model.name, source, error)
+                failures.append(error)
+                continue
+            _keep(arrived, folder / model.file)
+            progress(f"{model.name}: ready", model.size_bytes or 0, model.size_bytes)
+            return
+    raise failures[0] if len(failures) == 1 else _no_source(model, failures, folder)
+
+
+def _keep(arrived: Path, final: Path) -> None:
+    """Move a checked file into place so that a power cut cannot leave a name without its bytes."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with arrived.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(arrived, final)
+    descriptor = os.open(final.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _no_source(model: Model, failures: list[PrereadError], folder: Path) -> PrereadError:
+    """One error for a model that no source gave. A link that may come back outweighs a source that answered wrongly."""
+    reasons = "; ".join(f"{source}: {error}" for source, error in zip(model.sources, failures, strict=True))
+    advice = f"check the network, HF_ENDPOINT and pip's index, or put the file at {folder / model.file}"
+    message = f"no source gave {model.name}: {reasons}; {advice}"
+    if any(isinstance(error, TransportError) for error in failures):
+        return TransportError(message)
+    if all(isinstance(error, CorruptData) for error in failures):
+        return CorruptData("digest", message)
+    return RemoteError(message)
+
+
+def _disk_error(error: OSError, folder: Path) -> UsageError:
+    if error.errno in FULL_DISK:
+        free_bytes = shutil.disk_usage(folder).free
+        return UsageError(
+            f"no space in {folder}: {error.strerror}, {free_bytes / 1e6:.0f} MB are free; "
+            "free some or set PREREAD_MODELS to another folder"
+        )
+    return UsageError(f"cannot write to {folder}: {error.strerror or error}; set PREREAD_MODELS to another folder")

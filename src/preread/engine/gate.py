@@ -1,0 +1,112 @@
+"""The gate in front of each layer, as Python sees it: arm, open, cancel, pass. What it does is told in `gate.c`."""
+
+import ctypes
+import importlib.util
+from collections.abc import Callable
+
+from preread.errors import EngineError
+
+_ALL_LAYERS = 1 << 30
+
+Observer = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_bool)
+
+
+def _library() -> ctypes.CDLL:
+    spec = importlib.util.find_spec("preread.engine._gate")
+    if spec is None or spec.origin is None:
+        raise EngineError(
+            "the compiled part preread.engine._gate is missing: reinstall preread with a C compiler at hand"
+        )
+    library = ctypes.CDLL(spec.origin)
+    library.preread_gate_new.restype = ctypes.c_void_p
+    library.preread_gate_pass.restype = ctypes.c_bool
+    library.preread_gate_cancelled.restype = ctypes.c_bool
+    for name, arguments in {
+        "new": [ctypes.c_void_p],
+        "free": [ctypes.c_void_p],
+        "observe": [ctypes.c_void_p, ctypes.c_void_p],
+        "arm": [ctypes.c_void_p, ctypes.c_int],
+        "disarm": [ctypes.c_void_p],
+        "open": [ctypes.c_void_p, ctypes.c_int],
+        "cancel": [ctypes.c_void_p],
+        "pass": [ctypes.c_void_p, ctypes.c_int],
+        "waiting": [ctypes.c_void_p],
+        "cancelled": [ctypes.c_void_p],
+    }.items():
+        getattr(library, f"preread_gate_{name}").argtypes = arguments
+    return library
+
+
+class Gate:
+    """Holds the engine back before layers whose KV has not arrived. `open`, `cancel` and `waiting` are thread-safe."""
+
+    def __init__(self, name_of: int) -> None:
+        """`name_of`: address of `ggml_get_name`."""
+        self._library = _library()
+        self._gate = self._library.preread_gate_new(name_of)
+        if not self._gate:
+            raise EngineError("out of memory: the layer gate could not be made")
+
+    @property
+    def callback(self) -> ctypes.c_void_p:
+        """Address of the evaluation callback, for `llama_context_params.cb_eval`."""
+        return ctypes.cast(self._library.preread_gate_eval, ctypes.c_void_p)
+
+    @property
+    def user_data(self) -> ctypes.c_void_p:
+        """What the callback must be given, for `llama_context_params.cb_eval_user_data`."""
+        return ctypes.c_void_p(self._gate)
+
+    def observe(self, run: Callable[[], None], see: Callable[[int], None]) -> None:
+        """Call `see` with the address of every tensor node of the graphs that `run` evaluates."""
+
+        def answer(tensor: int, ask: bool) -> bool:
+            if ask:
+                see(tensor)
+            return False
+
+        observer = Observer(answer)
+        self._library.preread_gate_observe(self._gate, ctypes.cast(observer, ctypes.c_void_p))
+        try:
+            run()
+        finally:
+            self._library.preread_gate_observe(self._gate, None)
+
+    def arm(self, layers: int = 0) -> None:
+        """From now on only layers below `layers` may be computed, and a pending cancellation is forgotten."""
+        self._library.preread_gate_arm(self._gate, layers)
+
+    def arm_open(self) -> None:
+        """Every layer may be computed; the gate only listens for `cancel`."""
+        self.arm(_ALL_LAYERS)
+
+    def disarm(self) -> None:
+        """The gate is out of the way; decoding runs at full speed and cannot be cancelled in the middle of a batch."""
+        self._library.preread_gate_disarm(self._gate)
+
+    def open(self, layers: int, of: int) -> None:
+        """Layers below `layers` (of `of` in the model) may be computed. Never closes what is open."""
+        self._library.preread_gate_open(self._gate, layers if layers < of else _ALL_LAYERS)
+
+    def cancel(self) -> None:
+        """Whoever waits at the gate, or comes to it, gives up: within one layer's time."""
+        self._library.preread_gate_cancel(self._gate)
+
+    def wait_for_first_layer(self) -> bool:
+        """Block until layer 0 may be computed. False when cancelled."""
+        return bool(self._library.preread_gate_pass(self._gate, 0))
+
+    @property
+    def waiting(self) -> int:
+        """The layer that the engine waits to compute; -1 when it does not wait."""
+        return int(self._library.preread_gate_waiting(self._gate))
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether `cancel` was called since the gate was armed; what was computed meanwhile is worthless."""
+        return bool(self._library.preread_gate_cancelled(self._gate))
+
+    def close(self) -> None:
+        """Free the gate. The llama.cpp context that calls it must be gone."""
+        self._library.preread_gate_free(self._gate)
+        self._gate = None

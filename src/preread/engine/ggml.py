@@ -1,0 +1,145 @@
+"""The KV cache's tensors inside llama.cpp: where they are, and reading and writing rows of them.
+
+llama.cpp has no API for single layers of its cache. But its graph nodes are `ggml_tensor` structs, and those of the
+cache are named `cache_k_l<layer>` and `cache_v_l<layer>`; their addresses do not change while the context lives. Row
+*i* of such a tensor holds cell *i*: the K (after RoPE) or V of one token, `kv_heads · head_dim` float16 values. That V
+lies that way too needs flash attention.
+"""
+
+import ctypes
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import llama_cpp
+import numpy as np
+
+from preread.errors import EngineError
+from preread.values import Geometry, Half
+
+_F16 = 1  # GGML_TYPE_F16
+_CACHE = re.compile(rb"cache_(k|v)_l(\d+)$")
+
+
+class Tensor(ctypes.Structure):
+    """`struct ggml_tensor` of ggml.h, as far as it is read here."""
+
+    _fields_ = (
+        ("type", ctypes.c_int),
+        ("buffer", ctypes.c_void_p),
+        ("ne", ctypes.c_int64 * 4),
+        ("nb", ctypes.c_size_t * 4),
+        ("op", ctypes.c_int),
+        ("op_params", ctypes.c_int32 * 16),
+        ("flags", ctypes.c_int32),
+        ("src", ctypes.c_void_p * 10),
+        ("view_src", ctypes.c_void_p),
+        ("view_offs", ctypes.c_size_t),
+        ("data", ctypes.c_void_p),
+        ("name", ctypes.c_char * 64),
+    )
+
+
+def library() -> ctypes.CDLL:
+    """libggml-base as llama-cpp-python ships it, with the functions that it does not declare itself."""
+    folder = Path(llama_cpp.__file__).parent / "lib"
+    for name in ("libggml-base.so", "libggml-base.dylib"):
+        if (folder / name).exists():
+            ggml = ctypes.CDLL(str(folder / name))
+            break
+    else:
+        raise EngineError(f"libggml-base is not in {folder}: reinstall llama-cpp-python from source")
+    for function in (ggml.ggml_backend_tensor_set, ggml.ggml_backend_tensor_get):
+        function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
+        function.restype = None
+    ggml.ggml_get_name.argtypes, ggml.ggml_get_name.restype = [ctypes.c_void_p], ctypes.c_char_p
+    ggml.ggml_nbytes.argtypes, ggml.ggml_nbytes.restype = [ctypes.c_void_p], ctypes.c_size_t
+    return ggml
+
+
+class CacheTensors:
+    """K and V tensors of every layer. Reading and writing rows is thread-safe as long as the rows differ."""
+
+    def __init__(self, ggml: ctypes.CDLL, k: list[int], v: list[int], geometry: Geometry, cells: int) -> None:
+        self._ggml, self._k, self._v, self._geometry, self._cells = ggml, k, v, geometry, cells
+        self._row_bytes = 2 * geometry.kv_heads * geometry.head_dim
+
+    def write(self, layer: int, first_cell: int, k: Half, v: Half) -> None:
+        """Write rows of one layer; `k` and `v` have shape (kv_heads, tokens, head_dim)."""
+        for tensor, rows in ((self._k[layer], k), (self._v[layer], v)):
+            # (kv_heads, tokens, head_dim) -> a row per token, as the cache has it
+            flat = np.ascontiguousarray(rows.transpose(1, 0, 2))
+            offset, size = self._extent(first_cell, flat.shape[0])
+            if flat.nbytes != size or flat.dtype != np.float16:
+                raise EngineError(
+                    f"rows of {flat.nbytes} bytes do not fit {size} bytes of cache: this is a bug in preread"
+                )
+            self._ggml.ggml_backend_tensor_set(tensor, flat.ctypes.data, offset, size)
+
+    def read(self, layer: int, first_cell: int, tokens: int) -> tuple[Half, Half]:
+        """K and V rows of one layer, each of shape (kv_heads, tokens, head_dim)."""
+        offset, size = self._extent(first_cell, tokens)
+        halves = []
+        for tensor in (self._k[layer], self._v[layer]):
+            flat = np.empty((tokens, self._geometry.kv_heads, self._geometry.head_dim), np.float16)
+            self._ggml.ggml_backend_tensor_get(tensor, flat.ctypes.data, offset, size)
+            halves.append(flat.transpose(1, 0, 2))
+        return halves[0], halves[1]
+
+    def _extent(self, first_cell: int, tokens: int) -> tuple[int, int]:
+        if first_cell < 0 or first_cell + tokens > self._cells:
+            raise EngineError(f"cells {first_cell} to {first_cell + tokens} are outside the cache of {self._cells}")
+        return first_cell * self._row_bytes, tokens * self._row_bytes
+
+
+def find_cache(ggml: ctypes.CDLL, observe: Callable[[Callable[[int], None]], None], geometry: Geometry) -> CacheTensors:
+    """Find the cache's tensors among the nodes of one evaluated graph and what these view.
+
+    Args:
+        observe: runs a small decode and calls its argument with the address of every node.
+        geometry: what the model's metadata says; tensors of another shape are refused.
+
+    Raises:
+        EngineError: a tensor is missing or is not what this module knows how to write.
+    """
+    found: dict[tuple[str, int], int] = {}
+    nodes: list[int] = []
+
+    def see(address: int) -> None:
+        nodes.append(address)
+        tensor = Tensor.from_address(address)
+        for candidate in (tensor.view_src, *tensor.src):
+            _note(candidate, found)
+            if candidate:
+                _note(Tensor.from_address(candidate).view_src, found)
+
+    observe(see)
+    missing = [f"{half} of layer {i}" for half in "kv" for i in range(geometry.layers) if (half, i) not in found]
+    if missing:
+        raise EngineError(f"the graph of this model shows no cache tensor for {missing[0]}")
+    ends = {bytes(ggml.ggml_get_name(node)) for node in nodes}
+    if absent := [i for i in range(geometry.layers) if b"l_out-%d" % i not in ends]:
+        raise EngineError(f"the graph of this model does not name the end of layer {absent[0]}")
+    cells = {_cells(ggml, address, geometry) for address in found.values()}
+    if len(cells) != 1:
+        raise EngineError("the cache's layers differ in size")
+    k, v = ([found[half, i] for i in range(geometry.layers)] for half in "kv")
+    return CacheTensors(ggml, k, v, geometry, cells.pop())
+
+
+def _note(address: int | None, found: dict[tuple[str, int], int]) -> None:
+    if address and (match := _CACHE.match(Tensor.from_address(address).name)):
+        found[match[1].decode(), int(match[2])] = address
+
+
+def _cells(ggml: ctypes.CDLL, address: int, geometry: Geometry) -> int:
+    """Number of rows of a cache tensor, after checking that the struct is read right and the rows are as expected."""
+    tensor, width = Tensor.from_address(address), geometry.kv_heads * geometry.head_dim
+    ne, nb = list(tensor.ne), list(tensor.nb)
+    if bytes(ggml.ggml_get_name(address)) != tensor.name or ggml.ggml_nbytes(address) != nb[1] * ne[1]:
+        raise EngineError("this llama.cpp lays out ggml_tensor in a way that preread does not know")
+    if tensor.type != _F16 or ne[0] != width or nb[0] != 2 or nb[1] != 2 * width or ne[2] != 1 or ne[3] != 1:
+        raise EngineError(
+            f"{tensor.name.decode()} has type {tensor.type}, shape {ne}, strides {nb}: not plain float16 rows"
+        )
+    return int(ne[1])

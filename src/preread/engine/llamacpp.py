@@ -1,0 +1,355 @@
+"""The inference engine: llama.cpp through llama-cpp-python, with the KV cache opened up.
+
+One `LlamaCpp` holds one llama.cpp context with two sequences: sequence 0 is the shared context, in cells 0 … N−1, and
+sequence 1 the prompt and answer of the request being served, behind it. Sharing is `llama_memory_seq_cp`: nothing is
+copied, the context's KV exists once. The context gets into sequence 0 either by `prefill`, or by `reserve` and then
+`inject` from other threads while `generate` already computes the layers that have arrived (see `gate.py`).
+
+It knows nothing of contexts' names, segments or links.
+"""
+
+import ctypes
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+
+from preread.engine import cells, model
+from preread.engine.chat import ChatTemplate
+from preread.engine.gate import Gate
+from preread.engine.ggml import CacheTensors, find_cache, library
+from preread.engine.model import Spec
+from preread.engine.sampling import Sampler, Sampling, log_probabilities
+from preread.errors import Cancelled, EngineError, UsageError
+from preread.values import KVBlock, Span
+
+Tokens = npt.NDArray[np.int32]
+
+BATCH_TOKENS = 512
+"""Prefill goes in batches of so many tokens from the context's start; the same split gives bit-identical KV."""
+
+_CONTEXT, _REQUEST, _SCRATCH = 0, 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One generated token.
+
+    Attributes:
+        token: its id.
+        piece: its bytes; may end in the middle of a UTF-8 character.
+        end: the model says that the answer ends here (the token itself is not part of the answer).
+        logprob: its log-probability (nats), when asked for.
+        top: the likeliest tokens with theirs, when asked for.
+    """
+
+    token: int
+    piece: bytes
+    end: bool
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class LlamaCpp:
+    """A loaded model with its KV cache. Not thread-safe, except where a method says so."""
+
+    def __init__(self, spec: Spec, loaded: "model.Loaded", context: object, gate: Gate, threads: int) -> None:
+        self.spec, self.threads = spec, threads
+        self.no_injection: str | None = spec.no_injection
+        self._loaded, self._context, self._gate = loaded, context, gate
+        self._memory = llama_cpp.llama_get_memory(context)
+        self._batch = llama_cpp.llama_batch_init(BATCH_TOKENS, 0, 1)
+        self._tensors: CacheTensors | None = None
+        self._context_tokens, self._loading = 0, False
+
+    @classmethod
+    def open(cls, path: Path, *, name: str | None = None, window_tokens: int = 0, threads: int = 0) -> "LlamaCpp":
+        """Load a GGUF file.
+
+        Args:
+            path: the file.
+            name: what to call the model; by default the file's stem.
+            window_tokens: size of the KV cache in tokens; 0: the model's own window, at most 8,192.
+            threads: 0: as many as this process may use.
+
+        Raises:
+            UsageError: the file is not a model that llama.cpp can load.
+            EngineError: there is not enough memory for the KV cache.
+        """
+        threads = threads or len(os.sched_getaffinity(0))
+        loaded = model.load(path)
+        spec = model.spec(loaded, path, name or path.stem, window_tokens)
+        ggml = library()
+        gate = Gate(ctypes.cast(ggml.ggml_get_name, ctypes.c_void_p).value or 0)
+        parameters = llama_cpp.llama_context_default_params()
+        parameters.n_ctx = spec.window_tokens
+        parameters.n_batch = parameters.n_ubatch = BATCH_TOKENS
+        parameters.n_seq_max = parameters.n_outputs_max = 3
+        parameters.n_threads = parameters.n_threads_batch = threads
+        parameters.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        parameters.kv_unified = True
+        parameters.no_perf = True
+        parameters.cb_eval = ctypes.cast(gate.callback, llama_cpp.ggml_backend_sched_eval_callback)
+        parameters.cb_eval_user_data = gate.user_data
+        context = llama_cpp.llama_init_from_model(loaded.model, parameters)
+        if not context:
+            raise EngineError(
+                f"no KV cache of {spec.window_tokens} tokens could be made for {spec.name}: try a smaller --ctx-size"
+            )
+        engine = cls(spec, loaded, context, gate, threads)
+        if engine.no_injection is None:
+            engine._open_cache(ggml)
+        return engine
+
+    def _open_cache(self, ggml: ctypes.CDLL) -> None:
+        """Find the cache's tensors in a warm-up decode, and learn the form of a sequence's saved state."""
+        try:
+            warm_up = np.zeros(1, np.int32)
+            self._tensors = find_cache(
+                ggml,
+                lambda see: self._gate.observe(lambda: self._decode(warm_up, 0, _CONTEXT), see),
+                self.spec.geometry,
+            )
+            cells.check_form(self._context, self.spec.geometry)
+        except EngineError as error:
+            self._tensors, self.no_injection = None, str(error)
+        self.clear()
+
+    def close(self) -> None:
+        """Free everything; the object is of no use afterwards."""
+        if self._context:
+            llama_cpp.llama_batch_free(self._batch)
+            llama_cpp.llama_free(self._context)
+            self._gate.close()
+            self._loaded.close()
+        self._context = None
+
+    # Text
+
+    def tokenize(self, text: str, *, special: bool = True, start: bool = False) -> Tokens:
+        """Token ids of a text. `special`: read control tokens in it as such; `start`: add BOS if the model wants it."""
+        data = text.encode()
+        size = len(data) + 8
+        out = np.empty(size, np.int32)
+        count = llama_cpp.llama_tokenize(
+            self._loaded.vocab,
+            data,
+            len(data),
+            out.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
+            size,
+            start,
+            special,
+        )
+        if count < 0:
+            raise EngineError(f"llama.cpp could not tokenise a text of {len(data)} bytes")
+        return out[:count].copy()
+
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        """Bytes of a token; control tokens have none unless `special`."""
+        return self._loaded.piece(token, special=special)
+
+    def tokenize_prompt(self, rendered: str) -> Tokens:
+        """Token ids of a rendered chat; BOS is added where the model wants it and the template did not write it."""
+        bos = self.chat.bos if self.chat else ""
+        return self.tokenize(rendered, start=not (bos and rendered.startswith(bos)))
+
+    @cached_property
+    def chat(self) -> ChatTemplate | None:
+        """The model's chat template, if it has one."""
+        return self._loaded.chat_template(self.tokenize)
+
+    def check_tokens(self, tokens: Tokens) -> None:
+        """Raises UsageError when an id is not of this model's vocabulary."""
+        if len(tokens) and (tokens.min() < 0 or tokens.max() >= self.spec.vocab_size):
+            raise UsageError(f"token ids must lie in 0 … {self.spec.vocab_size - 1} for {self.spec.name}")
+
+    # The shared context
+
+    @property
+    def context_tokens(self) -> int:
+        """How many tokens of context sequence 0 holds."""
+        return self._context_tokens
+
+    def clear(self) -> None:
+        """Forget everything in the cache, the bytes too."""
+        self._gate.disarm()
+        llama_cpp.llama_memory_clear(self._memory, True)
+        self._context_tokens, self._loading = 0, False
+
+    def prefill(self, tokens: Tokens, progress: Callable[[int], None] | None = None) -> None:
+        """Compute a context from its start, in batches of `BATCH_TOKENS`. `cancel` ends it.
+
+        Raises:
+            UsageError: it does not fit the window.
+            Cancelled: somebody called `cancel`; nothing is held then.
+            EngineError: llama.cpp failed; nothing is held then.
+        """
+        self._check_room(len(tokens))
+        self.clear()
+        self._gate.arm_open()
+        try:
+            for start in range(0, len(tokens), BATCH_TOKENS):
+                self._decode(tokens[start : start + BATCH_TOKENS], start, _CONTEXT, gated=True)
+                if progress:
+                    progress(min(start + BATCH_TOKENS, len(tokens)))
+        except (Cancelled, EngineError):
+            self.clear()
+            raise
+        self._gate.disarm()
+        self._context_tokens = len(tokens)
+
+    def export(self, tokens: Span, layers: Span) -> KVBlock:
+        """Copy KV of the context out of the cache.
+
+        Raises:
+            EngineError: this model's cache cannot be read, or the span is not of the context.
+        """
+        if tokens.stop > self._context_tokens:
+            raise EngineError(f"only {self._context_tokens} tokens of context are in the cache")
+        tensors, shape = self._opened(), self.spec.geometry
+        k = np.empty((len(layers), shape.kv_heads, len(tokens), shape.head_dim), np.float16)
+        v = np.empty_like(k)
+        for i, layer in enumerate(range(layers.start, layers.stop)):
+            k[i], v[i] = tensors.read(layer, tokens.start, len(tokens))
+        return KVBlock(tokens, layers, k, v)
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for a context that is going to be injected: cells and positions, without computing anything.
+
+        The next `generate` waits before each layer until `open_layers` lets it go on.
+
+        Raises:
+            UsageError: it does not fit the window.
+            EngineError: llama.cpp did not give the cells that were asked for; nothing is held then.
+        """
+        self._check_room(tokens)
+        tensors = self._opened()
+        self.clear()
+        try:
+            cells.allocate(self._context, self.spec.geometry, tensors, tokens, sequence=_CONTEXT, scratch=_SCRATCH)
+        except EngineError:
+            self.clear()
+            raise
+        self._context_tokens, self._loading = tokens, True
+        self._gate.arm()
+
+    def inject(self, block: KVBlock) -> None:
+        """Write KV into reserved cells. Thread-safe for different blocks, also while `generate` runs behind the gate.
+
+        Raises:
+            EngineError: the block does not fit what was reserved.
+        """
+        tensors, shape = self._opened(), self.spec.geometry
+        expected = (len(block.layers), shape.kv_heads, len(block.tokens), shape.head_dim)
+        inside = (
+            0 <= block.layers.start and block.layers.stop <= shape.layers and block.tokens.stop <= self._context_tokens
+        )
+        if block.k.shape != expected or block.v.shape != expected or not inside:
+            raise EngineError(f"a KV block of shape {block.k.shape} does not fit the reserved {expected}")
+        for i, layer in enumerate(range(block.layers.start, block.layers.stop)):
+            tensors.write(layer, block.tokens.start, block.k[i], block.v[i])
+
+    def open_layers(self, layers: int) -> None:
+        """All KV of the first `layers` layers has been injected. Thread-safe."""
+        self._gate.open(layers, self.spec.geometry.layers)
+
+    def cancel(self) -> None:
+        """End the `prefill` or `generate` that is under way within about one layer's time. Thread-safe."""
+        self._gate.cancel()
+
+    @property
+    def waiting_for_layer(self) -> int:
+        """The layer whose KV the engine waits for; −1 when it does not wait. Thread-safe."""
+        return self._gate.waiting
+
+    # The request
+
+    def generate(self, prompt: Tokens, sampling: Sampling, *, reuse: int | None = None) -> Iterator[Step]:
+        """Answer a prompt that follows the context; the prompt's and the answer's KV are dropped at the end.
+
+        Args:
+            prompt: token ids after the first `reuse` tokens of context; at least one.
+            sampling: how to choose tokens.
+            reuse: how many tokens of context precede the prompt; all of it by default, 0 for none.
+
+        Raises:
+            UsageError: the prompt is empty or does not fit the window.
+            Cancelled: somebody called `cancel` during the prompt's prefill.
+            EngineError: llama.cpp failed.
+        """
+        reuse = self._context_tokens if reuse is None else reuse
+        if not len(prompt):
+            raise UsageError("the prompt is empty")
+        self._check_room(self._context_tokens + len(prompt), "the prompt")
+        if reuse:
+            llama_cpp.llama_memory_seq_cp(self._memory, _CONTEXT, _REQUEST, 0, reuse)
+        sampler = Sampler(sampling, self.spec.vocab_size)
+        if not self._loading:
+            self._gate.arm_open()
+        try:
+            if not self._gate.wait_for_first_layer():
+                raise Cancelled("cancelled while the context was loading")
+            for start in range(0, len(prompt), BATCH_TOKENS):
+                batch = prompt[start : start + BATCH_TOKENS]
+                self._decode(batch, reuse + start, _REQUEST, gated=True, logits=start + len(batch) == len(prompt))
+            self._gate.disarm()
+            self._loading = False
+            yield from self._decode_loop(reuse + len(prompt), self._context_tokens + len(prompt), sampler, sampling)
+        finally:
+            sampler.close()
+            llama_cpp.llama_memory_seq_rm(self._memory, _REQUEST, -1, -1)
+
+    def _decode_loop(self, position: int, used_cells: int, sampler: Sampler, sampling: Sampling) -> Iterator[Step]:
+        count = min(sampling.max_tokens, self.spec.window_tokens - used_cells)
+        one = np.empty(1, np.int32)
+        for n in range(count):
+            token = sampler.sample(self._context)
+            end = bool(llama_cpp.llama_vocab_is_eog(self._loaded.vocab, token))
+            odds: tuple[float | None, tuple[tuple[int, float], ...]] = (None, ())
+            if sampling.top_logprobs is not None:
+                odds = log_probabilities(self.logits(), token, sampling.top_logprobs)
+            yield Step(token, b"" if end else self.piece(token), end, *odds)
+            if end or n + 1 == count:
+                return
+            one[0] = token
+            self._decode(one, position + n, _REQUEST, logits=True)
+
+    def logits(self) -> npt.NDArray[np.float32]:
+        """Logits (vocab,) of the last decoded position, copied."""
+        pointer = llama_cpp.llama_get_logits_ith(self._context, -1)
+        return np.ctypeslib.as_array(pointer, (self.spec.vocab_size,)).copy()
+
+    def _decode(
+        self, tokens: Tokens, position: int, sequence: int, *, gated: bool = False, logits: bool = False
+    ) -> None:
+        batch, count = self._batch, len(tokens)
+        batch.n_tokens = count
+        ids = np.ascontiguousarray(tokens, np.int32)
+        positions = np.arange(position, position + count, dtype=np.int32)
+        ctypes.memmove(batch.token, ids.ctypes.data, ids.nbytes)
+        ctypes.memmove(batch.pos, positions.ctypes.data, positions.nbytes)
+        for i in range(count):
+            batch.n_seq_id[i] = 1
+            batch.seq_id[i][0] = sequence
+            batch.logits[i] = 0
+        batch.logits[count - 1] = logits
+        status = llama_cpp.llama_decode(self._context, batch)
+        if gated and self._gate.cancelled:
+            raise Cancelled("cancelled during prefill")
+        if status:
+            raise EngineError(f"llama_decode failed with status {status} at position {position}")
+
+    def _opened(self) -> CacheTensors:
+        if self._tensors is None or self.no_injection:
+            raise EngineError(f"KV of {self.spec.name} cannot be exchanged: {self.no_injection}")
+        return self._tensors
+
+    def _check_room(self, tokens: int, what: str = "the context") -> None:
+        if tokens > self.spec.window_tokens:
+            over = tokens - self.spec.window_tokens
+            raise UsageError(f"{what} needs {tokens} tokens, {over} more than the window of {self.spec.window_tokens}")

@@ -1,0 +1,212 @@
+"""A model file as llama.cpp loaded it: what it is, what its KV means, and whether its KV may be exchanged."""
+
+import ctypes
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import blake3
+import llama_cpp
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from preread.engine.chat import ChatTemplate
+from preread.errors import EngineError, UsageError
+from preread.values import Fingerprint, Geometry
+
+_DEFAULT_WINDOW = 8192
+_CONTROL = 1 << 3  # LLAMA_TOKEN_ATTR_CONTROL
+_log = logging.getLogger("preread.llama.cpp")
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What the rest of preread needs to know of a model.
+
+    Attributes:
+        name: what to call it.
+        architecture: llama.cpp's name of its architecture.
+        fingerprint: digest of everything that changes what its KV rows mean.
+        vocabulary: digest of its tokenizer: with the same one, the same token ids mean the same text.
+        geometry: shape of its KV cache.
+        window_tokens: size of the KV cache, that is, context + prompt + answer.
+        trained_tokens: the longest window it was trained for.
+        vocab_size: number of token ids.
+        no_injection: why its KV can be neither exported nor injected; None when it can.
+    """
+
+    name: str
+    architecture: str
+    fingerprint: Fingerprint
+    vocabulary: Fingerprint
+    geometry: Geometry
+    window_tokens: int
+    trained_tokens: int
+    vocab_size: int
+    no_injection: str | None
+
+
+class Loaded:
+    """The model and its vocabulary; owns the native memory."""
+
+    def __init__(self, model: object) -> None:
+        self.model = model
+        self.vocab = llama_cpp.llama_model_get_vocab(model)
+        # A token's bytes never change, and the same few thousand tokens make up most answers.
+        self.piece = lru_cache(maxsize=16_384)(self._piece)
+
+    def _piece(self, token: int, *, special: bool) -> bytes:
+        size = 128
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            written = llama_cpp.llama_token_to_piece(self.vocab, token, buffer, size, 0, special)
+            if written >= 0:
+                return buffer.raw[:written]
+            size = -written
+
+    def metadata(self, key: str) -> str | None:
+        """A value of the GGUF's metadata as text."""
+        buffer = ctypes.create_string_buffer(1024)
+        length = llama_cpp.llama_model_meta_val_str(self.model, key.encode(), buffer, len(buffer))
+        return buffer.value.decode(errors="replace") if length >= 0 else None
+
+    def chat_template(self, tokenize: Callable[[str], npt.NDArray[np.int32]]) -> ChatTemplate | None:
+        """The chat template with what it needs, or None."""
+        source = llama_cpp.llama_model_chat_template(self.model, None)
+        if not source:
+            return None
+
+        def special_text(token: int) -> str:
+            return self.piece(token, special=True).decode(errors="replace") if token >= 0 else ""
+
+        def boundary(text: str) -> int:
+            tail: list[bytes] = []
+            for token in reversed(tokenize(text)):
+                if llama_cpp.llama_vocab_get_attr(self.vocab, int(token)) & _CONTROL:
+                    return len(text) - len(b"".join(reversed(tail)).decode(errors="replace"))
+                tail.append(self.piece(int(token), special=True))
+            return 0
+
+        bos, eos = llama_cpp.llama_vocab_bos(self.vocab), llama_cpp.llama_vocab_eos(self.vocab)
+        return ChatTemplate(source.decode(), special_text(bos), special_text(eos), boundary)
+
+    def close(self) -> None:
+        """Free the model."""
+        llama_cpp.llama_model_free(self.model)
+
+
+def load(path: Path) -> Loaded:
+    """Load a GGUF file into memory.
+
+    Raises:
+        UsageError: there is no such file, or llama.cpp cannot load it.
+    """
+    if not path.is_file():
+        raise UsageError(f"there is no model file {path}")
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise UsageError(f"{path} is not a GGUF file")
+    _quiet()
+    llama_cpp.llama_backend_init()
+    parameters = llama_cpp.llama_model_default_params()
+    parameters.n_gpu_layers = 0
+    model = llama_cpp.llama_model_load_from_file(str(path).encode(), parameters)
+    if not model:
+        raise UsageError(
+            f"llama.cpp cannot load {path}: the file is damaged, or of an architecture that it does not know"
+        )
+    return Loaded(model)
+
+
+def spec(loaded: Loaded, path: Path, name: str, window_tokens: int) -> Spec:
+    """Describe a loaded model.
+
+    Raises:
+        UsageError: the window asked for is longer than the model's own.
+    """
+    model = loaded.model
+    trained = llama_cpp.llama_model_n_ctx_train(model)
+    if window_tokens > trained:
+        raise UsageError(f"{name} reads at most {trained} tokens; a window of {window_tokens} was asked for")
+    architecture = loaded.metadata("general.architecture") or "unknown"
+    heads = llama_cpp.llama_model_n_head(model)
+    width = llama_cpp.llama_model_n_embd(model)
+    head_dim = int(loaded.metadata(f"{architecture}.attention.key_length") or width // max(heads, 1))
+    geometry = Geometry(llama_cpp.llama_model_n_layer(model), llama_cpp.llama_model_n_head_kv(model), head_dim)
+    return Spec(
+        name=name,
+        architecture=architecture,
+        fingerprint=_fingerprint(loaded, path, architecture),
+        vocabulary=_vocabulary(loaded),
+        geometry=geometry,
+        window_tokens=window_tokens or min(trained, _DEFAULT_WINDOW),
+        trained_tokens=trained,
+        vocab_size=llama_cpp.llama_vocab_n_tokens(loaded.vocab),
+        no_injection=_no_injection(loaded, architecture, head_dim),
+    )
+
+
+def _no_injection(loaded: Loaded, architecture: str, head_dim: int) -> str | None:
+    model = loaded.model
+    if llama_cpp.llama_model_is_recurrent(model) or llama_cpp.llama_model_is_hybrid(model):
+        return "the model is recurrent: its state is not a KV row per token"
+    if llama_cpp.llama_model_n_swa(model) > 0:
+        return "the model has sliding-window attention: llama.cpp keeps only part of its KV"
+    if llama_cpp.llama_model_has_encoder(model):
+        return "the model has an encoder: its decoder's KV is not all there is"
+    if int(loaded.metadata(f"{architecture}.attention.value_length") or head_dim) != head_dim:
+        return "the model's keys and values differ in size"
+    if llama_cpp.llama_model_rope_type(model) not in (llama_cpp.LLAMA_ROPE_TYPE_NORM, llama_cpp.LLAMA_ROPE_TYPE_NEOX):
+        return "the model's position encoding is not plain RoPE"
+    return None
+
+
+def _fingerprint(loaded: Loaded, path: Path, architecture: str) -> Fingerprint:
+    """Digest of what changes the meaning of KV rows: the file (weights, RoPE, tokenizer) and how it is run here."""
+    digest = blake3.blake3(max_threads=blake3.blake3.AUTO)
+    digest.update_mmap(path)
+    meaning = {
+        "file": digest.hexdigest(),
+        "architecture": architecture,
+        "rope": llama_cpp.llama_model_rope_type(loaded.model),
+        "rope_base": loaded.metadata(f"{architecture}.rope.freq_base"),
+        "tokenizer": loaded.metadata("tokenizer.ggml.model"),
+        "k": "f16",
+        "v": "f16",
+        "flash_attention": True,
+        "layout": 1,
+    }
+    return Fingerprint(blake3.blake3(msgspec.json.encode(meaning, order="sorted")).hexdigest())
+
+
+def _vocabulary(loaded: Loaded) -> Fingerprint:
+    digest = blake3.blake3()
+    for key in ("tokenizer.ggml.model", "tokenizer.ggml.pre"):
+        digest.update((loaded.metadata(key) or "").encode() + b"\0")
+    for token in range(llama_cpp.llama_vocab_n_tokens(loaded.vocab)):
+        digest.update(llama_cpp.llama_vocab_get_text(loaded.vocab, token) + b"\0")
+    return Fingerprint(digest.hexdigest())
+
+
+def _to_log(level: int, text: bytes, _: object) -> None:
+    if level >= 3:  # GGML_LOG_LEVEL_WARN; below it llama.cpp tells its whole life
+        _log.debug("%s", text.decode(errors="replace").rstrip())
+
+
+# llama.cpp keeps the pointer for as long as the process lives.
+_CALLBACK = llama_cpp.llama_log_callback(_to_log)
+
+
+def _quiet() -> None:
+    llama_cpp.llama_log_set(_CALLBACK, None)
+
+
+def engine_version() -> str:
+    """Name and version of the inference engine, for manifests and `doctor`."""
+    version = getattr(llama_cpp, "__version__", None)
+    if version is None:
+        raise EngineError("llama-cpp-python does not say its version: reinstall it")
+    return f"llama-cpp-python {version}"

@@ -1,0 +1,87 @@
+"""Does injection reproduce what this engine computes itself? Asked once, at start, of the engine that will serve.
+
+A context is prefilled and a prompt decoded; then the cache is emptied, the same KV streamed in layer by layer from
+another thread, each layer only once the engine waits for it, and the prompt decoded again. The logits must be the same
+bits.
+"""
+
+import threading
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from preread.engine.llamacpp import LlamaCpp
+from preread.engine.sampling import Sampling
+from preread.errors import PrereadError
+from preread.values import KVBlock, Span
+
+_CONTEXT_TOKENS, _PROMPT_TOKENS = 160, 8
+_PATIENCE_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Tested:
+    """What was found: the rate of prefill (tokens/s), and why injection is off (None: it works)."""
+
+    prefill_tokens_s: float
+    no_injection: str | None
+
+
+def self_test(engine: LlamaCpp) -> Tested:
+    """Test an engine that holds no context; if injection fails, switch it off in `engine.no_injection`."""
+    # Any ids will do, as long as they differ; a fixed stride keeps the test the same on every start.
+    tokens = (np.arange(_CONTEXT_TOKENS + _PROMPT_TOKENS, dtype=np.int64) * 97 + 11) % engine.spec.vocab_size
+    context, prompt = tokens[:_CONTEXT_TOKENS].astype(np.int32), tokens[_CONTEXT_TOKENS:].astype(np.int32)
+    engine.prefill(context[:8])
+    started = time.monotonic()
+    engine.prefill(context)
+    rate = _CONTEXT_TOKENS / (time.monotonic() - started)
+    if engine.no_injection is None:
+        try:
+            engine.no_injection = _differs(engine, context, prompt)
+        except PrereadError as error:
+            engine.no_injection = f"the engine's self-test failed: {error}"
+    engine.clear()
+    return Tested(rate, engine.no_injection)
+
+
+def _differs(engine: LlamaCpp, context: npt.NDArray[np.int32], prompt: npt.NDArray[np.int32]) -> str | None:
+    local = _logits(engine, prompt)
+    layers = engine.spec.geometry.layers
+    block = engine.export(Span(0, len(context)), Span(0, layers))
+    engine.reserve(len(context))
+    late: list[int] = []
+    feeder = threading.Thread(target=_feed, args=(engine, block, late))
+    feeder.start()
+    try:
+        streamed = _logits(engine, prompt)
+    finally:
+        feeder.join()
+    if late:
+        return f"the engine's self-test failed: the engine did not wait for layer {late[0]}"
+    if not np.array_equal(local, streamed):
+        return f"the engine's self-test failed: logits differ by up to {np.abs(local - streamed).max():.3g}"
+    return None
+
+
+def _feed(engine: LlamaCpp, block: KVBlock, late: list[int]) -> None:
+    """Inject layer after layer, each only when the engine has come to wait for it."""
+    for layer in range(engine.spec.geometry.layers):
+        deadline = time.monotonic() + _PATIENCE_S
+        while engine.waiting_for_layer != layer:
+            if time.monotonic() > deadline:
+                late.append(layer)
+                engine.cancel()
+                return
+            time.sleep(1e-4)
+        one = slice(layer, layer + 1)
+        engine.inject(KVBlock(block.tokens, Span(layer, layer + 1), block.k[one], block.v[one]))
+        engine.open_layers(layer + 1)
+
+
+def _logits(engine: LlamaCpp, prompt: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
+    for _ in engine.generate(prompt, Sampling(max_tokens=1)):
+        pass
+    return engine.logits()

@@ -1,0 +1,63 @@
+"""The one tree of errors; each says whose fault it is and what to do next.
+
+    PrereadError
+    ├── UsageError        the caller asked for something that cannot be: fix the request or the flags
+    │   └── UnknownContext    a context was asked for by a name that nobody published
+    ├── RemoteError       the other side answered, and its answer is an error: look at its log
+    ├── TransportError    the other side did not answer (in time): look at the link
+    ├── CorruptData       foreign bytes are not what they claim to be: they were not used
+    ├── EngineError       this machine's inference engine failed or refused
+    └── Cancelled         the caller went away; nothing is wrong
+
+Modules that call foreign libraries translate their exceptions into these, once, at the rim.
+"""
+
+
+class PrereadError(Exception):
+    """Anything that preread raises on purpose. `str(error)` is one line that a person can act on."""
+
+
+class UsageError(PrereadError):
+    """The caller's fault. Retrying the same call cannot help."""
+
+
+class UnknownContext(UsageError):
+    """No published context has this name.
+
+    Attributes:
+        name: the name that was asked for.
+        known: the names that are known, sorted.
+    """
+
+    def __init__(self, name: str, known: tuple[str, ...]) -> None:
+        self.name, self.known = name, tuple(sorted(known))
+        listing = ", ".join(self.known) if self.known else "none is published yet"
+        super().__init__(f"unknown context {name!r}; known contexts: {listing}")
+
+
+class RemoteError(PrereadError):
+    """The other side's fault: it answered with an error or with nonsense."""
+
+
+class TransportError(PrereadError):
+    """The link's fault: no answer, or not in time. Retrying later may help."""
+
+
+class CorruptData(PrereadError):
+    """Foreign bytes failed a check and were thrown away before anything was allocated or injected.
+
+    Attributes:
+        reason: stable code for logs and tests, for example "digest", "length", "shape", "version".
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        self.reason = reason
+        super().__init__(f"{message} [{reason}]")
+
+
+class EngineError(PrereadError):
+    """The local inference engine failed or refused."""
+
+
+class Cancelled(PrereadError):
+    """The work was given up because nobody waits for it any more."""

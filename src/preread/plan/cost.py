@@ -1,0 +1,65 @@
+"""Seconds from tokens, bytes and rates: what computing costs, what loading costs, and the floor of both.
+
+Pure arithmetic; rates are measured elsewhere.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """What is believed about a link. `bytes_s` is its rate in bytes a second, `rtt_s` one round trip."""
+
+    bytes_s: float
+    rtt_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What an answer needs before its first token.
+
+    Attributes:
+        context_tokens: N, tokens of shared context.
+        context_bytes: N·b, its size on the wire at the rung in question.
+        prefill_tokens_s: S, how fast this machine prefills.
+        prompt_s: P, time to first token of the prompt when the context is resident.
+    """
+
+    context_tokens: int
+    context_bytes: int
+    prefill_tokens_s: float
+    prompt_s: float
+
+
+def local_s(need: Need) -> float:
+    """Time to first token when everything is computed here: N/S + P."""
+    return need.context_tokens / need.prefill_tokens_s + need.prompt_s
+
+
+def load_s(need: Need, link: Link) -> float:
+    """Time until the whole context has arrived: RTT + N·b/B; infinite on a link that carries nothing."""
+    return link.rtt_s + need.context_bytes / link.bytes_s if link.bytes_s > 0 else float("inf")
+
+
+def floor_s(need: Need, link: Link) -> float:
+    """The least time to first token that is physically possible.
+
+    With h tokens of the context computed here while the rest is on the wire,
+    T = min over h in 0 … N of max(h/S + P, RTT + (N − h)·b/B). The first term rises with h and the second falls, so the
+    minimum is where they cross, or at an end.
+    """
+    if need.context_tokens == 0:
+        return need.prompt_s
+    if link.bytes_s <= 0:
+        return local_s(need)
+    token_s, wire_s = 1 / need.prefill_tokens_s, need.context_bytes / need.context_tokens / link.bytes_s
+    # h = N means that nothing is loaded, so no round trip is paid either
+    crossing = (link.rtt_s + need.context_tokens * wire_s - need.prompt_s) / (token_s + wire_s)
+    head = min(max(crossing, 0.0), float(need.context_tokens))
+    both = max(head * token_s + need.prompt_s, link.rtt_s + (need.context_tokens - head) * wire_s)
+    return min(both, local_s(need))
+
+
+def break_even_bytes_s(prefill_tokens_s: float, bytes_per_token: float) -> float:
+    """S·b: the link rate (bytes a second) above which loading a long context beats computing it."""
+    return prefill_tokens_s * bytes_per_token

@@ -1,0 +1,127 @@
+"""The one way out: everything that an edge ever says to the outside is said in this module.
+
+It can ask for the catalogue, and for manifests, tokens and segments by id: GET, fixed paths, constant headers. So
+nothing that derives from a prompt has a place to be. It knows how objects are named and verified; it must not know
+prompts, what objects mean, or which of them to ask for.
+"""
+
+import asyncio
+import re
+from types import TracebackType
+from typing import Final, Self, get_args
+
+from preread.errors import CorruptData, RemoteError, UsageError
+from preread.store.http11 import Answer, Headers, Patience, Pool, Wanted, parse_origin
+from preread.values import Kind, ObjectRef
+from preread.wire.digest import is_id, object_id
+from preread.wire.fields import MAX_CATALOGUE_BYTES
+
+CATALOGUE: Final = "/v1/catalogue"
+_KINDS: Final = frozenset(get_args(Kind))
+_ETAG: Final = re.compile(r'(?:W/)?"[\x21\x23-\x7e]{0,128}"')
+_KEY: Final = re.compile(r"[\x21-\x7e]{1,512}")
+_PATIENCE: Final = Patience()
+
+
+class CloudLink:
+    """A link to one cloud, or to a cache or neighbour that speaks like one.
+
+    Args:
+        url: `http(s)://host[:port][/prefix]`.
+        api_key: sent as a bearer token with every request.
+        patience: how long to wait.
+        connections: how many requests may be in flight at once, each on a connection of its own.
+
+    Raises:
+        UsageError: `url` or `api_key` cannot be one.
+    """
+
+    def __init__(
+        self, url: str, *, api_key: str | None = None, patience: Patience = _PATIENCE, connections: int = 8
+    ) -> None:
+        if api_key is not None and not _KEY.fullmatch(api_key):
+            raise UsageError("API key must be 1 to 512 printable ASCII characters without spaces")
+        self._origin = parse_origin(url)
+        self._headers: Headers = (("User-Agent", "preread"), ("Accept-Encoding", "identity"))
+        if api_key is not None:
+            self._headers += (("Authorization", f"Bearer {api_key}"),)
+        self._pool = Pool(self._origin, patience, connections)
+
+    async def catalogue(self, etag: str | None = None) -> tuple[bytes, str] | None:
+        """The catalogue's bytes, unverified, and its etag ("" where it has none); None if `etag` is still current.
+
+        Raises:
+            TransportError, RemoteError, UsageError: as for `get`.
+            CorruptData: "length", empty or over 16 MiB.
+        """
+        condition: Headers = ()
+        if etag is not None and _ETAG.fullmatch(etag):
+            condition = (("If-None-Match", etag),)
+        answer = await self._pool.get(Wanted(CATALOGUE, self._headers + condition, 1, MAX_CATALOGUE_BYTES))
+        if answer.status == 304 and condition:
+            return None
+        self._check(answer, "a catalogue")
+        found = answer.headers.get(b"etag", b"").decode("latin-1")
+        return answer.body, found if _ETAG.fullmatch(found) else ""
+
+    async def get(self, ref: ObjectRef) -> bytes:
+        """An object's bytes, of the stated size and with the digest that is its name.
+
+        Raises:
+            UsageError: `ref` is not a reference, or the cloud asks for another API key.
+            TransportError: the cloud cannot be reached, or stopped answering.
+            RemoteError: the cloud does not have it, or answers with any other error or redirect.
+            CorruptData: "length" or "digest"; the bytes were thrown away.
+        """
+        if ref.kind not in _KINDS or not is_id(ref.id):
+            raise UsageError(f"{ref.kind!r}, {ref.id!r} does not name an object")
+        path = f"/v1/{ref.kind}/{ref.id}"
+        answer = await self._pool.get(Wanted(path, self._headers, ref.size_bytes, ref.size_bytes))
+        self._check(answer, f"{ref.kind}/{ref.id[:12]}…")
+        if object_id(answer.body) != ref.id:
+            raise CorruptData("digest", f"{path} from {self._origin} is not the object of that name")
+        return answer.body
+
+    async def warm(self, connections: int) -> None:
+        """Open connections ahead of need, so that no handshake is waited for later.
+
+        Each asks once for the catalogue under a condition that is never met, so that nothing is transferred.
+
+        Raises:
+            As for `catalogue`.
+        """
+        outcomes = await asyncio.gather(*[self._touch() for _ in range(connections)], return_exceptions=True)
+        for failure in filter(None, outcomes):
+            raise failure
+
+    async def aclose(self) -> None:
+        """Close all connections at once; requests in flight fail with TransportError."""
+        await self._pool.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def _touch(self) -> None:
+        """One conditional GET that transfers nothing: `*` matches whatever catalogue there is (RFC 9110, 13.1.2)."""
+        headers = (*self._headers, ("If-None-Match", "*"))
+        answer = await self._pool.get(Wanted(CATALOGUE, headers, 1, MAX_CATALOGUE_BYTES))
+        if answer.status != 304:
+            self._check(answer, "a catalogue")
+
+    def _check(self, answer: Answer, what: str) -> None:
+        status = answer.status
+        if status in (401, 403):
+            raise UsageError(f"{self._origin} refuses this API key ({status}): ask its operator for one")
+        if status == 404:
+            raise RemoteError(f"{self._origin} does not have {what}: it was removed, or this is not a preread cloud")
+        if 300 <= status < 400:
+            raise RemoteError(f"{self._origin} answers {what} with redirect {status}, which is not followed")
+        if status != 200:
+            raise RemoteError(f"{self._origin} answers {what} with status {status}: look at its log")
+        if answer.headers.get(b"content-encoding", b"identity") != b"identity":
+            raise RemoteError(f"{self._origin} encodes {what} although that was not asked for: look at caches between")

@@ -1,0 +1,268 @@
+"""GET over HTTP/1.1 keep-alive connections to one origin: h11 says what the bytes mean, asyncio moves them.
+
+It exists beside the HTTP client library because segments are the hot path of a machine that also runs inference: for
+140 KB objects it takes a quarter of that library's CPU time. It knows HTTP and how long to wait; it must not know what
+is asked for or what the bytes mean. It follows no redirect, keeps no cookie, reads no environment variable, and never
+holds more of an answer than its caller allows.
+"""
+
+import asyncio
+import os
+import socket
+import ssl
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import h11
+
+from preread.errors import CorruptData, RemoteError, TransportError, UsageError
+
+Headers = tuple[tuple[str, str], ...]
+
+_READ_BYTES = 256 * 1024
+_HEAD_BYTES = 16 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where requests go. `prefix` is the path in front of all targets: empty, or "/…" without a slash at its end."""
+
+    scheme: str
+    host: str
+    port: int
+    prefix: str = ""
+
+    @property
+    def authority(self) -> str:
+        """What the Host header says: `host:port`, an IPv6 address in brackets."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.authority}{self.prefix}"
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long to wait before the link is called dead.
+
+    Attributes:
+        connect_s: for a connection, TLS included.
+        stall_s: without a single byte while an answer is due.
+        grace_s, slowest_bytes_s: the first n bytes of a body may take `grace_s + n / slowest_bytes_s` in all, however
+            steadily they drip.
+    """
+
+    connect_s: float = 2.0
+    stall_s: float = 5.0
+    grace_s: float = 30.0
+    slowest_bytes_s: float = 8_000.0
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is asked for, and how long its body must be: `least_bytes` to `most_bytes`, both inclusive."""
+
+    target: str
+    headers: Headers
+    least_bytes: int
+    most_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Status, headers (names in lower case), and the body: that of 200, otherwise empty."""
+
+    status: int
+    headers: dict[bytes, bytes]
+    body: bytes
+
+
+def parse_origin(url: str) -> Origin:
+    """Read `http(s)://host[:port][/prefix]`.
+
+    Raises:
+        UsageError: anything else, user names and queries included.
+    """
+    refusal = UsageError(f"{url!r} is not an address that preread can use: write http://HOST:PORT or https://HOST")
+    try:
+        parts = urlsplit(url)
+        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+    except (ValueError, KeyError) as error:
+        raise refusal from error
+    plain = url.isascii() and url.isprintable() and not set(url) & set(' "<>\\^`{|}')
+    if not (plain and parts.hostname and parts.username is None and not parts.query and not parts.fragment):
+        raise refusal
+    return Origin(parts.scheme, parts.hostname, port, parts.path.rstrip("/"))
+
+
+class Pool:
+    """Up to `connections` keep-alive connections to `origin`, each opened when it is first needed."""
+
+    def __init__(self, origin: Origin, patience: Patience, connections: int) -> None:
+        self._origin, self._patience = origin, patience
+        self._places = asyncio.Semaphore(connections)
+        self._open: set[_Connection] = set()
+        self._idle: list[_Connection] = []
+        self._tls: ssl.SSLContext | None = None
+
+    async def get(self, wanted: Wanted) -> Answer:
+        """Ask once; an idle connection that the other side had closed meanwhile is replaced by another.
+
+        Raises:
+            TransportError: no connection, no answer in time, or the connection broke before the answer's end.
+            RemoteError: the answer is not HTTP/1.1, or its head is over 16 KiB.
+            CorruptData: "length", the body is shorter or longer than wanted.
+        """
+        async with self._places:
+            while self._idle:
+                with suppress(_Stale):
+                    return await self._ask(self._idle.pop(), wanted)
+            return await self._ask(await self._connect(), wanted)
+
+    async def aclose(self) -> None:
+        """Close every connection at once; requests in flight fail with TransportError."""
+        self._idle.clear()
+        closing = [connection.aclose() for connection in self._open]
+        self._open.clear()
+        await asyncio.gather(*closing)
+
+    async def _ask(self, connection: "_Connection", wanted: Wanted) -> Answer:
+        reusable = False
+        try:
+            answer = await connection.exchange(wanted, self._patience)
+            reusable = connection.rewind()
+            return answer
+        except OSError as error:
+            raise TransportError(f"connection to {self._origin} broke: {_cause(error)}") from error
+        finally:
+            if reusable and connection in self._open:
+                self._idle.append(connection)
+            else:
+                self._open.discard(connection)
+                connection.abort()
+
+    async def _connect(self) -> "_Connection":
+        origin, limit_s = self._origin, self._patience.connect_s
+        if origin.scheme == "https" and self._tls is None:
+            self._tls = ssl.create_default_context()
+        try:
+            async with asyncio.timeout(limit_s):
+                reader, writer = await asyncio.open_connection(
+                    origin.host, origin.port, ssl=self._tls, limit=_READ_BYTES, happy_eyeballs_delay=0.25
+                )
+        except TimeoutError as error:
+            raise TransportError(
+                f"{origin} cannot be reached: no connection within {limit_s:g} s; check the address and the network"
+            ) from error
+        except OSError as error:
+            raise TransportError(
+                f"{origin} cannot be reached: {_cause(error)}; is `preread cloud` running there?"
+            ) from error
+        connection = _Connection(origin, reader, writer)
+        self._open.add(connection)
+        return connection
+
+
+class _Stale(Exception):
+    """An idle connection turned out to be closed; nothing of the answer had arrived."""
+
+
+class _Connection:
+    """One TCP or TLS connection; one request at a time."""
+
+    def __init__(self, origin: Origin, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._origin, self._reader, self._writer = origin, reader, writer
+        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEAD_BYTES)
+        self._used = False
+
+    async def exchange(self, wanted: Wanted, patience: Patience) -> Answer:
+        """Send the request, read the whole answer. Any exception leaves the connection unusable."""
+        target = self._origin.prefix + wanted.target
+        headers = [("Host", self._origin.authority), *wanted.headers]
+        head = self._http.send(h11.Request(method="GET", target=target, headers=headers))
+        self._writer.write((head or b"") + (self._http.send(h11.EndOfMessage()) or b""))
+        answer, body, heard = Answer(0, {}, b""), bytearray(), False
+        grace_until = time.monotonic() + patience.grace_s
+        while True:
+            event = self._next_event(len(body))
+            if event is h11.NEED_DATA:
+                left_s = grace_until + len(body) / patience.slowest_bytes_s - time.monotonic()
+                data = await self._read(min(patience.stall_s, left_s), len(body), retry=self._used and not heard)
+                heard = True
+                self._http.receive_data(data)
+            elif isinstance(event, h11.Response):
+                answer = Answer(event.status_code, dict(event.headers), b"")
+                if answer.status not in (200, 304):
+                    return answer
+                if answer.status == 200:
+                    _check_declared(answer, wanted)
+            elif isinstance(event, h11.Data):
+                body += event.data
+                if len(body) > wanted.most_bytes:
+                    raise CorruptData("length", f"{target} is longer than the {wanted.most_bytes} bytes it may have")
+            elif isinstance(event, h11.EndOfMessage):
+                break
+            elif isinstance(event, h11.ConnectionClosed):
+                raise TransportError(f"{self._origin} closed the connection without an answer")
+        if answer.status == 200 and len(body) < wanted.least_bytes:
+            raise CorruptData("length", f"{target} has {len(body)} bytes, expected {wanted.least_bytes}")
+        return Answer(answer.status, answer.headers, bytes(body))
+
+    def rewind(self) -> bool:
+        """Make ready for another request; False where the connection must be closed instead."""
+        done = self._http.our_state is h11.DONE and self._http.their_state is h11.DONE
+        if not done or self._http.trailing_data[0]:
+            return False
+        self._http.start_next_cycle()
+        self._used = True
+        return True
+
+    def abort(self) -> None:
+        """Close without a farewell; what is still on its way is thrown away."""
+        self._writer.transport.abort()
+
+    async def aclose(self) -> None:
+        """Close and wait until the socket is gone."""
+        self.abort()
+        with suppress(OSError):
+            await self._writer.wait_closed()
+
+    def _next_event(self, body_bytes: int) -> object:
+        try:
+            return self._http.next_event()
+        except h11.RemoteProtocolError as error:
+            if self._reader.at_eof():
+                raise TransportError(f"{self._origin} closed the connection after {body_bytes} bytes") from error
+            raise RemoteError(f"{self._origin} does not speak proper HTTP/1.1: {error}") from error
+
+    async def _read(self, limit_s: float, body_bytes: int, *, retry: bool) -> bytes:
+        """Some bytes, or none at the end of the stream. _Stale where there are none and `retry` says to try again."""
+        try:
+            async with asyncio.timeout(limit_s):
+                data = await self._reader.read(_READ_BYTES)
+        except TimeoutError as error:
+            message = f"{self._origin} stalls or is too slow: nothing more for {max(0, limit_s):.1f} s"
+            raise TransportError(f"{message} after {body_bytes} bytes of an answer") from error
+        except OSError as error:
+            if retry:
+                raise _Stale from error
+            raise
+        if retry and not data:
+            raise _Stale
+        return data
+
+
+def _check_declared(answer: Answer, wanted: Wanted) -> None:
+    """Refuse a body of the wrong length before reading it. h11 has already refused lengths that are no numbers."""
+    declared = answer.headers.get(b"content-length")
+    if declared is not None and not wanted.least_bytes <= int(declared) <= wanted.most_bytes:
+        raise CorruptData("length", f"{wanted.target} is announced with {int(declared)} bytes: not what it must have")
+
+
+def _cause(error: OSError) -> str:
+    """What went wrong, in the system's words, without the address that the message around it already has."""
+    if isinstance(error, ssl.SSLError | socket.gaierror) or not error.errno:
+        return str(error.strerror or error)
+    return os.strerror(error.errno).lower()

@@ -1,0 +1,202 @@
+"""The cloud's store: immutable objects named by their content, and the few mutable names of published contexts.
+
+A folder, a bucket or memory, through obstore, so that an address is only an address. It knows keys, atomic writes and
+which objects a manifest refers to; it must not know codecs, engines or HTTP.
+
+    segments/ab/abcd…   tokens/ab/abcd…   manifests/ab/abcd…   names/<digest of the name>.json
+
+A name's file is a catalogue of that one entry. Its key is a digest since names may have 128 letters of any script,
+which percent-encoded would be longer than file names can be. Objects are written before the name that leads to them:
+whatever is under a name is whole, and what an aborted publication leaves is found and kept by the next attempt.
+"""
+
+import logging
+from collections.abc import Awaitable
+from pathlib import Path
+from typing import Final, Literal, NoReturn, TypeVar
+
+import obstore
+from obstore.exceptions import BaseError
+from obstore.store import LocalStore, ObjectStore, from_url
+
+from preread.errors import CorruptData, RemoteError, UsageError
+from preread.values import Kind, ObjectId, ObjectRef
+from preread.wire import catalogue, manifest
+from preread.wire.catalogue import Catalogue, Entry
+from preread.wire.digest import object_id
+
+_PROBE: Final = "names/.probe"
+_ADVICE: Final = {"written": "check its free space and permissions", "read": "check that it is still there"}
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+Key = tuple[Kind, ObjectId]
+_Done = Literal["written", "read"]
+
+
+def open_store(url_or_path: str) -> "Objects":
+    """Open a store: a folder (made if absent, for its owner only), `s3://bucket/prefix`, or `memory:`.
+
+    Credentials and endpoints of buckets come from the environment, as their own tools read it (AWS_…).
+
+    Raises:
+        UsageError: it is not an address of a store, or it cannot be written.
+    """
+    if not url_or_path.strip():
+        raise UsageError("store '' cannot be written: it is no address; name a folder or s3://BUCKET/PREFIX")
+    try:
+        if "://" in url_or_path or url_or_path == "memory:":
+            backend = from_url(url_or_path)
+        else:
+            folder = Path(url_or_path).expanduser()
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            backend = LocalStore(folder)
+        obstore.put(backend, _PROBE, b"can be written")
+        obstore.delete(backend, _PROBE)
+    except (BaseError, OSError, ValueError) as error:
+        raise UsageError(
+            f"store {url_or_path} cannot be written: {_cause(error)}; choose another, or check its permissions"
+        ) from error
+    return Objects(backend, url_or_path)
+
+
+class Objects:
+    """Objects and names in one store. Publishing and removing names is for one process, one at a time.
+
+    Every method raises RemoteError where the store itself fails.
+    """
+
+    def __init__(self, backend: ObjectStore, where: str) -> None:
+        self._backend, self._where = backend, where
+
+    async def put(self, kind: Kind, data: bytes) -> ObjectRef:
+        """Store an object, whole or not at all. One that is already there is written anew: that heals a damaged one."""
+        ref = ObjectRef(kind, object_id(data), len(data))
+        await self._write(_key(kind, ref.id), data)
+        return ref
+
+    async def read(self, kind: Kind, id: ObjectId, start: int | None = None, stop: int | None = None) -> bytes | None:
+        """An object's bytes from `start` (inclusive) to `stop` (exclusive), as the store has them; None if absent.
+
+        A range must lie within the object, and not be empty.
+        """
+        key = _key(kind, id)
+        if start is None and stop is None:
+            return await self._read(key)
+        if stop is None:
+            stop = await self.size(kind, id)
+        if stop is None:
+            return None
+        try:
+            return bytes(await obstore.get_range_async(self._backend, key, start=start or 0, end=stop))
+        except FileNotFoundError:
+            return None
+        except (BaseError, OSError) as error:
+            self._fail("read", error)
+
+    async def size(self, kind: Kind, id: ObjectId) -> int | None:
+        """An object's size in bytes; None if absent."""
+        try:
+            return (await obstore.head_async(self._backend, _key(kind, id)))["size"]
+        except FileNotFoundError:
+            return None
+        except (BaseError, OSError) as error:
+            self._fail("read", error)
+
+    async def put_name(self, entry: Entry) -> None:
+        """Publish under a name, as the last step; objects that only the name's former manifest needed are removed."""
+        former = await self._entry(_name_key(entry.name))
+        await self._write(_name_key(entry.name), catalogue.dumps(Catalogue((entry,))))
+        if former is not None and former.manifest.id != entry.manifest.id:
+            await self._sweep(former)
+
+    async def names(self) -> list[Entry]:
+        """Every published context, sorted by name. A name whose file cannot be understood is left out, and logged."""
+        entries = [await self._entry(key) for key in await self._name_keys()]
+        return sorted([entry for entry in entries if entry is not None], key=lambda entry: entry.name)
+
+    async def remove_name(self, name: str) -> bool:
+        """Forget a name, and all objects that no other name needs; whether there was such a name."""
+        key = _name_key(name)
+        if await self._read(key) is None:
+            return False
+        entry = await self._entry(key)
+        await self._guard("written", obstore.delete_async(self._backend, key))
+        if entry is not None:
+            await self._sweep(entry)
+        return True
+
+    async def _sweep(self, gone: Entry) -> None:
+        """Remove what `gone` referred to and no name refers to. What cannot be understood keeps everything."""
+        keys = await self._name_keys()
+        kept = [await self._entry(key) for key in keys]
+        try:
+            doomed = await self._needs(gone)
+            for entry in kept:
+                if entry is None:
+                    raise CorruptData("name", "a name's file cannot be understood")
+                doomed -= await self._needs(entry)
+        except CorruptData as error:
+            _log.warning("store %s: objects of %r stay, since %s", self._where, gone.name, error)
+            return
+        present = [key for key in doomed if await self.size(*key) is not None]
+        if present:
+            await self._guard("written", obstore.delete_async(self._backend, [_key(*key) for key in present]))
+
+    async def _needs(self, entry: Entry) -> set[Key]:
+        """All objects that an entry leads to."""
+        data = await self.read("manifests", entry.manifest.id)
+        if data is None:
+            raise CorruptData("length", f"the manifest of {entry.name!r} is missing")
+        rungs = manifest.loads(data).rungs
+        segments: set[Key] = {("segments", cell.id) for rung in rungs for row in rung.segments for cell in row}
+        return segments | {("manifests", entry.manifest.id), ("tokens", entry.tokens.id)}
+
+    async def _name_keys(self) -> list[str]:
+        found = await self._guard("read", obstore.list(self._backend, "names").collect_async())
+        return [meta["path"] for meta in found if meta["path"].endswith(".json")]
+
+    async def _entry(self, key: str) -> Entry | None:
+        data = await self._read(key)
+        if data is None:
+            return None
+        try:
+            (entry,) = catalogue.loads(data).contexts
+        except (CorruptData, ValueError) as error:
+            _log.warning("store %s: %s is left out of the catalogue: %s", self._where, key, error)
+            return None
+        return entry
+
+    async def _read(self, key: str) -> bytes | None:
+        try:
+            return bytes(await (await obstore.get_async(self._backend, key)).bytes_async())
+        except FileNotFoundError:
+            return None
+        except (BaseError, OSError) as error:
+            self._fail("read", error)
+
+    async def _write(self, key: str, data: bytes) -> None:
+        await self._guard("written", obstore.put_async(self._backend, key, data, use_multipart=False))
+
+    async def _guard(self, done: _Done, call: Awaitable[T]) -> T:
+        try:
+            return await call
+        except (BaseError, OSError) as error:
+            self._fail(done, error)
+
+    def _fail(self, done: _Done, error: Exception) -> NoReturn:
+        raise RemoteError(f"store {self._where} cannot be {done}: {_cause(error)}; {_ADVICE[done]}") from error
+
+
+def _key(kind: Kind, id: ObjectId) -> str:
+    return f"{kind}/{id[:2]}/{id}"
+
+
+def _name_key(name: str) -> str:
+    return f"names/{object_id(name.encode())}.json"
+
+
+def _cause(error: Exception) -> str:
+    """The first line of what obstore says; the lines below are for its developers."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).partition("\n")[0].strip() or type(error).__name__

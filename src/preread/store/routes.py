@@ -1,0 +1,148 @@
+"""Read-only HTTP routes for immutable objects and the catalogue; the cloud mounts them, and an edge for its peers.
+
+It knows HTTP caching and how errors look; it must not know publishing, engines or manifests. Register `on_error` for
+PrereadError and `on_http_error` for HTTPException with the application that mounts the routes.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Final, Protocol, cast
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from preread.errors import EngineError, PrereadError, RemoteError, TransportError, UnknownContext, UsageError
+from preread.store.ranges import none_match, parse_range, range_applies
+from preread.values import Kind, ObjectId
+from preread.wire.digest import is_id, object_id
+
+SHARED: Final = "public, max-age=31536000, immutable"
+"""Cache-Control of objects that any cache may keep and hand to anybody."""
+
+PRIVATE: Final = "private, max-age=31536000, immutable"
+"""Cache-Control of objects that are for holders of an API key: a shared cache would hand them to others."""
+
+_MEDIA: Final[dict[Kind, str]] = {
+    "segments": "application/octet-stream",
+    "tokens": "application/octet-stream",
+    "manifests": "application/json",
+}
+_ANSWERS: Final[tuple[tuple[type[PrereadError], int, str], ...]] = (
+    (UnknownContext, 404, "unknown_context"),
+    (UsageError, 400, "bad_request"),
+    (TransportError, 504, "unreachable"),
+    (RemoteError, 502, "remote_error"),
+    (EngineError, 500, "engine_error"),
+    (PrereadError, 500, "internal_error"),
+)
+
+
+class ObjectSource(Protocol):
+    """What can serve objects by id. None where it does not have the object."""
+
+    async def size(self, kind: Kind, id: ObjectId) -> int | None: ...
+
+    async def read(
+        self, kind: Kind, id: ObjectId, start: int | None = None, stop: int | None = None
+    ) -> bytes | None: ...
+
+
+def object_routes(source: ObjectSource, cache_control: str = SHARED) -> list[Route]:
+    """GET and HEAD of /v1/segments/{id}, /v1/tokens/{id} and /v1/manifests/{id}."""
+    return [_object_route(source, kind, cache_control) for kind in _MEDIA]
+
+
+def catalogue_route(read: Callable[[], Awaitable[bytes]]) -> Route:
+    """GET and HEAD of /v1/catalogue; `read` gives its bytes as they are to be sent."""
+
+    async def answer(request: Request) -> Response:
+        body = await read()
+        etag = f'"{object_id(body)}"'
+        headers = {"ETag": etag, "Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
+        if not none_match(request.headers.get("if-none-match"), etag):
+            return Response(status_code=304, headers=headers)
+        return Response(body, headers=headers, media_type="application/json")
+
+    return Route("/v1/catalogue", answer, methods=["GET"])
+
+
+def error_body(status: int, message: str, code: str) -> dict[str, dict[str, str]]:
+    """An error as the clients of OpenAI's API expect it."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return {"error": {"message": message, "type": kind, "code": code}}
+
+
+def error_response(status: int, message: str, code: str, headers: dict[str, str] | None = None) -> Response:
+    """`error_body` as an answer that no cache keeps."""
+    always = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+    return JSONResponse(error_body(status, message, code), status, headers={**always, **(headers or {})})
+
+
+def status_and_code(error: PrereadError) -> tuple[int, str]:
+    """The HTTP status that says whose fault `error` is, and its code."""
+    return next((status, code) for kind, status, code in _ANSWERS if isinstance(error, kind))
+
+
+async def on_error(request: Request, error: Exception) -> Response:
+    """Exception handler for PrereadError."""
+    status, code = status_and_code(cast(PrereadError, error))
+    return error_response(status, str(error), code)
+
+
+async def on_http_error(request: Request, error: Exception) -> Response:
+    """Exception handler for HTTPException: unknown paths and methods."""
+    refusal = cast(HTTPException, error)
+    message = f"{request.method} {request.url.path}: {refusal.detail}"
+    code = refusal.detail.lower().replace(" ", "_")
+    return error_response(refusal.status_code, message, code, dict(refusal.headers or {}))
+
+
+def _object_route(source: ObjectSource, kind: Kind, cache_control: str) -> Route:
+    async def answer(request: Request) -> Response:
+        id = request.path_params["id"]
+        if not is_id(id):
+            return error_response(400, f"an id is 64 lower-case hex digits, not {id[:80]!r}", "bad_id")
+        etag = f'"{id}"'
+        headers = {
+            "ETag": etag,
+            "Cache-Control": cache_control,
+            "Accept-Ranges": "bytes",
+            "X-Content-Type-Options": "nosniff",
+        }
+        return await _answer_object(request, source, kind, ObjectId(id), headers)
+
+    return Route(f"/v1/{kind}/{{id}}", answer, methods=["GET"])
+
+
+async def _answer_object(
+    request: Request, source: ObjectSource, kind: Kind, id: ObjectId, headers: dict[str, str]
+) -> Response:
+    """One read, one answer: segments have 50 to 500 KB, which is less than streaming machinery would cost."""
+    asked, media, etag = request.headers, _MEDIA[kind], headers["ETag"]
+    if request.method == "GET" and "range" not in asked and "if-none-match" not in asked:
+        data = await source.read(kind, id)
+        return _absent(kind, id) if data is None else Response(data, headers=headers, media_type=media)
+    size_bytes = await source.size(kind, id)
+    if size_bytes is None:
+        return _absent(kind, id)
+    if not none_match(asked.get("if-none-match"), etag):
+        return Response(status_code=304, headers=headers)
+    if request.method == "HEAD":
+        return Response(headers={**headers, "Content-Length": str(size_bytes)}, media_type=media)
+    span = parse_range(asked.get("range"), size_bytes) if range_applies(asked.get("if-range"), etag) else None
+    if span is None:
+        data = await source.read(kind, id)
+        return _absent(kind, id) if data is None else Response(data, headers=headers, media_type=media)
+    if len(span) == 0:
+        message = f"object has {size_bytes} bytes, none of them is in {asked['range'][:80]!r}"
+        return error_response(416, message, "range_not_satisfiable", {"Content-Range": f"bytes */{size_bytes}"})
+    data = await source.read(kind, id, span.start, span.stop)
+    if data is None:
+        return _absent(kind, id)
+    part = {**headers, "Content-Range": f"bytes {span.start}-{span.stop - 1}/{size_bytes}"}
+    return Response(data, 206, headers=part, media_type=media)
+
+
+def _absent(kind: Kind, id: ObjectId) -> Response:
+    return error_response(404, f"{kind}/{id} is not here: it was removed, or never published here", "not_found")

@@ -1,0 +1,132 @@
+"""A cloud without a model: it publishes random KV through the real formats and codecs, and serves it over real HTTP."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import uvicorn
+from starlette.types import ASGIApp
+
+from preread.codec.ladder import codec
+from preread.errors import UsageError
+from preread.store.objects import Objects
+from preread.values import ContextId, Fingerprint, Form, Geometry, KVBlock, ObjectRef, Span
+from preread.wire import manifest as manifests
+from preread.wire import segment, tokens
+from preread.wire.catalogue import Entry
+from preread.wire.digest import context_id
+from preread.wire.fields import SizedId
+
+FINGERPRINT = Fingerprint("f" * 64)
+GEOMETRY = Geometry(layers=2, kv_heads=1, head_dim=8)
+MODEL = "random"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a publication, as the cloud's app wants it."""
+
+    entry: Entry
+    rung_bytes: dict[str, int]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class RandomPublisher:
+    """Stands where the model's publisher stands. Every letter is a token; KV follows from the tokens alone."""
+
+    store: Objects
+    rungs: tuple[str, ...] = ("lossless", "q4")
+    chunk_tokens: int = 8
+    window_tokens: int = 4096
+
+    async def __call__(
+        self,
+        name: str,
+        text: str | None,
+        tokens: list[int] | None,
+        form: str,
+        progress: Callable[[str, int, int], None],
+    ) -> Outcome:
+        ids = np.array(tokens if tokens is not None else [ord(letter) for letter in text or ""], np.int32)
+        if len(ids) > self.window_tokens:
+            over = len(ids) - self.window_tokens
+            raise UsageError(f"document has {len(ids)} tokens: {over} more than the window of {self.window_tokens}")
+        progress("prefill", len(ids), len(ids))
+        context = context_id(FINGERPRINT, ids)
+        chunks = [Span(a, min(a + self.chunk_tokens, len(ids))) for a in range(0, len(ids), self.chunk_tokens)]
+        groups = [Span(layer, layer + 1) for layer in range(GEOMETRY.layers)]
+        rungs = []
+        for rung in self.rungs:
+            blocks = [[_block(ids, chunk, group) for group in groups] for chunk in chunks]
+            frames = [[_frame(context, rung, block) for block in row] for row in blocks]
+            cells = [tuple([_sized(await self.store.put("segments", frame)) for frame in row]) for row in frames]
+            rungs.append(manifests.Rung(rung, codec(rung).version, tuple(cells)))
+        progress("encode", len(chunks), len(chunks))
+        entry = await self._put_entry(name, "chat" if form == "chat" else "text", ids, chunks, groups, tuple(rungs))
+        sizes = {rung.name: sum(cell.size_bytes for row in rung.segments for cell in row) for rung in rungs}
+        return Outcome(entry, sizes, 0.0)
+
+    async def _put_entry(
+        self,
+        name: str,
+        form: Form,
+        ids: npt.NDArray[np.int32],
+        chunks: list[Span],
+        groups: list[Span],
+        rungs: tuple[manifests.Rung, ...],
+    ) -> Entry:
+        packed = _sized(await self.store.put("tokens", tokens.pack(ids)))
+        manifest = manifests.Manifest(
+            context=context_id(FINGERPRINT, ids),
+            form=form,
+            model=manifests.Model(MODEL, FINGERPRINT, GEOMETRY),
+            tokens=manifests.Tokens(len(ids), packed.id, packed.size_bytes),
+            chunks=manifests.pairs(chunks),
+            groups=manifests.pairs(groups),
+            rungs=rungs,
+            origin=manifests.Origin("random", "preread test", 1),
+        )
+        stored = _sized(await self.store.put("manifests", manifests.dumps(manifest)))
+        entry = Entry(name, manifest.context, form, FINGERPRINT, FINGERPRINT, MODEL, len(ids), stored, packed)
+        await self.store.put_name(entry)
+        return entry
+
+
+@contextmanager
+def serving(app: ASGIApp) -> Iterator[str]:
+    """Serve `app` from a thread of its own on a free port of 127.0.0.1; gives its URL."""
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
+    thread.start()
+    while not server.started:
+        if not thread.is_alive():
+            raise RuntimeError("the server did not start")
+        time.sleep(0.005)  # uvicorn has no event for this
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def _block(ids: npt.NDArray[np.int32], chunk: Span, group: Span) -> KVBlock:
+    source = np.random.default_rng([group.start, *ids[: chunk.stop].tolist()])
+    shape = (len(group), GEOMETRY.kv_heads, len(chunk), GEOMETRY.head_dim)
+    k, v = (source.normal(size=shape).astype(np.float16) for _ in "kv")
+    return KVBlock(chunk, group, k, v)
+
+
+def _frame(context: ContextId, rung: str, block: KVBlock) -> bytes:
+    header = segment.SegmentHeader(context, rung, block.tokens, block.layers, GEOMETRY.kv_heads, GEOMETRY.head_dim)
+    return segment.pack(header, codec(rung).encode(block))
+
+
+def _sized(ref: ObjectRef) -> SizedId:
+    return SizedId(ref.id, ref.size_bytes)

@@ -1,0 +1,79 @@
+"""The values that every layer speaks: frozen, without behaviour beyond arithmetic on themselves.
+
+Spans are half-open, `start` inclusive and `stop` exclusive. Arrays of KV are always in the canonical layout
+`(layers, kv_heads, tokens, head_dim)`, float16, K as llama.cpp caches it (that is: after RoPE).
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NewType
+
+import numpy as np
+import numpy.typing as npt
+
+ObjectId = NewType("ObjectId", str)
+"""64 lower-case hex digits: the BLAKE3 digest of an immutable object's bytes, which is also its name."""
+
+ContextId = NewType("ContextId", str)
+"""64 lower-case hex digits: the digest of a model fingerprint and token ids, and of nothing else."""
+
+Fingerprint = NewType("Fingerprint", str)
+"""64 lower-case hex digits: the digest of everything that changes what KV rows mean."""
+
+Form = Literal["chat", "text"]
+"""How a context continues: `chat` is a rendered system prompt that chat messages follow, `text` a bare prefix."""
+
+Kind = Literal["segments", "tokens", "manifests"]
+"""The kinds of immutable objects that a store keeps, each under a folder and a route of this name."""
+
+Half = npt.NDArray[np.float16]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Half-open range of tokens or layers: `start <= i < stop`."""
+
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Shape of one model's KV cache. K and V have the same shape; models where they differ are refused."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+
+    @property
+    def values_per_token(self) -> int:
+        """K and V values that one token adds to the cache, over all layers."""
+        return 2 * self.layers * self.kv_heads * self.head_dim
+
+
+@dataclass(frozen=True, slots=True)
+class KVBlock:
+    """K and V of some tokens in some layers.
+
+    Attributes:
+        tokens: positions in the context.
+        layers: layers of the model.
+        k: float16 array of shape (layers, kv_heads, tokens, head_dim).
+        v: the same shape.
+    """
+
+    tokens: Span
+    layers: Span
+    k: Half
+    v: Half
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectRef:
+    """An immutable object that can be asked for: what it is, its name, and its exact size."""
+
+    kind: Kind
+    id: ObjectId
+    size_bytes: int

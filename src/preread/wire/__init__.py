@@ -1,0 +1,1 @@
+"""Bytes of foreign origin to values and back: ids, tokens, segments, manifests, catalogues. Pure."""

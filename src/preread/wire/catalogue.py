@@ -1,0 +1,101 @@
+"""The published contexts of one cloud by name. Canonical JSON; the only mutable document there is."""
+
+import unicodedata
+from typing import Annotated, Final, Literal
+
+import msgspec
+
+from preread.errors import CorruptData, UsageError
+from preread.values import Form, ObjectRef
+from preread.wire import canonical, tokens
+from preread.wire.fields import (
+    MAX_CATALOGUE_BYTES,
+    MAX_MANIFEST_BYTES,
+    ContextIdField,
+    FingerprintField,
+    Line,
+    Record,
+    SizedId,
+    TokenCount,
+)
+
+FORMAT: Final = "preread-catalogue"
+VERSION: Final = 1
+
+_UNNAMEABLE = {"Cc", "Cs", "Zl", "Zp"}
+
+
+class Entry(Record, frozen=True):
+    """One published context: the name people ask for, and what to fetch first.
+
+    `vocabulary` is a digest of the tokenizer: where it is the same but `fingerprint` is not, the token ids still mean
+    the same text, so the context can be computed though not streamed.
+    """
+
+    name: str
+    context: ContextIdField
+    form: Form
+    fingerprint: FingerprintField
+    vocabulary: FingerprintField
+    model: Line
+    token_count: TokenCount
+    manifest: SizedId
+    tokens: SizedId
+
+
+class Catalogue(Record, frozen=True):
+    """All published contexts; names are unique."""
+
+    contexts: Annotated[tuple[Entry, ...], msgspec.Meta(max_length=2**16)] = ()
+    format: Literal["preread-catalogue"] = FORMAT
+    version: Literal[1] = VERSION
+
+
+def dumps(catalogue: Catalogue) -> bytes:
+    """Write a catalogue that `loads` accepts.
+
+    Raises:
+        UsageError: it would not.
+    """
+    data = canonical.dumps(catalogue)
+    try:
+        loads(data)
+    except CorruptData as error:
+        raise UsageError(f"catalogue cannot be published: {error}") from error
+    return data
+
+
+def loads(data: bytes) -> Catalogue:
+    """Read a catalogue.
+
+    Raises:
+        CorruptData: "format", "version", "json", "schema", "length" (an object's size is out of bounds), "name" (not
+            a name, or two entries of one name).
+    """
+    canonical.check_stamp(data, FORMAT, VERSION, MAX_CATALOGUE_BYTES)
+    catalogue = canonical.loads(data, Catalogue, MAX_CATALOGUE_BYTES)
+    names = [entry.name for entry in catalogue.contexts]
+    if len(set(names)) != len(names) or not all(map(valid_name, names)):
+        raise CorruptData("name", "catalogue holds a name twice, or a text that cannot be a name")
+    for entry in catalogue.contexts:
+        fits = entry.tokens.size_bytes <= tokens.bound_bytes(entry.token_count)
+        if not fits or entry.manifest.size_bytes > MAX_MANIFEST_BYTES:
+            raise CorruptData("length", f"catalogue states an impossible size for {entry.name!r}")
+    return catalogue
+
+
+def valid_name(name: str) -> bool:
+    """Whether `name` can name a context: 1 to 128 characters, no control characters, no "/", not "." or ".."."""
+    if not 1 <= len(name) <= 128 or "/" in name or name in {".", ".."}:
+        return False
+    return not any(unicodedata.category(letter) in _UNNAMEABLE for letter in name)
+
+
+def manifest_ref(entry: Entry) -> ObjectRef:
+    """The manifest to ask for."""
+    return ObjectRef("manifests", entry.manifest.id, entry.manifest.size_bytes)
+
+
+def tokens_ref(entry: Entry) -> ObjectRef:
+    """The token object to ask for."""
+    return ObjectRef("tokens", entry.tokens.id, entry.tokens.size_bytes)

@@ -1,0 +1,210 @@
+"""What a context is made of: model, tokens, chunks, layer groups, and the segments of every rung. Canonical JSON.
+
+A manifest that `loads` returns is sound: every id is an id, chunks and groups cover the context without gaps, every
+segment has a place and a size within its bound. It must not know codecs, stores or engines.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Annotated, Final, Literal
+
+import msgspec
+
+from preread.errors import CorruptData, UsageError
+from preread.values import Form, Geometry, ObjectRef, Span
+from preread.wire import canonical, segment, tokens
+from preread.wire.fields import (
+    MAX_MANIFEST_BYTES,
+    ContextIdField,
+    FingerprintField,
+    Line,
+    ObjectIdField,
+    Record,
+    SizedId,
+    TokenCount,
+)
+
+FORMAT: Final = "preread-manifest"
+VERSION: Final = 1
+
+Pair = tuple[Annotated[int, msgspec.Meta(ge=0)], Annotated[int, msgspec.Meta(ge=1)]]
+"""A span on the wire: [start, stop], half-open."""
+
+
+class Model(Record, frozen=True):
+    """The model whose KV this is. `fingerprint` covers all that changes what KV rows mean; `name` is for people."""
+
+    name: Line
+    fingerprint: FingerprintField
+    geometry: Geometry
+    dtype: Literal["f16"] = "f16"
+
+
+class Tokens(Record, frozen=True, rename={"size_bytes": "bytes"}):
+    """The token object: number of tokens, and the object's name and exact size."""
+
+    count: TokenCount
+    id: ObjectIdField
+    size_bytes: Annotated[int, msgspec.Meta(ge=1)]
+
+
+class Rung(Record, frozen=True):
+    """One step of the quality ladder.
+
+    Attributes:
+        name: 1 to 16 characters of a-z, 0-9, `.` and `-`.
+        codec: codec chain and its version, for example "q4/1".
+        segments: one object for each [chunk][group].
+        profile: object that the codec needs for decoding, if any.
+    """
+
+    name: Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9.-]{1,16}\Z")]
+    codec: Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9./+-]{1,64}\Z")]
+    segments: tuple[tuple[SizedId, ...], ...]
+    profile: ObjectIdField | None = None
+
+
+class Origin(Record, frozen=True):
+    """How the KV was made; for people and for reproduction, nothing is decided by it."""
+
+    engine: Line
+    software: Line
+    batch_tokens: Annotated[int, msgspec.Meta(ge=1, le=2**24)]
+    mode: Literal["exact"] = "exact"
+
+
+class Manifest(Record, frozen=True):
+    """What a context is made of. `rungs` come best quality first; `chunks` cover tokens and `groups` cover layers."""
+
+    context: ContextIdField
+    form: Form
+    model: Model
+    tokens: Tokens
+    chunks: tuple[Pair, ...]
+    groups: tuple[Pair, ...]
+    rungs: tuple[Rung, ...]
+    origin: Origin
+    format: Literal["preread-manifest"] = FORMAT
+    version: Literal[1] = VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentPlace:
+    """One segment of a rung, and where it belongs: `chunk` and `group` are indices into the manifest's lists."""
+
+    ref: ObjectRef
+    tokens: Span
+    layers: Span
+    chunk: int
+    group: int
+
+
+def dumps(manifest: Manifest) -> bytes:
+    """Write a manifest that `loads` accepts.
+
+    Raises:
+        UsageError: it would not.
+    """
+    data = canonical.dumps(manifest)
+    try:
+        loads(data)
+    except CorruptData as error:
+        raise UsageError(f"manifest cannot be published: {error}") from error
+    return data
+
+
+def loads(data: bytes) -> Manifest:
+    """Read a manifest and check everything that can be checked without its objects.
+
+    Raises:
+        CorruptData: "format", "version", "json", "schema", "length" (an object's size is out of bounds), "shape"
+            (geometry, chunks, groups, or a rung that does not fit them), "rung" (two of one name, or none).
+    """
+    canonical.check_stamp(data, FORMAT, VERSION, MAX_MANIFEST_BYTES)
+    manifest = canonical.loads(data, Manifest, MAX_MANIFEST_BYTES)
+    _check_geometry(manifest.model.geometry)
+    _check_cover("chunks", manifest.chunks, manifest.tokens.count)
+    _check_cover("groups", manifest.groups, manifest.model.geometry.layers)
+    if manifest.tokens.size_bytes > tokens.bound_bytes(manifest.tokens.count):
+        raise CorruptData("length", f"manifest states {manifest.tokens.size_bytes} bytes for its token object")
+    names = [rung.name for rung in manifest.rungs]
+    if not names or len(set(names)) != len(names):
+        raise CorruptData("rung", "manifest has no rung, or two of one name")
+    for rung in manifest.rungs:
+        _check_rung(manifest, rung)
+    return manifest
+
+
+def segment_bound_bytes(geometry: Geometry, chunk: Span, group: Span) -> int:
+    """Largest size of a segment that anybody has reason to write: header, 9/8 of the raw fp16 K and V, and 4096."""
+    raw_bytes = 2 * 2 * len(chunk) * len(group) * geometry.kv_heads * geometry.head_dim
+    return segment.HEADER.size + raw_bytes + raw_bytes // 8 + 4096
+
+
+def rung_named(manifest: Manifest, name: str) -> Rung:
+    """The rung of this name.
+
+    Raises:
+        UsageError: the manifest lacks it.
+    """
+    for rung in manifest.rungs:
+        if rung.name == name:
+            return rung
+    known = ", ".join(rung.name for rung in manifest.rungs)
+    raise UsageError(f"context {manifest.context[:12]} has no rung {name!r}; it has: {known}")
+
+
+def places(manifest: Manifest, rung_name: str) -> list[SegmentPlace]:
+    """Segments of a rung in layer order: all chunks of group 0, then all chunks of group 1, and so on.
+
+    Raises:
+        UsageError: the manifest lacks the rung.
+    """
+    segments = rung_named(manifest, rung_name).segments
+    return [
+        SegmentPlace(ObjectRef("segments", cell.id, cell.size_bytes), Span(*chunk), Span(*group), c, g)
+        for g, group in enumerate(manifest.groups)
+        for c, chunk in enumerate(manifest.chunks)
+        for cell in (segments[c][g],)
+    ]
+
+
+def header(manifest: Manifest, rung_name: str, place: SegmentPlace) -> segment.SegmentHeader:
+    """The header that the segment at `place` must have."""
+    shape = manifest.model.geometry
+    return segment.SegmentHeader(
+        manifest.context, rung_name, place.tokens, place.layers, shape.kv_heads, shape.head_dim
+    )
+
+
+def tokens_ref(manifest: Manifest) -> ObjectRef:
+    """The token object to ask for."""
+    return ObjectRef("tokens", manifest.tokens.id, manifest.tokens.size_bytes)
+
+
+def pairs(spans: Iterable[Span]) -> tuple[Pair, ...]:
+    """Spans as a manifest writes them."""
+    return tuple((span.start, span.stop) for span in spans)
+
+
+def _check_geometry(shape: Geometry) -> None:
+    if not (1 <= shape.layers <= 1024 and 1 <= shape.kv_heads <= 1024 and 1 <= shape.head_dim <= 4096):
+        raise CorruptData("shape", f"manifest has an impossible geometry: {shape}")
+
+
+def _check_cover(what: str, spans: tuple[Pair, ...], count: int) -> None:
+    joined = all(left[1] == right[0] for left, right in pairwise(spans))
+    full = all(start < stop for start, stop in spans)
+    if not (spans and joined and full and spans[0][0] == 0 and spans[-1][1] == count):
+        raise CorruptData("shape", f"manifest's {what} do not cover 0 to {count} one after the other")
+
+
+def _check_rung(manifest: Manifest, rung: Rung) -> None:
+    if len(rung.segments) != len(manifest.chunks) or any(len(row) != len(manifest.groups) for row in rung.segments):
+        raise CorruptData("shape", f"rung {rung.name} does not have one segment for each chunk and group")
+    for chunk, row in zip(manifest.chunks, rung.segments, strict=True):
+        for group, cell in zip(manifest.groups, row, strict=True):
+            bound = segment_bound_bytes(manifest.model.geometry, Span(*chunk), Span(*group))
+            if not segment.HEADER.size < cell.size_bytes <= bound:
+                raise CorruptData("length", f"rung {rung.name} has a segment of {cell.size_bytes} bytes, bound {bound}")

@@ -1,0 +1,292 @@
+"""The cloud over real HTTP: publishing, events, removal, keys, limits."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from preread.cloud import app as app_module
+from preread.cloud.app import create_app
+from preread.errors import EngineError, UnknownContext
+from preread.store.egress import CloudLink
+from preread.store.objects import Objects, open_store
+from preread.testing.cloud import Outcome, RandomPublisher, serving
+from preread.wire import catalogue, manifest
+
+TEXT = "A long shared context."
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Objects:
+    return open_store(str(tmp_path / "store"))
+
+
+@pytest.fixture
+def url(store: Objects) -> Iterator[str]:
+    with serving(create_app(store, RandomPublisher(store))) as url:
+        yield url
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[httpx2.Client]:
+    with httpx2.Client(base_url=url, trust_env=False) as client:
+        yield client
+
+
+def events_of(answer: httpx2.Response) -> list[dict[str, object]]:
+    assert answer.headers["content-type"] == "application/x-ndjson"
+    return [json.loads(line) for line in answer.content.splitlines()]
+
+
+def names_at(client: httpx2.Client) -> list[str]:
+    return [entry.name for entry in catalogue.loads(client.get("/v1/catalogue").content).contexts]
+
+
+def test_published_context_can_be_read_back_through_the_link(client: httpx2.Client, url: str) -> None:
+    *progress, last = events_of(client.post("/v1/contexts", json={"name": "manual", "text": TEXT}))
+    assert [event["stage"] for event in progress] == ["prefill", "encode"]
+    assert all(event["event"] == "progress" and event["done"] == event["total"] for event in progress)
+    assert last["event"] == "published" and set(last) == {"event", "entry", "bytes", "seconds"}
+
+    async def read_back() -> None:
+        async with CloudLink(url) as link:
+            found = await link.catalogue()
+            assert found is not None and await link.catalogue(found[1]) is None
+            (entry,) = catalogue.loads(found[0]).contexts
+            assert entry.name == "manual" and entry.token_count == len(TEXT)
+            document = manifest.loads(await link.get(catalogue.manifest_ref(entry)))
+            await link.get(catalogue.tokens_ref(entry))
+            sizes = {}
+            for rung in document.rungs:
+                frames = [await link.get(place.ref) for place in manifest.places(document, rung.name)]
+                sizes[rung.name] = sum(map(len, frames))
+            assert sizes == last["bytes"]
+
+    asyncio.run(read_back())
+
+
+def test_tokens_instead_of_text(client: httpx2.Client) -> None:
+    last = events_of(client.post("/v1/contexts", json={"name": "ids", "tokens": [1, 2, 3], "form": "chat"}))[-1]
+    assert last["entry"]["token_count"] == 3 and last["entry"]["form"] == "chat"  # type: ignore[index]
+
+
+def test_catalogue_follows_publication_and_removal(client: httpx2.Client) -> None:
+    assert names_at(client) == []
+    for name in ("b", "a", "ü b?"):
+        client.post("/v1/contexts", json={"name": name, "text": TEXT + name})
+    assert names_at(client) == ["a", "b", "ü b?"]
+    answer = client.delete("/v1/contexts/ü b%3F")
+    assert (answer.status_code, answer.json()) == (200, {"removed": "ü b?"})
+    assert names_at(client) == ["a", "b"]
+
+
+def test_removing_an_unknown_context(client: httpx2.Client) -> None:
+    client.post("/v1/contexts", json={"name": "manual", "text": TEXT})
+    answer = client.delete("/v1/contexts/manuel")
+    assert answer.status_code == 404
+    error = answer.json()["error"]
+    assert error["code"] == "unknown_context" and error["message"] == str(UnknownContext("manuel", ("manual",)))
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"name": "", "text": "x"}, "cannot name"),
+        ({"name": "a/b", "text": "x"}, "cannot name"),
+        ({"name": "n" * 129, "text": "x"}, "cannot name"),
+        ({"name": "a\nb", "text": "x"}, "cannot name"),
+        ({"name": "a", "text": ""}, "empty"),
+        ({"name": "a", "tokens": []}, "empty"),
+        ({"name": "a"}, "either"),
+        ({"name": "a", "text": "x", "tokens": [1]}, "either"),
+        ({"name": "a", "text": 5}, "$.text"),
+        ({"name": "a", "tokens": [1, -1]}, "$.tokens["),
+        ({"name": "a", "tokens": [2**31]}, "$.tokens["),
+        ({"name": "a", "tokens": [1.5]}, "$.tokens["),
+        ({"name": "a", "text": "x", "form": "poem"}, "$.form"),
+        ({"name": "a", "text": "x", "rungs": []}, "rungs"),
+        ({"name": "a", "text": "x" * 4100}, "4 more than the window of 4096"),
+        ([1], "object"),
+    ],
+)
+def test_what_cannot_be_published_is_refused_before_work_starts(
+    client: httpx2.Client, body: object, words: str
+) -> None:
+    answer = client.post("/v1/contexts", json=body)
+    assert answer.status_code == 400 and answer.headers["content-type"] == "application/json"
+    assert words in answer.json()["error"]["message"]
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+    assert names_at(client) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[" * 100_000, b'{"name": "a", "text": "\\ud800"}'])
+def test_what_is_no_json_is_refused(client: httpx2.Client, content: bytes) -> None:
+    answer = client.post("/v1/contexts", content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400
+
+
+def test_content_types_that_web_pages_may_send_unasked_are_refused(client: httpx2.Client) -> None:
+    body = json.dumps({"name": "a", "text": "x"}).encode()
+    for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
+        answer = client.post("/v1/contexts", content=body, headers={"Content-Type": kind})
+        assert answer.status_code == 415 and "application/json" in answer.json()["error"]["message"]
+    assert names_at(client) == []
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_body_has_a_limit(client: httpx2.Client, monkeypatch: pytest.MonkeyPatch, chunked: bool) -> None:
+    monkeypatch.setattr(app_module, "MAX_BODY_BYTES", 1000)
+    body = json.dumps({"name": "a", "text": "x" * 1000}).encode()
+    headers = {"Content-Type": "application/json"}
+    answer = client.post("/v1/contexts", content=iter([body]) if chunked else body, headers=headers)
+    assert answer.status_code == 413 and "at most 1000 bytes" in answer.json()["error"]["message"]
+
+
+def test_health(client: httpx2.Client) -> None:
+    assert client.get("/health").json() == {"status": "ok"}
+
+
+@dataclass
+class Scripted:
+    """Publishes like RandomPublisher once it is let go; says when it starts and whether it was cancelled."""
+
+    store: Objects
+    failure: Exception | None = None
+    started: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    go_on: threading.Event = field(default_factory=threading.Event)
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    inside: int = 0
+    most: int = 0
+
+    async def __call__(
+        self,
+        name: str,
+        text: str | None,
+        tokens: list[int] | None,
+        form: str,
+        progress: Callable[[str, int, int], None],
+    ) -> Outcome:
+        self.inside, self.most = self.inside + 1, max(self.most, self.inside + 1)
+        try:
+            await asyncio.to_thread(progress, "prefill", 0, 1)
+            self.started.release()
+            while not self.go_on.is_set():
+                await asyncio.sleep(0.001)
+            if self.failure is not None:
+                raise self.failure
+            return await RandomPublisher(self.store)(name, text, tokens, form, progress)
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+        finally:
+            self.inside -= 1
+
+
+def publish_in_thread(url: str, name: str) -> tuple[threading.Thread, list[httpx2.Response]]:
+    answers: list[httpx2.Response] = []
+
+    def work() -> None:
+        answers.append(httpx2.post(f"{url}/v1/contexts", json={"name": name, "text": TEXT + name}, trust_env=False))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread, answers
+
+
+def test_one_publication_at_a_time_while_others_read(store: Objects) -> None:
+    publisher = Scripted(store)
+    with serving(create_app(store, publisher)) as url:
+        ref = asyncio.run(store.put("segments", b"already here"))
+        threads = [publish_in_thread(url, name) for name in ("one", "two")]
+        assert publisher.started.acquire(timeout=10)
+        assert httpx2.get(f"{url}/v1/segments/{ref.id}", trust_env=False).content == b"already here"
+        assert httpx2.get(f"{url}/v1/catalogue", trust_env=False).status_code == 200
+        publisher.go_on.set()
+        for thread, answers in threads:
+            thread.join(timeout=10)
+            assert events_of(answers[0])[-1]["event"] == "published"
+        assert publisher.most == 1
+        found = catalogue.loads(httpx2.get(f"{url}/v1/catalogue", trust_env=False).content)
+        assert [entry.name for entry in found.contexts] == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "words"),
+    [
+        (EngineError("the model is tired"), "engine_error", "the model is tired"),
+        (ZeroDivisionError("secret detail"), "internal_error", "look at the cloud's log"),
+    ],
+)
+def test_failure_after_work_began_is_the_last_event(store: Objects, failure: Exception, code: str, words: str) -> None:
+    publisher = Scripted(store, failure)
+    publisher.go_on.set()
+    with serving(create_app(store, publisher)) as url:
+        answer = httpx2.post(f"{url}/v1/contexts", json={"name": "a", "text": TEXT}, trust_env=False)
+        first, last = events_of(answer)
+        assert first["event"] == "progress" and last["event"] == "error"
+        error = last["error"]
+        assert isinstance(error, dict) and set(error) == {"message", "type", "code"}
+        assert error["code"] == code and words in error["message"] and "secret" not in error["message"]
+        publisher.failure = None
+        again = httpx2.post(f"{url}/v1/contexts", json={"name": "a", "text": TEXT}, trust_env=False)
+        assert events_of(again)[-1]["event"] == "published"
+
+
+def test_publisher_that_goes_away_cancels_the_work(store: Objects) -> None:
+    publisher = Scripted(store)
+    with serving(create_app(store, publisher)) as url:
+        body = {"name": "a", "text": TEXT}
+        with httpx2.stream("POST", f"{url}/v1/contexts", json=body, trust_env=False) as answer:
+            next(answer.iter_lines())
+        assert publisher.cancelled.wait(timeout=10)
+        publisher.go_on.set()
+        again = httpx2.post(f"{url}/v1/contexts", json=body, trust_env=False)
+        assert events_of(again)[-1]["event"] == "published"
+
+
+KEYED = [
+    ("GET", "/v1/catalogue"),
+    ("GET", "/v1/segments/" + "a" * 64),
+    ("POST", "/v1/contexts"),
+    ("DELETE", "/v1/contexts/a"),
+    ("GET", "/nowhere"),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), KEYED)
+@pytest.mark.parametrize("header", [None, "Bearer wrong", "Bearer ", "Basic right", "right", "bearer-right"])
+def test_api_key_is_needed_for_everything_but_health(
+    store: Objects, method: str, path: str, header: str | None
+) -> None:
+    app = create_app(store, RandomPublisher(store), api_keys=frozenset({"right", "another"}))
+
+    async def main() -> None:
+        transport = httpx2.ASGITransport(app)
+        headers = {} if header is None else {"Authorization": header}
+        async with httpx2.AsyncClient(transport=transport, base_url="http://cloud", headers=headers) as client:
+            answer = await client.request(method, path)
+            assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer"
+            assert answer.json()["error"]["code"] == "invalid_api_key"
+            assert (await client.get("/health")).status_code == 200
+            good = await client.request(method, path, headers={"Authorization": "Bearer another"})
+            assert good.status_code != 401
+
+    asyncio.run(main())
+
+
+def test_objects_behind_a_key_are_not_for_shared_caches(store: Objects) -> None:
+    ref = asyncio.run(store.put("segments", b"for key holders"))
+
+    async def ask(keys: frozenset[str]) -> str:
+        transport = httpx2.ASGITransport(create_app(store, RandomPublisher(store), api_keys=keys))
+        async with httpx2.AsyncClient(transport=transport, base_url="http://cloud") as client:
+            answer = await client.get(f"/v1/segments/{ref.id}", headers={"Authorization": "Bearer k"})
+            return str(answer.headers["cache-control"])
+
+    assert asyncio.run(ask(frozenset({"k"}))).startswith("private")
+    assert asyncio.run(ask(frozenset())).startswith("public")
