@@ -6,7 +6,7 @@ from preread.values import ContextId, KVBlock
 
 
 class Shelf:
-    """Least recently used goes first when there is no room. A context taken down is not on the shelf: its KV exists once."""
+    """Least recently used goes first when there is no room. A context taken down leaves it: its KV exists once."""
 
     def __init__(self, room_bytes: int) -> None:
         self._room_bytes, self._used_bytes = room_bytes, 0
