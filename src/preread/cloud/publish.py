@@ -19,6 +19,7 @@ from preread.codec.base import Codec
 from preread.codec.ladder import codec
 from preread.engine.llamacpp import BATCH_TOKENS, LlamaCpp
 from preread.engine.model import engine_version
+from preread.engine.worker import Worker
 from preread.errors import UsageError
 from preread.store.objects import Objects
 from preread.values import ContextId, Form, KVBlock, ObjectRef, Span
@@ -71,6 +72,7 @@ def read_document(engine: LlamaCpp, text: str | None, tokens: Tokens | None, for
 async def publish(
     store: Objects,
     engine: LlamaCpp,
+    worker: Worker,
     name: str,
     tokens: Tokens,
     form: Form,
@@ -89,11 +91,12 @@ async def publish(
     _check(engine, name, len(tokens))
     context = context_id(engine.spec.fingerprint, tokens)
     chunks, groups = _spans(len(tokens), CHUNK_TOKENS), _spans(engine.spec.geometry.layers, GROUP_LAYERS)
-    await asyncio.to_thread(engine.prefill, tokens, lambda done: progress("prefill", done, len(tokens)))
+    prefill = partial(engine.prefill, tokens, lambda done: progress("prefill", done, len(tokens)))
+    await worker.run(prefill, engine.cancel)
     rows: dict[str, list[tuple[SizedId, ...]]] = {step.rung: [] for step in codecs}
     with ThreadPoolExecutor() as pool:
         for chunk in chunks:
-            blocks = [await asyncio.to_thread(engine.export, chunk, group) for group in groups]
+            blocks = [await worker.run(partial(engine.export, chunk, group)) for group in groups]
             for step in codecs:
                 encode = partial(_frame, context, step)
                 frames = await asyncio.gather(*[_on(pool, encode, block) for block in blocks])
@@ -124,6 +127,11 @@ async def publish(
     await store.put_name(entry)
     sizes = {rung: sum(cell.size_bytes for row in cells for cell in row) for rung, cells in rows.items()}
     return Published(entry, sizes, time.monotonic() - started)
+
+
+async def refuse(name: str, text: str | None, tokens: Tokens | None, form: str, progress: Report) -> Published:
+    """The publisher of a cloud without a model: it serves what is there, and publishes nothing."""
+    raise UsageError("this cloud only serves what was published before: it runs no model")
 
 
 def _check(engine: LlamaCpp, name: str, tokens: int) -> None:

@@ -36,6 +36,11 @@ class Shelf:
             self._used_bytes -= _size_bytes(block)
         return block
 
+    def clear(self) -> None:
+        """Take everything down."""
+        self._blocks.clear()
+        self._used_bytes = 0
+
 
 def _size_bytes(block: KVBlock) -> int:
     return int(block.k.nbytes + block.v.nbytes)

@@ -11,7 +11,7 @@ from pathlib import Path
 from preread.edge.contexts import Contexts
 from preread.edge.estimates import Estimates
 from preread.edge.shelf import Shelf
-from preread.edge.worker import Worker
+from preread.engine.worker import Worker
 from preread.engine.llamacpp import LlamaCpp
 from preread.engine.selftest import self_test
 from preread.errors import PrereadError
@@ -79,6 +79,13 @@ class Site:
                     _log.warning("contexts are computed here until the cloud is back: %s", error)
                 failing = True
             await asyncio.sleep(every_s)
+
+    async def forget(self) -> None:
+        """Hold no context any more, neither in the engine's cache nor on the shelf."""
+        async with self._turn:
+            await self.worker.run(self.engine.clear)
+            self.held = None
+            self.shelf.clear()
 
     async def close(self) -> None:
         """Stop everything, after the request that is being answered."""

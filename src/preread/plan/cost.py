@@ -50,9 +50,10 @@ def floor_s(need: Need, link: Link) -> float:
     """
     if need.context_tokens == 0:
         return need.prompt_s
-    if link.bytes_s <= 0:
+    token_s = 1 / need.prefill_tokens_s
+    wire_s = (load_s(need, link) - link.rtt_s) / need.context_tokens
+    if wire_s == float("inf"):
         return local_s(need)
-    token_s, wire_s = 1 / need.prefill_tokens_s, need.context_bytes / need.context_tokens / link.bytes_s
     # h = N means that nothing is loaded, so no round trip is paid either
     crossing = (link.rtt_s + need.context_tokens * wire_s - need.prompt_s) / (token_s + wire_s)
     head = min(max(crossing, 0.0), float(need.context_tokens))

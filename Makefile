@@ -1,0 +1,28 @@
+# make demo      see it work: local prefill against a streamed context, over an emulated link
+# make install   only make .venv
+# make test      lint and the test suite
+.PHONY: install demo test lint clean
+
+install: .venv/.installed
+demo: .venv/.installed
+	.venv/bin/preread demo $(ARGS)
+
+test: lint
+	.venv/bin/python -m pytest
+
+lint: .venv/.dev
+	.venv/bin/ruff check src tests
+	.venv/bin/ruff format --check src tests
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+.venv/.installed: pyproject.toml scripts/install src/preread/engine/gate.c
+	scripts/install
+	touch $@
+
+.venv/.dev: pyproject.toml scripts/install src/preread/engine/gate.c
+	scripts/install dev
+	touch $@ .venv/.installed
+
+clean:
+	rm -rf .venv build src/*.egg-info src/preread/engine/_gate*.so

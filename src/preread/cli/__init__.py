@@ -1,0 +1,67 @@
+"""The `preread` command. It composes the package's parts and knows terminals; it must not know how they work inside.
+
+A module here is a group of commands. Modules that load an inference engine or an HTTP client are imported by the
+command that needs them, so that the others answer at once.
+"""
+
+import logging
+import sys
+from importlib.metadata import version
+from typing import Annotated, Literal
+
+import typer
+
+from preread.cli import chat, contexts, doctor, models, serve
+from preread.errors import PrereadError
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+_SERVERS = {"cloud", "edge"}
+
+app = typer.Typer(
+    name="preread",
+    help="A cloud reads a long shared context once; small models at the edge answer private questions about it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(serve.cloud)
+app.command()(serve.edge)
+app.command()(contexts.publish)
+app.add_typer(contexts.app, name="contexts")
+app.command()(chat.ask)
+app.command()(chat.run)
+app.add_typer(models.app, name="models")
+app.command()(doctor.doctor)
+# demo and bench are registered here
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line (default: `sys.argv`) and leave the process with its exit code.
+
+    0: done; 1: an error, told in one line on stderr; 2: the command line makes no sense; 130: Ctrl-C.
+    """
+    try:
+        app(arguments)
+    except PrereadError as error:
+        print(f"preread: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"preread {version('preread')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    context: typer.Context,
+    log_level: Annotated[
+        LogLevel | None, typer.Option(help="What to log on stderr; servers: info, other commands: warning.")
+    ] = None,
+    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    level = log_level or ("info" if context.invoked_subcommand in _SERVERS else "warning")
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("preread").setLevel(level.upper())

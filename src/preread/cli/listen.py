@@ -1,0 +1,111 @@
+"""Serving an application over HTTP until a signal comes. It knows sockets and uvicorn; it must not know what is served."""
+
+import errno
+import ipaddress
+import logging
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Final
+
+import uvicorn
+from starlette.applications import Starlette
+
+from preread.errors import UsageError
+
+_LEAVE_S: Final = 5
+"""How long requests that are being answered may take once the server is asked to stop."""
+
+_log = logging.getLogger(__name__)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Take an address before the slow work begins; nobody can connect to it yet.
+
+    Raises:
+        UsageError: it is taken, or not one of this machine.
+    """
+    sock: socket.socket | None = None
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        sock = socket.socket(family, kind, protocol)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+    except OSError as error:
+        if sock is not None:
+            sock.close()
+        raise _not_bound(host, port, error) from error
+    return sock
+
+
+def url(sock: socket.socket) -> str:
+    """Where a bound socket is reached."""
+    host, port = sock.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def warn_if_open(sock: socket.socket, api_keys: frozenset[str]) -> None:
+    """Say so when others on the network may ask without a key."""
+    if not api_keys and not ipaddress.ip_address(sock.getsockname()[0].partition("%")[0]).is_loopback:
+        _log.warning("%s can be used by everybody who reaches it: consider --api-key", url(sock))
+
+
+async def serve(app: Starlette, sock: socket.socket, ready: Callable[[], None]) -> None:
+    """Serve until SIGTERM or Ctrl-C; `ready` is called once requests are answered. The socket is closed at the end.
+
+    The application's lifespan is run here rather than by uvicorn, which would report its errors as tracebacks.
+
+    Raises:
+        KeyboardInterrupt: it was Ctrl-C.
+        UsageError: another process took the address meanwhile.
+        PrereadError: as the application's start does.
+    """
+    config = uvicorn.Config(
+        app,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_LEAVE_S,
+    )
+    server = _Server(config, ready)
+    with sock:
+        async with app.router.lifespan_context(app):
+            await server.serve([sock])
+    if server.interrupted:
+        raise KeyboardInterrupt
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready, self.interrupted = ready, False
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            await super().startup(sockets)
+        except OSError as error:
+            raise _not_bound(*(sockets or [])[0].getsockname()[:2], error) from error
+        self._ready()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, which raises the signal again at the end, before what is open around it could be closed."""
+        before = {sig: signal.signal(sig, self.handle_exit) for sig in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for sig, handler in before.items():
+                signal.signal(sig, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.interrupted |= sig == signal.SIGINT
+        super().handle_exit(sig, frame)
+
+
+def _not_bound(host: str, port: int, error: OSError) -> UsageError:
+    if error.errno == errno.EADDRINUSE:
+        return UsageError(f"port {port} on {host} is taken: stop what listens there, or choose another with --port")
+    return UsageError(f"cannot listen on {host}, port {port}: {error.strerror or error}; check --host and --port")

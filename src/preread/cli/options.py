@@ -1,0 +1,96 @@
+"""Options that several commands share, so that they are named, explained and read from the environment alike."""
+
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from preread.cli.terminal import byte_progress
+from preread.codec.ladder import codec, ladder
+from preread.engine.download import pull
+from preread.errors import UsageError
+
+_RUNGS: Final = ", ".join(ladder())
+
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        envvar="PREREAD_MODEL",
+        metavar="NAME|PATH|hf:…",
+        help="Model: a name from `preread models ls`, a GGUF file, or hf:user/repo/file.gguf; fetched if absent.",
+    ),
+]
+Cloud = Annotated[str, typer.Option("--cloud", envvar="PREREAD_CLOUD", metavar="URL", help="The cloud to talk to.")]
+OptionalCloud = Annotated[
+    str | None,
+    typer.Option(
+        "--cloud",
+        envvar="PREREAD_CLOUD",
+        metavar="URL",
+        help="The cloud that contexts come from; without one, everything is computed here.",
+    ),
+]
+CloudKey = Annotated[
+    str | None, typer.Option("--api-key", envvar="PREREAD_API_KEY", metavar="KEY", help="Key that the cloud asks for.")
+]
+ClientKeys = Annotated[
+    str | None,
+    typer.Option(
+        "--api-key",
+        envvar="PREREAD_API_KEYS",
+        metavar="KEY,…",
+        help="Keys of which clients must send one as bearer token; without, anybody may ask.",
+    ),
+]
+Rung = Annotated[str, typer.Option("--rung", metavar="RUNG", help=f"Quality of the streamed KV cache: {_RUNGS}.")]
+Window = Annotated[
+    int, typer.Option("--ctx-size", "-c", min=0, metavar="N", help="KV cache in tokens; 0: the model's, at most 8192.")
+]
+Threads = Annotated[
+    int, typer.Option("--threads", "-t", min=0, metavar="N", help="CPU threads; 0: as many as this process may use.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Say in detail what came from where.")]
+
+
+def pulled(model: str) -> Path:
+    """The model's file, fetched with a progress bar if it is not here.
+
+    Raises:
+        PrereadError: as `preread.engine.download.pull` does.
+    """
+    with byte_progress() as report:
+        return pull(model, report)
+
+
+def shown_name(model: str, path: Path) -> str:
+    """What a model is called where people read it."""
+    return path.stem if model.endswith(".gguf") else model
+
+
+def client_keys(given: str | None) -> frozenset[str]:
+    """The keys in `a,b`.
+
+    Raises:
+        UsageError: the option was given and holds no key: nobody wants a server open to all by an empty variable.
+    """
+    if given is None:
+        return frozenset()
+    keys = frozenset(key.strip() for key in given.split(",") if key.strip())
+    if not keys:
+        raise UsageError("--api-key holds no key; leave it away to let everybody in")
+    return keys
+
+
+def rung_names(given: str) -> tuple[str, ...]:
+    """The rungs in `lossless,q8`, each once.
+
+    Raises:
+        UsageError: one is unknown, or there is none.
+    """
+    names = tuple(dict.fromkeys(name.strip() for name in given.split(",") if name.strip()))
+    if not names:
+        raise UsageError(f"--rungs holds no rung; known rungs: {_RUNGS}")
+    return tuple(codec(name).rung for name in names)

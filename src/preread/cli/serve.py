@@ -1,0 +1,150 @@
+"""`preread cloud` and `preread edge`: the two servers."""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from preread.cli import options
+from preread.codec.ladder import codec, ladder
+from preread.engine.registry import DEFAULT
+from preread.errors import UsageError
+
+if TYPE_CHECKING:
+    from preread.edge.edge import AsyncEdge
+    from preread.engine.llamacpp import LlamaCpp
+    from preread.store.objects import Objects
+
+Host = Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Address to listen on; 0.0.0.0: all of IPv4.")]
+_ALL_RUNGS: Final = ",".join(ladder())
+_log = logging.getLogger(__name__)
+
+
+def cloud(
+    model: options.Model = DEFAULT,
+    store: Annotated[str, typer.Option(metavar="FOLDER|s3://…", help="Where published contexts are kept.")] = "./store",
+    host: Host = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8000,
+    api_key: options.ClientKeys = None,
+    ctx_size: options.Window = 0,
+    threads: options.Threads = 0,
+    rungs: Annotated[str, typer.Option(metavar="RUNG,…", help="Qualities to publish in.")] = _ALL_RUNGS,
+) -> None:
+    """Run a cloud: it reads documents once and serves their KV cache."""
+    from preread.cli.listen import bind, warn_if_open
+    from preread.store.objects import open_store
+
+    names, keys = options.rung_names(rungs), options.client_keys(api_key)
+    with bind(host, port) as sock:
+        warn_if_open(sock, keys)
+        objects = open_store(store)
+        with _engine(model, ctx_size, threads) as engine:
+            asyncio.run(_serve_cloud(sock, engine, objects, names, keys, store))
+
+
+@contextmanager
+def _engine(model: str, ctx_size: int, threads: int) -> "Iterator[LlamaCpp]":
+    """A tested engine whose KV can be published.
+
+    Raises:
+        UsageError: it cannot, by the model's nature.
+        PrereadError: as loading does.
+    """
+    from preread.engine.llamacpp import LlamaCpp
+    from preread.engine.selftest import self_test
+
+    path = options.pulled(model)
+    name = options.shown_name(model, path)
+    _log.info("loading %s", name)
+    engine = LlamaCpp.open(path, name=name, window_tokens=ctx_size, threads=threads)
+    try:
+        self_test(engine)
+        if engine.no_injection:
+            raise UsageError(f"{name} cannot be streamed: {engine.no_injection}; choose another --model")
+        yield engine
+    finally:
+        engine.close()
+
+
+async def _serve_cloud(
+    sock: socket.socket,
+    engine: "LlamaCpp",
+    objects: "Objects",
+    rungs: tuple[str, ...],
+    api_keys: frozenset[str],
+    store: str,
+) -> None:
+    from preread.cli import listen
+    from preread.cloud.app import create_app
+    from preread.cloud.serve import EnginePublisher
+
+    count = len(await objects.names())
+
+    def ready() -> None:
+        where = f"{listen.url(sock)}, store {store}, {_contexts(count)}"
+        print(f"preread cloud: {engine.spec.name} on {where}", flush=True)
+
+    await listen.serve(create_app(objects, EnginePublisher(engine, objects, rungs), api_keys=api_keys), sock, ready)
+
+
+def edge(
+    model: options.Model = DEFAULT,
+    cloud: options.OptionalCloud = None,
+    host: Host = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8080,
+    api_key: options.ClientKeys = None,
+    cloud_key: Annotated[
+        str | None,
+        typer.Option("--cloud-key", envvar="PREREAD_API_KEY", metavar="KEY", help="Key that the cloud asks for."),
+    ] = None,
+    rung: options.Rung = "q8",
+    ctx_size: options.Window = 0,
+    threads: options.Threads = 0,
+    cache_ram: Annotated[
+        int, typer.Option(min=0, metavar="MIB", help="Memory for the KV cache of contexts not in use at the moment.")
+    ] = 1024,
+    sync_s: Annotated[float, typer.Option(min=0.1, metavar="S", help="Ask for the cloud's catalogue so often.")] = 5.0,
+) -> None:
+    """Run an edge: an OpenAI-compatible server that streams shared contexts in and keeps prompts to itself."""
+    from preread.cli.listen import bind, warn_if_open
+    from preread.edge.edge import AsyncEdge
+
+    keys = options.client_keys(api_key)
+    codec(rung)
+    with bind(host, port) as sock:
+        warn_if_open(sock, keys)
+        path = options.pulled(model)
+        opened = AsyncEdge(
+            model,
+            cloud,
+            api_key=cloud_key,
+            rung=rung,
+            window_tokens=ctx_size,
+            threads=threads,
+            cache_ram_bytes=cache_ram << 20,
+            sync_s=sync_s,
+        )
+        _log.info("loading %s", options.shown_name(model, path))
+        asyncio.run(_serve_edge(sock, opened, keys))
+
+
+async def _serve_edge(sock: socket.socket, opened: "AsyncEdge", api_keys: frozenset[str]) -> None:
+    from preread.cli import listen
+    from preread.edge.app import create_app
+
+    def ready() -> None:
+        site, cloud = opened.site, opened.options.cloud
+        away = " (cannot be reached)" if site.contexts.unreachable else ""
+        link = f"cloud {cloud}{away}" if cloud else "no cloud"
+        where = f"{listen.url(sock)}, {link}, {_contexts(len(site.contexts.all()))}"
+        print(f"preread edge: {site.engine.spec.name} on {where}", flush=True)
+
+    await listen.serve(create_app(opened, api_keys=api_keys), sock, ready)
+
+
+def _contexts(count: int) -> str:
+    return "1 context" if count == 1 else f"{count} contexts"

@@ -1,0 +1,101 @@
+"""How things look on a terminal, and in a pipe. It knows text and streams; it must not know what is shown."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+
+import msgspec
+from rich.cells import cell_len
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+Report = Callable[[str, int, int | None], None]
+"""Called with what is being done, how much of it is, and how much there is (None: unknown)."""
+
+_STEP_PERCENT = 10
+
+
+def byte_progress() -> AbstractContextManager[Report]:
+    """Shows a download on stderr: a bar on a terminal, a line for each 10 % elsewhere."""
+    return _progress(DownloadColumn())
+
+
+def token_progress() -> AbstractContextManager[Report]:
+    """The same for work that is counted in tokens."""
+    return _progress(MofNCompleteColumn())
+
+
+@contextmanager
+def _progress(count: ProgressColumn) -> Iterator[Report]:
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _lines()
+        return
+    text = TextColumn("{task.description}", markup=False)
+    with Progress(text, BarColumn(), count, TimeRemainingColumn(), console=console, transient=True) as bars:
+        task = bars.add_task("", total=None, visible=False)
+        last = ""
+
+        def report(message: str, done: int, total: int | None) -> None:
+            nonlocal last
+            if message.partition(" ")[0] != last.partition(" ")[0]:
+                bars.reset(task)
+            last = message
+            bars.update(task, description=message, completed=done, total=total, visible=True)
+
+        yield report
+
+
+def _lines() -> Report:
+    last: tuple[str, int | None] = ("", None)
+
+    def report(message: str, done: int, total: int | None) -> None:
+        nonlocal last
+        step = done * 100 // total // _STEP_PERCENT * _STEP_PERCENT if total else None
+        if (message, step) != last:
+            note(message if step is None else f"{message}: {step} %")
+        last = message, step
+
+    return report
+
+
+def note(text: str) -> None:
+    """A line on stderr: for people, out of the way of what is piped on."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_json(value: object) -> None:
+    """One line of JSON on stdout; dataclasses and structs become objects."""
+    print(msgspec.json.encode(value).decode(), flush=True)
+
+
+def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Columns on stdout, as wide as they need to be, so that a pipe gets everything."""
+    lines = [head, *rows]
+    widths = [max(cell_len(line[column]) for line in lines) for column in range(len(head))]
+    for line in lines:
+        cells = [cell + " " * (width - cell_len(cell)) for cell, width in zip(line, widths, strict=True)]
+        print("   ".join(cells).rstrip())
+
+
+def size(size_bytes: float) -> str:
+    """Bytes as people read them, with decimal prefixes."""
+    for unit in ("B", "kB", "MB"):
+        if size_bytes < 999.5:
+            return f"{size_bytes:.3g} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:,.3g} GB" if size_bytes < 999.5 else f"{size_bytes:,.0f} GB"
+
+
+def rate(bytes_s: float) -> str:
+    """Bytes a second as people name links."""
+    mbps = bytes_s * 8e-6
+    return f"{mbps:.3g} Mbit/s" if mbps < 999.5 else f"{mbps / 1000:.3g} Gbit/s"

@@ -1,0 +1,257 @@
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from preread.engine.llamacpp import BATCH_TOKENS, LlamaCpp
+from preread.engine.sampling import Sampling
+from preread.engine.selftest import self_test
+from preread.errors import Cancelled, EngineError, UsageError
+from preread.values import KVBlock, Span
+
+PROMPT = np.arange(700, 712, dtype=np.int32)
+
+
+def document(tokens: int) -> np.ndarray:
+    return (np.arange(tokens, dtype=np.int64) * 131 % 40_000 + 300).astype(np.int32)
+
+
+@pytest.fixture(scope="module")
+def engine(smollm: Path) -> Iterator[LlamaCpp]:
+    engine = LlamaCpp.open(smollm, window_tokens=1024)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(autouse=True)
+def empty(engine: LlamaCpp) -> None:
+    engine.clear()
+
+
+def answer(
+    engine: LlamaCpp, prompt: np.ndarray = PROMPT, count: int = 8, **more: object
+) -> tuple[list[int], np.ndarray]:
+    steps = engine.generate(prompt, Sampling(max_tokens=count), **more)  # type: ignore[arg-type]
+    tokens = [next(steps).token]
+    logits = engine.logits()
+    return tokens + [step.token for step in steps], logits
+
+
+def layers_of(block: KVBlock, start: int, stop: int) -> KVBlock:
+    return KVBlock(block.tokens, Span(start, stop), block.k[start:stop], block.v[start:stop])
+
+
+def test_injected_layers_give_the_very_bits_of_local_prefill(engine: LlamaCpp) -> None:
+    tokens, layers = 600, engine.spec.geometry.layers  # more than one batch of prefill
+    assert tokens > BATCH_TOKENS
+    engine.prefill(document(tokens))
+    local = answer(engine)
+    block = engine.export(Span(0, tokens), Span(0, layers))
+    engine.reserve(tokens)
+
+    def feed() -> None:
+        for start in range(0, layers, 7):
+            stop = min(start + 7, layers)
+            engine.inject(layers_of(block, start, stop))
+            engine.open_layers(stop)
+
+    feeder = threading.Thread(target=feed)
+    feeder.start()
+    streamed = answer(engine)
+    feeder.join()
+    assert streamed[0] == local[0]
+    assert np.array_equal(streamed[1], local[1])
+
+
+def test_export_returns_what_was_injected(engine: LlamaCpp) -> None:
+    shape = engine.spec.geometry
+    source = np.random.default_rng(1)
+    k, v = (source.normal(size=(shape.layers, shape.kv_heads, 40, shape.head_dim)).astype(np.float16) for _ in range(2))
+    engine.reserve(40)
+    engine.inject(KVBlock(Span(0, 40), Span(0, shape.layers), k, v))
+    part = engine.export(Span(3, 17), Span(2, 5))
+    assert np.array_equal(part.k, k[2:5, :, 3:17]) and np.array_equal(part.v, v[2:5, :, 3:17])
+
+
+def test_a_context_serves_many_prompts_and_stays_as_it_is(engine: LlamaCpp) -> None:
+    engine.prefill(document(100))
+    first = answer(engine)
+    answer(engine, PROMPT[::-1].copy(), 20)
+    again = answer(engine)
+    assert again[0] == first[0] and np.array_equal(again[1], first[1])
+    assert engine.context_tokens == 100
+
+
+def test_the_engine_waits_for_a_layer_that_is_late(engine: LlamaCpp) -> None:
+    engine.prefill(document(64))
+    layers = engine.spec.geometry.layers
+    block = engine.export(Span(0, 64), Span(0, layers))
+    engine.reserve(64)
+    engine.inject(layers_of(block, 0, layers - 1))
+    engine.open_layers(layers - 1)
+    got: list[int] = []
+    running = threading.Thread(target=lambda: got.extend(answer(engine)[0]))
+    running.start()
+    while engine.waiting_for_layer != layers - 1:
+        assert running.is_alive()
+    assert not got
+    engine.inject(layers_of(block, layers - 1, layers))
+    engine.open_layers(layers)
+    running.join()
+    assert len(got) == 8
+
+
+def test_cancel_ends_a_wait_and_the_engine_goes_on(engine: LlamaCpp) -> None:
+    engine.reserve(64)
+    raised: list[Exception] = []
+
+    def wait() -> None:
+        try:
+            answer(engine)
+        except Cancelled as error:
+            raised.append(error)
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    while engine.waiting_for_layer != 0:
+        assert waiting.is_alive()
+    engine.cancel()
+    waiting.join()
+    assert raised
+    engine.clear()
+    engine.prefill(document(64))
+    assert len(answer(engine)[0]) == 8
+
+
+def test_cancel_ends_a_prefill_and_nothing_is_held(engine: LlamaCpp) -> None:
+    with pytest.raises(Cancelled):
+        engine.prefill(document(900), progress=lambda done: engine.cancel())
+    assert engine.context_tokens == 0
+
+
+def test_all_but_the_last_token_of_a_context_can_be_reused(engine: LlamaCpp) -> None:
+    tokens = document(50)
+    engine.prefill(tokens)
+    whole = answer(engine, tokens[-1:], reuse=49)
+    engine.prefill(tokens[:49])
+    assert answer(engine, tokens[-1:])[0] == whole[0]
+
+
+def test_same_seed_same_tokens_and_another_seed_others(engine: LlamaCpp) -> None:
+    def draw(seed: int) -> list[int]:
+        sampling = Sampling(max_tokens=12, temperature=1.0, top_k=200, top_p=0.98, min_p=0.01, seed=seed)
+        return [step.token for step in engine.generate(PROMPT, sampling)]
+
+    assert draw(1) == draw(1)
+    assert draw(1) != draw(2)
+
+
+def test_logprobs_are_those_of_softmax(engine: LlamaCpp) -> None:
+    steps = engine.generate(PROMPT, Sampling(max_tokens=1, top_logprobs=3))
+    step = next(steps)
+    logits = engine.logits().astype(np.float64)
+    expected = logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
+    assert step.logprob == pytest.approx(expected[step.token])
+    assert [token for token, _ in step.top] == list(np.argsort(-expected)[:3])
+    steps.close()
+
+
+def test_logit_bias_forbids_a_token(engine: LlamaCpp) -> None:
+    favourite = next(engine.generate(PROMPT, Sampling(max_tokens=1))).token
+    biased = next(engine.generate(PROMPT, Sampling(max_tokens=1, logit_bias=((favourite, -100.0),))))
+    assert biased.token != favourite
+
+
+def test_what_does_not_fit_is_refused_by_how_much(engine: LlamaCpp) -> None:
+    window = engine.spec.window_tokens
+    with pytest.raises(UsageError, match="5 more than the window"):
+        engine.prefill(document(window + 5))
+    with pytest.raises(UsageError, match="empty"):
+        next(engine.generate(PROMPT[:0], Sampling()))
+    engine.prefill(document(window - 20))
+    assert len(answer(engine, count=100)[0]) == 20 - len(PROMPT)  # the window's end ends the answer
+
+
+def test_blocks_that_do_not_fit_the_reserved_cells_are_refused(engine: LlamaCpp) -> None:
+    shape = engine.spec.geometry
+    engine.reserve(32)
+    rows = np.zeros((1, shape.kv_heads, 16, shape.head_dim), np.float16)
+    with pytest.raises(EngineError):
+        engine.inject(KVBlock(Span(20, 36), Span(0, 1), rows, rows))
+    with pytest.raises(EngineError):
+        engine.inject(KVBlock(Span(0, 16), Span(shape.layers, shape.layers + 1), rows, rows))
+    with pytest.raises(EngineError):
+        engine.inject(KVBlock(Span(0, 16), Span(0, 1), rows[:, :, :, :-1], rows))
+
+
+def test_self_test_passes_and_measures(engine: LlamaCpp) -> None:
+    tested = self_test(engine)
+    assert tested.no_injection is None
+    assert tested.prefill_tokens_s > 1
+    assert engine.context_tokens == 0
+
+
+def test_self_test_switches_injection_off_when_it_does_not_reproduce(
+    engine: LlamaCpp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inject = engine.inject
+
+    def wrong(block: KVBlock) -> None:
+        inject(
+            KVBlock(block.tokens, block.layers, block.k, np.zeros_like(block.v) if block.layers.start == 3 else block.v)
+        )
+
+    monkeypatch.setattr(engine, "inject", wrong)
+    try:
+        assert "logits differ" in (self_test(engine).no_injection or "")
+        with pytest.raises(EngineError, match="cannot be exchanged"):
+            engine.reserve(10)
+    finally:
+        engine.no_injection = None
+
+
+def test_self_test_notices_an_engine_that_does_not_wait(engine: LlamaCpp, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("preread.engine.selftest._PATIENCE_S", 0.5)
+    arm = engine._gate.arm
+    monkeypatch.setattr(engine._gate, "arm", lambda layers=0: arm(1 << 30))
+    try:
+        assert "self-test failed" in (self_test(engine).no_injection or "")
+    finally:
+        engine.no_injection = None
+
+
+def test_chat_prefix_and_what_follows_make_up_the_whole(engine: LlamaCpp) -> None:
+    assert engine.chat is not None
+    messages = [{"role": "user", "content": "\nWhat now?"}]
+    prefix = engine.tokenize_prompt(engine.chat.system_prefix("The manual."))
+    rest = engine.tokenize(engine.chat.after_system(messages))
+    whole = engine.tokenize_prompt(engine.chat.render([{"role": "system", "content": "The manual."}, *messages]))
+    assert [*prefix, *rest] == list(whole)
+
+
+def test_gemma_is_refused_for_injection_and_still_answers() -> None:
+    path = Path.home() / ".cache/preread/models/gemma-3-270m-q4_k_m.gguf"
+    if not path.exists():
+        pytest.skip("gemma-3-270m is not in ~/.cache/preread/models: `preread models pull gemma-3-270m` gets it")
+    gemma = LlamaCpp.open(path, window_tokens=512)
+    try:
+        assert "sliding-window" in (self_test(gemma).no_injection or "")
+        with pytest.raises(EngineError, match="sliding-window"):
+            gemma.reserve(8)
+        assert len([*gemma.generate(PROMPT, Sampling(max_tokens=3))]) == 3
+    finally:
+        gemma.close()
+
+
+def test_files_that_are_no_models_are_refused(tmp_path: Path) -> None:
+    other = tmp_path / "text.gguf"
+    other.write_text("hello")
+    with pytest.raises(UsageError, match="not a GGUF"):
+        LlamaCpp.open(other)
+    other.write_bytes(b"GGUF" + bytes(100))
+    with pytest.raises(UsageError, match="cannot load"):
+        LlamaCpp.open(other)
+    with pytest.raises(UsageError, match="no model file"):
+        LlamaCpp.open(tmp_path / "absent.gguf")

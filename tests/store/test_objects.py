@@ -1,0 +1,128 @@
+"""The store on a folder, in memory, and in a bucket; and what happens when the disk refuses."""
+
+import asyncio
+import os
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from preread.errors import RemoteError, UsageError
+from preread.store.objects import Objects, open_store
+from preread.testing.store import StoreContract, objects_of, present, publish
+from preread.wire.digest import object_id
+
+
+class TestFolder(StoreContract):
+    @pytest.fixture
+    def address(self, tmp_path: Path) -> str:
+        return str(tmp_path / "new" / "store")
+
+
+class TestMemory(StoreContract):
+    @pytest.fixture
+    def address(self) -> str:
+        return "memory:"
+
+    def test_objects_outlive_the_process(self, store: Objects, address: str) -> None:
+        assert asyncio.run(open_store(address).names()) == []
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    server_module = pytest.importorskip("moto.server", reason="moto is not installed")
+    server = server_module.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+class TestBucket(StoreContract):
+    @pytest.fixture
+    def address(self, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+        boto3 = pytest.importorskip("boto3", reason="boto3 is not installed")
+        settings = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_REGION": "us-east-1"}
+        for name, value in {**settings, "AWS_ENDPOINT_URL": endpoint, "AWS_ALLOW_HTTP": "true"}.items():
+            monkeypatch.setenv(name, value)
+        client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
+        client.create_bucket(Bucket="preread")
+        yield "s3://preread/some/prefix"
+        bucket = boto3.resource("s3", endpoint_url=endpoint, region_name="us-east-1").Bucket("preread")
+        bucket.objects.all().delete()
+        client.delete_bucket(Bucket="preread")
+        client.close()
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small file system")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("tmpfs cannot be mounted here")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_full_disk_leaves_no_object_and_the_catalogue_as_it_was(tiny_disk: Path) -> None:
+    store = open_store(str(tiny_disk / "store"))
+    entry = publish(store, "manual", "first edition")
+    data = os.urandom(2 * 2**20)
+    with pytest.raises(RemoteError, match=r"cannot be written: .*No space left.*free space"):
+        asyncio.run(store.put("segments", data))
+    assert asyncio.run(store.size("segments", object_id(data))) is None
+    (tiny_disk / "ballast").write_bytes(b"x" * (os.statvfs(tiny_disk).f_bavail * os.statvfs(tiny_disk).f_frsize))
+    with pytest.raises(RemoteError):
+        publish(store, "manual", "second edition, which is a good deal longer than the first " * 20)
+    assert asyncio.run(store.names()) == [entry]
+    assert present(store, objects_of(store, entry)) == objects_of(store, entry)
+    (tiny_disk / "ballast").unlink()
+    publish(store, "manual", "second edition")
+
+
+def test_folder_is_for_its_owner_only(tmp_path: Path) -> None:
+    open_store(str(tmp_path / "store"))
+    assert stat.S_IMODE((tmp_path / "store").stat().st_mode) == 0o700
+    assert not list((tmp_path / "store").rglob(".probe*"))
+
+
+@pytest.mark.parametrize("address", ["/dev/null/store", "/proc/store", "carrier-pigeon://bucket/prefix", ""])
+def test_store_that_cannot_be_is_refused_when_opened(address: str) -> None:
+    with pytest.raises(UsageError, match="cannot be written"):
+        open_store(address)
+
+
+def test_objects_are_healed_by_publishing_again(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    ref = asyncio.run(store.put("segments", b"as it should be"))
+    (tmp_path / "segments" / ref.id[:2] / ref.id).write_bytes(b"torn")
+    asyncio.run(store.put("segments", b"as it should be"))
+    assert asyncio.run(store.read("segments", ref.id)) == b"as it should be"
+
+
+def test_damaged_name_is_left_out_and_nothing_is_swept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = open_store(str(tmp_path))
+    one, two = publish(store, "one", "text one"), publish(store, "two", "text two")
+    keys = objects_of(store, one)
+    (victim,) = [path for path in (tmp_path / "names").iterdir() if b'"two"' in path.read_bytes()]
+    victim.write_bytes(b"")
+    assert asyncio.run(store.names()) == [one]
+    assert asyncio.run(store.remove_name("one"))
+    assert present(store, keys) == keys
+    assert "left out" in caplog.text and "stay" in caplog.text
+    assert asyncio.run(store.remove_name(two.name))
+
+
+def test_damaged_manifest_of_another_name_keeps_everything(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    one, two = publish(store, "one", "text one"), publish(store, "two", "text two")
+    keys = objects_of(store, one)
+    (tmp_path / "manifests" / two.manifest.id[:2] / two.manifest.id).write_bytes(b"{}")
+    assert asyncio.run(store.remove_name("one"))
+    assert present(store, keys) == keys
