@@ -1,15 +1,10 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
 
 from preread.values import ContextId, Fingerprint, Geometry, ObjectId
 from preread.wire.fields import SizedId
 from preread.wire.manifest import Manifest, Model, Origin, Rung, Tokens
-
-# A busy machine is slow; that is not what these tests are about.
-settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("untimed")
 
 
 @pytest.fixture

@@ -32,8 +32,11 @@ from preread.store.objects import open_store
 from preread.testing.proxy import Link as Wire
 from preread.testing.proxy import ProxyProcess
 
-_ANSWER_TOKENS = 16
 _CONNECTIONS = 8
+_HEADINGS = (
+    "Mbit/s", "RTT ms", "context", "rung", "B/token", "local s", "resident s", "streamed s", "floor s", "÷ floor",
+    "speedup", "same output",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,7 @@ class Grid:
     rtt_ms: tuple[float, ...]
     context_tokens: tuple[int, ...]
     prompt_tokens: int
+    answer_tokens: int
     rungs: tuple[str, ...]
     runs: int
 
@@ -94,8 +98,7 @@ async def bench(model: Path, name: str, grid: Grid, console: Console) -> dict[st
         console.print(f"publishing contexts of {', '.join(map(str, grid.context_tokens))} tokens with {name} …")
         prompt = await _publish(model, name, grid, store)
         rows: list[Row] = []
-        table = Table("Mbit/s", "RTT ms", "context", "rung", "B/token", "local s", "resident s", "streamed s", "floor s",
-                      "÷ floor", "speedup", "same output", title=f"time to first token, {name}, medians of {grid.runs}")  # fmt: skip
+        table = Table(*_HEADINGS, title=f"time to first token, {name}, medians of {grid.runs}")
         with served(store) as port, ProxyProcess(port) as proxy:
             link = CloudLink(proxy.url, connections=_CONNECTIONS)
             async with open_site(model, name, link, cache, shelf_bytes=0, sync_s=3600) as site:
@@ -134,7 +137,7 @@ async def _publish(model: Path, name: str, grid: Grid, store: Path) -> Tokens:
 
 
 def _window(grid: Grid) -> int:
-    need = max(grid.context_tokens) + grid.prompt_tokens + _ANSWER_TOKENS + 128
+    need = max(grid.context_tokens) + grid.prompt_tokens + grid.answer_tokens + 128
     return (need + 255) // 256 * 256
 
 
@@ -143,7 +146,7 @@ async def _cell(
 ) -> list[Row]:
     """All rungs at one link and context length, in one interleaved run."""
     ask = Ask(
-        prompt=tuple(map(int, prompt)), context=f"t{context_tokens}", sampling=Sampling(max_tokens=_ANSWER_TOKENS)
+        prompt=tuple(map(int, prompt)), context=f"t{context_tokens}", sampling=Sampling(max_tokens=grid.answer_tokens)
     )
     runs: dict[str, list[_Run]] = {way: [] for way in ("local", "resident", *grid.rungs)}
     site.link = link
@@ -189,7 +192,7 @@ async def _cell(
 async def _run(site: Site, ask: Ask, *, cold: bool) -> _Run:
     if cold:
         await site.forget()
-    texts = []
+    texts: list[str] = []
     async with aclosing(answer(ask, site)) as pieces:
         async for piece in pieces:
             if isinstance(piece, Done):

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from preread.cli import chat, contexts, doctor, models, serve
+from preread.cli import chat, contexts, doctor, measure, models, serve
 from preread.errors import PrereadError
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -33,7 +33,8 @@ app.command()(chat.ask)
 app.command()(chat.run)
 app.add_typer(models.app, name="models")
 app.command()(doctor.doctor)
-# demo and bench are registered here
+app.command()(measure.demo)
+app.add_typer(measure.bench, name="bench")
 
 
 def main(arguments: list[str] | None = None) -> None:

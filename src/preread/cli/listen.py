@@ -1,4 +1,4 @@
-"""Serving an application over HTTP until a signal comes. It knows sockets and uvicorn; it must not know what is served."""
+"""Serving an application over HTTP until a signal comes. It knows sockets and uvicorn, not what is served."""
 
 import errno
 import ipaddress
@@ -17,6 +17,9 @@ from preread.errors import UsageError
 
 _LEAVE_S: Final = 5
 """How long requests that are being answered may take once the server is asked to stop."""
+
+_KEEP_ALIVE_S: Final = 75
+"""Edges keep connections open for their next question; over a long link a new one costs a round trip."""
 
 _log = logging.getLogger(__name__)
 
@@ -52,13 +55,17 @@ def warn_if_open(sock: socket.socket, api_keys: frozenset[str]) -> None:
         _log.warning("%s can be used by everybody who reaches it: consider --api-key", url(sock))
 
 
-async def serve(app: Starlette, sock: socket.socket, ready: Callable[[], None]) -> None:
-    """Serve until SIGTERM or Ctrl-C; `ready` is called once requests are answered. The socket is closed at the end.
+async def serve(app: Starlette, sock: socket.socket, ready: Callable[[], None]) -> bool:
+    """Serve until SIGTERM or Ctrl-C, and tell whether it was Ctrl-C. The socket is closed at the end.
 
     The application's lifespan is run here rather than by uvicorn, which would report its errors as tracebacks.
 
+    Args:
+        app: what to serve.
+        sock: as `bind` made it.
+        ready: called once requests are answered.
+
     Raises:
-        KeyboardInterrupt: it was Ctrl-C.
         UsageError: another process took the address meanwhile.
         PrereadError: as the application's start does.
     """
@@ -68,26 +75,27 @@ async def serve(app: Starlette, sock: socket.socket, ready: Callable[[], None]) 
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=_LEAVE_S,
     )
-    server = _Server(config, ready)
+    server = _Server(config, sock.getsockname()[:2], ready)
     with sock:
         async with app.router.lifespan_context(app):
             await server.serve([sock])
-    if server.interrupted:
-        raise KeyboardInterrupt
+    return server.interrupted
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, address: tuple[str, int], ready: Callable[[], None]) -> None:
         super().__init__(config)
-        self._ready, self.interrupted = ready, False
+        self._address, self._ready, self.interrupted = address, ready, False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         try:
             await super().startup(sockets)
         except OSError as error:
-            raise _not_bound(*(sockets or [])[0].getsockname()[:2], error) from error
+            host, port = self._address
+            raise _not_bound(host, port, error) from error
         self._ready()
 
     @contextmanager

@@ -43,7 +43,9 @@ def cloud(
         warn_if_open(sock, keys)
         objects = open_store(store)
         with _engine(model, ctx_size, threads) as engine:
-            asyncio.run(_serve_cloud(sock, engine, objects, names, keys, store))
+            interrupted = asyncio.run(_serve_cloud(sock, engine, objects, names, keys, store))
+    if interrupted:
+        raise KeyboardInterrupt
 
 
 @contextmanager
@@ -77,10 +79,11 @@ async def _serve_cloud(
     rungs: tuple[str, ...],
     api_keys: frozenset[str],
     store: str,
-) -> None:
+) -> bool:
     from preread.cli import listen
     from preread.cloud.app import create_app
     from preread.cloud.serve import EnginePublisher
+    from preread.engine.worker import Worker
 
     count = len(await objects.names())
 
@@ -88,7 +91,12 @@ async def _serve_cloud(
         where = f"{listen.url(sock)}, store {store}, {_contexts(count)}"
         print(f"preread cloud: {engine.spec.name} on {where}", flush=True)
 
-    await listen.serve(create_app(objects, EnginePublisher(engine, objects, rungs), api_keys=api_keys), sock, ready)
+    worker = Worker()
+    app = create_app(objects, EnginePublisher(engine, worker, objects, rungs), api_keys=api_keys)
+    try:
+        return await listen.serve(app, sock, ready)
+    finally:
+        worker.close()
 
 
 def edge(
@@ -129,10 +137,12 @@ def edge(
             sync_s=sync_s,
         )
         _log.info("loading %s", options.shown_name(model, path))
-        asyncio.run(_serve_edge(sock, opened, keys))
+        interrupted = asyncio.run(_serve_edge(sock, opened, keys))
+    if interrupted:
+        raise KeyboardInterrupt
 
 
-async def _serve_edge(sock: socket.socket, opened: "AsyncEdge", api_keys: frozenset[str]) -> None:
+async def _serve_edge(sock: socket.socket, opened: "AsyncEdge", api_keys: frozenset[str]) -> bool:
     from preread.cli import listen
     from preread.edge.app import create_app
 
@@ -143,7 +153,7 @@ async def _serve_edge(sock: socket.socket, opened: "AsyncEdge", api_keys: frozen
         where = f"{listen.url(sock)}, {link}, {_contexts(len(site.contexts.all()))}"
         print(f"preread edge: {site.engine.spec.name} on {where}", flush=True)
 
-    await listen.serve(create_app(opened, api_keys=api_keys), sock, ready)
+    return await listen.serve(create_app(opened, api_keys=api_keys), sock, ready)
 
 
 def _contexts(count: int) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.metadata import version
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -129,7 +130,9 @@ async def publish(
     return Published(entry, sizes, time.monotonic() - started)
 
 
-async def refuse(name: str, text: str | None, tokens: Tokens | None, form: str, progress: Report) -> Published:
+async def refuse(
+    name: str, text: str | None, tokens: list[int] | None, form: Form | Literal["auto"], progress: Report
+) -> Published:
     """The publisher of a cloud without a model: it serves what is there, and publishes nothing."""
     raise UsageError("this cloud only serves what was published before: it runs no model")
 

@@ -11,12 +11,16 @@ from pathlib import Path
 from preread.edge.contexts import Contexts
 from preread.edge.estimates import Estimates
 from preread.edge.shelf import Shelf
-from preread.engine.worker import Worker
 from preread.engine.llamacpp import LlamaCpp
 from preread.engine.selftest import self_test
+from preread.engine.worker import Worker
 from preread.errors import PrereadError
 from preread.store.egress import CloudLink
+from preread.store.fetch import IN_FLIGHT
 from preread.values import ContextId
+
+_WARM_S = 30.0
+"""Connections are used at least so often, so that no server in between closes them: a new one costs a round trip."""
 
 _log = logging.getLogger(__name__)
 
@@ -67,10 +71,13 @@ class Site:
 
     async def keep_in_sync(self, every_s: float) -> None:
         """Sync for ever; failures are logged once when they begin and once when they end."""
-        failing = False
+        failing, warmed = False, -_WARM_S
         while True:
             try:
                 await self.sync()
+                if self.link is not None and time.monotonic() - warmed >= _WARM_S:
+                    await self.link.warm(IN_FLIGHT)
+                    warmed = time.monotonic()
                 if failing:
                     _log.info("the cloud can be reached again")
                 failing = False

@@ -1,9 +1,11 @@
 """What the inference engine on this machine was built with."""
 
+import re
+
 import llama_cpp
 
 
 def system_info() -> tuple[str, ...]:
-    """The features that llama.cpp was compiled with and found in this machine, for example "AVX2 = 1"."""
+    """The features that llama.cpp was built with and found in this machine, for example "AVX2"."""
     text = llama_cpp.llama_print_system_info().decode(errors="replace")
-    return tuple(part.strip() for part in text.split("|") if part.strip())
+    return tuple(name for name, value in re.findall(r"(\w+) = (\d+)", text) if value != "0")

@@ -1,0 +1,5 @@
+"""`python -m preread.cli`."""
+
+from preread.cli import main
+
+main()

@@ -1,0 +1,189 @@
+"""`preread publish` and `preread contexts`: what a cloud has read, and what it is to read."""
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import msgspec
+import typer
+
+from preread.cli import options
+from preread.cli.terminal import print_json, print_table, size, token_progress
+from preread.errors import RemoteError, UnknownContext, UsageError
+from preread.values import Form
+from preread.wire import catalogue as catalogues
+from preread.wire import manifest as manifests
+from preread.wire.catalogue import Catalogue, Entry
+from preread.wire.manifest import Manifest
+
+if TYPE_CHECKING:
+    from preread.cloud.events import Published
+
+app = typer.Typer(help="List, show and remove published contexts.", no_args_is_help=True)
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of a published context.")]
+Style = Literal["auto", "chat", "text"]
+
+
+def publish(
+    cloud: options.Cloud,
+    file: Annotated[str | None, typer.Argument(metavar="FILE", help="Document in UTF-8; -: standard input.")] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="What to call it; by default the file's stem.")
+    ] = None,
+    style: Annotated[
+        Style,
+        typer.Option("--as", help="chat: the system prompt of chats; text: a bare prefix; auto: as the model can."),
+    ] = "auto",
+    system: Annotated[
+        str | None, typer.Option("--system", metavar="TEXT", help="Publish this as the system prompt of chats.")
+    ] = None,
+    tokens: Annotated[
+        bool, typer.Option("--tokens", help="FILE holds token ids: a JSON list, or separated by white space.")
+    ] = False,
+    api_key: options.CloudKey = None,
+    json: options.Json = False,
+) -> None:
+    """Have a cloud read a document, so that edges can ask questions about it."""
+    form = style
+    if (file is None) == (system is None):
+        raise UsageError("name a FILE to publish, or give a system prompt with --system TEXT")
+    if system is not None:
+        if tokens or style == "text":
+            raise UsageError("--system publishes a chat's system prompt: leave --tokens and --as text away")
+        form = "chat"
+    if name is None and (file is None or file == "-"):
+        raise UsageError("say with --name what to call the context")
+    text = _text(file) if file is not None else system
+    if not text or not text.strip():
+        raise UsageError(f"{_shown(file)} is empty: there is nothing to publish")
+    ids = _ids(text, _shown(file)) if tokens else None
+    done = _publish(cloud, name or Path(file or "").stem, None if tokens else text, ids, form, api_key)
+    if json:
+        print_json(_published_json(done))
+        return
+    entry = done.entry
+    print(f"published {entry.name!r} ({entry.form}): {entry.token_count:,} tokens in {done.seconds:.1f} s")
+    print_table(
+        ("RUNG", "SIZE", "PER TOKEN"),
+        [(rung, size(count), size(count / entry.token_count)) for rung, count in done.rung_bytes.items()],
+    )
+
+
+def _publish(
+    cloud: str, name: str, text: str | None, ids: list[int] | None, form: Form | Literal["auto"], api_key: str | None
+) -> "Published":
+    from preread.cloud.client import publish as publish_at
+    from preread.cloud.events import Published
+
+    with token_progress() as report:
+        for event in publish_at(cloud, name, text=text, tokens=ids, form=form, api_key=api_key):
+            if isinstance(event, Published):
+                return event
+            report(event.stage, event.done, event.total)
+    raise RemoteError(f"cloud {cloud} ended without having published: look at its log")
+
+
+def _shown(file: str | None) -> str:
+    return "--system" if file is None else "standard input" if file == "-" else file
+
+
+def _text(file: str) -> str:
+    try:
+        data = sys.stdin.buffer.read() if file == "-" else Path(file).expanduser().read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read {file}: {error.strerror or error}") from error
+    try:
+        return data.decode().removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{_shown(file)} is not UTF-8: byte {data[error.start]:#04x} at offset {error.start} begins no character; "
+            "convert it, for example with iconv"
+        ) from error
+
+
+def _ids(text: str, shown: str) -> list[int]:
+    try:
+        if text.lstrip().startswith("["):
+            return msgspec.json.decode(text, type=list[int])
+        return [int(word) for word in text.split()]
+    except (msgspec.DecodeError, ValueError) as error:
+        raise UsageError(f"{shown} holds no token ids: {error}") from error
+
+
+@app.command("ls")
+def list_contexts(cloud: options.Cloud, api_key: options.CloudKey = None, json: options.Json = False) -> None:
+    """List what a cloud has published."""
+    from preread.cloud.client import catalogue
+
+    entries = sorted(catalogue(cloud, api_key=api_key).contexts, key=lambda entry: entry.name)
+    if json:
+        print_json([_entry_json(entry) for entry in entries])
+        return
+    print_table(
+        ("NAME", "TOKENS", "FORM", "MODEL", "ID"),
+        [(entry.name, f"{entry.token_count:,}", entry.form, entry.model, entry.context[:12]) for entry in entries],
+    )
+
+
+@app.command()
+def show(name: Name, cloud: options.Cloud, api_key: options.CloudKey = None, json: options.Json = False) -> None:
+    """Show what a context is made of, and how large it is on the wire."""
+    entry, manifest = asyncio.run(_described(name, cloud, api_key))
+    sizes = {rung.name: sum(cell.size_bytes for row in rung.segments for cell in row) for rung in manifest.rungs}
+    if json:
+        print_json(_entry_json(entry) | {"origin": manifest.origin, "bytes": sizes})
+        return
+    shape, origin = manifest.model.geometry, manifest.origin
+    print(f"name      {entry.name}")
+    print(f"id        {entry.context}")
+    print(f"form      {entry.form}")
+    print(f"tokens    {entry.token_count:,}")
+    print(f"model     {entry.model}: {shape.layers} layers, {shape.kv_heads} KV heads of {shape.head_dim}")
+    print(f"made by   {origin.software}, {origin.engine}")
+    print(f"segments  {len(manifest.chunks)} chunks × {len(manifest.groups)} layer groups for each rung")
+    print()
+    print_table(
+        ("RUNG", "CODEC", "SIZE", "PER TOKEN"),
+        [
+            (rung.name, rung.codec, size(sizes[rung.name]), size(sizes[rung.name] / entry.token_count))
+            for rung in manifest.rungs
+        ],
+    )
+
+
+@app.command("rm")
+def remove(name: Name, cloud: options.Cloud, api_key: options.CloudKey = None) -> None:
+    """Have a cloud forget a context. Edges that hold it keep it until they are asked for something else."""
+    from preread.cloud.client import remove as remove_at
+
+    remove_at(cloud, name, api_key=api_key)
+    print(f"removed {name!r}")
+
+
+async def _described(name: str, cloud: str, api_key: str | None) -> tuple[Entry, Manifest]:
+    from preread.store.egress import CloudLink
+
+    async with CloudLink(cloud, api_key=api_key) as link:
+        found = await link.catalogue()
+        listed = catalogues.loads(found[0]) if found else Catalogue()
+        by_name = {entry.name: entry for entry in listed.contexts}
+        if name not in by_name:
+            raise UnknownContext(name, tuple(by_name))
+        entry = by_name[name]
+        return entry, manifests.loads(await link.get(catalogues.manifest_ref(entry)))
+
+
+def _entry_json(entry: Entry) -> dict[str, object]:
+    return {
+        "name": entry.name,
+        "id": entry.context,
+        "form": entry.form,
+        "tokens": entry.token_count,
+        "model": entry.model,
+        "fingerprint": entry.fingerprint,
+    }
+
+
+def _published_json(done: "Published") -> dict[str, object]:
+    return _entry_json(done.entry) | {"bytes": done.rung_bytes, "seconds": done.seconds}

@@ -1,0 +1,93 @@
+"""`preread doctor`: what this machine and its link can do, printed."""
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from preread.cli import options
+from preread.cli.terminal import print_json, print_table, rate, size
+from preread.engine.registry import DEFAULT
+
+if TYPE_CHECKING:
+    from preread.edge.doctor import Engine, Link, Report
+    from preread.edge.machine import Machine
+
+
+def doctor(
+    model: options.Model = DEFAULT,
+    cloud: options.OptionalCloud = None,
+    api_key: options.CloudKey = None,
+    threads: options.Threads = 0,
+    json: options.Json = False,
+) -> None:
+    """Measure this machine and its link to the cloud, and say whether streaming pays. Exit code 1: something fails."""
+    from preread.edge.doctor import examine
+    from preread.store.egress import CloudLink
+
+    link = CloudLink(cloud, api_key=api_key) if cloud else None
+    path = options.pulled(model)
+    report = examine(path, options.shown_name(model, path), link, cloud, threads=threads)
+    if json:
+        print_json(report)
+    else:
+        _print(report)
+    if report.link is not None and report.link.problem:
+        raise typer.Exit(1)
+
+
+def _print(report: "Report") -> None:
+    rows = [*_machine(report.machine), *_engine(report.engine), *_link(report.link)]
+    for what, value in rows:
+        print(f"{what:<11}{value}")
+    print()
+    print_table(
+        ("RUNG", "PER TOKEN", "", "STREAMING BEATS COMPUTING ABOVE"),
+        [
+            (
+                cost.rung,
+                size(cost.bytes_per_token),
+                "measured" if cost.measured else "estimate",
+                rate(cost.break_even_bytes_s),
+            )
+            for cost in report.rungs
+        ],
+    )
+    print(f"\n{report.verdict}")
+
+
+def _machine(machine: "Machine") -> list[tuple[str, str]]:
+    memory = "unknown" if machine.memory_bytes is None else f"{machine.memory_bytes / 2**30:.1f} GiB"
+    return [
+        ("cpu", f"{machine.cpu}, {machine.cores} cores: {' '.join(machine.features) or 'features unknown'}"),
+        ("memory", memory),
+        ("software", f"preread {machine.preread}, {machine.engine}, Python {machine.python}"),
+        ("llama.cpp", ", ".join(machine.engine_features)),
+    ]
+
+
+def _engine(engine: "Engine") -> list[tuple[str, str]]:
+    spec, shape = engine.model, engine.model.geometry
+    tested = f"off: {engine.no_injection}" if engine.no_injection else "works: logits are bit-identical"
+    return [
+        (
+            "model",
+            f"{spec.name} ({spec.architecture}): {shape.layers} layers, {shape.kv_heads} KV heads of {shape.head_dim}, "
+            f"trained for {spec.trained_tokens:,} tokens",
+        ),
+        ("injection", tested),
+        (
+            "rates",
+            f"prefill {engine.prefill_tokens_s:.0f} tokens/s, decode {engine.decode_tokens_s:.0f} tokens/s "
+            f"with {engine.threads} threads",
+        ),
+    ]
+
+
+def _link(link: "Link | None") -> list[tuple[str, str]]:
+    if link is None:
+        return [("cloud", "none named: --cloud URL measures the link")]
+    if link.problem:
+        return [("cloud", f"{link.cloud}: {link.problem}")]
+    trip = "" if link.rtt_s is None else f", round trip {link.rtt_s * 1e3:.1f} ms"
+    carried = link.note if link.bytes_s is None else f"{rate(link.bytes_s)} ({link.note})"
+    return [("cloud", f"{link.cloud}{trip}"), ("link", carried or "")]

@@ -1,0 +1,76 @@
+"""An edge inside this process, as the terminal's commands use it."""
+
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
+from queue import SimpleQueue
+
+from preread.cli import options
+from preread.codec.ladder import codec
+from preread.edge.edge import Edge
+from preread.edge.request import Ask, Done, Piece
+from preread.errors import PrereadError, TransportError, UnknownContext
+
+
+@contextmanager
+def open_edge(
+    model: str, cloud: str | None, api_key: str | None, rung: str, window_tokens: int, threads: int, *, local: bool
+) -> Iterator[Edge]:
+    """Load a model, fetching it first if need be. With `local`, contexts are computed here, never streamed.
+
+    Raises:
+        PrereadError: the model cannot be had or loaded, or the rung is unknown.
+    """
+    codec(rung)
+    options.pulled(model)
+    with Edge(model, cloud, api_key=api_key, rung=rung, window_tokens=window_tokens, threads=threads) as edge:
+        if local:
+            edge.asynchronous.site.engine.no_injection = "--local asks for it"
+        yield edge
+
+
+def find(edge: Edge, context: str) -> None:
+    """Make sure that a context is known, before anything is asked about it.
+
+    Raises:
+        UnknownContext: the cloud has none of this name.
+        TransportError: it may have, but cannot be reached.
+    """
+    site = edge.asynchronous.site
+    try:
+        site.contexts.named(context)
+        return
+    except UnknownContext:
+        with suppress(PrereadError):
+            edge.portal.call(site.sync)
+    try:
+        site.contexts.named(context)
+    except UnknownContext as error:
+        if site.link is not None and site.contexts.unreachable:
+            raise TransportError(f"{error}, as far as is known here: {site.contexts.unreachable}") from error
+        raise
+
+
+def answered(edge: Edge, ask: Ask) -> Generator[Piece | Done, None, None]:
+    """The pieces of an answer as they come. Closing the iterator, or Ctrl-C while it waits, ends the generation.
+
+    Raises:
+        UsageError, EngineError: as `preread.edge.answer.answer` does.
+    """
+    pieces: SimpleQueue[Piece | Done | None] = SimpleQueue()
+
+    async def generate() -> None:
+        answer = edge.asynchronous.answer(ask)
+        try:
+            async for piece in answer:
+                pieces.put(piece)
+        finally:
+            await answer.aclose()
+            pieces.put(None)
+
+    generating = edge.portal.start_task_soon(generate)
+    try:
+        while (piece := pieces.get()) is not None:
+            yield piece
+        generating.result()
+    finally:
+        generating.cancel()

@@ -1,0 +1,76 @@
+"""`preread demo` and `preread bench`: see it work, and measure it."""
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from preread.cli import options
+from preread.engine.registry import DEFAULT
+from preread.errors import UsageError
+
+bench = typer.Typer(help="Measure; each bench prints a table and last one line of JSON.", no_args_is_help=True)
+
+_WIDTH = 118
+
+
+def demo(
+    model: options.Model = DEFAULT,
+    mbps: Annotated[float, typer.Option(min=0, help="Rate of the emulated link, Mbit/s.")] = 100,
+    rtt_ms: Annotated[float, typer.Option("--rtt-ms", min=0, help="Its round trip, milliseconds.")] = 20,
+    rung: Annotated[str, typer.Option("--rung", help="Rungs to stream, separated by commas.")] = "lossless,q8,q4",
+    document: Annotated[Path | None, typer.Option("--document", help="A text; by default preread's licence.")] = None,
+    question: Annotated[str | None, typer.Option("--question", help="What to ask about it.")] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1)] = 48,
+) -> None:
+    """Show it all on this machine: a cloud, an edge, an emulated link, one question answered both ways."""
+    from rich.console import Console
+
+    from preread import demo as story
+
+    path = options.pulled(model)
+    asked = question or (story.QUESTION if document is None else "What is this document about?")
+    chosen = story.Options(
+        options.shown_name(model, path), path, mbps, rtt_ms, options.rung_names(rung), document, asked, max_tokens
+    )
+    story.run(chosen, Console(width=_WIDTH))
+
+
+@bench.command("ttft")
+def ttft(
+    model: options.Model = DEFAULT,
+    mbps: Annotated[str, typer.Option("--mbps", metavar="LIST", help="Link rates, Mbit/s.")] = "20,100",
+    rtt_ms: Annotated[str, typer.Option("--rtt-ms", metavar="LIST", help="Round trips, milliseconds.")] = "20",
+    context_tokens: Annotated[str, typer.Option("--context-tokens", metavar="LIST")] = "1000",
+    prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", min=1)] = 32,
+    answer_tokens: Annotated[int, typer.Option("--answer-tokens", min=1, help="Compared for `same_output`.")] = 16,
+    rung: Annotated[str, typer.Option("--rung", metavar="LIST", help="Rungs to stream.")] = "lossless,q8,q4",
+    runs: Annotated[int, typer.Option("--runs", min=1, help="Of each way; medians are reported.")] = 5,
+) -> None:
+    """Time to first token: local, resident, streamed, and the floor."""
+    from rich.console import Console
+
+    from preread.bench.ttft import Grid, bench
+
+    path = options.pulled(model)
+    grid = Grid(
+        _numbers("--mbps", mbps),
+        _numbers("--rtt-ms", rtt_ms),
+        tuple(int(count) for count in _numbers("--context-tokens", context_tokens)),
+        prompt_tokens,
+        answer_tokens,
+        options.rung_names(rung),
+        runs,
+    )
+    asyncio.run(bench(path, options.shown_name(model, path), grid, Console(width=_WIDTH)))
+
+
+def _numbers(option: str, text: str) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(f"{option} is a list of numbers separated by commas, not {text!r}") from error
+    if min(numbers) < 0:
+        raise UsageError(f"{option} must not be negative")
+    return numbers

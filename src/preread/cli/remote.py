@@ -1,0 +1,122 @@
+"""Asking a running edge over HTTP, as any OpenAI client does. It knows that API; it must not know engines."""
+
+from collections.abc import Generator
+from typing import Any, Final, Literal
+
+import httpx2
+import msgspec
+
+from preread.edge.request import Done, Piece, Timings
+from preread.errors import CorruptData, RemoteError, TransportError, UsageError
+from preread.store.http11 import parse_origin
+
+_QUIET_S: Final = 600.0
+"""An edge that computes a long context says nothing meanwhile."""
+_MOST_BYTES: Final = 2**20
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Delta
+    finish_reason: Literal["stop", "length"] | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int
+
+
+class _Problem(msgspec.Struct):
+    message: str
+
+
+class _Chunk(msgspec.Struct):
+    choices: tuple[_Choice, ...] = ()
+    usage: _Usage | None = None
+    timings: Timings | None = None
+    error: _Problem | None = None
+
+
+_chunks: Final[msgspec.json.Decoder[_Chunk]] = msgspec.json.Decoder(_Chunk)
+
+
+def ask(
+    url: str, prompt: str, context: str | None, sampling: dict[str, Any], *, api_key: str | None = None
+) -> Generator[Piece | Done, None, None]:
+    """Ask an edge. The last piece is Done.
+
+    Args:
+        url: of the edge.
+        prompt: the user's message.
+        context: name of the context that it is about.
+        sampling: fields of a chat completion, such as `temperature`.
+        api_key: that the edge asks for.
+
+    Raises:
+        UsageError: the edge says what is wrong with the request.
+        RemoteError: the edge failed.
+        TransportError: it cannot be reached, or the connection broke.
+        CorruptData: the other side is not an edge.
+    """
+    headers = {"User-Agent": "preread"} | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
+    body = {"model": "preread", "messages": [{"role": "user", "content": prompt}], **sampling}
+    body |= {"stream": True, "stream_options": {"include_usage": True}} | ({"context": context} if context else {})
+    address = f"{parse_origin(url)}/v1/chat/completions"
+    try:
+        with (
+            httpx2.Client(trust_env=False, timeout=httpx2.Timeout(_QUIET_S, connect=5.0)) as client,
+            client.stream("POST", address, headers=headers, json=body) as response,
+        ):
+            if response.status_code != 200:
+                raise _failure(url, response.status_code, response.read()[:_MOST_BYTES])
+            yield from _pieces(url, response)
+    except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+        raise TransportError(f"edge {url} cannot be reached: {error}; is `preread edge` running there?") from error
+    except httpx2.TransportError as error:
+        raise TransportError(f"connection to edge {url} broke: {error or type(error).__name__}") from error
+
+
+def _pieces(url: str, response: httpx2.Response) -> Generator[Piece | Done, None, None]:
+    finish: Literal["stop", "length"] = "stop"
+    timings, prompt_tokens = Timings(), 0
+    for line in response.iter_lines():
+        if not line.startswith("data:"):
+            continue
+        data = line.removeprefix("data:").strip()
+        if data == "[DONE]":
+            yield Done(finish, prompt_tokens, timings)
+            return
+        chunk = _decode(data)
+        if chunk.error is not None:
+            raise RemoteError(f"edge {url} failed: {_words(chunk.error.message)}")
+        timings = chunk.timings or timings
+        prompt_tokens = chunk.usage.prompt_tokens if chunk.usage else prompt_tokens
+        for choice in chunk.choices:
+            finish = choice.finish_reason or finish
+            if choice.delta.content:
+                yield Piece(choice.delta.content)
+    raise TransportError(f"edge {url} closed the connection in the middle of its answer")
+
+
+def _decode(data: str) -> _Chunk:
+    try:
+        return _chunks.decode(data)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise CorruptData("json", f"this is not how an edge answers: {error}; check the address") from error
+
+
+def _failure(url: str, status: int, body: bytes) -> UsageError | RemoteError:
+    try:
+        problem = _chunks.decode(body).error
+    except (msgspec.DecodeError, ValueError):
+        problem = None
+    words = _words(problem.message) if problem else "no reason given: it may not be a preread edge"
+    if 400 <= status < 500:
+        return UsageError(f"edge {url} refuses: {words}")
+    return RemoteError(f"edge {url} failed with {status}: {words}")
+
+
+def _words(message: str) -> str:
+    return "".join(letter if letter.isprintable() else " " for letter in message[:2000])

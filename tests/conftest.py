@@ -1,0 +1,121 @@
+"""What many tests share: real models, and a cloud and an edge that are served over real HTTP for the whole session."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from preread.cloud import client
+from preread.cloud.app import create_app as cloud_app
+from preread.cloud.events import Published
+from preread.cloud.serve import EnginePublisher
+from preread.edge.app import create_app as edge_app
+from preread.edge.edge import AsyncEdge
+from preread.engine.download import locate, pull
+from preread.engine.llamacpp import LlamaCpp
+from preread.engine.worker import Worker
+from preread.store.objects import Objects, open_store
+from preread.testing.cloud import serving
+
+T = TypeVar("T")
+
+# A busy machine is slow; that is not what these tests are about.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
+
+WINDOW_TOKENS = 2048
+PARTS = ("filter", "pump", "fan", "valve", "sensor", "display", "battery", "hose", "lid", "motor")
+
+
+@pytest.fixture(scope="session")
+def smollm() -> Path:
+    """The smallest model."""
+    return pull("smollm2-135m-instruct", lambda *_: None)
+
+
+@pytest.fixture(scope="session")
+def qwen() -> Path:
+    """A model of another family."""
+    path = locate("qwen2.5-coder-0.5b-instruct")
+    if path is None:
+        pytest.skip("qwen2.5-coder-0.5b-instruct is not here: preread models pull qwen2.5-coder-0.5b-instruct")
+    return path
+
+
+@pytest.fixture(scope="session")
+def manual() -> str:
+    """The text that the cloud has published as "manual": a good 300 tokens."""
+    sections = (
+        f"{i}. The {part} has code {100 + 7 * i}. Change it every {i + 2} weeks; before that, press its key twice."
+        for i, part in enumerate(PARTS, 1)
+    )
+    return "Manual of the air cleaner.\n" + "\n".join(sections)
+
+
+@dataclass(frozen=True, slots=True)
+class Cloud:
+    """A cloud in a thread of its own, that runs SmolLM2."""
+
+    url: str
+    store: Objects
+
+    def publish(self, name: str, text: str) -> Published:
+        """Publish through the API, as the command line does."""
+        *_, last = client.publish(self.url, name, text=text)
+        assert isinstance(last, Published)
+        return last
+
+
+@pytest.fixture(scope="session")
+def cloud(smollm: Path, manual: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
+    """Has published one context, "manual"."""
+    store = open_store(str(tmp_path_factory.mktemp("store")))
+    engine, worker = LlamaCpp.open(smollm, name="smollm2-135m-instruct", window_tokens=WINDOW_TOKENS), Worker()
+    with serving(cloud_app(store, EnginePublisher(engine, worker, store, ("lossless", "q8")))) as url:
+        cloud = Cloud(url, store)
+        cloud.publish("manual", manual)
+        yield cloud
+    worker.close()
+    engine.close()
+
+
+class LoopEdge(AsyncEdge):
+    """Remembers the loop that it was opened in."""
+
+    async def __aenter__(self) -> Self:
+        self.loop = asyncio.get_running_loop()
+        return await super().__aenter__()
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """An edge that is served in a thread of its own; `opened` is the edge itself, which belongs to that thread."""
+
+    url: str
+    opened: LoopEdge
+
+    def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """The result of a coroutine in the edge's loop; it must not take a minute."""
+        return asyncio.run_coroutine_threadsafe(work(), self.opened.loop).result(60)
+
+    def forget(self) -> None:
+        """The next question has to get its context anew."""
+        self.run(self.opened.site.forget)
+
+
+@pytest.fixture(scope="session")
+def edge(smollm: Path, cloud: Cloud, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edge]:
+    """Streams the lossless rung, so that answers are those of local prefill, bit by bit."""
+    opened = LoopEdge(
+        "smollm2-135m-instruct",
+        cloud.url,
+        rung="lossless",
+        window_tokens=WINDOW_TOKENS,
+        folder=tmp_path_factory.mktemp("edge"),
+    )
+    with serving(edge_app(opened)) as url:
+        yield Edge(url, opened)

@@ -1,0 +1,431 @@
+"""The edge over real HTTP with a real model: OpenAI's own client, clients that go away, errors, keys, limits."""
+
+import asyncio
+import json
+import socket
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+import openai
+import pytest
+
+from preread.edge import app as app_module
+from preread.edge.app import create_app
+from preread.edge.edge import AsyncEdge
+from preread.engine.llamacpp import Step
+from preread.errors import EngineError
+
+QUESTION = [{"role": "user", "content": "What is the code of the pump?"}]
+MODEL = "smollm2-135m-instruct"
+
+
+@pytest.fixture(scope="module")
+def client(edge: Any) -> Iterator[openai.OpenAI]:
+    http = openai.DefaultHttpxClient(trust_env=False)
+    with openai.OpenAI(base_url=f"{edge.url}/v1", api_key="none", http_client=http, max_retries=0) as client:
+        yield client
+
+
+def ask(client: openai.OpenAI, **fields: Any) -> Any:
+    standard = {"model": MODEL, "messages": QUESTION, "temperature": 0, "max_tokens": 6}
+    return client.chat.completions.create(**{**standard, **fields})
+
+
+def about(name: str) -> dict[str, Any]:
+    return {"extra_body": {"context": name}}
+
+
+def post(edge: Any, path: str = "/v1/chat/completions", **fields: Any) -> httpx2.Response:
+    body = {"messages": QUESTION, "max_tokens": 3, "temperature": 0, **fields}
+    return httpx2.post(f"{edge.url}{path}", json=body, trust_env=False, timeout=60)
+
+
+def test_context_is_streamed_by_name_and_found_by_itself(client: openai.OpenAI, edge: Any, manual: str) -> None:
+    edge.forget()
+    first = ask(client, **about("manual"))
+    timings = first.timings
+    assert (timings["context"], timings["way"], timings["rung"]) == ("manual", "streamed", "lossless")
+    assert timings["bytes_received"] > 0 and timings["load_ms"] > 0 and timings["reason"] is None
+    assert first.usage.prompt_tokens_details.cached_tokens == timings["cache_n"] == timings["context_n"] > 250
+    assert first.usage.prompt_tokens == timings["cache_n"] + timings["prompt_n"]
+    assert first.usage.completion_tokens == timings["predicted_n"] <= 6
+    assert first.id.startswith("chatcmpl-") and first.model == MODEL and first.object == "chat.completion"
+    whole = ask(client, messages=[{"role": "system", "content": manual}, *QUESTION])
+    assert (whole.timings["context"], whole.timings["way"]) == ("manual", "resident")
+    assert whole.usage == first.usage and whole.choices == first.choices
+    assert whole.timings["bytes_received"] == 0 and whole.id != first.id
+
+
+def test_streamed_answer_is_the_whole_one_in_pieces(client: openai.OpenAI) -> None:
+    whole = ask(client, **about("manual"))
+    chunks = list(ask(client, stream=True, stream_options={"include_usage": True}, **about("manual")))
+    *parts, last, usage = chunks
+    assert parts[0].choices[0].delta.role == "assistant"
+    assert "".join(part.choices[0].delta.content for part in parts) == whole.choices[0].message.content
+    assert [part.choices[0].finish_reason for part in parts] == [None] * len(parts)
+    assert last.choices[0].finish_reason == whole.choices[0].finish_reason
+    assert usage.choices == [] and usage.usage == whole.usage and usage.timings["way"] == "resident"
+    assert len({chunk.id for chunk in chunks}) == 1
+    assert len(parts) > 3, "it came in one piece: that is not streaming"
+
+
+def test_no_context(client: openai.OpenAI) -> None:
+    answer = ask(client, max_tokens=1)
+    assert answer.timings["way"] == "none" and answer.timings["context"] is None
+    assert answer.usage.prompt_tokens_details.cached_tokens == 0
+    assert answer.choices[0].finish_reason == "length"
+
+
+def test_completions(client: openai.OpenAI, edge: Any) -> None:
+    standard = {"model": "another/name", "max_tokens": 4, "temperature": 0}
+    text = client.completions.create(prompt="The capital of France is", **standard)
+    assert text.object == "text_completion" and text.id.startswith("cmpl-") and text.model == MODEL
+    assert "Paris" in text.choices[0].text and text.usage.completion_tokens == 4
+    ids = edge.opened.site.engine.tokenize("The capital of France is", start=True).tolist()
+    assert client.completions.create(prompt=ids, **standard).choices[0].text == text.choices[0].text
+    chunks = list(client.completions.create(prompt=[ids], stream=True, **standard))
+    assert "".join(chunk.choices[0].text for chunk in chunks) == text.choices[0].text
+    assert chunks[-1].choices[0].finish_reason == "length" and chunks[-1].timings["predicted_n"] == 4
+
+
+def test_sampling_parameters(client: openai.OpenAI, edge: Any) -> None:
+    drawn = [ask(client, seed=seed, temperature=1.5, max_tokens=8).choices[0].message.content for seed in (1, 1, 2, 3)]
+    assert drawn[0] == drawn[1] and len(set(drawn)) > 1
+    assert len({ask(client, temperature=2, max_tokens=8).choices[0].message.content for _ in range(4)}) > 1
+    greedy = ask(client, max_tokens=8).choices[0].message.content
+    assert ask(client, temperature=1, top_p=0, max_tokens=8).choices[0].message.content == greedy
+    assert ask(client, temperature=2, extra_body={"top_k": 1}, max_tokens=8).choices[0].message.content == greedy
+    assert ask(client, temperature=2, extra_body={"min_p": 1}, max_tokens=8).choices[0].message.content == greedy
+    first = int(edge.opened.site.engine.tokenize(greedy)[0])
+    assert not ask(client, logit_bias={first: -100}).choices[0].message.content.startswith(greedy[:3])
+    forced = ask(client, logit_bias={first: 100}, max_tokens=8, frequency_penalty=2).choices[0].message.content
+    assert forced != greedy
+
+
+def test_stop(client: openai.OpenAI) -> None:
+    whole = ask(client, max_tokens=12).choices[0].message.content
+    stop = whole.split()[2]
+    answer = ask(client, max_tokens=12, stop=[stop, "never this"])
+    assert answer.choices[0].message.content == whole[: whole.index(stop)]
+    assert answer.choices[0].finish_reason == "stop"
+
+
+def test_logprobs(client: openai.OpenAI) -> None:
+    answer = ask(client, logprobs=True, top_logprobs=3)
+    content = answer.choices[0].logprobs.content
+    assert bytes(byte for token in content for byte in token.bytes).decode() == answer.choices[0].message.content
+    for token in content:
+        assert len(token.top_logprobs) == 3 and token.logprob <= 0
+        assert (token.token, token.logprob) == (token.top_logprobs[0].token, token.top_logprobs[0].logprob)
+    chunks = list(ask(client, logprobs=True, top_logprobs=3, stream=True))
+    streamed = [one for c in chunks if c.choices[0].logprobs for one in c.choices[0].logprobs.content]
+    assert [one.token for one in streamed] == [one.token for one in content]
+
+
+def test_models_and_health(client: openai.OpenAI, edge: Any) -> None:
+    (model,) = client.models.list().data
+    assert model.id == MODEL and model.meta["n_ctx"] == 2048 and model.meta["n_vocab"] == 49152
+    health = httpx2.get(f"{edge.url}/health", trust_env=False).json()
+    known = len(edge.opened.site.contexts.all())
+    assert health == {"status": "ok", "model": MODEL, "injection": None, "cloud": None, "contexts": known}
+
+
+def test_unknown_context_names_the_known_ones(client: openai.OpenAI) -> None:
+    for stream in (False, True):
+        with pytest.raises(openai.NotFoundError) as refusal:
+            ask(client, stream=stream, **about("manuel"))
+        body: Any = refusal.value.body
+        assert "'manuel'" in body["message"] and "manual" in body["message"].partition("known contexts:")[2]
+        assert (body["type"], body["param"], body["code"]) == ("invalid_request_error", "context", "unknown_context")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [
+        ({"temperature": "hot"}, "temperature", "float"),
+        ({"messages": [{"role": "user", "content": "many words " * 2000}]}, None, "too many for a window of 2048"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0]", "text"),
+        ({"n": 2}, "n", "1"),
+    ],
+)
+def test_bad_requests(edge: Any, fields: dict[str, Any], param: str | None, words: str, stream: bool) -> None:
+    answer = post(edge, stream=stream, **fields)
+    assert answer.status_code == 400 and answer.headers["content-type"] == "application/json"
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error" and error["param"] == param and words in error["message"]
+
+
+def test_other_paths_methods_and_types(edge: Any) -> None:
+    url = edge.url
+    for answer, status in (
+        (httpx2.get(f"{url}/v1/nothing", trust_env=False), 404),
+        (httpx2.get(f"{url}/v1/chat/completions", trust_env=False), 405),
+        (httpx2.post(f"{url}/v1/completions", content=b"{}", headers={"Content-Type": "text/plain"},
+                     trust_env=False), 415),
+    ):  # fmt: skip
+        assert answer.status_code == status and answer.json()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_body_has_a_limit(edge: Any, chunked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app_module, "MAX_BODY_BYTES", 1000)
+    body = json.dumps({"prompt": "x" * 1000}).encode()
+    headers = {"Content-Type": "application/json"}
+    content = iter([body]) if chunked else body
+    answer = httpx2.post(f"{edge.url}/v1/completions", content=content, headers=headers, trust_env=False)
+    assert answer.status_code == 413 and "at most 1000 bytes" in answer.json()["error"]["message"]
+
+
+def test_headers_keep_events_flowing_and_answers_out_of_caches(edge: Any) -> None:
+    headers = post(edge, stream=True).headers
+    assert headers["content-type"].startswith("text/event-stream")
+    assert (headers["cache-control"], headers["x-accel-buffering"]) == ("no-cache", "no")
+    assert post(edge).headers["cache-control"] == "no-store"
+    assert not any(name.startswith("access-control") for name in headers)
+
+
+def test_simultaneous_questions_get_their_own_answers(client: openai.OpenAI) -> None:
+    questions = [
+        {"messages": [{"role": "user", "content": "What is the code of the fan?"}], **about("manual")},
+        {"messages": [{"role": "user", "content": "Write one line about the sea."}]},
+        {"messages": [{"role": "user", "content": "How often is the hose changed?"}], **about("manual")},
+        {"messages": [{"role": "user", "content": "Count to five."}]},
+    ]
+
+    def answer(fields: dict[str, Any]) -> str:
+        return str(ask(client, **fields).choices[0].message.content)
+
+    one_by_one = [answer(fields) for fields in questions]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(answer, questions)) == one_by_one
+    assert len(set(one_by_one)) == 4
+
+
+# An engine that is watched
+
+
+class Watch:
+    """Counts the tokens that the engine generates, and tells when it begins and when it generated some."""
+
+    def __init__(self) -> None:
+        self.tokens, self.fail_after = 0, 10**9
+        self.begun, self.generating = threading.Event(), threading.Event()
+
+
+@pytest.fixture
+def watch(edge: Any, monkeypatch: pytest.MonkeyPatch) -> Watch:
+    watch, engine = Watch(), edge.opened.site.engine
+    generate = engine.generate
+
+    def watched(*args: Any, **kwargs: Any) -> Iterator[Step]:
+        watch.begun.set()
+        for step in generate(*args, **kwargs):
+            if watch.tokens == watch.fail_after:
+                raise EngineError("the engine is tired")
+            watch.tokens += 1
+            if watch.tokens == 3:
+                watch.generating.set()
+            yield step
+
+    monkeypatch.setattr(engine, "generate", watched)
+    return watch
+
+
+def test_failure_before_the_answer_has_a_status(edge: Any, watch: Watch) -> None:
+    watch.fail_after = 0
+    for stream in (False, True):
+        answer = post(edge, stream=stream)
+        assert answer.status_code == 500 and answer.json()["error"]["code"] == "engine_error"
+
+
+def test_failure_within_the_answer(client: openai.OpenAI, edge: Any, watch: Watch) -> None:
+    watch.fail_after = 2
+    answer = post(edge, stream=True)
+    *_, last = answer.text.split("\n\n")[:-1]
+    error = json.loads(last.removeprefix("data: "))["error"]
+    assert answer.status_code == 200 and error["message"] == "the engine is tired" and error["type"] == "server_error"
+    watch.tokens = 0
+    with pytest.raises(openai.APIError, match="the engine is tired"):
+        list(ask(client, stream=True))
+    watch.fail_after = 10**9
+    assert ask(client).choices[0].message.content, "the engine can be used again"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_unforeseen_failure_tells_no_details(edge: Any, stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any) -> None:
+        raise ZeroDivisionError("secret detail")
+
+    monkeypatch.setattr(app_module.reply, "whole", broken)
+    monkeypatch.setattr(app_module.reply, "closing", broken)
+    monkeypatch.setattr(app_module.reply, "part", broken)
+    answer = post(edge, stream=stream)
+    assert "internal_error" in answer.text and "secret" not in answer.text
+    assert answer.status_code == (200 if stream else 500)
+
+
+# Clients that go away
+
+
+def long_request(**fields: Any) -> bytes:
+    """A raw request for an answer that the model would not end by itself."""
+    no_end = {"0": -100, "1": -100, "2": -100}
+    standard = {"messages": QUESTION, "max_tokens": 1500, "temperature": 0, "logit_bias": no_end}
+    body = json.dumps({**standard, **fields}).encode()
+    top = f"POST /v1/chat/completions HTTP/1.1\r\nHost: edge\r\nContent-Length: {len(body)}\r\n"
+    return f"{top}Content-Type: application/json\r\n\r\n".encode() + body
+
+
+def connected(edge: Any) -> socket.socket:
+    parts = urlsplit(edge.url)
+    return socket.create_connection((parts.hostname, parts.port), timeout=60)
+
+
+def free(edge: Any) -> None:
+    """Returns when the engine is free; fails when it is not for a long time."""
+
+    async def turn() -> None:
+        async with edge.opened.site.turn():
+            pass
+
+    edge.run(turn)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("ending", ["close", "half-close"])
+def test_client_that_goes_away_while_tokens_come(edge: Any, watch: Watch, stream: bool, ending: str) -> None:
+    with connected(edge) as sock:
+        sock.sendall(long_request(stream=stream))
+        assert watch.generating.wait(60)
+        if ending == "half-close":
+            sock.shutdown(socket.SHUT_WR)
+            before = watch.tokens
+            free(edge)
+    if ending == "close":
+        before = watch.tokens
+        free(edge)
+    assert watch.tokens < before + 50, "generation went on for a client that was gone"
+    assert post(edge).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_client_that_goes_away_during_prefill(edge: Any, watch: Watch, stream: bool) -> None:
+    with connected(edge) as sock:
+        sock.sendall(long_request(stream=stream, messages=[{"role": "user", "content": "many words " * 800}]))
+        assert watch.begun.wait(60)
+    free(edge)
+    assert watch.tokens == 0, "the whole prompt was computed for a client that was gone"
+    assert post(edge).status_code == 200
+
+
+def asgi_call(edge: Any, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]) -> Any:
+    scope = {
+        "type": "http", "http_version": "1.1", "method": "POST", "path": "/v1/chat/completions", "query_string": b"",
+        "headers": [(b"content-type", b"application/json")], "root_path": "",
+    }  # fmt: skip
+    return create_app(edge.opened)(scope, receive, send)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_client_that_goes_away_while_it_waits_for_its_turn(edge: Any, watch: Watch, stream: bool) -> None:
+    body = json.dumps({"messages": QUESTION, "stream": stream}).encode()
+    sent: list[Any] = []
+
+    async def main() -> None:
+        gone = asyncio.Event()
+        messages = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+        async def receive() -> Any:
+            if (message := next(messages, None)) is not None:
+                return message
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        async with edge.opened.site.turn():
+            call = asyncio.ensure_future(asgi_call(edge, receive, send))
+            asyncio.get_running_loop().call_soon(gone.set)
+            await asyncio.wait_for(call, 30)
+
+    edge.run(main)
+    assert not sent and not watch.begun.is_set()
+    free(edge)
+
+
+def test_client_that_takes_nothing_of_its_answer(edge: Any, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app_module, "MOST_STALL_S", 0.01)
+    messages = iter([{"type": "http.request", "body": long_request(stream=True).partition(b"\r\n\r\n")[2]}])
+
+    async def main() -> None:
+        never = asyncio.Event()
+
+        async def receive() -> Any:
+            if (message := next(messages, None)) is not None:
+                return message
+            await never.wait()
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.body":
+                await never.wait()
+
+        await asyncio.wait_for(asgi_call(edge, receive, send), 30)
+
+    edge.run(main)
+    free(edge)
+    assert watch.tokens < 500
+
+
+def test_client_that_goes_away_before_its_request_is_whole(edge: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with connected(edge) as sock:
+        sock.sendall(long_request()[:-10])
+    assert post(edge).status_code == 200
+    assert not caplog.records
+
+
+# Keys
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/chat/completions", "/v1/completions", "/nothing"])
+@pytest.mark.parametrize("header", [None, "Bearer", "Bearer wrong", "Basic one"])
+def test_keys(edge: Any, path: str, header: str | None) -> None:
+    async def main() -> None:
+        transport = httpx2.ASGITransport(create_app(edge.opened, api_keys=frozenset({"one", "another"})))
+        headers = {} if header is None else {"Authorization": header}
+        async with httpx2.AsyncClient(transport=transport, base_url="http://edge", headers=headers) as client:
+            answer = await client.get(path)
+            assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer"
+            assert answer.json()["error"]["code"] == "invalid_api_key"
+            assert (await client.get("/health")).status_code == 200
+            assert (await client.get(path, headers={"Authorization": "Bearer one"})).status_code != 401
+
+    edge.run(main)
+
+
+def test_model_that_cannot_be_loaded_keeps_the_server_from_starting(tmp_path: Any) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF but nothing more")
+    app = create_app(AsyncEdge(str(broken), folder=tmp_path))
+
+    async def main() -> list[Any]:
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            return {"type": "lifespan.startup"}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        with pytest.raises(Exception, match=r"cannot load .*broken.gguf"):
+            await app({"type": "lifespan"}, receive, send)
+        return sent
+
+    (message,) = asyncio.run(main())
+    assert message["type"] == "lifespan.startup.failed"
