@@ -93,17 +93,32 @@ def test_completions(client: openai.OpenAI, edge: Any) -> None:
 
 
 def test_sampling_parameters(client: openai.OpenAI, edge: Any) -> None:
-    drawn = [ask(client, seed=seed, temperature=1.5, max_tokens=8).choices[0].message.content for seed in (1, 1, 2, 3)]
-    assert drawn[0] == drawn[1] and len(set(drawn)) > 1
-    assert len({ask(client, temperature=2, max_tokens=8).choices[0].message.content for _ in range(4)}) > 1
-    greedy = ask(client, max_tokens=8).choices[0].message.content
-    assert ask(client, temperature=1, top_p=0, max_tokens=8).choices[0].message.content == greedy
-    assert ask(client, temperature=2, extra_body={"top_k": 1}, max_tokens=8).choices[0].message.content == greedy
-    assert ask(client, temperature=2, extra_body={"min_p": 1}, max_tokens=8).choices[0].message.content == greedy
+    def text(**fields: Any) -> str:
+        return str(ask(client, **fields).choices[0].message.content)
+
+    drawn = [text(seed=seed, temperature=1.5) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert text(temperature=2) != text(temperature=2), "a seed is drawn where none is given"
+    greedy = text()
+    assert text(temperature=2, top_p=0) == greedy
+    assert text(temperature=2, extra_body={"top_k": 1}) == greedy
+    assert text(temperature=2, extra_body={"min_p": 1}) == greedy
     first = int(edge.opened.site.engine.tokenize(greedy)[0])
-    assert not ask(client, logit_bias={first: -100}).choices[0].message.content.startswith(greedy[:3])
-    forced = ask(client, logit_bias={first: 100}, max_tokens=8, frequency_penalty=2).choices[0].message.content
-    assert forced != greedy
+    assert not text(logit_bias={first: -100}).startswith(greedy[:3])
+
+
+def test_penalties(client: openai.OpenAI, edge: Any) -> None:
+    animals = [int(edge.opened.site.engine.tokenize(f" {word}")[0]) for word in ("dog", "cat", "bird", "fish", "horse")]
+
+    def different(**penalty: float) -> int:
+        """How many of the animals are in an answer of nothing but animals."""
+        answer = ask(client, logit_bias=dict.fromkeys(animals, 100), max_tokens=8, **penalty)
+        words = answer.choices[0].message.content.split()
+        assert len(words) == 8
+        return len(set(words))
+
+    assert different() < different(frequency_penalty=2)
+    assert different() < different(presence_penalty=2)
 
 
 def test_stop(client: openai.OpenAI) -> None:

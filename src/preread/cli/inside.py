@@ -15,7 +15,7 @@ from preread.errors import PrereadError, TransportError, UnknownContext
 def open_edge(
     model: str, cloud: str | None, api_key: str | None, rung: str, window_tokens: int, threads: int, *, local: bool
 ) -> Iterator[Edge]:
-    """Load a model, fetching it first if need be. With `local`, contexts are computed here, never streamed.
+    """Load a model, fetching it first if need be. With `local`, the cloud is asked for its catalogue and no more.
 
     Raises:
         PrereadError: the model cannot be had or loaded, or the rung is unknown.
@@ -23,9 +23,14 @@ def open_edge(
     codec(rung)
     options.pulled(model)
     with Edge(model, cloud, api_key=api_key, rung=rung, window_tokens=window_tokens, threads=threads) as edge:
+        site = edge.asynchronous.site
+        link = site.link
         if local:
-            edge.asynchronous.site.engine.no_injection = "--local asks for it"
-        yield edge
+            site.link = None
+        try:
+            yield edge
+        finally:
+            site.link = link  # to be closed with the rest
 
 
 def find(edge: Edge, context: str) -> None:

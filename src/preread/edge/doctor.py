@@ -110,16 +110,21 @@ def verdict(engine: Engine, link: Link | None, rungs: tuple[RungCost, ...]) -> s
     """Whether streaming pays on this machine, and from which link rate on."""
     if engine.no_injection:
         return f"Contexts are computed here, never streamed: {engine.no_injection}."
-    needed = ", ".join(f"{rung.break_even_bytes_s * 8e-6:.3g} Mbit/s ({rung.rung})" for rung in rungs)
+    needed = ", ".join(f"{_mbps(rung.break_even_bytes_s)} ({rung.rung})" for rung in rungs)
     if link is None or link.bytes_s is None:
         return f"Streaming a long context beats computing it on links faster than {needed}."
-    carries = f"this link carries {link.bytes_s * 8e-6:.3g} Mbit/s"
+    carries = f"this link carries {_mbps(link.bytes_s)}"
     paying = [rung for rung in rungs if link.bytes_s > rung.break_even_bytes_s]
     if not paying:
         return f"Streaming does not pay: {carries}, and computing here is faster below {needed}."
     best = paying[0]
-    faster = link.bytes_s / best.break_even_bytes_s
-    return f"Streaming pays: {carries}, so a long context at rung {best.rung} is here {faster:.1f} times sooner."
+    sooner = link.bytes_s / best.break_even_bytes_s
+    return f"Streaming pays: {carries}, so a long context at rung {best.rung} is here {sooner:,.1f} times sooner."
+
+
+def _mbps(bytes_s: float) -> str:
+    mbps = bytes_s * 8e-6
+    return f"{mbps:.3g} Mbit/s" if mbps < 100 else f"{mbps:,.0f} Mbit/s"
 
 
 def _engine(model: Path, name: str, threads: int) -> Engine:

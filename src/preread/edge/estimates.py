@@ -39,6 +39,10 @@ class Estimates:
         rate = size_bytes / max(seconds - (self._rtt_s or 0.0), seconds / 10)
         self._bytes_s = rate if self._bytes_s is None else self._bytes_s + _WEIGHT * (rate - self._bytes_s)
 
+    def gave_up(self, size_bytes: int, seconds: float) -> None:
+        """A transfer was given up as too slow; whatever was believed before was too good."""
+        self._seen_s, self._bytes_s = time.monotonic(), size_bytes / max(seconds, 1e-3)
+
     def round_trip(self, seconds: float) -> None:
         """A small request was answered after so long."""
         self._rtt_s = seconds if self._rtt_s is None else min(seconds, self._rtt_s + _WEIGHT * (seconds - self._rtt_s))

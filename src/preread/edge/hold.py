@@ -11,7 +11,7 @@ from contextlib import aclosing
 import numpy as np
 
 from preread.edge.contexts import Known
-from preread.edge.load import Loaded, Parcel, load
+from preread.edge.load import GaveUp, Loaded, Parcel, load
 from preread.edge.site import Site
 from preread.edge.understand import Question
 from preread.engine.llamacpp import Step
@@ -143,7 +143,11 @@ async def _failure(loading: asyncio.Task[None]) -> PrereadError | None:
 
 def _learn(site: Site, loading: asyncio.Task[None], done: Loaded) -> None:
     """Remember how the link did."""
-    site.estimates.transferred(done.received_bytes, done.seconds or time.monotonic() - done.started)
-    if not loading.cancelled() and isinstance(loading.exception(), TransportError):
+    failure = None if loading.cancelled() else loading.exception()
+    if done.seconds is not None:
+        site.estimates.transferred(done.received_bytes, done.seconds)
+    elif isinstance(failure, GaveUp):
+        site.estimates.gave_up(done.seen_bytes, time.monotonic() - done.started)
+    if isinstance(failure, TransportError):
         # The next request need not find out again; the catalogue's sync notices when the cloud is back.
-        site.contexts.unreachable = str(loading.exception())
+        site.contexts.unreachable = str(failure)

@@ -16,7 +16,8 @@ from preread.engine.llamacpp import LlamaCpp
 from preread.errors import PrereadError
 from preread.plan.choose import worth_waiting
 from preread.plan.cost import Need
-from preread.store.fetch import Source, fetch_all
+from preread.store.egress import CloudLink
+from preread.store.fetch import fetch_all
 from preread.wire import manifest as manifests
 from preread.wire import segment
 from preread.wire.manifest import Manifest, SegmentPlace
@@ -41,11 +42,19 @@ class Parcel:
 
 @dataclass(slots=True)
 class Loaded:
-    """How far a load has come: times of `time.monotonic`. `seconds` is set when the last row is in place."""
+    """How far a load has come.
+
+    Attributes:
+        started, first: when it began, and when the first byte was seen; of `time.monotonic`.
+        received_bytes: of whole segments.
+        seen_bytes: of all that arrived, unfinished segments included.
+        seconds: until the last row was in place; None before that.
+    """
 
     started: float = field(default_factory=time.monotonic)
     first: float | None = None
     received_bytes: int = 0
+    seen_bytes: int = 0
     seconds: float | None = None
 
 
@@ -66,7 +75,7 @@ def parcel(manifest: Manifest, rung: str) -> Parcel:
 
 async def load(
     what: Parcel,
-    source: Source,
+    source: CloudLink,
     engine: LlamaCpp,
     reserved: Awaitable[None],
     threads: Executor,
@@ -88,14 +97,16 @@ async def load(
         PrereadError: the first thing that went wrong. GaveUp: the link is too slow. Rows may be half written then.
     """
     loading = asyncio.ensure_future(_load(what, source, engine, reserved, threads, done))
+    before = source.received_bytes
     try:
         while not (await asyncio.wait([loading], timeout=_TICK_S))[0]:
             now = time.monotonic()
+            done.seen_bytes = source.received_bytes - before
+            if done.seen_bytes and done.first is None:
+                done.first = now
             silent_s, flowing_s = (done.first or now) - done.started, now - (done.first or now)
-            if done.received_bytes < what.size_bytes and not worth_waiting(
-                need, silent_s, flowing_s, done.received_bytes
-            ):
-                rate = done.received_bytes / (now - done.started) * 8e-6
+            if done.seen_bytes < what.size_bytes and not worth_waiting(need, silent_s, flowing_s, done.seen_bytes):
+                rate = done.seen_bytes / (now - done.started) * 8e-6
                 raise GaveUp(f"the link is too slow: {rate:.2f} Mbit/s in the first {now - done.started:.1f} s")
     finally:
         loading.cancel()
@@ -105,14 +116,13 @@ async def load(
 
 
 async def _load(
-    what: Parcel, source: Source, engine: LlamaCpp, reserved: Awaitable[None], threads: Executor, done: Loaded
+    what: Parcel, source: CloudLink, engine: LlamaCpp, reserved: Awaitable[None], threads: Executor, done: Loaded
 ) -> None:
     missing = [len(what.manifest.chunks)] * len(what.manifest.groups)
     complete = 0
     async with aclosing(fetch_all(source, [place.ref for place in what.places])) as frames:
         async for index, frame in frames:
             place = what.places[index]
-            done.first = done.first or time.monotonic()
             done.received_bytes += len(frame)
             await reserved
             # One segment is decoded at a time, while others arrive: decoding is many times faster than any such link.

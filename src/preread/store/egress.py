@@ -82,6 +82,11 @@ class CloudLink:
             raise CorruptData("digest", f"{path} from {self._origin} is not the object of that name")
         return answer.body
 
+    @property
+    def received_bytes(self) -> int:
+        """All that ever arrived over this link, unfinished answers included."""
+        return self._pool.received_bytes
+
     async def warm(self, connections: int) -> None:
         """Open connections ahead of need, so that no handshake is waited for later.
 

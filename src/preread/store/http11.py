@@ -11,6 +11,7 @@ import os
 import socket
 import ssl
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -98,7 +99,11 @@ def parse_origin(url: str) -> Origin:
 
 
 class Pool:
-    """Up to `connections` keep-alive connections to `origin`, each opened when it is first needed."""
+    """Up to `connections` keep-alive connections to `origin`, each opened when it is first needed.
+
+    Attributes:
+        received_bytes: all that ever arrived, heads and unfinished answers included: how a slow link shows early.
+    """
 
     def __init__(self, origin: Origin, patience: Patience, connections: int) -> None:
         self._origin, self._patience = origin, patience
@@ -106,6 +111,7 @@ class Pool:
         self._open: set[_Connection] = set()
         self._idle: list[_Connection] = []
         self._tls: ssl.SSLContext | None = None
+        self.received_bytes = 0
 
     async def get(self, wanted: Wanted) -> Answer:
         """Ask once; an idle connection that the other side had closed meanwhile is replaced by another.
@@ -160,9 +166,12 @@ class Pool:
             raise TransportError(
                 f"{origin} cannot be reached: {_cause(error)}; is `preread cloud` running there?"
             ) from error
-        connection = _Connection(origin, reader, writer)
+        connection = _Connection(origin, reader, writer, self._count)
         self._open.add(connection)
         return connection
+
+    def _count(self, size_bytes: int) -> None:
+        self.received_bytes += size_bytes
 
 
 class _Stale(Exception):
@@ -172,8 +181,14 @@ class _Stale(Exception):
 class _Connection:
     """One TCP or TLS connection; one request at a time."""
 
-    def __init__(self, origin: Origin, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._origin, self._reader, self._writer = origin, reader, writer
+    def __init__(
+        self,
+        origin: Origin,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        count: Callable[[int], None],
+    ) -> None:
+        self._origin, self._reader, self._writer, self._count = origin, reader, writer, count
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEAD_BYTES)
         self._used = False
 
@@ -191,6 +206,7 @@ class _Connection:
                 left_s = grace_until + len(body) / patience.slowest_bytes_s - time.monotonic()
                 data = await self._read(min(patience.stall_s, left_s), len(body), retry=self._used and not heard)
                 heard = True
+                self._count(len(data))
                 self._http.receive_data(data)
             elif isinstance(event, h11.Response):
                 answer = Answer(event.status_code, dict(event.headers), b"")

@@ -1,0 +1,312 @@
+"""The edge's story over real sockets and a real model: whatever happens on the link, the answer is the same."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from preread import Edge
+from preread.cloud.app import create_app
+from preread.cloud.publish import refuse
+from preread.edge.edge import Answer, AsyncEdge
+from preread.edge.request import Ask, Done
+from preread.engine.sampling import Sampling
+from preread.errors import UnknownContext, UsageError
+from preread.store.objects import Objects, open_store
+from preread.testing.cloud import serving
+from preread.testing.proxy import Blackout, Corrupt, Fault, Link, ProxyProcess, Refuse, Reset, Truncate
+from preread.values import Fingerprint
+from preread.wire import manifest as manifests
+from preread.wire.catalogue import Entry
+from preread.wire.digest import context_id
+from preread.wire.fields import SizedId
+from preread.wire.tokens import unpack
+
+QUESTION = "What is the code of the pump?"
+FAST = Link(mbps=400, rtt_ms=2)
+
+
+class Bench:
+    """An edge behind a link that can be broken."""
+
+    def __init__(self, edge: Edge, proxy: ProxyProcess) -> None:
+        self.edge, self.proxy = edge, proxy
+        self.site = edge.asynchronous.site
+
+    def ask(self, question: str = QUESTION, context: str | None = "manual") -> Answer:
+        return self.edge.ask(question, context=context, max_tokens=8)
+
+    def cold(self) -> None:
+        """A whole link, nothing held, nothing believed of the link."""
+        self.proxy.set_faults([])
+        self.proxy.set_link(FAST)
+        self.edge.portal.call(self.site.sync)
+        self.edge.portal.call(self.site.forget)
+        self.site.estimates = type(self.site.estimates)(self.site.estimates.prefill_tokens_s)
+
+
+@pytest.fixture(scope="module")
+def bench(smollm: Path, cloud: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    port = int(cloud.url.rpartition(":")[2])
+    folder = tmp_path_factory.mktemp("edge")
+    with ProxyProcess(port, FAST) as proxy:
+        options = {"rung": "lossless", "window_tokens": 2048, "folder": folder, "sync_s": 3600}
+        with Edge("smollm2-135m-instruct", proxy.url, **options) as edge:
+            yield Bench(edge, proxy)
+
+
+@pytest.fixture(scope="module")
+def local(bench: Bench) -> Answer:
+    """The answer that this machine computes by itself."""
+    link, bench.site.link = bench.site.link, None
+    try:
+        bench.edge.portal.call(bench.site.forget)
+        answer = bench.ask()
+    finally:
+        bench.site.link = link
+    assert answer.timings.way == "computed" and answer.timings.reason == "this edge has no cloud"
+    return answer
+
+
+def test_a_streamed_context_gives_the_answer_of_local_prefill(bench: Bench, local: Answer) -> None:
+    bench.cold()
+    answer = bench.ask()
+    timings = answer.timings
+    assert answer.text == local.text and answer.text
+    assert (timings.way, timings.rung, timings.reason) == ("streamed", "lossless", None)
+    assert timings.cache_n == timings.context_n > 250
+    assert timings.prompt_n == answer.prompt_tokens - timings.context_n
+    manifest = bench.site.contexts.named("manual").manifest
+    assert manifest is not None
+    assert timings.bytes_received == sum(place.ref.size_bytes for place in manifests.places(manifest, "lossless"))
+
+
+def test_a_second_question_costs_no_transfer(bench: Bench, local: Answer) -> None:
+    bench.cold()
+    bench.ask()
+    before = bench.proxy.stats.bytes_down
+    answer = bench.ask()
+    assert (answer.text, answer.timings.way, answer.timings.bytes_received) == (local.text, "resident", 0)
+    assert bench.proxy.stats.bytes_down == before
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [[Corrupt(at_byte=60_000)], [Truncate(after_bytes=60_000)], [Reset(after_bytes=60_000)]],
+    ids=["corrupt", "truncated", "reset"],
+)
+def test_a_broken_transfer_ends_in_the_same_answer_computed_here(
+    bench: Bench, local: Answer, faults: list[Fault]
+) -> None:
+    bench.cold()
+    bench.proxy.set_faults(faults)
+    answer = bench.ask()
+    assert (answer.text, answer.timings.way) == (local.text, "computed")
+    assert answer.timings.reason and answer.timings.cache_n == 0
+    # the next request is not harmed: neither what is held now, nor streaming again
+    assert bench.ask().text == local.text
+    bench.cold()
+    again = bench.ask()
+    assert (again.text, again.timings.way) == (local.text, "streamed")
+
+
+def test_a_blackout_costs_bounded_time_and_the_second_request_nothing(bench: Bench, local: Answer) -> None:
+    bench.cold()
+    bench.proxy.set_faults([Blackout(None)])
+    answer = bench.ask()
+    assert (answer.text, answer.timings.way) == (local.text, "computed")
+    assert "too slow" in (answer.timings.reason or "")
+    bench.cold()
+
+
+def test_a_slow_link_gives_way_to_computing(bench: Bench, local: Answer) -> None:
+    bench.cold()
+    bench.proxy.set_link(Link(mbps=1, rtt_ms=2))
+    answer = bench.ask()
+    assert (answer.text, answer.timings.way) == (local.text, "computed")
+    assert "too slow" in (answer.timings.reason or "")
+    # What was learnt is used: the next context is not even tried.
+    bench.edge.portal.call(bench.site.forget)
+    second = bench.ask()
+    assert second.timings.way == "computed" and "loading would take" in (second.timings.reason or "")
+
+
+def test_a_refused_connection_is_remembered_until_the_next_sync(bench: Bench, local: Answer) -> None:
+    bench.cold()
+    bench.edge.portal.call(bench.site.link.aclose)  # type: ignore[union-attr]
+    bench.proxy.set_faults([Refuse()])
+    first = bench.ask()
+    assert (first.text, first.timings.way) == (local.text, "computed")
+    assert bench.site.contexts.unreachable
+
+
+def test_the_edge_notices_by_itself_that_a_prompt_begins_with_a_context(
+    bench: Bench, local: Answer, manual: str
+) -> None:
+    bench.cold()
+    messages = ({"role": "system", "content": manual}, {"role": "user", "content": QUESTION})
+    ask = Ask(messages=messages, sampling=Sampling(max_tokens=8))
+    done, text = bench.edge.portal.call(_collect, bench.edge.asynchronous, ask)
+    assert text == local.text
+    assert (done.timings.context, done.timings.way) == ("manual", "streamed")
+
+
+def test_a_prompt_that_is_the_context_itself(bench: Bench) -> None:
+    bench.cold()
+    tokens = tuple(int(token) for token in bench.site.contexts.named("manual").tokens)
+    done, _ = bench.edge.portal.call(
+        _collect, bench.edge.asynchronous, Ask(prompt=tokens, sampling=Sampling(max_tokens=4))
+    )
+    assert done.prompt_tokens == len(tokens)
+    assert done.timings.cache_n == len(tokens) - 1 and done.timings.prompt_n == 1
+
+
+def test_a_context_comes_back_from_the_shelf(bench: Bench, local: Answer, cloud: Any) -> None:
+    bench.cold()
+    cloud.publish("other", "The red lamp means that the tank is empty. " * 12)
+    bench.ask()
+    other = bench.ask("What does the red lamp mean?", "other")  # published a moment ago: found by a sync of its own
+    assert other.timings.way == "streamed"
+    back = bench.ask()
+    assert (back.text, back.timings.way, back.timings.bytes_received) == (local.text, "resident", 0)
+
+
+def test_a_prompt_without_context_leaves_the_context_where_it_is(bench: Bench, local: Answer) -> None:
+    bench.cold()
+    bench.ask()
+    assert bench.ask("Who are you?", None).timings.way == "none"
+    assert bench.ask().timings.way == "resident"
+
+
+def test_closing_a_stream_frees_the_engine(bench: Bench, local: Answer) -> None:
+    bench.cold()
+    stream = bench.edge.stream("Tell me everything.", context="manual", max_tokens=1500)
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    answer = bench.ask()
+    assert (answer.text, answer.timings.way) == (local.text, "resident")
+
+
+def test_leaving_while_the_context_loads_frees_the_engine(bench: Bench, local: Answer) -> None:
+    bench.cold()
+    bench.proxy.set_link(Link(mbps=8, rtt_ms=2))
+
+    async def leave() -> None:
+        asking = asyncio.ensure_future(bench.edge.asynchronous.ask(QUESTION, context="manual", max_tokens=8))
+        while bench.site.engine.waiting_for_layer < 0:
+            await asyncio.sleep(0.001)
+        asking.cancel()
+        await asyncio.wait([asking])
+        assert bench.site.held is None and bench.site.engine.context_tokens == 0
+
+    bench.edge.portal.call(leave)
+    bench.proxy.set_link(FAST)
+    assert bench.ask().text == local.text
+
+
+def test_requests_at_the_same_time_are_each_answered_right(bench: Bench) -> None:
+    bench.cold()
+    questions = [QUESTION, "What is the code of the lid?", "Who are you?"]
+    contexts = ["manual", "manual", None]
+    alone = [bench.ask(question, context) for question, context in zip(questions, contexts, strict=True)]
+    bench.cold()
+
+    async def all_at_once() -> list[Answer]:
+        edge = bench.edge.asynchronous
+        return await asyncio.gather(
+            *[edge.ask(q, context=c, max_tokens=8) for q, c in zip(questions, contexts, strict=True)]
+        )
+
+    together = bench.edge.portal.call(all_at_once)
+    assert [answer.text for answer in together] == [answer.text for answer in alone]
+
+
+def test_what_cannot_be_answered_is_refused(bench: Bench) -> None:
+    with pytest.raises(UnknownContext, match=r"unknown context 'nothing'.*manual"):
+        bench.ask(context="nothing")
+    with pytest.raises(UsageError, match="too many for a window of 2048"):
+        bench.ask("word " * 3000)
+    with pytest.raises(UsageError, match="not open"):
+        Edge("smollm2-135m-instruct").ask("?")
+
+
+def test_after_a_restart_without_a_cloud_known_contexts_are_computed(
+    bench: Bench, local: Answer, cloud: Any, tmp_path: Path
+) -> None:
+    options = {"rung": "lossless", "window_tokens": 2048, "folder": tmp_path}
+    with Edge("smollm2-135m-instruct", cloud.url, **options):
+        pass
+    (kept,) = (path for path in tmp_path.iterdir() if path.name == bench.site.contexts.named("manual").entry.tokens.id)
+    assert kept.stat().st_mode & 0o077 == 0
+    with Edge("smollm2-135m-instruct", "http://127.0.0.1:9", **options) as edge:
+        answer = edge.ask(QUESTION, context="manual", max_tokens=8)
+        assert (answer.text, answer.timings.way) == (local.text, "computed")
+        assert "cannot be reached" in (answer.timings.reason or "")
+    kept.write_bytes(b"damaged")
+    with Edge("smollm2-135m-instruct", "http://127.0.0.1:9", **options) as edge, pytest.raises(UnknownContext):
+        edge.ask(QUESTION, context="manual", max_tokens=1)
+
+
+def test_contexts_that_cannot_be_streamed_here(bench: Bench, local: Answer, cloud: Any, tmp_path: Path) -> None:
+    """Of another build of the model, of another model, with a manifest from the future, with a segment missing."""
+    known = bench.site.contexts.named("manual")
+    store = open_store(str(tmp_path / "store"))
+    asyncio.run(_strange_contexts(store, cloud.store, known.entry))
+    with serving(create_app(store, refuse)) as url:
+
+        async def ask_all() -> dict[str, Answer]:
+            async with AsyncEdge(
+                "smollm2-135m-instruct", url, rung="lossless", window_tokens=2048, folder=tmp_path / "edge"
+            ) as edge:
+                with pytest.raises(UsageError, match="published for smollm2-135m-instruct, whose tokens differ"):
+                    await edge.ask(QUESTION, context="other-model", max_tokens=8)
+                return {
+                    name: await edge.ask(QUESTION, context=name, max_tokens=8)
+                    for name in ("other-build", "newer", "missing")
+                }
+
+        answers = asyncio.run(ask_all())
+    assert {answer.text for answer in answers.values()} == {local.text}
+    assert "other weights" in (answers["other-build"].timings.reason or "")
+    assert "upgrade" in (answers["newer"].timings.reason or "")
+    # "missing" has the same context id as "newer", which was computed a moment ago
+    assert answers["missing"].timings.way in ("resident", "computed")
+
+
+async def _strange_contexts(store: Objects, source: Objects, entry: Entry) -> None:
+    data = await source.read("manifests", entry.manifest.id)
+    packed = await source.read("tokens", entry.tokens.id)
+    assert data is not None and packed is not None
+    await store.put("tokens", packed)
+    manifest = manifests.loads(data)
+    other = Fingerprint("0" * 64)
+    moved = msgspec.structs.replace(
+        manifest,
+        context=context_id(other, unpack(packed, 10**6)),
+        model=msgspec.structs.replace(manifest.model, fingerprint=other),
+    )
+    newer = msgspec.json.encode(msgspec.json.decode(data) | {"version": 2}, order="sorted")
+    for name, written, changes in (
+        ("other-build", manifests.dumps(moved), {"fingerprint": other, "context": moved.context}),
+        ("other-model", manifests.dumps(moved), {"fingerprint": other, "context": moved.context, "vocabulary": other}),
+        ("newer", newer, {}),
+        ("missing", data, {}),
+    ):
+        ref = await store.put("manifests", written)
+        await store.put_name(
+            msgspec.structs.replace(entry, name=name, manifest=SizedId(ref.id, ref.size_bytes), **changes)
+        )
+
+
+async def _collect(edge: AsyncEdge, ask: Ask) -> tuple[Done, str]:
+    texts = []
+    async with aclosing(edge.answer(ask)) as pieces:
+        async for piece in pieces:
+            if isinstance(piece, Done):
+                return piece, "".join(texts)
+            texts.append(piece.text)
+    raise AssertionError("no end")

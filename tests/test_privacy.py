@@ -1,0 +1,337 @@
+"""Nothing that derives from a prompt leaves the edge: every byte that it sends is recorded and searched.
+
+What can be seen from outside is which published contexts an edge asks for, and when; nothing else.
+"""
+
+import asyncio
+import base64
+import hashlib
+import json
+import re
+import secrets
+import struct
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, quote_plus, urlsplit
+
+import blake3
+import httpx2
+import pytest
+
+from preread.edge.app import create_app
+from preread.edge.edge import AsyncEdge
+from preread.store.egress import CloudLink
+from preread.testing.relay import Proxy
+from preread.testing.toxics import Corrupt, Fault, Refuse, Reset, Truncate
+from preread.wire import catalogue, manifest
+
+REQUEST_LINE = re.compile(r"GET /v1/(catalogue|(segments|tokens|manifests)/[0-9a-f]{64}) HTTP/1\.1")
+SHORTEST_RUN = 4
+"""So many token ids in a row are no coincidence."""
+
+
+# What is looked for
+
+
+def encodings(text: str) -> Iterator[tuple[str, bytes]]:
+    """(what, how it would look) for the usual ways in which a text can be written into a message."""
+    plain = text.encode()
+    for charset in ("utf-8", "utf-16-le", "utf-16-be"):
+        yield charset, text.encode(charset)
+    yield "hex", plain.hex().encode()
+    yield "URL", quote(text, safe="").encode()
+    yield "form", quote_plus(text).encode()
+    yield "JSON", json.dumps(text)[1:-1].encode()
+    for encode in (base64.standard_b64encode, base64.urlsafe_b64encode):
+        for shift in range(3):
+            # Leave out the letters at either end, to which what stands before and after contributes.
+            middle = encode(b"\0" * shift + plain)[(0, 2, 3)[shift] :]
+            yield f"base64 + {shift}", middle.rstrip(b"=")[: -1 if (len(plain) + shift) % 3 else None]
+    yield from digests(plain)
+
+
+def digests(data: bytes) -> Iterator[tuple[str, bytes]]:
+    for name in ("md5", "sha1", "sha256", "blake2b"):
+        yield name, hashlib.new(name, data).hexdigest().encode()[:32]
+    yield "blake3", blake3.blake3(data).hexdigest().encode()[:32]
+
+
+def token_patterns(ids: list[int]) -> Iterator[tuple[str, re.Pattern[bytes]]]:
+    """(what, how it would look) for every few token ids in a row, and for digests of all of them."""
+    for form in ("<H", ">H", "<I", ">I"):
+        packed = [struct.pack(form, id) for id in ids if form[1] == "I" or id < 2**16]
+        for run in runs(packed):
+            yield f"ids as {form}", re.compile(re.escape(b"".join(run)))
+        for name, digest in digests(b"".join(packed)):
+            yield f"{name} of ids as {form}", re.compile(digest)
+    for run in runs([str(id).encode() for id in ids]):
+        yield "ids in decimal", re.compile(rb"(?<!\d)" + rb"\D{1,4}".join(run) + rb"(?!\d)")
+
+
+def runs(items: list[bytes]) -> Iterator[list[bytes]]:
+    for start in range(len(items) - SHORTEST_RUN + 1):
+        yield items[start : start + SHORTEST_RUN]
+
+
+def leaks(sent: bytes, canaries: list[str], ids: list[list[int]]) -> list[str]:
+    """What of the canaries, and of the token ids, is in `sent`, in whichever letter case."""
+    folded = sent.lower()
+    texts = [
+        f"{canary!r} as {what}" for canary in canaries for what, form in encodings(canary) if form.lower() in folded
+    ]
+    return texts + [f"{run[:9]} as {what}" for run in ids for what, form in token_patterns(run) if form.search(sent)]
+
+
+def canary() -> str:
+    """Private text that is nowhere else in the world, with letters that encodings treat differently."""
+    return f"Zq{secrets.token_hex(4)} Grüße/{secrets.token_hex(4)}+?"
+
+
+PLANTED = "Zq01ab Grüße/77?+"
+PLANTED_IDS = [7, 49000, 12, 305, 9]
+
+
+@pytest.mark.parametrize(
+    "what, form", [*encodings(PLANTED), *((f"upper {w}", f.upper()) for w, f in encodings(PLANTED))]
+)
+def test_search_finds_texts(what: str, form: bytes) -> None:
+    assert leaks(b"GET /?x=" + form + b" HTTP/1.1", [PLANTED], [])
+
+
+@pytest.mark.parametrize("before", range(3))
+def test_search_finds_base64_within_base64(before: int) -> None:
+    for encode in (base64.standard_b64encode, base64.urlsafe_b64encode):
+        assert leaks(encode(b"x" * before + PLANTED.encode() + b"and more"), [PLANTED], [])
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        json.dumps(PLANTED_IDS).encode(),
+        b"305-9-12-305-7,49000,12,305",
+        struct.pack("<4H", *PLANTED_IDS[1:]),
+        struct.pack(">4H", *PLANTED_IDS[:4]),
+        struct.pack("<5I", *PLANTED_IDS),
+        struct.pack(">5I", *PLANTED_IDS),
+        blake3.blake3(struct.pack("<5I", *PLANTED_IDS)).hexdigest().encode(),
+    ],
+)
+def test_search_finds_token_ids(form: bytes) -> None:
+    assert leaks(b"\0" + form + b"\0", [], [PLANTED_IDS])
+    assert not leaks(form[: len(form) // 3], [], [PLANTED_IDS])
+
+
+# What is sent
+
+
+class Recorder:
+    """Relays connections to `port`, and keeps what clients send, connection by connection."""
+
+    def __init__(self, port: int) -> None:
+        self._target_port = port
+        self.sent: list[bytearray] = []
+        self._relaying: set[asyncio.Task[None]] = set()
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncGenerator[str, None]:
+        """Gives the URL."""
+
+        def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            task = asyncio.create_task(self._relay(reader, writer))
+            self._relaying.add(task)
+
+        async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
+            yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        await asyncio.gather(*self._relaying)
+
+    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        kept = bytearray()
+        self.sent.append(kept)
+        onward_reader, onward = await asyncio.open_connection("127.0.0.1", self._target_port)
+        await asyncio.gather(_pump(reader, onward, kept.extend), _pump(onward_reader, writer, len))
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, see: Callable[[bytes], object]) -> None:
+    try:
+        while data := await reader.read(65536):
+            see(data)
+            writer.write(data)
+            await writer.drain()
+    except OSError:
+        pass  # one end is gone, which the other is told
+    finally:
+        writer.close()
+
+
+class Private:
+    """Questions full of canaries, and what of them must not be seen."""
+
+    def __init__(self) -> None:
+        self.canaries: list[str] = []
+
+    def text(self) -> str:
+        self.canaries.append(canary())
+        return self.canaries[-1]
+
+    def fields(self) -> dict[str, Any]:
+        """All fields besides the prompt into which a client may write something private."""
+        return {
+            "model": self.text(),
+            "user": self.text(),
+            "stop": [self.text(), self.text()],
+            "metadata": {self.text(): self.text()},
+            "max_tokens": 3,
+            "temperature": 0,
+        }
+
+    def messages(self, system: str | None = None) -> list[dict[str, str]]:
+        question = [{"role": "user", "name": self.text(), "content": f"Remember {self.text()}. What was it?"}]
+        return [{"role": "system", "content": system}, *question] if system else question
+
+
+async def ask_everything(client: httpx2.AsyncClient, edge: AsyncEdge, proxy: Proxy, manual: str) -> Private:
+    """Every way of answering, and every way of not answering."""
+    private = Private()
+    chat, completions = "/v1/chat/completions", "/v1/completions"
+
+    async def ask(path: str, way: str | None, status: int = 200, **fields: Any) -> None:
+        answer = await client.post(
+            path, json={**private.fields(), **fields}, headers={"X-Private": quote(private.text())}
+        )
+        assert answer.status_code == status, answer.text
+        if way:
+            told = answer.text.split("data: ")[-2] if fields.get("stream") else answer.text
+            assert json.loads(told)["timings"]["way"] == way, told
+
+    for stream in (False, True):
+        await edge.site.forget()
+        await ask(chat, "streamed", messages=private.messages(), context="manual", stream=stream)
+        await ask(chat, "resident", messages=private.messages(manual), stream=stream)
+        await ask(chat, "none", messages=private.messages(private.text()), stream=stream)
+        await ask(completions, "none", prompt=f"{private.text()} is what", stream=stream)
+        await ask(completions, "resident", prompt=private.text(), context="manual", stream=stream)
+        await ask(chat, None, 404, messages=private.messages(), context=private.text(), stream=stream)
+        await ask(chat, None, 400, messages=private.messages(), top_p=private.text(), stream=stream)
+    faults: list[Fault] = [Reset(20_000), Truncate(20_000), Corrupt(20_000), Refuse()]
+    for fault in faults:
+        await edge.site.sync()
+        await edge.site.forget()
+        proxy.faults = [fault]
+        await ask(chat, "computed", messages=private.messages(), context="manual", stream=True)
+        await ask(chat, None, 404, messages=private.messages(), context=private.text())
+        proxy.faults = []
+    await client.get(f"/v1/{quote(private.text())}")
+    return private
+
+
+async def record(
+    cloud_url: str, model: Path, folder: Path, manual: str
+) -> tuple[list[bytes], Private, list[list[int]]]:
+    """What an edge sends while it is asked everything; what was private, as text and as token ids."""
+    async with Proxy(("127.0.0.1", urlsplit(cloud_url).port or 0)) as proxy:
+        recorder = Recorder(proxy.port)
+        async with recorder.listening() as url, AsyncEdge(str(model), url, window_tokens=1024, folder=folder) as edge:
+            transport = httpx2.ASGITransport(create_app(edge))
+            async with httpx2.AsyncClient(transport=transport, base_url="http://edge", timeout=60) as client:
+                private = await ask_everything(client, edge, proxy, manual)
+            ids = [edge.site.engine.tokenize(text).tolist() for text in private.canaries]
+    return [bytes(sent) for sent in recorder.sent], private, ids
+
+
+def recorded(cloud: Any, smollm: Path, tmp_path: Path, manual: str) -> tuple[list[bytes], Private, list[list[int]]]:
+    return asyncio.run(record(cloud.url, smollm, tmp_path, manual))
+
+
+def public_targets(url: str) -> set[str]:
+    """Everything that may be asked for: the catalogue, and what it leads to."""
+    body = httpx2.get(f"{url}/v1/catalogue", trust_env=False).content
+    refs = []
+    for entry in catalogue.loads(body).contexts:
+        refs += [catalogue.tokens_ref(entry), catalogue.manifest_ref(entry)]
+        stored = httpx2.get(f"{url}/v1/manifests/{entry.manifest.id}", trust_env=False).content
+        read = manifest.loads(stored)
+        refs += [place.ref for rung in read.rungs for place in manifest.places(read, rung.name)]
+    return {"/v1/catalogue"} | {f"/v1/{ref.kind}/{ref.id}" for ref in refs}
+
+
+def test_nothing_private_leaves_the_edge(cloud: Any, smollm: Path, tmp_path: Path, manual: str) -> None:
+    connections, private, ids = recorded(cloud, smollm, tmp_path, manual)
+    assert len(private.canaries) > 150 and all(len(run) >= SHORTEST_RUN for run in ids)
+    for sent in connections:
+        assert leaks(sent, private.canaries, ids) == []
+    etag = httpx2.get(f"{cloud.url}/v1/catalogue", trust_env=False).headers["etag"]
+    targets, heads = set(), set()
+    for sent in connections:
+        assert sent == b"" or sent.endswith(b"\r\n\r\n"), "there is something besides requests without a body"
+        for request in sent.decode("ascii").removesuffix("\r\n\r\n").split("\r\n\r\n") if sent else ():
+            line, *headers = request.split("\r\n")
+            assert REQUEST_LINE.fullmatch(line)
+            targets.add(line.split(" ")[1])
+            conditional = f"If-None-Match: {etag}"
+            if line.startswith("GET /v1/catalogue "):
+                headers = [header for header in headers if header != conditional]
+            heads.add(tuple(headers))
+    assert len(heads) == 1, f"headers are not the same in every request: {heads}"
+    assert targets <= public_targets(cloud.url)
+    assert sum(target.startswith("/v1/segments/") for target in targets) > 10, "nothing was streamed"
+
+
+def test_leak_would_be_seen(
+    cloud: Any, smollm: Path, tmp_path: Path, manual: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An edge that asks its cloud for what its user asked for, as a careless one might when a name is unknown."""
+    from preread.edge import understand
+
+    honest = understand._named
+
+    async def careless(name: str, site: Any) -> Any:
+        link: CloudLink = site.link
+        link._headers = (*link._headers[:2], ("X-Wanted", base64.b64encode(name.encode()).decode()))
+        return await honest(name, site)
+
+    monkeypatch.setattr(understand, "_named", careless)
+    connections, private, ids = recorded(cloud, smollm, tmp_path, manual)
+    assert any(leaks(sent, private.canaries, ids) for sent in connections)
+
+
+# Whom it speaks to
+
+WATCHED = """
+import json, sys
+from pathlib import Path
+
+seen = []
+EVENTS = ("socket.connect", "socket.sendto", "socket.sendmsg", "socket.getaddrinfo", "socket.gethostbyname",
+          "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "urllib.Request")
+def watch(event, arguments):
+    if event in EVENTS:
+        seen.append([event, repr(arguments[1] if event.startswith("socket.") and len(arguments) > 1 else arguments)])
+sys.addaudithook(watch)
+
+from preread.edge.edge import Edge
+from preread.errors import UnknownContext
+
+model, cloud, folder = sys.argv[1:]
+with Edge(model, cloud, window_tokens=1024, folder=Path(folder)) as edge:
+    ways = [edge.ask("What is this?", context="manual", max_tokens=2).timings.way for _ in "ab"]
+    ways += [edge.ask("What is this?", max_tokens=2).timings.way]
+    try:
+        edge.ask("What is this?", context="a name that nobody knows")
+    except UnknownContext:
+        ways += ["unknown"]
+print(json.dumps({"seen": seen, "ways": ways}))
+"""
+
+
+def test_edge_connects_to_its_cloud_and_to_nothing_else(cloud: Any, smollm: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WATCHED, str(smollm), cloud.url, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["ways"] == ["streamed", "resident", "none", "unknown"]
+    address = urlsplit(cloud.url)
+    assert {tuple(event) for event in told["seen"]} == {("socket.connect", f"('{address.hostname}', {address.port})")}
