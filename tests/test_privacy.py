@@ -12,8 +12,9 @@ import secrets
 import struct
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, quote_plus, urlsplit
@@ -22,11 +23,11 @@ import blake3
 import httpx2
 import pytest
 
+from preread.edge import understand
 from preread.edge.app import create_app
 from preread.edge.edge import AsyncEdge
-from preread.store.egress import CloudLink
 from preread.testing.relay import Proxy
-from preread.testing.toxics import Corrupt, Fault, Refuse, Reset, Truncate
+from preread.testing.toxics import Corrupt, Reset, Truncate
 from preread.wire import catalogue, manifest
 
 REQUEST_LINE = re.compile(r"GET /v1/(catalogue|(segments|tokens|manifests)/[0-9a-f]{64}) HTTP/1\.1")
@@ -60,16 +61,12 @@ def digests(data: bytes) -> Iterator[tuple[str, bytes]]:
     yield "blake3", blake3.blake3(data).hexdigest().encode()[:32]
 
 
-def token_patterns(ids: list[int]) -> Iterator[tuple[str, re.Pattern[bytes]]]:
+def token_encodings(ids: list[int]) -> Iterator[tuple[str, bytes]]:
     """(what, how it would look) for every few token ids in a row, and for digests of all of them."""
     for form in ("<H", ">H", "<I", ">I"):
         packed = [struct.pack(form, id) for id in ids if form[1] == "I" or id < 2**16]
-        for run in runs(packed):
-            yield f"ids as {form}", re.compile(re.escape(b"".join(run)))
-        for name, digest in digests(b"".join(packed)):
-            yield f"{name} of ids as {form}", re.compile(digest)
-    for run in runs([str(id).encode() for id in ids]):
-        yield "ids in decimal", re.compile(rb"(?<!\d)" + rb"\D{1,4}".join(run) + rb"(?!\d)")
+        yield from ((f"ids as {form}", b"".join(run)) for run in runs(packed))
+        yield from ((f"{name} of ids as {form}", digest) for name, digest in digests(b"".join(packed)))
 
 
 def runs(items: list[bytes]) -> Iterator[list[bytes]]:
@@ -78,12 +75,15 @@ def runs(items: list[bytes]) -> Iterator[list[bytes]]:
 
 
 def leaks(sent: bytes, canaries: list[str], ids: list[list[int]]) -> list[str]:
-    """What of the canaries, and of the token ids, is in `sent`, in whichever letter case."""
+    """What of the canaries, in whichever letter case, and of the token ids is in `sent`."""
     folded = sent.lower()
-    texts = [
-        f"{canary!r} as {what}" for canary in canaries for what, form in encodings(canary) if form.lower() in folded
-    ]
-    return texts + [f"{run[:9]} as {what}" for run in ids for what, form in token_patterns(run) if form.search(sent)]
+    numbers = b",%s," % b",".join(re.findall(rb"\d+", sent))
+    found = [f"{text!r} as {what}" for text in canaries for what, form in encodings(text) if form.lower() in folded]
+    for all_ids in ids:
+        found += [f"{all_ids[:9]}: {what}" for what, form in token_encodings(all_ids) if form in sent]
+        written = [str(id).encode() for id in all_ids]
+        found += [f"{run} in decimal" for run in runs(written) if b",%s," % b",".join(run) in numbers]
+    return found
 
 
 def canary() -> str:
@@ -193,22 +193,30 @@ class Private:
         return [{"role": "system", "content": system}, *question] if system else question
 
 
-async def ask_everything(client: httpx2.AsyncClient, edge: AsyncEdge, proxy: Proxy, manual: str) -> Private:
-    """Every way of answering, and every way of not answering."""
-    private = Private()
-    chat, completions = "/v1/chat/completions", "/v1/completions"
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """An edge behind its API, whose link to the cloud runs through `proxy` and is recorded."""
 
-    async def ask(path: str, way: str | None, status: int = 200, **fields: Any) -> None:
-        answer = await client.post(
-            path, json={**private.fields(), **fields}, headers={"X-Private": quote(private.text())}
-        )
+    edge: AsyncEdge
+    client: httpx2.AsyncClient
+    proxy: Proxy
+    private: Private
+
+    async def ask(self, path: str, way: str | None, status: int = 200, **fields: Any) -> None:
+        """Ask, and check where the answer's context came from."""
+        headers = {"X-Private": quote(self.private.text())}
+        answer = await self.client.post(path, json={**self.private.fields(), **fields}, headers=headers)
         assert answer.status_code == status, answer.text
         if way:
             told = answer.text.split("data: ")[-2] if fields.get("stream") else answer.text
             assert json.loads(told)["timings"]["way"] == way, told
 
+
+async def everything(scene: Scene, manual: str) -> None:
+    """Every way of answering, and every way of not answering."""
+    ask, private, chat, completions = scene.ask, scene.private, "/v1/chat/completions", "/v1/completions"
     for stream in (False, True):
-        await edge.site.forget()
+        await scene.edge.site.forget()
         await ask(chat, "streamed", messages=private.messages(), context="manual", stream=stream)
         await ask(chat, "resident", messages=private.messages(manual), stream=stream)
         await ask(chat, "none", messages=private.messages(private.text()), stream=stream)
@@ -216,34 +224,41 @@ async def ask_everything(client: httpx2.AsyncClient, edge: AsyncEdge, proxy: Pro
         await ask(completions, "resident", prompt=private.text(), context="manual", stream=stream)
         await ask(chat, None, 404, messages=private.messages(), context=private.text(), stream=stream)
         await ask(chat, None, 400, messages=private.messages(), top_p=private.text(), stream=stream)
-    faults: list[Fault] = [Reset(20_000), Truncate(20_000), Corrupt(20_000), Refuse()]
-    for fault in faults:
-        await edge.site.sync()
-        await edge.site.forget()
-        proxy.faults = [fault]
+    for fault in (Reset(20_000), Truncate(20_000), Corrupt(20_000)):
+        await scene.edge.site.sync()
+        await scene.edge.site.forget()
+        scene.proxy.faults = [fault]
         await ask(chat, "computed", messages=private.messages(), context="manual", stream=True)
         await ask(chat, None, 404, messages=private.messages(), context=private.text())
-        proxy.faults = []
-    await client.get(f"/v1/{quote(private.text())}")
-    return private
+        scene.proxy.faults = []
+    await scene.client.get(f"/v1/{quote(private.text())}")
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """What an edge sent, connection by connection; what was private, as texts and as token ids."""
+
+    connections: list[bytes]
+    texts: list[str]
+    ids: list[list[int]]
+
+    def leaks(self) -> list[str]:
+        return leaks(b"\n".join(self.connections), self.texts, self.ids)
 
 
 async def record(
-    cloud_url: str, model: Path, folder: Path, manual: str
-) -> tuple[list[bytes], Private, list[list[int]]]:
-    """What an edge sends while it is asked everything; what was private, as text and as token ids."""
+    cloud_url: str, model: Path, folder: Path, act: Callable[[Scene], Coroutine[Any, Any, None]]
+) -> Recording:
     async with Proxy(("127.0.0.1", urlsplit(cloud_url).port or 0)) as proxy:
         recorder = Recorder(proxy.port)
         async with recorder.listening() as url, AsyncEdge(str(model), url, window_tokens=1024, folder=folder) as edge:
             transport = httpx2.ASGITransport(create_app(edge))
             async with httpx2.AsyncClient(transport=transport, base_url="http://edge", timeout=60) as client:
-                private = await ask_everything(client, edge, proxy, manual)
-            ids = [edge.site.engine.tokenize(text).tolist() for text in private.canaries]
-    return [bytes(sent) for sent in recorder.sent], private, ids
-
-
-def recorded(cloud: Any, smollm: Path, tmp_path: Path, manual: str) -> tuple[list[bytes], Private, list[list[int]]]:
-    return asyncio.run(record(cloud.url, smollm, tmp_path, manual))
+                scene = Scene(edge, client, proxy, Private())
+                await act(scene)
+            texts = scene.private.canaries
+            ids = [edge.site.engine.tokenize(text).tolist() for text in texts]
+    return Recording([bytes(sent) for sent in recorder.sent], texts, ids)
 
 
 def public_targets(url: str) -> set[str]:
@@ -258,44 +273,42 @@ def public_targets(url: str) -> set[str]:
     return {"/v1/catalogue"} | {f"/v1/{ref.kind}/{ref.id}" for ref in refs}
 
 
+def requests_of(sent: bytes) -> list[tuple[str, tuple[str, ...]]]:
+    """(request line, headers) of what a connection carried, which must be requests without bodies and nothing else."""
+    assert sent == b"" or sent.endswith(b"\r\n\r\n")
+    parts = [part.split("\r\n") for part in sent.decode("ascii").split("\r\n\r\n")[:-1]]
+    return [(line, tuple(headers)) for line, *headers in parts]
+
+
 def test_nothing_private_leaves_the_edge(cloud: Any, smollm: Path, tmp_path: Path, manual: str) -> None:
-    connections, private, ids = recorded(cloud, smollm, tmp_path, manual)
-    assert len(private.canaries) > 150 and all(len(run) >= SHORTEST_RUN for run in ids)
-    for sent in connections:
-        assert leaks(sent, private.canaries, ids) == []
-    etag = httpx2.get(f"{cloud.url}/v1/catalogue", trust_env=False).headers["etag"]
-    targets, heads = set(), set()
-    for sent in connections:
-        assert sent == b"" or sent.endswith(b"\r\n\r\n"), "there is something besides requests without a body"
-        for request in sent.decode("ascii").removesuffix("\r\n\r\n").split("\r\n\r\n") if sent else ():
-            line, *headers = request.split("\r\n")
-            assert REQUEST_LINE.fullmatch(line)
-            targets.add(line.split(" ")[1])
-            conditional = f"If-None-Match: {etag}"
-            if line.startswith("GET /v1/catalogue "):
-                headers = [header for header in headers if header != conditional]
-            heads.add(tuple(headers))
-    assert len(heads) == 1, f"headers are not the same in every request: {heads}"
+    seen = asyncio.run(record(cloud.url, smollm, tmp_path, lambda scene: everything(scene, manual)))
+    assert len(seen.texts) > 150 and all(len(run) >= SHORTEST_RUN for run in seen.ids)
+    assert seen.leaks() == []
+    requests = [request for sent in seen.connections for request in requests_of(sent)]
+    assert [line for line, _ in requests if not REQUEST_LINE.fullmatch(line)] == []
+    targets = {line.split(" ")[1] for line, _ in requests}
     assert targets <= public_targets(cloud.url)
     assert sum(target.startswith("/v1/segments/") for target in targets) > 10, "nothing was streamed"
+    etag = httpx2.get(f"{cloud.url}/v1/catalogue", trust_env=False).headers["etag"]
+    constant = {headers for line, headers in requests if "/v1/segments/" in line}
+    assert len(constant) == 1
+    (headers,) = constant
+    assert {names for _, names in requests} <= {headers, (*headers, f"If-None-Match: {etag}")}
 
 
-def test_leak_would_be_seen(
-    cloud: Any, smollm: Path, tmp_path: Path, manual: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An edge that asks its cloud for what its user asked for, as a careless one might when a name is unknown."""
-    from preread.edge import understand
-
+def test_leak_would_be_seen(cloud: Any, smollm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An edge that tells its cloud which name its user asked for, as a careless one might when it is unknown."""
     honest = understand._named
 
     async def careless(name: str, site: Any) -> Any:
-        link: CloudLink = site.link
-        link._headers = (*link._headers[:2], ("X-Wanted", base64.b64encode(name.encode()).decode()))
+        site.link._headers += (("X-Wanted", base64.b64encode(name.encode()).decode()),)
         return await honest(name, site)
 
+    async def ask_for_unknown(scene: Scene) -> None:
+        await scene.ask("/v1/completions", None, 404, prompt="x", context=scene.private.text())
+
     monkeypatch.setattr(understand, "_named", careless)
-    connections, private, ids = recorded(cloud, smollm, tmp_path, manual)
-    assert any(leaks(sent, private.canaries, ids) for sent in connections)
+    assert asyncio.run(record(cloud.url, smollm, tmp_path, ask_for_unknown)).leaks()
 
 
 # Whom it speaks to

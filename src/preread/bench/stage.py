@@ -5,19 +5,14 @@ segments in a real store; only the link's rate and delay are emulated.
 """
 
 import asyncio
-import os
-import platform
-import re
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 
-from preread.engine.model import engine_version
 from preread.errors import TransportError
 
 _START_S = 20.0
@@ -46,23 +41,6 @@ def served(store: Path) -> Iterator[int]:
             yield port
         finally:
             process.terminate()
-
-
-def machine() -> dict[str, object]:
-    """What a figure must be read with: CPU, cores, memory, engine, software."""
-    cpu = "unknown"
-    with open("/proc/cpuinfo") as file:
-        if found := re.search(r"model name\s*: (.+)", file.read()):
-            cpu = found[1]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {
-        "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(memory),
-        "system": platform.platform(terse=True),
-        "engine": engine_version(),
-        "software": f"preread {version('preread')}",
-    }
 
 
 def _serve(store: str) -> None:

@@ -16,10 +16,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from preread.bench.stage import machine, served
+from preread.bench.stage import served
 from preread.cloud.publish import Tokens, publish
 from preread.edge.answer import answer
 from preread.edge.estimates import Estimates
+from preread.edge.machine import machine
 from preread.edge.request import Ask, Done, Timings
 from preread.edge.site import Site, open_site
 from preread.engine.llamacpp import LlamaCpp
@@ -110,7 +111,7 @@ async def bench(model: Path, name: str, grid: Grid, console: Console) -> dict[st
                             table.add_row(*_cells(row))
                             console.print(" ".join(_cells(row)), style="dim")
         result: dict[str, object] = {
-            "bench": "ttft", "model": name, "rows": [asdict(row) for row in rows], "machine": machine()
+            "bench": "ttft", "model": name, "rows": [asdict(row) for row in rows], "machine": asdict(machine())
         }  # fmt: skip
         console.print(table)
         print(json.dumps(result))
