@@ -36,8 +36,10 @@ Tokens = npt.NDArray[np.int32]
 Report = Callable[[str, int, int], None]
 """Told a stage ("prefill" or "encode"), how many tokens of it are done, and how many there are; from any thread."""
 
-CHUNK_TOKENS = 256
-GROUP_LAYERS = 4
+CHUNK_TOKENS = BATCH_TOKENS
+GROUP_LAYERS = 2
+"""Long chunks of few layers: objects are large enough for a fast link, and little is left to compute after the last."""
+
 SMALLEST_ROOM_TOKENS = 64
 """A context must leave at least so many tokens of the window for a prompt and its answer."""
 

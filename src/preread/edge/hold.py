@@ -17,6 +17,7 @@ from preread.edge.understand import Question
 from preread.engine.llamacpp import Step
 from preread.errors import Cancelled, EngineError, PrereadError, TransportError
 from preread.plan.cost import Need
+from preread.store.fetch import IN_FLIGHT, in_flight_for
 from preread.values import KVBlock, Span
 
 
@@ -75,8 +76,7 @@ async def streamed(
     """
     assert site.link is not None
     engine = site.engine
-    await set_aside(site)
-    reserving = asyncio.ensure_future(site.worker.run(lambda: engine.reserve(len(known.tokens))))
+    reserving = asyncio.ensure_future(_reserve(site, len(known.tokens)))
     loading = asyncio.create_task(_load_or_cancel(what, need, site, reserving, done))
     try:
         await reserving
@@ -94,7 +94,8 @@ async def streamed(
         await asyncio.wait([loading, reserving])
         _learn(site, loading, done)
         if site.held is None:
-            await site.worker.run(engine.clear)
+            # Whatever a failed load left behind must not reach a later answer.
+            await site.worker.run(lambda: engine.clear(wipe=True))
 
 
 async def computed(question: Question, known: Known, site: Site) -> Question:
@@ -115,6 +116,12 @@ async def computed(question: Question, known: Known, site: Site) -> Question:
     return question
 
 
+async def _reserve(site: Site, tokens: int) -> None:
+    """Make way for a context of so many tokens, while its first segments are already on the wire."""
+    await set_aside(site)
+    await site.worker.run(lambda: site.engine.reserve(tokens))
+
+
 def _put_back(site: Site, block: KVBlock) -> None:
     engine = site.engine
     engine.reserve(len(block.tokens))
@@ -125,8 +132,11 @@ def _put_back(site: Site, block: KVBlock) -> None:
 async def _load_or_cancel(what: Parcel, need: Need, site: Site, reserving: asyncio.Future[None], done: Loaded) -> None:
     """Load; when that fails, release the engine, which waits for layers that will not come."""
     assert site.link is not None
+    link, average_bytes = site.estimates.link, what.size_bytes / len(what.places)
+    # For twice the rate that is believed, so that a link that has become faster can show it.
+    in_flight = IN_FLIGHT if link is None else in_flight_for(2 * link.bytes_s, link.rtt_s, average_bytes)
     try:
-        await load(what, site.link, site.engine, reserving, site.threads, need, done)
+        await load(what, site.link, site.engine, reserving, in_flight, need, done)
     except BaseException:
         await asyncio.wait([reserving])
         site.engine.cancel()

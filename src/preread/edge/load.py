@@ -6,7 +6,6 @@ fetch (many in flight) → verify → decode in worker threads → inject → op
 import asyncio
 import time
 from collections.abc import Awaitable
-from concurrent.futures import Executor
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -78,7 +77,7 @@ async def load(
     source: CloudLink,
     engine: LlamaCpp,
     reserved: Awaitable[None],
-    threads: Executor,
+    in_flight: int,
     need: Need,
     done: Loaded,
 ) -> None:
@@ -89,14 +88,14 @@ async def load(
         source: where they come from.
         engine: gets the rows; its cells are there once `reserved` is.
         reserved: resolves when the engine has made room.
-        threads: where segments are decoded.
+        in_flight: how many segments are asked for at once.
         need: what computing the context would cost instead.
         done: is kept up to date.
 
     Raises:
         PrereadError: the first thing that went wrong. GaveUp: the link is too slow. Rows may be half written then.
     """
-    loading = asyncio.ensure_future(_load(what, source, engine, reserved, threads, done))
+    loading = asyncio.ensure_future(_load(what, source, engine, reserved, in_flight, done))
     before = source.received_bytes
     try:
         while not (await asyncio.wait([loading], timeout=_TICK_S))[0]:
@@ -116,17 +115,18 @@ async def load(
 
 
 async def _load(
-    what: Parcel, source: CloudLink, engine: LlamaCpp, reserved: Awaitable[None], threads: Executor, done: Loaded
+    what: Parcel, source: CloudLink, engine: LlamaCpp, reserved: Awaitable[None], in_flight: int, done: Loaded
 ) -> None:
     missing = [len(what.manifest.chunks)] * len(what.manifest.groups)
     complete = 0
-    async with aclosing(fetch_all(source, [place.ref for place in what.places])) as frames:
+    refs = [place.ref for place in what.places]
+    async with aclosing(fetch_all(source, refs, in_flight=in_flight)) as frames:
         async for index, frame in frames:
             place = what.places[index]
             done.received_bytes += len(frame)
             await reserved
             # One segment is decoded at a time, while others arrive: decoding is many times faster than any such link.
-            await asyncio.get_running_loop().run_in_executor(threads, _inject, what, place, frame, engine)
+            await asyncio.to_thread(_inject, what, place, frame, engine)
             missing[place.group] -= 1
             while complete < len(missing) and not missing[complete]:
                 engine.open_layers(what.manifest.groups[complete][1])

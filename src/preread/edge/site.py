@@ -4,7 +4,6 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -46,7 +45,6 @@ class Site:
     ) -> None:
         self.engine, self.worker, self.link = engine, worker, link
         self.contexts, self.estimates, self.rung, self.shelf = contexts, estimates, rung, shelf
-        self.threads = ThreadPoolExecutor(2, thread_name_prefix="decode")
         self.held: ContextId | None = None
         self._turn = asyncio.Lock()
 
@@ -101,7 +99,6 @@ class Site:
                 await self.link.aclose()
             await self.worker.run(self.engine.close)
         self.worker.close()
-        self.threads.shutdown()
 
 
 @asynccontextmanager

@@ -175,10 +175,10 @@ class LlamaCpp:
         """How many tokens of context sequence 0 holds."""
         return self._context_tokens
 
-    def clear(self) -> None:
-        """Forget everything in the cache, the bytes too."""
+    def clear(self, *, wipe: bool = False) -> None:
+        """Forget everything in the cache; with `wipe`, zero its bytes too, as after any failure."""
         self._gate.disarm()
-        llama_cpp.llama_memory_clear(self._memory, True)
+        llama_cpp.llama_memory_clear(self._memory, wipe)
         self._context_tokens, self._loading = 0, False
 
     def prefill(self, tokens: Tokens, progress: Callable[[int], None] | None = None) -> None:
@@ -198,7 +198,7 @@ class LlamaCpp:
                 if progress:
                     progress(min(start + BATCH_TOKENS, len(tokens)))
         except (Cancelled, EngineError):
-            self.clear()
+            self.clear(wipe=True)
             raise
         self._gate.disarm()
         self._context_tokens = len(tokens)
@@ -233,7 +233,7 @@ class LlamaCpp:
         try:
             cells.allocate(self._context, self.spec.geometry, tensors, tokens, sequence=_CONTEXT, scratch=_SCRATCH)
         except EngineError:
-            self.clear()
+            self.clear(wipe=True)
             raise
         self._context_tokens, self._loading = tokens, True
         self._gate.arm()

@@ -37,7 +37,7 @@ class CloudLink:
     """
 
     def __init__(
-        self, url: str, *, api_key: str | None = None, patience: Patience = _PATIENCE, connections: int = 8
+        self, url: str, *, api_key: str | None = None, patience: Patience = _PATIENCE, connections: int = 16
     ) -> None:
         if api_key is not None and not _KEY.fullmatch(api_key):
             raise UsageError("API key must be 1 to 512 printable ASCII characters without spaces")

@@ -1,0 +1,85 @@
+"""What keeps `preread cloud` and `preread edge` from starting, each found before anything slow happens."""
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from preread.cli import listen
+from preread.engine.download import locate
+from preread.errors import UsageError
+
+Run = Any
+
+
+@pytest.fixture
+def taken() -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        yield str(sock.getsockname()[1])
+
+
+@pytest.mark.parametrize("command", ["cloud", "edge"])
+def test_taken_port(preread: Run, taken: str, tmp_path: Path, command: str) -> None:
+    ran = preread(command, "--port", taken, "--model", str(tmp_path / "never-looked-at.gguf"))
+    assert ran.code == 1 and f"port {taken} on 127.0.0.1 is taken" in ran.err and ran.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["cloud", "--model", "nosuch"], "unknown model 'nosuch'; known models:"),
+        (["edge", "--model", "nosuch"], "unknown model 'nosuch'; known models:"),
+        (["cloud", "--rungs", "q8,q99"], "unknown rung 'q99'; known rungs: lossless"),
+        (["cloud", "--rungs", ","], "holds no rung"),
+        (["edge", "--rung", "q99"], "unknown rung 'q99'"),
+        (["cloud", "--api-key", " , "], "holds no key"),
+        (["edge", "--api-key", ""], "holds no key"),
+        (["cloud", "--host", "192.0.2.1"], "cannot listen on 192.0.2.1"),
+    ],
+)
+def test_wrong_options_are_told_in_one_line(
+    preread: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = preread(*arguments, "--port", "0")
+    assert ran.code == 1 and ran.err.startswith("preread: ") and ran.err.count("\n") == 1 and told in ran.err
+
+
+def test_store_below_a_file(preread: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    ran = preread("cloud", "--port", "0", "--store", str(tmp_path / "file" / "store"))
+    assert ran.code == 1 and "cannot be written" in ran.err and ran.err.count("\n") == 1
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_store_without_permission(preread: Run, tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    ran = preread("cloud", "--port", "0", "--store", str(tmp_path / "store"))
+    assert ran.code == 1 and "cannot be written" in ran.err
+
+
+@pytest.mark.models
+def test_model_that_cannot_be_streamed_gets_no_cloud(preread: Run, tmp_path: Path) -> None:
+    if locate("gemma-3-270m") is None:
+        pytest.skip("gemma-3-270m is not here: preread models pull gemma-3-270m")
+    ran = preread("cloud", "--port", "0", "--model", "gemma-3-270m", "-c", "512", "--store", str(tmp_path))
+    assert ran.code == 1 and "cannot be streamed: the model has sliding-window attention" in ran.err
+
+
+@pytest.mark.parametrize(("host", "url"), [("127.0.0.1", "http://127.0.0.1:"), ("::1", "http://[::1]:")])
+def test_url_of_a_bound_socket(host: str, url: str) -> None:
+    try:
+        sock = listen.bind(host, 0)
+    except UsageError as error:
+        pytest.skip(f"no {host} here: {error}")
+    with sock:
+        assert listen.url(sock).startswith(url)
+
+
+def test_version_and_usage(preread: Run) -> None:
+    assert preread("--version").out.startswith("preread ")
+    assert preread("bogus").code == 2
+    assert preread("cloud", "--port", "x").code == 2
