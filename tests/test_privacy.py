@@ -335,7 +335,7 @@ from preread.edge.edge import Edge
 from preread.errors import UnknownContext
 
 model, cloud, folder = sys.argv[1:]
-with Edge(model, cloud, window_tokens=1024, folder=Path(folder)) as edge:
+with Edge(model, cloud, window_tokens=1024, threads=1, folder=Path(folder)) as edge:
     ways = [edge.ask("What is this?", context="manual", max_tokens=2).timings.way for _ in "ab"]
     ways += [edge.ask("What is this?", max_tokens=2).timings.way]
     try:

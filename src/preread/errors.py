@@ -18,7 +18,13 @@ class PrereadError(Exception):
 
 
 class UsageError(PrereadError):
-    """The caller's fault. Retrying the same call cannot help."""
+    """The caller's fault. Retrying the same call cannot help.
+
+    Attributes:
+        param: the field of a request that is at fault, where one is.
+    """
+
+    param: str | None = None
 
 
 class UnknownContext(UsageError):
@@ -28,6 +34,8 @@ class UnknownContext(UsageError):
         name: the name that was asked for.
         known: the names that are known, sorted.
     """
+
+    param = "context"
 
     def __init__(self, name: str, known: tuple[str, ...]) -> None:
         self.name, self.known = name, tuple(sorted(known))

@@ -12,10 +12,11 @@ import pytest
 
 from preread.cloud import app as app_module
 from preread.cloud.app import create_app
+from preread.cloud.events import Published
 from preread.errors import EngineError, UnknownContext
 from preread.store.egress import CloudLink
 from preread.store.objects import Objects, open_store
-from preread.testing.cloud import Outcome, RandomPublisher, serving
+from preread.testing.cloud import RandomPublisher, serving
 from preread.wire import catalogue, manifest
 
 TEXT = "A long shared context."
@@ -170,7 +171,7 @@ class Scripted:
         tokens: list[int] | None,
         form: str,
         progress: Callable[[str, int, int], None],
-    ) -> Outcome:
+    ) -> Published:
         self.inside, self.most = self.inside + 1, max(self.most, self.inside + 1)
         try:
             await asyncio.to_thread(progress, "prefill", 0, 1)

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preread.edge import reply
@@ -218,6 +218,7 @@ fields = st.sampled_from(
 )
 
 
+@settings(max_examples=60)
 @given(st.dictionaries(fields, values), st.binary(max_size=30))
 def test_any_body_is_understood_or_refused(body: dict[str, Any], noise: bytes) -> None:
     for data in (json.dumps({"prompt": "x", "messages": HELLO, **body}).encode(), noise):

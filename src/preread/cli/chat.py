@@ -43,7 +43,7 @@ def ask(
 ) -> None:
     """Ask one question. The answer goes to stdout as it is generated, and what came from where to stderr."""
     from preread.cli.answers import print_answer_json, show_answer
-    from preread.cli.inside import answered, find, open_edge
+    from preread.cli.inside import find, open_edge
     from preread.cli.remote import ask as ask_edge
 
     prompt = sys.stdin.read() if question == "-" else question
@@ -60,7 +60,7 @@ def ask(
             opened = stack.enter_context(open_edge(model, cloud, api_key, rung, ctx_size, threads, local=local))
             if context is not None:
                 find(opened, context)
-            pieces = answered(opened, opened.asynchronous.question(prompt, context, (), sampling))
+            pieces = opened.answer(opened.asynchronous.question(prompt, context, (), sampling))
         if json:
             print_answer_json(pieces)
         else:

@@ -1,13 +1,11 @@
 """An edge inside this process, as the terminal's commands use it."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from queue import SimpleQueue
 
 from preread.cli import options
 from preread.codec.ladder import codec
 from preread.edge.edge import Edge
-from preread.edge.request import Ask, Done, Piece
 from preread.errors import PrereadError, TransportError, UnknownContext
 
 
@@ -53,29 +51,3 @@ def find(edge: Edge, context: str) -> None:
         if site.link is not None and site.contexts.unreachable:
             raise TransportError(f"{error}, as far as is known here: {site.contexts.unreachable}") from error
         raise
-
-
-def answered(edge: Edge, ask: Ask) -> Generator[Piece | Done, None, None]:
-    """The pieces of an answer as they come. Closing the iterator, or Ctrl-C while it waits, ends the generation.
-
-    Raises:
-        UsageError, EngineError: as `preread.edge.answer.answer` does.
-    """
-    pieces: SimpleQueue[Piece | Done | None] = SimpleQueue()
-
-    async def generate() -> None:
-        answer = edge.asynchronous.answer(ask)
-        try:
-            async for piece in answer:
-                pieces.put(piece)
-        finally:
-            await answer.aclose()
-            pieces.put(None)
-
-    generating = edge.portal.start_task_soon(generate)
-    try:
-        while (piece := pieces.get()) is not None:
-            yield piece
-        generating.result()
-    finally:
-        generating.cancel()

@@ -79,7 +79,7 @@ def client_keys(given: str | None) -> frozenset[str]:
     if given is None:
         return frozenset()
     keys = frozenset(key.strip() for key in given.split(",") if key.strip())
-    if False:
+    if not keys:
         raise UsageError("--api-key holds no key; leave it away to let everybody in")
     return keys
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from preread.cli.answers import show_answer
-from preread.cli.inside import answered, find
+from preread.cli.inside import find
 from preread.cli.terminal import note
 from preread.edge.edge import Edge
 from preread.edge.request import Ask
@@ -47,7 +47,7 @@ class Talk:
         said = [*self._said, {"role": "user", "content": question}]
         ask = Ask(messages=tuple(said), context=self._context, sampling=self._sampling)
         try:
-            text = show_answer(answered(self._edge, ask), verbose=self._verbose)
+            text = show_answer(self._edge.answer(ask), verbose=self._verbose)
         except KeyboardInterrupt:
             # An answer that was stopped is forgotten with its question, as if it had not been asked.
             note("\nstopped; neither the question nor this answer will be remembered")

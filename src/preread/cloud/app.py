@@ -4,7 +4,6 @@ It knows requests, keys and events; publishing itself is the publisher's, and wh
 """
 
 import asyncio
-import hmac
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -15,19 +14,18 @@ import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from preread.cloud import events
 from preread.cloud.events import Failed, Problem, Progress, Published
 from preread.errors import PrereadError, UnknownContext, UsageError
-from preread.store import routes
+from preread.store import guard, routes
 from preread.store.objects import Objects
 from preread.values import Form
 from preread.wire import catalogue
-from preread.wire.catalogue import Catalogue, Entry
+from preread.wire.catalogue import Catalogue
 
 MAX_BODY_BYTES: Final = 64 * 2**20
 _log = logging.getLogger(__name__)
@@ -37,19 +35,6 @@ Report = Callable[[str, int, int], None]
 
 News = Progress | Published | PrereadError
 """What a publication says; all but Progress is its last word."""
-
-
-class Outcome(Protocol):
-    """What came of a publication: its entry, bytes for each rung, and how long it took."""
-
-    @property
-    def entry(self) -> Entry: ...
-
-    @property
-    def rung_bytes(self) -> dict[str, int]: ...
-
-    @property
-    def seconds(self) -> float: ...
 
 
 class Publisher(Protocol):
@@ -67,7 +52,7 @@ class Publisher(Protocol):
         tokens: list[int] | None,
         form: Form | Literal["auto"],
         progress: Report,
-    ) -> Outcome: ...
+    ) -> Published: ...
 
 
 def create_app(store: Objects, publisher: Publisher, *, api_keys: frozenset[str] = frozenset()) -> Starlette:
@@ -87,8 +72,13 @@ def create_app(store: Objects, publisher: Publisher, *, api_keys: frozenset[str]
             Route("/v1/contexts", partial(_publish, contexts), methods=["POST"]),
             Route("/v1/contexts/{name}", partial(_remove, contexts), methods=["DELETE"]),
         ],
-        middleware=[Middleware(_Keys, api_keys=api_keys)] if api_keys else [],
-        exception_handlers={PrereadError: routes.on_error, HTTPException: routes.on_http_error},
+        middleware=[Middleware(guard.Keys, api_keys=api_keys, server="cloud")] if api_keys else [],
+        exception_handlers={
+            PrereadError: routes.on_error,
+            HTTPException: routes.on_http_error,
+            ClientDisconnect: routes.on_disconnect,
+            Exception: routes.on_bug,
+        },
         lifespan=lifespan,
     )
 
@@ -170,7 +160,7 @@ async def _remove(contexts: _Contexts, request: Request) -> Response:
 
 async def _publish(contexts: _Contexts, request: Request) -> Response:
     """Answer with a plain error while nothing was done yet, and from the first report on with a stream of events."""
-    ask = _parse(await _read_body(request), request.headers.get("content-type", ""))
+    ask = _parse(await guard.read_body(request, MAX_BODY_BYTES))
     queue: asyncio.Queue[News] = asyncio.Queue()
     loop = asyncio.get_running_loop()
 
@@ -208,26 +198,8 @@ def _status_message_code(error: PrereadError) -> tuple[int, str, str]:
     return status, str(error), code
 
 
-async def _read_body(request: Request) -> bytes:
-    too_long = HTTPException(413, f"Content Too Large: at most {MAX_BODY_BYTES} bytes")
-    declared = request.headers.get("content-length", "0")
-    if not declared.isdecimal() or int(declared) > MAX_BODY_BYTES:
-        raise too_long
-    body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > MAX_BODY_BYTES:
-            raise too_long
-    return bytes(body)
-
-
-def _parse(body: bytes, content_type: str) -> events.Request:
-    """Read and check what can be checked without a model. UsageError says what is wrong.
-
-    Any other content type is refused since web pages may send those to a cloud on localhost without being asked.
-    """
-    if content_type.partition(";")[0].strip().lower() != "application/json":
-        raise HTTPException(415, "Unsupported Media Type: send application/json")
+def _parse(body: bytes) -> events.Request:
+    """Read and check what can be checked without a model. UsageError says what is wrong."""
     try:
         ask = msgspec.json.decode(body, type=events.Request)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
@@ -241,23 +213,3 @@ def _parse(body: bytes, content_type: str) -> events.Request:
     if not (ask.text or ask.tokens):
         raise UsageError("document is empty: there is nothing to read ahead")
     return ask
-
-
-class _Keys:
-    """ASGI middleware that lets in who has one of the keys; anybody may ask for /health."""
-
-    def __init__(self, app: ASGIApp, api_keys: frozenset[str]) -> None:
-        self._app = app
-        self._expected = [f"Bearer {key}".encode() for key in sorted(api_keys)]
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] == "/health" or self._admits(scope):
-            await self._app(scope, receive, send)
-            return
-        challenge = {"WWW-Authenticate": "Bearer"}
-        message = "this cloud needs an API key: send Authorization: Bearer KEY"
-        await routes.error_response(401, message, "invalid_api_key", challenge)(scope, receive, send)
-
-    def _admits(self, scope: Scope) -> bool:
-        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        return any([hmac.compare_digest(given, expected) for expected in self._expected])

@@ -5,14 +5,13 @@ answers come about in `answer.py`. Every route answers from this machine alone: 
 """
 
 import asyncio
-import hmac
 import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
-from typing import Any, Final, cast
+from typing import Final
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -24,18 +23,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from preread.edge import reply
 from preread.edge.edge import AsyncEdge
-from preread.edge.openai import BadRequest, Bounds, Call, read_chat, read_completion
+from preread.edge.openai import Bounds, Call, read_chat, read_completion
 from preread.edge.reply import Head
 from preread.edge.request import Done, Piece
-from preread.errors import Cancelled, PrereadError, UnknownContext
-from preread.store import routes
+from preread.errors import Cancelled, PrereadError
+from preread.store import guard, routes
 
 MAX_BODY_BYTES: Final = 16 * 2**20
 MOST_STALL_S: Final = 30.0
 """A client that takes nothing of its answer for so long is as good as gone: others wait for the engine."""
 
 _log = logging.getLogger(__name__)
-_UNFORESEEN: Final = (500, "answering failed in a way that nobody foresaw: look at the edge's log", "internal_error")
 _JSON: Final = {"Content-Type": "application/json", "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 _EVENTS: Final = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -65,12 +63,12 @@ def create_app(edge: AsyncEdge, *, api_keys: frozenset[str] = frozenset()) -> St
             Route("/v1/chat/completions", partial(_complete, edge, "chatcmpl-", read_chat), methods=["POST"]),
             Route("/v1/completions", partial(_complete, edge, "cmpl-", read_completion), methods=["POST"]),
         ],
-        middleware=[Middleware(_Keys, api_keys=api_keys)] if api_keys else [],
+        middleware=[Middleware(guard.Keys, api_keys=api_keys, server="edge")] if api_keys else [],
         exception_handlers={
-            PrereadError: _on_error,
-            HTTPException: _on_http_error,
-            ClientDisconnect: _on_disconnect,
-            Exception: _on_bug,
+            PrereadError: routes.on_error,
+            HTTPException: routes.on_http_error,
+            ClientDisconnect: routes.on_disconnect,
+            Exception: routes.on_bug,
         },
         lifespan=lifespan,
     )
@@ -103,7 +101,7 @@ async def _models(edge: AsyncEdge, started: int, request: Request) -> Response:
 
 async def _complete(edge: AsyncEdge, prefix: str, read: Read, request: Request) -> ASGIApp:
     spec = edge.site.engine.spec
-    body = await _read_body(request)
+    body = await guard.read_body(request, MAX_BODY_BYTES)
     call = read(body, Bounds(spec.window_tokens, spec.vocab_size), secrets.randbits(31))
     head = Head(prefix + secrets.token_hex(12), int(time.time()), spec.name, call)
     return _Answering(head, edge.answer(call.ask))
@@ -166,10 +164,10 @@ class _Answering:
             raise
         except PrereadError as error:
             status, code = routes.status_and_code(error)
-            return reply.failing(_error(status, str(error), code))
+            return reply.failing(routes.error_body(status, str(error), code))
         except Exception:
             _log.exception("an answer failed after it had begun")
-            return reply.failing(_error(*_UNFORESEEN))
+            return reply.failing(routes.error_body(*routes.UNFORESEEN))
         return before + reply.closing(self._head, item)
 
 
@@ -198,71 +196,3 @@ def _start(status: int, headers: dict[str, str]) -> Message:
 
 def _body(data: bytes, *, more: bool = False) -> Message:
     return {"type": "http.response.body", "body": data, "more_body": more}
-
-
-async def _read_body(request: Request) -> bytes:
-    """The body of a request, if it says that it is JSON: another type is what a web page may send without asking."""
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise HTTPException(415, "Unsupported Media Type: send Content-Type: application/json")
-    too_long = HTTPException(413, f"Content Too Large: at most {MAX_BODY_BYTES} bytes")
-    declared = request.headers.get("content-length", "0")
-    if not declared.isdecimal() or int(declared) > MAX_BODY_BYTES:
-        raise too_long
-    body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > MAX_BODY_BYTES:
-            raise too_long
-    return bytes(body)
-
-
-def _error(status: int, message: str, code: str, param: str | None = None) -> dict[str, Any]:
-    return {"error": {**routes.error_body(status, message, code)["error"], "param": param}}
-
-
-def _error_response(
-    status: int, message: str, code: str, param: str | None = None, headers: dict[str, str] | None = None
-) -> Response:
-    always = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
-    return JSONResponse(_error(status, message, code, param), status, headers={**always, **(headers or {})})
-
-
-async def _on_error(request: Request, error: Exception) -> Response:
-    status, code = routes.status_and_code(cast(PrereadError, error))
-    param = error.param if isinstance(error, BadRequest) else None
-    return _error_response(status, str(error), code, "context" if isinstance(error, UnknownContext) else param)
-
-
-async def _on_http_error(request: Request, error: Exception) -> Response:
-    refusal = cast(HTTPException, error)
-    code = refusal.detail.partition(":")[0].lower().replace(" ", "_")
-    message = f"{request.method} {request.url.path}: {refusal.detail}"
-    return _error_response(refusal.status_code, message, code, headers=dict(refusal.headers or {}))
-
-
-async def _on_disconnect(request: Request, error: Exception) -> Response:
-    return Response(status_code=400)  # nobody reads it: the client went away before its request was whole
-
-
-async def _on_bug(request: Request, error: Exception) -> Response:
-    return _error_response(*_UNFORESEEN)
-
-
-class _Keys:
-    """ASGI middleware that lets in who has one of the keys; anybody may ask for /health."""
-
-    def __init__(self, app: ASGIApp, api_keys: frozenset[str]) -> None:
-        self._app = app
-        self._expected = [f"Bearer {key}".encode() for key in sorted(api_keys)]
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] == "/health" or self._admits(scope):
-            await self._app(scope, receive, send)
-            return
-        message = "this edge needs an API key: send Authorization: Bearer KEY"
-        refusal = _error_response(401, message, "invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
-        await refusal(scope, receive, send)
-
-    def _admits(self, scope: Scope) -> bool:
-        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        return any([hmac.compare_digest(given, expected) for expected in self._expected])

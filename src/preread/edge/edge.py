@@ -7,10 +7,11 @@ with Edge(model="smollm2-135m-instruct", cloud="http://cloud:8000") as edge:
 """
 
 import hashlib
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import AsyncExitStack, ExitStack, aclosing
+from collections.abc import AsyncGenerator, Generator
+from contextlib import AsyncExitStack, ExitStack, aclosing, closing
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -194,14 +195,37 @@ class Edge:
 
     def stream(
         self, prompt: str, *, context: str | None = None, stop: tuple[str, ...] = (), **sampling: Any
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, None]:
         """As `AsyncEdge.stream`. Closing the iterator ends the generation."""
-        portal, texts = self.portal, self.asynchronous.stream(prompt, context=context, stop=stop, **sampling)
+        ask = self.asynchronous.question(prompt, context, stop, sampling)
+        with closing(self.answer(ask)) as pieces:
+            for piece in pieces:
+                if isinstance(piece, Piece):
+                    yield piece.text
+
+    def answer(self, ask: Ask) -> Generator[Piece | Done, None, None]:
+        """The pieces of an answer as they come. Closing the iterator, or Ctrl-C while it waits, ends the generation.
+
+        Raises:
+            UsageError, EngineError: as `preread.edge.answer.answer` does.
+        """
+        pieces: SimpleQueue[Piece | Done | None] = SimpleQueue()
+
+        async def generate() -> None:
+            try:
+                async with aclosing(self.asynchronous.answer(ask)) as answering:
+                    async for piece in answering:
+                        pieces.put(piece)
+            finally:
+                pieces.put(None)
+
+        generating = self.portal.start_task_soon(generate)
         try:
-            while (text := portal.call(anext, texts, None)) is not None:
-                yield text
+            while (piece := pieces.get()) is not None:
+                yield piece
+            generating.result()
         finally:
-            portal.call(texts.aclose)
+            generating.cancel()
 
 
 def _folder(cloud: str | None) -> Path:

@@ -44,7 +44,7 @@ class Writer:
         """What was held back, once no further token comes."""
         if not self.finished:
             self._held += self._decoder.decode(b"", final=True)
-        return self._release(len(self._held))
+        return self._release(len(self._held), final=True)
 
     def _may_begin_stop(self) -> int:
         """Length of the longest end of the held text that a stop text begins with."""
@@ -52,9 +52,9 @@ class Writer:
         ends = range(longest, 0, -1)
         return next((n for n in ends if any(text.startswith(self._held[-n:]) for text in self._stop)), 0)
 
-    def _release(self, length: int) -> Piece | None:
+    def _release(self, length: int, *, final: bool = False) -> Piece | None:
         text, self._held = self._held[:length], self._held[length:]
-        if not text and not (self._odds and self.finished):
+        if not text and not (self._odds and final):
             return None
         odds, self._odds = tuple(self._odds), []
         return Piece(text, odds)

@@ -47,12 +47,8 @@ class Sampler:
             )
             add(llama_cpp.llama_sampler_init_logit_bias(vocab_size, len(sampling.logit_bias), biases))
         if sampling.frequency_penalty or sampling.presence_penalty:
-            last_n = sampling.max_tokens
-            add(
-                llama_cpp.llama_sampler_init_penalties(
-                    last_n, 1.0, sampling.frequency_penalty, sampling.presence_penalty
-                )
-            )
+            penalties = 1.0, sampling.frequency_penalty, sampling.presence_penalty
+            add(llama_cpp.llama_sampler_init_penalties(vocab_size, sampling.max_tokens, *penalties))
         if sampling.temperature <= 0:
             add(llama_cpp.llama_sampler_init_greedy())
             return

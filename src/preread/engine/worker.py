@@ -83,3 +83,5 @@ async def _end(future: asyncio.Future[T], stop: Callable[[], None] | None) -> No
         if stop is not None:
             stop()
         await asyncio.wait([future], timeout=_ASK_AGAIN_S)
+    if not future.cancelled():
+        future.exception()  # taken, so that asyncio does not report it

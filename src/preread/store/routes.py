@@ -23,6 +23,9 @@ SHARED: Final = "public, max-age=31536000, immutable"
 PRIVATE: Final = "private, max-age=31536000, immutable"
 """Cache-Control of objects that are for holders of an API key: a shared cache would hand them to others."""
 
+UNFORESEEN: Final = (500, "the server failed in a way that nobody foresaw: look at its log", "internal_error")
+"""Status, message and code of an answer to what is a bug."""
+
 _MEDIA: Final[dict[Kind, str]] = {
     "segments": "application/octet-stream",
     "tokens": "application/octet-stream",
@@ -67,16 +70,18 @@ def catalogue_route(read: Callable[[], Awaitable[bytes]]) -> Route:
     return Route("/v1/catalogue", answer, methods=["GET"])
 
 
-def error_body(status: int, message: str, code: str) -> dict[str, dict[str, str]]:
+def error_body(status: int, message: str, code: str, param: str | None = None) -> dict[str, dict[str, str | None]]:
     """An error as the clients of OpenAI's API expect it."""
     kind = "invalid_request_error" if status < 500 else "server_error"
-    return {"error": {"message": message, "type": kind, "code": code}}
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def error_response(status: int, message: str, code: str, headers: dict[str, str] | None = None) -> Response:
+def error_response(
+    status: int, message: str, code: str, *, param: str | None = None, headers: dict[str, str] | None = None
+) -> Response:
     """`error_body` as an answer that no cache keeps."""
     always = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
-    return JSONResponse(error_body(status, message, code), status, headers={**always, **(headers or {})})
+    return JSONResponse(error_body(status, message, code, param), status, headers={**always, **(headers or {})})
 
 
 def status_and_code(error: PrereadError) -> tuple[int, str]:
@@ -87,15 +92,25 @@ def status_and_code(error: PrereadError) -> tuple[int, str]:
 async def on_error(request: Request, error: Exception) -> Response:
     """Exception handler for PrereadError."""
     status, code = status_and_code(cast(PrereadError, error))
-    return error_response(status, str(error), code)
+    return error_response(status, str(error), code, param=error.param if isinstance(error, UsageError) else None)
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:
     """Exception handler for HTTPException: unknown paths and methods."""
     refusal = cast(HTTPException, error)
     message = f"{request.method} {request.url.path}: {refusal.detail}"
-    code = refusal.detail.lower().replace(" ", "_")
-    return error_response(refusal.status_code, message, code, dict(refusal.headers or {}))
+    code = refusal.detail.partition(":")[0].lower().replace(" ", "_")
+    return error_response(refusal.status_code, message, code, headers=dict(refusal.headers or {}))
+
+
+async def on_bug(request: Request, error: Exception) -> Response:
+    """Exception handler for everything that nobody foresaw; the server logs it with its traceback."""
+    return error_response(*UNFORESEEN)
+
+
+async def on_disconnect(request: Request, error: Exception) -> Response:
+    """Exception handler for ClientDisconnect: nobody reads it, the client went away before its request was whole."""
+    return Response(status_code=400)
 
 
 def _object_route(source: ObjectSource, kind: Kind, cache_control: str) -> Route:
@@ -136,7 +151,7 @@ async def _answer_object(
         return _absent(kind, id) if data is None else Response(data, headers=headers, media_type=media)
     if len(span) == 0:
         message = f"object has {size_bytes} bytes, none of them is in {asked['range'][:80]!r}"
-        return error_response(416, message, "range_not_satisfiable", {"Content-Range": f"bytes */{size_bytes}"})
+        return error_response(416, message, "range_not_satisfiable", headers={"Content-Range": f"bytes */{size_bytes}"})
     data = await source.read(kind, id, span.start, span.stop)
     if data is None:
         return _absent(kind, id)

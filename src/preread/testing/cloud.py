@@ -12,6 +12,7 @@ import numpy.typing as npt
 import uvicorn
 from starlette.types import ASGIApp
 
+from preread.cloud.events import Published
 from preread.codec.ladder import codec
 from preread.errors import UsageError
 from preread.store.objects import Objects
@@ -25,15 +26,6 @@ from preread.wire.fields import SizedId
 FINGERPRINT = Fingerprint("f" * 64)
 GEOMETRY = Geometry(layers=2, kv_heads=1, head_dim=8)
 MODEL = "random"
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What came of a publication, as the cloud's app wants it."""
-
-    entry: Entry
-    rung_bytes: dict[str, int]
-    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +44,7 @@ class RandomPublisher:
         tokens: list[int] | None,
         form: str,
         progress: Callable[[str, int, int], None],
-    ) -> Outcome:
+    ) -> Published:
         ids = np.array(tokens if tokens is not None else [ord(letter) for letter in text or ""], np.int32)
         if len(ids) > self.window_tokens:
             over = len(ids) - self.window_tokens
@@ -70,7 +62,7 @@ class RandomPublisher:
         progress("encode", len(chunks), len(chunks))
         entry = await self._put_entry(name, "chat" if form == "chat" else "text", ids, chunks, groups, tuple(rungs))
         sizes = {rung.name: sum(cell.size_bytes for row in rung.segments for cell in row) for rung in rungs}
-        return Outcome(entry, sizes, 0.0)
+        return Published(entry, sizes, 0.0)
 
     async def _put_entry(
         self,
