@@ -66,6 +66,23 @@ def ttft(
     asyncio.run(bench(path, options.shown_name(model, path), grid, Console(width=_WIDTH)))
 
 
+@bench.command("decode")
+def decode(
+    model: options.Model = DEFAULT,
+    prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", min=1)] = 64,
+    answer_tokens: Annotated[int, typer.Option("--answer-tokens", min=2)] = 64,
+    runs: Annotated[int, typer.Option("--runs", min=1, help="Of each; medians are reported.")] = 9,
+) -> None:
+    """Decode rate: the edge against llama-cpp-python's own loop."""
+    from rich.console import Console
+
+    from preread.bench.decode import bench
+
+    path = options.pulled(model)
+    name = options.shown_name(model, path)
+    asyncio.run(bench(path, name, prompt_tokens, answer_tokens, runs, Console(width=_WIDTH)))
+
+
 def _numbers(option: str, text: str) -> tuple[float, ...]:
     try:
         numbers = tuple(float(part) for part in text.split(","))

@@ -73,8 +73,9 @@ class Contexts:
 
     def matching(self, prompt: Tokens) -> Known | None:
         """The longest context, of this edge's own model, that the prompt begins with."""
-        found = self._state.index.longest(prompt)
-        return self._state.by_id[found] if found else None
+        state = self._state  # a sync may replace it meanwhile
+        found = state.index.longest(prompt)
+        return state.by_id[found] if found else None
 
     def all(self) -> list[Known]:
         """Every known context, by name."""

@@ -129,8 +129,12 @@ async def open_site(
         UsageError, EngineError: as for `LlamaCpp.open`.
     """
     worker = Worker()
-    engine = await worker.run(lambda: LlamaCpp.open(model, name=name, window_tokens=window_tokens, threads=threads))
-    tested = await worker.run(lambda: self_test(engine))
+    try:
+        engine = await worker.run(lambda: LlamaCpp.open(model, name=name, window_tokens=window_tokens, threads=threads))
+        tested = await worker.run(lambda: self_test(engine))
+    except BaseException:
+        worker.close()
+        raise
     if engine.no_injection:
         _log.warning("contexts are computed here, not streamed: %s", engine.no_injection)
     contexts = Contexts(folder, engine.spec.fingerprint)
