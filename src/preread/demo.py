@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import distribution
 from pathlib import Path
 
 from rich.console import Console
@@ -23,8 +22,9 @@ from preread.plan.cost import Link, Need, floor_s
 from preread.testing.proxy import Link as Wire
 from preread.testing.proxy import ProxyProcess
 
-NAME = "document"
-QUESTION = "What does this document say about trademarks?"
+NAME = "manual"
+QUESTION = "Which port does the cloud listen on?"
+_MANUAL = Path(__file__).parents[2] / "docs" / "operations.md"
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,10 +139,9 @@ def _document(path: Path | None) -> tuple[str, str]:
             return path.read_text(encoding="utf-8"), str(path)
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"{path} cannot be read as text: {error}") from error
-    for file in distribution("preread").files or ():
-        if file.name == "LICENSE":
-            return Path(str(file.locate())).read_text(encoding="utf-8"), "the Apache License, Version 2.0"
-    raise UsageError("this installation of preread lacks its licence file: name a document with --document FILE")
+    if _MANUAL.exists():
+        return _MANUAL.read_text(encoding="utf-8"), "preread's manual for operators"
+    raise UsageError("preread's own manual is only in a checkout: name a document with --document FILE")
 
 
 @contextmanager

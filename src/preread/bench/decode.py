@@ -23,7 +23,7 @@ _WINDOW_TOKENS = 2048
 
 async def bench(model: Path, name: str, prompt_tokens: int, answer_tokens: int, runs: int, console: Console) -> None:
     """Measure both, print a table and last one line of JSON."""
-    edge_rates, plain_rates = [], []
+    edge_rates, plain_rates, predicted = [], [], 0
     with tempfile.TemporaryDirectory(prefix="preread-bench-") as scratch:
         async with open_site(model, name, None, Path(scratch), window_tokens=_WINDOW_TOKENS) as site:
             prompt = [1000 + 7 * i for i in range(prompt_tokens)]
@@ -34,13 +34,14 @@ async def bench(model: Path, name: str, prompt_tokens: int, answer_tokens: int, 
                     done = [piece async for piece in pieces][-1]
                 if not isinstance(done, Done) or done.timings.predicted_n < 2:
                     raise EngineError(f"{name} ended its answer at once: nothing can be measured")
-                rate = plain.decode_tokens_s(prompt, done.timings.predicted_n - 1)
+                predicted = done.timings.predicted_n
+                rate = plain.decode_tokens_s(prompt, predicted - 1)
                 if run:  # the first is for warming up
                     edge_rates.append(done.timings.predicted_per_second)
                     plain_rates.append(rate)
             plain.close()
     row = {
-        "answer_tokens": done.timings.predicted_n,
+        "answer_tokens": predicted,
         "edge_tokens_s": round(statistics.median(edge_rates), 2),
         "plain_tokens_s": round(statistics.median(plain_rates), 2),
         "ratio": round(statistics.median(ours / plain for ours, plain in zip(edge_rates, plain_rates, strict=True)), 3),

@@ -50,17 +50,11 @@ void preread_gate_free(struct gate *gate) {
     free(gate);
 }
 
-/* The callback itself: ggml_backend_sched_eval_callback. */
-bool preread_gate_eval(void *tensor, bool ask, void *user_data) {
-    struct gate *gate = user_data;
-    if (gate->observe) return gate->observe(tensor, ask);
-    if (!gate->armed) return false;
-    int next = layer_after(gate->name(tensor));
-    if (ask) return next > 0;
+/* Block until layer `layer` may be computed; false when cancelled. */
+static bool wait_for(struct gate *gate, int layer) {
     pthread_mutex_lock(&gate->mutex);
-    while (gate->armed && !gate->cancelled && gate->open <= next) {
-        gate->waiting = next;
-        pthread_cond_broadcast(&gate->changed);
+    while (gate->armed && !gate->cancelled && gate->open <= layer) {
+        gate->waiting = layer;
         pthread_cond_wait(&gate->changed, &gate->mutex);
     }
     gate->waiting = -1;
@@ -68,6 +62,18 @@ bool preread_gate_eval(void *tensor, bool ask, void *user_data) {
     pthread_mutex_unlock(&gate->mutex);
     return go_on;
 }
+
+/* The callback itself: ggml_backend_sched_eval_callback. */
+bool preread_gate_eval(void *tensor, bool ask, void *user_data) {
+    struct gate *gate = user_data;
+    if (gate->observe) return gate->observe(tensor, ask);
+    if (!gate->armed) return false;
+    int next = layer_after(gate->name(tensor));
+    return ask ? next > 0 : wait_for(gate, next);
+}
+
+/* Called before the graph runs, for its first layer, which no node precedes. */
+bool preread_gate_pass(struct gate *gate, int layer) { return wait_for(gate, layer); }
 
 void preread_gate_observe(struct gate *gate, observer observe) { gate->observe = observe; }
 
@@ -95,20 +101,6 @@ void preread_gate_cancel(struct gate *gate) {
     gate->cancelled = true;
     pthread_cond_broadcast(&gate->changed);
     pthread_mutex_unlock(&gate->mutex);
-}
-
-/* Block until layer `layer` may be computed; false when cancelled. Called before the graph runs, for its first layer. */
-bool preread_gate_pass(struct gate *gate, int layer) {
-    pthread_mutex_lock(&gate->mutex);
-    while (gate->armed && !gate->cancelled && gate->open <= layer) {
-        gate->waiting = layer;
-        pthread_cond_broadcast(&gate->changed);
-        pthread_cond_wait(&gate->changed, &gate->mutex);
-    }
-    gate->waiting = -1;
-    bool go_on = !gate->cancelled;
-    pthread_mutex_unlock(&gate->mutex);
-    return go_on;
 }
 
 int preread_gate_waiting(struct gate *gate) {
