@@ -3,6 +3,8 @@
 # make test      lint and the test suite
 .PHONY: install demo test lint clean
 
+COMPILED = src/preread/engine/gate.c src/preread/codec/restore.c
+
 install: .venv/.installed
 demo: .venv/.installed
 	.venv/bin/preread demo $(ARGS)
@@ -16,13 +18,13 @@ lint: .venv/.dev
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 
-.venv/.installed: pyproject.toml scripts/install src/preread/engine/gate.c
+.venv/.installed: pyproject.toml scripts/install $(COMPILED)
 	scripts/install
 	touch $@
 
-.venv/.dev: pyproject.toml scripts/install src/preread/engine/gate.c
+.venv/.dev: pyproject.toml scripts/install $(COMPILED)
 	scripts/install dev
 	touch $@ .venv/.installed
 
 clean:
-	rm -rf .venv build src/*.egg-info src/preread/engine/_gate*.so
+	rm -rf .venv build src/*.egg-info src/preread/*/_*.so

@@ -9,12 +9,14 @@ kv_heads, head_dim, tokens). With 4 bits, a plane's first half of codes lies in 
 the high nibbles.
 """
 
+import ctypes
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from preread.codec.base import Shape
+from preread.compiled import library
 from preread.errors import CorruptData
 from preread.values import Half
 
@@ -22,10 +24,6 @@ GROUP = 64
 
 Codes = npt.NDArray[np.uint8]
 Single = npt.NDArray[np.float32]
-
-_LARGEST = np.float32(65504)
-_REBIAS = np.float32(2.0**-112)
-"""From float32's exponent bias, 127, to float16's, 15."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +49,8 @@ class Quantiser:
         scales = np.frombuffer(data, dtype="<f2", count=2 * (k_groups + v_groups)).astype(np.float32)
         _check_scales(scales, k_groups, v_groups)
         codes = np.frombuffer(data, dtype=np.uint8, offset=4 * (k_groups + v_groups)).reshape(2, -1)
-        count = k_rows * k_row
-        k = _restore(scales[: 2 * k_groups], self._unpack_codes(codes[0], count), k_row)
-        v = _restore(scales[2 * k_groups :], self._unpack_codes(codes[1], count), v_row)
+        k = self._restore(scales[: 2 * k_groups], codes[0], k_rows, k_row)
+        v = self._restore(scales[2 * k_groups :], codes[1], v_rows, v_row)
         channel_major = k.reshape(layers, heads, dim, tokens)
         return np.ascontiguousarray(channel_major.transpose(0, 1, 3, 2)), v.reshape(shape)
 
@@ -81,13 +78,22 @@ class Quantiser:
         packed[: codes.size - half] |= codes[half:] << 4
         return packed.tobytes()
 
-    def _unpack_codes(self, plane: Codes, count: int) -> Codes:
-        if self.bits == 8:
-            return plane
-        codes = np.empty(2 * plane.size, dtype=np.uint8)
-        np.bitwise_and(plane, 15, out=codes[: plane.size])
-        np.right_shift(plane, 4, out=codes[plane.size :])
-        return codes[:count]
+    def _restore(self, scales: Single, codes: Codes, rows: int, row: int) -> Half:
+        """Values of `rows` rows of `row` codes each; `scales` holds their lows, then their steps."""
+        lows, steps = np.ascontiguousarray(scales.reshape(2, -1))
+        out = np.empty(rows * row, np.float16)
+        _compiled().preread_restore(
+            codes.ctypes.data, self.bits == 4, lows.ctypes.data, steps.ctypes.data, rows, row, GROUP, out.ctypes.data
+        )
+        return out
+
+
+def _compiled() -> ctypes.CDLL:
+    part = library("preread.codec._restore")
+    pointer, count = ctypes.c_void_p, ctypes.c_int64
+    part.preread_restore.argtypes = [pointer, ctypes.c_int, pointer, pointer, count, count, count, pointer]
+    part.preread_restore.restype = None
+    return part
 
 
 def _rows(shape: Shape) -> tuple[int, int, int, int]:
@@ -112,36 +118,6 @@ def _ceil_half(step: Single) -> Single:
     """Least float16 not below `step`, as float32."""
     half = step.astype(np.float16)
     return np.where(half.astype(np.float32) < step, np.nextafter(half, np.float16(np.inf)), half).astype(np.float32)
-
-
-def _restore(scales: Single, codes: Codes, row: int) -> Half:
-    lows, steps = scales.reshape(2, -1, _groups(row))
-    whole = codes.astype(np.float32).reshape(-1, row)
-    values, low = _per_group(whole, lows)
-    values *= _per_group(whole, steps)[1]
-    values += low
-    return _to_half(values)
-
-
-def _to_half(values: Single) -> Half:
-    """Finite float32 to the nearest float16, at most the largest; `values` is overwritten.
-
-    Ties go to even, except that among subnormals of float16 a value within 2**-37 of a tie may go either way. Done on
-    the bits, because numpy's own cast takes longer than all the rest of decoding.
-    """
-    np.minimum(values, _LARGEST, out=values)
-    values *= _REBIAS  # now float16's exponent and mantissa are bits 13 to 27, subnormals included
-    bits = values.view(np.uint32)
-    half = bits >> 13
-    half &= 1
-    half += bits
-    half += 0xFFF
-    half >>= 13
-    half &= 0x7FFF
-    bits >>= 16
-    bits &= 0x8000
-    half |= bits
-    return half.astype(np.uint16).view(np.float16)
 
 
 def _check_scales(scales: Single, k_groups: int, v_groups: int) -> None:

@@ -17,7 +17,6 @@ from preread.edge.understand import Question
 from preread.engine.llamacpp import Step
 from preread.errors import Cancelled, EngineError, PrereadError, TransportError
 from preread.plan.cost import Need
-from preread.store.fetch import IN_FLIGHT, in_flight_for
 from preread.values import KVBlock, Span
 
 
@@ -132,11 +131,8 @@ def _put_back(site: Site, block: KVBlock) -> None:
 async def _load_or_cancel(what: Parcel, need: Need, site: Site, reserving: asyncio.Future[None], done: Loaded) -> None:
     """Load; when that fails, release the engine, which waits for layers that will not come."""
     assert site.link is not None
-    link, average_bytes = site.estimates.link, what.size_bytes / len(what.places)
-    # For twice the rate that is believed, so that a link that has become faster can show it.
-    in_flight = IN_FLIGHT if link is None else in_flight_for(2 * link.bytes_s, link.rtt_s, average_bytes)
     try:
-        await load(what, site.link, site.engine, reserving, in_flight, need, done)
+        await load(what, site.link, site.engine, reserving, site.estimates.link, need, done)
     except BaseException:
         await asyncio.wait([reserving])
         site.engine.cancel()

@@ -14,9 +14,9 @@ from preread.codec.ladder import by_version
 from preread.engine.llamacpp import LlamaCpp
 from preread.errors import PrereadError
 from preread.plan.choose import worth_waiting
-from preread.plan.cost import Need
+from preread.plan.cost import Link, Need
 from preread.store.egress import CloudLink
-from preread.store.fetch import fetch_all
+from preread.store.fetch import IN_FLIGHT, fetch_all, in_flight_for
 from preread.wire import manifest as manifests
 from preread.wire import segment
 from preread.wire.manifest import Manifest, SegmentPlace
@@ -77,7 +77,7 @@ async def load(
     source: CloudLink,
     engine: LlamaCpp,
     reserved: Awaitable[None],
-    in_flight: int,
+    link: Link | None,
     need: Need,
     done: Loaded,
 ) -> None:
@@ -88,14 +88,14 @@ async def load(
         source: where they come from.
         engine: gets the rows; its cells are there once `reserved` is.
         reserved: resolves when the engine has made room.
-        in_flight: how many segments are asked for at once.
+        link: what is believed about the way there, if anything.
         need: what computing the context would cost instead.
         done: is kept up to date.
 
     Raises:
         PrereadError: the first thing that went wrong. GaveUp: the link is too slow. Rows may be half written then.
     """
-    loading = asyncio.ensure_future(_load(what, source, engine, reserved, in_flight, done))
+    loading = asyncio.ensure_future(_load(what, source, engine, reserved, link, done))
     before = source.received_bytes
     try:
         while not (await asyncio.wait([loading], timeout=_TICK_S))[0]:
@@ -115,12 +115,14 @@ async def load(
 
 
 async def _load(
-    what: Parcel, source: CloudLink, engine: LlamaCpp, reserved: Awaitable[None], in_flight: int, done: Loaded
+    what: Parcel, source: CloudLink, engine: LlamaCpp, reserved: Awaitable[None], link: Link | None, done: Loaded
 ) -> None:
     missing = [len(what.manifest.chunks)] * len(what.manifest.groups)
     complete = 0
     refs = [place.ref for place in what.places]
-    async with aclosing(fetch_all(source, refs, in_flight=in_flight)) as frames:
+    in_flight = IN_FLIGHT if link is None else in_flight_for(link.bytes_s, link.rtt_s, what.size_bytes / len(refs))
+    rate_bytes_s = None if link is None else link.bytes_s
+    async with aclosing(fetch_all(source, refs, in_flight=in_flight, rate_bytes_s=rate_bytes_s)) as frames:
         async for index, frame in frames:
             place = what.places[index]
             done.received_bytes += len(frame)

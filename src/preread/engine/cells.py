@@ -36,7 +36,7 @@ def check_form(context: object, geometry: Geometry) -> None:
     saved = (ctypes.c_uint8 * size)()
     llama_cpp.llama_state_seq_get_data(context, saved, size, 0)
     found = np.frombuffer(saved, np.uint8)
-    expected = np.frombuffer(_state(_magic(context), 0, 1, geometry), np.uint8)
+    expected = _state(_magic(context), 0, 1, geometry)
     # Only the rows' own bytes may differ.
     same = found.shape == expected.shape and bool((found == expected)[_frame(geometry)].all())
     if not same:
@@ -57,9 +57,8 @@ def allocate(
     for start in range(0, tokens, step):
         count = min(step, tokens - start)
         blob = _state(magic, start, count, geometry)
-        taken = llama_cpp.llama_state_seq_set_data(
-            context, (ctypes.c_uint8 * len(blob)).from_buffer(blob), len(blob), scratch
-        )
+        blob_at = blob.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        taken = llama_cpp.llama_state_seq_set_data(context, blob_at, len(blob), scratch)
         if taken != len(blob):
             raise EngineError(f"llama.cpp did not allocate cells {start} to {start + count}")
         llama_cpp.llama_memory_seq_cp(memory, scratch, sequence, -1, -1)
@@ -83,18 +82,26 @@ def _marks(start: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.uint16]
     return (np.arange(start, start + count) % 31_743 + 1).astype(np.uint16)
 
 
-def _state(magic: int, start: int, count: int, geometry: Geometry) -> bytearray:
-    """State of a sequence of `count` cells from position `start`, rows zeroed but for a mark in layer 0's keys."""
+def _state(magic: int, start: int, count: int, geometry: Geometry) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    """State of a sequence of `count` cells from position `start`, rows zeroed but for a mark in layer 0's keys.
+
+    The zeros come from the system as pages that nobody touched yet, so that they cost next to nothing.
+    """
     row_bytes = 2 * geometry.kv_heads * geometry.head_dim
-    rows = bytes(row_bytes * count)
-    marked = np.zeros((count, row_bytes // 2), np.uint16)
-    marked[:, 0] = _marks(start, count)
-    head = _ROWS.pack(_F16, row_bytes)
-    parts = [_HEAD.pack(magic, 2, 1, count)]
-    parts += [_CELL.pack(position, 1, 2) for position in range(start, start + count)]
-    parts += [_LAYERS.pack(0, geometry.layers), head, marked.tobytes()]
-    parts += [head, rows] * (2 * geometry.layers - 1)
-    return bytearray().join(parts)
+    layer_bytes = _ROWS.size + row_bytes * count
+    rows_at = _HEAD.size + _CELL.size * count + _LAYERS.size
+    state = np.zeros(rows_at + 2 * geometry.layers * layer_bytes, np.uint8)
+    frame = state.data
+    _HEAD.pack_into(frame, 0, magic, 2, 1, count)
+    cells = state[_HEAD.size : _HEAD.size + _CELL.size * count].view("<i4").reshape(count, 3)
+    cells[:] = 1, 1, 2
+    cells[:, 0] = np.arange(start, start + count)
+    _LAYERS.pack_into(frame, rows_at - _LAYERS.size, 0, geometry.layers)
+    for half in range(2 * geometry.layers):
+        _ROWS.pack_into(frame, rows_at + half * layer_bytes, _F16, row_bytes)
+    marked = state[rows_at + _ROWS.size : rows_at + layer_bytes].reshape(count, row_bytes)
+    marked[:, :2] = _marks(start, count).view(np.uint8).reshape(count, 2)
+    return state
 
 
 def _frame(geometry: Geometry) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:

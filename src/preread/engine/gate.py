@@ -1,9 +1,9 @@
 """The gate in front of each layer, as Python sees it: arm, open, cancel, pass. What it does is told in `gate.c`."""
 
 import ctypes
-import importlib.util
 from collections.abc import Callable
 
+from preread.compiled import library as compiled
 from preread.errors import EngineError
 
 _ALL_LAYERS = 1 << 30
@@ -12,12 +12,7 @@ Observer = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_bool)
 
 
 def _library() -> ctypes.CDLL:
-    spec = importlib.util.find_spec("preread.engine._gate")
-    if spec is None or spec.origin is None:
-        raise EngineError(
-            "the compiled part preread.engine._gate is missing: reinstall preread with a C compiler at hand"
-        )
-    library = ctypes.CDLL(spec.origin)
+    library = compiled("preread.engine._gate")
     library.preread_gate_new.restype = ctypes.c_void_p
     library.preread_gate_pass.restype = ctypes.c_bool
     library.preread_gate_cancelled.restype = ctypes.c_bool

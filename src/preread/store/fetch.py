@@ -37,6 +37,7 @@ async def fetch_all(
     *,
     in_flight: int = IN_FLIGHT,
     in_flight_bytes: int = IN_FLIGHT_BYTES,
+    rate_bytes_s: float | None = None,
 ) -> AsyncGenerator[tuple[int, bytes], None]:
     """Get all `refs`; yield `(index, data)` in order of arrival.
 
@@ -44,13 +45,19 @@ async def fetch_all(
     yet taken by the consumer (a larger object goes alone). New ones start while the consumer is busy with earlier ones.
     The rate over a link is at most `min(in_flight * object bytes, in_flight_bytes) / round trip`: the window must
     cover the bandwidth-delay product. 8 objects of 140 KB do so up to 110 Mbit/s at 80 ms; see `in_flight_for`, and
-    give the link as many connections. Close the iterator (`contextlib.aclosing`) to give up early: what is under way
-    is cancelled, and has ended when closing returns.
+    give the link as many connections.
+
+    With `rate_bytes_s`, the believed rate of the link, the requests of the first window leave one after the other, as
+    the link can take their answers: so the first objects, which are waited for, do not share it with those after them.
+    The first arrival ends that.
+
+    Close the iterator (`contextlib.aclosing`) to give up early: what is under way is cancelled, and has ended when
+    closing returns.
 
     Raises:
         PrereadError: as `source.get` does; of the first failure, at once, before objects that wait to be taken.
     """
-    flight = _Flight(source, refs, in_flight, in_flight_bytes)
+    flight = _Flight(source, refs, in_flight, in_flight_bytes, rate_bytes_s)
     try:
         flight.launch()
         for _ in refs:
@@ -64,8 +71,18 @@ async def fetch_all(
 class _Flight:
     """The requests under way, and the answers that nobody has taken yet."""
 
-    def __init__(self, source: Source, refs: Sequence[ObjectRef], in_flight: int, in_flight_bytes: int) -> None:
-        self._source, self._refs = source, refs
+    def __init__(
+        self,
+        source: Source,
+        refs: Sequence[ObjectRef],
+        in_flight: int,
+        in_flight_bytes: int,
+        rate_bytes_s: float | None,
+    ) -> None:
+        self._source, self._refs, self._rate_bytes_s = source, refs, rate_bytes_s
+        self._loop = asyncio.get_running_loop()
+        self._began = self._loop.time()
+        self._later: asyncio.TimerHandle | None = None
         self._in_flight, self._in_flight_bytes = in_flight, in_flight_bytes
         self._started, self._owed_bytes, self._failed = 0, 0, False
         self._running: set[asyncio.Task[bytes]] = set()
@@ -78,11 +95,19 @@ class _Flight:
             ref = self._refs[self._started]
             if self._owed_bytes and self._owed_bytes + ref.size_bytes > self._in_flight_bytes:
                 return
+            if self._rate_bytes_s and self._loop.time() < self._began + self._owed_bytes / self._rate_bytes_s:
+                if self._later is None:
+                    self._later = self._loop.call_later(ref.size_bytes / self._rate_bytes_s / 4, self._launch_later)
+                return
             task = asyncio.create_task(self._source.get(ref))
             task.add_done_callback(partial(self._land, self._started))
             self._running.add(task)
             self._started += 1
             self._owed_bytes += ref.size_bytes
+
+    def _launch_later(self) -> None:
+        self._later = None
+        self.launch()
 
     async def next_landed(self) -> tuple[int, asyncio.Task[bytes]]:
         while not self._landed:
@@ -96,11 +121,14 @@ class _Flight:
 
     async def cancel(self) -> None:
         self._failed = True
+        if self._later is not None:
+            self._later.cancel()
         for task in self._running:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
 
     def _land(self, index: int, task: asyncio.Task[bytes]) -> None:
+        self._rate_bytes_s = None  # from here on arrivals set the pace
         self._running.discard(task)
         if task.cancelled() or task.exception():
             if not self._failed:

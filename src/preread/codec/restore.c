@@ -1,0 +1,44 @@
+/* From codes to float16 in one pass: what decoding of the quantised rungs spends its time on.
+ *
+ * A value is low + step * code in float32, each operation rounded on its own (no fused multiply-add, so that every machine
+ * gives the same bits), at most the largest float16, and then rounded to float16 to the nearest, ties to even.
+ */
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
+#define WIDE __attribute__((target_clones("avx2", "default"))) /* chosen when the library is loaded */
+#else
+#define WIDE
+#endif
+
+static inline uint16_t to_half(float value) {
+    value = value < 65504.0f ? value : 65504.0f;
+    value *= 0x1p-112f; /* now float16's exponent and mantissa are bits 13 to 27, subnormals included */
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    uint32_t half = (bits + 0xFFF + ((bits >> 13) & 1)) >> 13;
+    return (uint16_t)((half & 0x7FFF) | ((bits >> 16) & 0x8000));
+}
+
+/* codes: rows * row of them, one to a byte; or, packed, the first half of them in low nibbles and the second in high ones.
+ * lows, steps: rows * ceil(row / group). out: rows * row values, in the order of the codes. */
+WIDE void preread_restore(const uint8_t *restrict codes, int packed, const float *restrict lows,
+                          const float *restrict steps, int64_t rows, int64_t row, int64_t group,
+                          uint16_t *restrict out) {
+    int64_t count = rows * row, half = (count + 1) / 2;
+    for (int64_t r = 0; r < rows; r++) {
+        for (int64_t start = 0; start < row; start += group) {
+            int64_t stop = start + group < row ? start + group : row;
+            float low = *lows++, step = *steps++;
+            int64_t at = r * row + start, end = r * row + stop;
+            if (!packed) {
+                for (; at < end; at++) out[at] = to_half((float)codes[at] * step + low);
+                continue;
+            }
+            int64_t middle = end < half ? end : half;
+            for (; at < middle; at++) out[at] = to_half((float)(codes[at] & 15) * step + low);
+            for (; at < end; at++) out[at] = to_half((float)(codes[at - half] >> 4) * step + low);
+        }
+    }
+}
