@@ -173,6 +173,7 @@ def test_broken_store_is_an_error_of_the_other_side() -> None:
     assert answer.json()["error"] == {
         "message": "store ./x cannot be read",
         "type": "server_error",
+        "param": None,
         "code": "remote_error",
     }
 

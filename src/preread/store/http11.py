@@ -155,8 +155,9 @@ class Pool:
             self._tls = ssl.create_default_context()
         try:
             async with asyncio.timeout(limit_s):
+                # No happy eyeballs: where they are cancelled, Python 3.11 leaks the socket that was about to win.
                 reader, writer = await asyncio.open_connection(
-                    origin.host, origin.port, ssl=self._tls, limit=_READ_BYTES, happy_eyeballs_delay=0.25
+                    origin.host, origin.port, ssl=self._tls, limit=_READ_BYTES
                 )
         except TimeoutError as error:
             raise TransportError(
