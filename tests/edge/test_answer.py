@@ -114,6 +114,19 @@ def test_a_broken_transfer_ends_in_the_same_answer_computed_here(
     assert (again.text, again.timings.way) == (local.text, "streamed")
 
 
+def test_a_bug_in_loading_ends_in_the_same_answer_too(
+    bench: Bench, local: Answer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("nobody foresaw this")
+
+    bench.cold()
+    monkeypatch.setattr("preread.edge.load._inject", fail)
+    answer = bench.ask()
+    assert (answer.text, answer.timings.way) == (local.text, "computed")
+    assert answer.timings.reason == "nobody foresaw this"
+
+
 def test_a_blackout_costs_bounded_time_and_the_second_request_nothing(bench: Bench, local: Answer) -> None:
     bench.cold()
     bench.proxy.set_faults([Blackout(None)])

@@ -4,6 +4,7 @@ Every function here is called by whoever has the site's turn.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -18,6 +19,8 @@ from preread.engine.llamacpp import Step
 from preread.errors import Cancelled, EngineError, PrereadError, TransportError
 from preread.plan.cost import Need
 from preread.values import KVBlock, Span
+
+_log = logging.getLogger(__name__)
 
 
 class NotStreamed(PrereadError):
@@ -139,10 +142,14 @@ async def _load_or_cancel(what: Parcel, need: Need, site: Site, reserving: async
         raise
 
 
-async def _failure(loading: asyncio.Task[None]) -> PrereadError | None:
+async def _failure(loading: asyncio.Task[None]) -> Exception | None:
+    """Why a load failed. A bug is logged as one, and then is no more a reason not to answer than a broken link."""
     try:
         await loading
     except PrereadError as error:
+        return error
+    except Exception as error:
+        _log.exception("loading a context failed in a way that nobody foresaw")
         return error
     return None
 
