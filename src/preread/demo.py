@@ -71,6 +71,7 @@ async def _compare(options: Options, url: str, folder: Path, console: Console) -
         local = await _ask(edge, options)
         resident = await _ask(edge, options)
         edge.site.link = link
+        await edge.site.sync()
         streamed: dict[str, Answer] = {}
         for rung in options.rungs:
             await edge.site.forget()

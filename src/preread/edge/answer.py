@@ -89,8 +89,10 @@ def _way(question: Question, manifest: Manifest | None, site: Site) -> Parcel | 
         return site.engine.no_injection
     if entry.fingerprint != spec.fingerprint:
         return f"it was published for {entry.model}, and {spec.name} of this edge has other weights or settings"
-    if site.link is None or site.contexts.unreachable:
-        return site.contexts.unreachable or "this edge has no cloud"
+    if site.link is None:
+        return "this edge has no cloud"
+    if site.contexts.unreachable:
+        return site.contexts.unreachable
     if manifest is None:
         return "its manifest cannot be read by this version of preread: upgrade it"
     try:
