@@ -121,7 +121,8 @@ async def _load(
     complete = 0
     refs = [place.ref for place in what.places]
     in_flight = IN_FLIGHT if link is None else in_flight_for(link.bytes_s, link.rtt_s, what.size_bytes / len(refs))
-    rate_bytes_s = None if link is None else link.bytes_s
+    # Somewhat faster than the link is believed to be: asking late leaves it idle, asking early only shares it.
+    rate_bytes_s = None if link is None else 1.5 * link.bytes_s
     async with aclosing(fetch_all(source, refs, in_flight=in_flight, rate_bytes_s=rate_bytes_s)) as frames:
         async for index, frame in frames:
             place = what.places[index]
