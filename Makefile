@@ -3,7 +3,7 @@
 # make test      lint and the test suite
 .PHONY: install demo test lint clean
 
-COMPILED = src/preread/engine/gate.c src/preread/codec/restore.c
+COMPILED = src/preread/engine/gate.c $(wildcard src/preread/codec/*.[ch])
 
 install: .venv/.installed
 demo: .venv/.installed

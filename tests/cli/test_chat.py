@@ -45,7 +45,7 @@ def test_run_answers_a_pipe_line_after_line_and_survives_errors(preread: Run, cl
     arguments = ["--context", "manual", "--cloud", cloud.url, "-n", "4", "-c", "1024"]
     ran = preread("run", *arguments, stdin=typed.encode())
     assert ran.code == 0 and len(ran.out.splitlines()) >= 2 and ">>>" not in ran.out
-    assert "tokens streamed, q8" in ran.err and "tokens in memory" in ran.err
+    assert "tokens streamed, lossless" in ran.err and "tokens in memory" in ran.err
     assert "preread: unknown context 'nope'" in ran.err and "unknown command /what" in ran.err
     assert "said      4 messages" in ran.err and ran.err.count("first token after") == 2
 

@@ -6,10 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preread.codec.base import Codec
-from preread.codec.ladder import by_version, codec, ladder
+from preread.codec.ladder import by_version, codec, ladder, needs_profile
+from preread.codec.profile import prepare
 from preread.errors import CorruptData, UsageError
 from preread.testing.codec import CodecContract
-from preread.values import Geometry, Span
+from preread.testing.profile import plain_profile
+from preread.values import Fingerprint, Geometry, Span
 from preread.wire import segment
 
 VECTORS = Path(__file__).parents[1] / "vectors"
@@ -40,7 +42,7 @@ class TestQ4(CodecContract):
 def test_the_ladder_goes_down() -> None:
     assert ladder() == ("lossless", "q8", "q4")
     assert [codec(rung).version for rung in ladder()] == ["lossless/1", "q8/1", "q4/1"]
-    assert all(by_version(codec(rung).version) is codec(rung) for rung in ladder())
+    assert all(by_version(codec(rung).version, rung) is codec(rung) for rung in ladder())
 
 
 def test_unknown_rung_names_the_known_ones() -> None:
@@ -50,8 +52,23 @@ def test_unknown_rung_names_the_known_ones() -> None:
 
 def test_unknown_version_says_upgrade() -> None:
     with pytest.raises(CorruptData, match="upgrade") as caught:
-        by_version("q4/2")
+        by_version("q4/2", "q4")
     assert caught.value.reason == "codec"
+
+
+def test_fitted_rungs_need_a_profile() -> None:
+    ready = prepare(
+        plain_profile(Fingerprint("f" * 64), Geometry(1, 1, 4), 8, {"b9": (0.1, 0.0)}), np.ones((9, 8), np.float32)
+    )
+    assert ladder(ready.profile) == ("lossless", "q8", "q4", "b9")
+    assert codec("b9", ready).version == "fitted/1" and by_version("fitted/1", "b9", ready).rung == "b9"
+    assert needs_profile("fitted/1") and not any(needs_profile(codec(rung).version) for rung in ladder())
+    with pytest.raises(UsageError, match="preread fit codec"):
+        codec("b9")
+    for missing in (None, ready):
+        with pytest.raises(CorruptData, match="needs a profile") as caught:
+            by_version("fitted/1", "b8" if missing else "b9", missing)
+        assert caught.value.reason == "profile"
 
 
 @pytest.mark.parametrize("rung", ladder())

@@ -243,7 +243,8 @@ USAGE = {
 }
 ODDS = TokenOdds("é", b"\xc3\xa9", -0.5, (("é", b"\xc3\xa9", -0.5), ("x", b"x", float("-inf"))))
 TOLD = {
-    "context": "manual", "way": "streamed", "reason": None, "rung": "q8", "cache_n": 90, "context_n": 91,
+    "context": "manual", "way": "streamed", "reason": None, "rung": "q8", "refined_to": None,
+    "refined_share": 0.0, "cache_n": 90, "context_n": 91,
     "prompt_n": 10, "prompt_ms": 25.0, "predicted_n": 3, "predicted_ms": 50.0, "predicted_per_second": 40.0,
     "bytes_received": 1234, "queue_ms": 5.0, "load_ms": 20.0, "context_ms": 0.0, "ttft_ms": 30.0,
 }  # fmt: skip

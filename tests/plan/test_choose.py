@@ -1,7 +1,8 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preread.plan.choose import Compute, Load, choose, worth_waiting
+from preread.plan.choose import Compute, Load, Offer, choose, choose_rung, worth_waiting
 from preread.plan.cost import Link, Need, local_s
 
 NEED = Need(1000, 3_000_000, 250.0, 0.1)  # 4.1 s here
@@ -40,3 +41,57 @@ def test_waiting_in_vain_is_bounded(silent_s: float, flowing_s: float, received_
         assert silent_s <= local_s(NEED)
     if received_bytes == NEED.context_bytes:
         assert worth_waiting(NEED, silent_s, flowing_s, received_bytes)
+
+
+LADDER = (
+    Offer("lossless", 10_000, 0.0),
+    Offer("q8", 6_000, None),
+    Offer("b4", 3_000, -0.0001),
+    Offer("q4", 3_100, None),
+    Offer("b2", 1_500, 0.006),
+    Offer("b1", 800, 0.03),
+)
+
+
+@pytest.mark.parametrize(
+    ("max_dloss", "unusable", "chosen"),
+    [
+        (0.01, (), "b2"),
+        (0.006, (), "b2"),
+        (0.0059, (), "b4"),
+        (1.0, (), "b1"),
+        (0.0, (), "b4"),
+        (0.01, ("b2",), "b4"),
+        (0.01, ("b1", "b2", "b4"), "lossless"),
+        (0.01, ("b1", "b2", "b4", "lossless"), "q8"),
+        (0.01, ("b1", "b2", "b4", "lossless", "q8"), "q4"),
+        (0.01, tuple(offer.name for offer in LADDER), None),
+    ],
+)
+def test_the_fewest_bytes_within_the_budget(max_dloss: float, unusable: tuple[str, ...], chosen: str | None) -> None:
+    assert choose_rung(LADDER, max_dloss, lambda name: name not in unusable) == chosen
+
+
+def test_what_costs_more_than_the_budget_is_never_taken() -> None:
+    assert choose_rung([Offer("b1", 1, 0.011)], 0.01, lambda _: True) is None
+    assert choose_rung([], 0.01, lambda _: True) is None
+
+
+names = st.sampled_from(["a", "b", "c", "d", "e", "f"])
+stated = st.none() | st.floats(-1, 1)
+
+
+@given(
+    st.lists(st.builds(Offer, names, st.integers(1, 99), stated), unique_by=lambda offer: offer.name),
+    st.floats(0, 1),
+    st.sets(names),
+)
+def test_no_better_choice_exists(offers: list[Offer], max_dloss: float, readable: set[str]) -> None:
+    chosen = choose_rung(offers, max_dloss, lambda name: name in readable)
+    kept = [o for o in offers if o.name in readable and o.dloss is not None and o.dloss <= max_dloss]
+    unstated = [o.name for o in offers if o.name in readable and o.dloss is None]
+    if kept:
+        (found,) = [o for o in kept if o.name == chosen]
+        assert found.size_bytes == min(o.size_bytes for o in kept)
+    else:
+        assert chosen == (unstated[0] if unstated else None)

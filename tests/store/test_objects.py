@@ -11,7 +11,8 @@ import pytest
 
 from preread.errors import RemoteError, UsageError
 from preread.store.objects import Objects, open_store
-from preread.testing.store import StoreContract, objects_of, present, publish
+from preread.testing.cloud import FINGERPRINT
+from preread.testing.store import StoreContract, objects_of, present, publish, put_profile_of
 from preread.wire.digest import object_id
 
 
@@ -28,6 +29,9 @@ class TestMemory(StoreContract):
 
     def test_objects_outlive_the_process(self, store: Objects, address: str) -> None:
         assert asyncio.run(open_store(address).names()) == []
+
+    def test_the_profile_of_a_model_outlives_the_process(self, store: Objects, address: str) -> None:
+        assert asyncio.run(open_store(address).profile_of(FINGERPRINT)) is None
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +130,13 @@ def test_damaged_manifest_of_another_name_keeps_everything(tmp_path: Path) -> No
     (tmp_path / "manifests" / two.manifest.id[:2] / two.manifest.id).write_bytes(b"{}")
     assert asyncio.run(store.remove_name("one"))
     assert present(store, keys) == keys
+
+
+def test_damaged_slot_of_a_profile_is_as_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = open_store(str(tmp_path))
+    put_profile_of(store, FINGERPRINT, b"habits")
+    (tmp_path / "fitted" / f"{FINGERPRINT}.json").write_bytes(b'{"bytes":6,"id":"../x"}')
+    assert asyncio.run(store.profile_of(FINGERPRINT)) is None
+    assert "forgotten" in caplog.text
+    ref = put_profile_of(store, FINGERPRINT, b"new habits")
+    assert asyncio.run(store.profile_of(FINGERPRINT)) == ref

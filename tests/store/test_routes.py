@@ -81,7 +81,14 @@ def test_head_is_get_without_a_body(client: httpx2.Client, ref: ObjectRef) -> No
     assert {**head.headers, "date": ""} == {**get.headers, "date": ""}
 
 
-@pytest.mark.parametrize(("kind", "media"), [("tokens", "application/octet-stream"), ("manifests", "application/json")])
+@pytest.mark.parametrize(
+    ("kind", "media"),
+    [
+        ("tokens", "application/octet-stream"),
+        ("profiles", "application/octet-stream"),
+        ("manifests", "application/json"),
+    ],
+)
 def test_other_kinds(client: httpx2.Client, store: Objects, kind: Kind, media: str) -> None:
     ref = asyncio.run(store.put(kind, b"{}"))
     answer = client.get(f"/v1/{kind}/{ref.id}")

@@ -5,17 +5,19 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from preread.errors import CorruptData, UsageError
-from preread.values import Geometry, ObjectRef, Span
+from preread.values import Geometry, ObjectId, ObjectRef, Span
 from preread.wire import manifest as manifests
 from preread.wire.digest import object_id
-from preread.wire.manifest import Manifest
+from preread.wire.fields import MAX_PROFILE_BYTES, SizedId
+from preread.wire.manifest import Manifest, Quality
 from preread.wire.segment import SegmentHeader
 
 ID = "e" * 64
+QUALITY = {"dloss_micronats": -7, "kl_micronats": 0, "tokens": 1, "top1_ppm": 999_999}
 
 
 def changed(manifest: Manifest, change: Callable[[Any], object]) -> bytes:
@@ -48,6 +50,32 @@ def test_golden(vectors: Path) -> None:
 
 def test_round_trip(manifest: Manifest) -> None:
     assert manifests.loads(manifests.dumps(manifest)) == manifest
+
+
+@given(
+    st.none() | st.builds(SizedId, st.just(ID), st.integers(1, MAX_PROFILE_BYTES)),
+    st.none()
+    | st.builds(
+        Quality, st.integers(-(10**9), 10**9), st.integers(0, 10**9), st.integers(0, 10**6), st.integers(1, 2**31 - 1)
+    ),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_round_trip_with_profile_and_quality(
+    manifest: Manifest, profile: SizedId | None, quality: Quality | None
+) -> None:
+    thin = msgspec.structs.replace(manifest.rungs[1], profile=profile, quality=quality)
+    written = msgspec.structs.replace(manifest, rungs=(manifest.rungs[0], thin))
+    data = manifests.dumps(written)
+    assert manifests.loads(data) == written
+    told = json.loads(data)["rungs"]
+    assert ("quality" in told[1]) == (quality is not None) and "quality" not in told[0]
+    assert told[0]["profile"] is None and ("profile" in told[1])
+
+
+def test_profile_ref(manifest: Manifest) -> None:
+    thin = msgspec.structs.replace(manifest.rungs[1], profile=SizedId(ObjectId(ID), 9))
+    assert manifests.profile_ref(thin) == ObjectRef("profiles", ObjectId(ID), 9)
+    assert manifests.profile_ref(manifest.rungs[0]) is None
 
 
 def test_places_come_in_layer_order(manifest: Manifest) -> None:
@@ -118,6 +146,16 @@ CHANGES: list[tuple[str, str, Callable[[Any], object]]] = [
     ("rung name long", "schema", lambda t: t["rungs"][1].update(name="q" * 17)),
     ("codec", "schema", lambda t: t["rungs"][1].update(codec="")),
     ("profile", "schema", lambda t: t["rungs"][1].update(profile="x")),
+    ("profile without size", "schema", lambda t: t["rungs"][1].update(profile=ID)),
+    ("profile empty", "schema", lambda t: t["rungs"][1].update(profile={"id": ID, "bytes": 0})),
+    ("profile large", "length", lambda t: t["rungs"][1].update(profile={"id": ID, "bytes": 2**26 + 1})),
+    ("quality null", "json", lambda t: t["rungs"][1].update(quality=None)),
+    ("quality empty", "schema", lambda t: t["rungs"][1].update(quality={})),
+    ("quality float", "schema", lambda t: t["rungs"][1].update(quality=QUALITY | {"kl_micronats": 0.5})),
+    ("quality negative", "schema", lambda t: t["rungs"][1].update(quality=QUALITY | {"kl_micronats": -1})),
+    ("quality share", "schema", lambda t: t["rungs"][1].update(quality=QUALITY | {"top1_ppm": 10**6 + 1})),
+    ("quality of nothing", "schema", lambda t: t["rungs"][1].update(quality=QUALITY | {"tokens": 0})),
+    ("quality huge", "schema", lambda t: t["rungs"][1].update(quality=QUALITY | {"dloss_micronats": -(10**9) - 1})),
     ("row", "shape", lambda t: t["rungs"][0]["segments"].pop()),
     ("column", "shape", lambda t: t["rungs"][0]["segments"][2].pop()),
     ("segment id", "schema", lambda t: t["rungs"][0]["segments"][2][1].update(id="../" + ID)),

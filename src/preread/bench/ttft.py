@@ -17,7 +17,9 @@ from rich.console import Console
 from rich.table import Table
 
 from preread.bench.stage import served
-from preread.cloud.publish import Tokens, publish
+from preread.cloud.profiles import Stored, keep, profile_for
+from preread.cloud.publish import Tokens, needed, publish
+from preread.codec import profile as profiles
 from preread.edge.answer import answer
 from preread.edge.estimates import Estimates
 from preread.edge.machine import machine
@@ -27,9 +29,10 @@ from preread.engine.llamacpp import LlamaCpp
 from preread.engine.sampling import Sampling
 from preread.engine.worker import Worker
 from preread.errors import EngineError, UsageError
+from preread.fit.sample import TAIL_TOKENS
 from preread.plan.cost import Link, Need, floor_s
 from preread.store.egress import CloudLink
-from preread.store.objects import open_store
+from preread.store.objects import Objects, open_store
 from preread.testing.proxy import Link as Wire
 from preread.testing.proxy import ProxyProcess
 
@@ -42,7 +45,7 @@ _HEADINGS = (
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """What to measure: every combination of the lists."""
+    """What to measure: every combination of the lists. `profile`: a file, for rungs that need one; or it is fitted."""
 
     mbps: tuple[float, ...]
     rtt_ms: tuple[float, ...]
@@ -51,6 +54,7 @@ class Grid:
     answer_tokens: int
     rungs: tuple[str, ...]
     runs: int
+    profile: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,20 +125,30 @@ async def bench(model: Path, name: str, grid: Grid, console: Console) -> dict[st
 async def _publish(model: Path, name: str, grid: Grid, store: Path) -> Tokens:
     """Publish a context of each length; the prompt's tokens."""
     longest, worker = max(grid.context_tokens), Worker()
-    engine = await worker.run(lambda: LlamaCpp.open(model, name=name, window_tokens=_window(grid)))
+    engine = await worker.run(
+        lambda: LlamaCpp.open(model, name=name, window_tokens=max(_window(grid), 1024), scored_tokens=TAIL_TOKENS)
+    )
     try:
         tokens = engine.tokenize(text()[: 16 * (longest + grid.prompt_tokens) + 4096], special=False)
         if len(tokens) < longest + grid.prompt_tokens:
             raise UsageError(f"a context of {longest} tokens is longer than the benchmark's text")
+        objects, rungs = open_store(str(store)), tuple(dict.fromkeys(grid.rungs))
+        profile = await _profile(grid, objects, engine, worker)
         for count in sorted(set(grid.context_tokens)):
-            rungs = tuple(dict.fromkeys(grid.rungs))
-            await publish(
-                open_store(str(store)), engine, worker, f"t{count}", tokens[:count], "text", rungs, lambda *_: None
-            )
+            await publish(objects, engine, worker, f"t{count}", tokens[:count], "text", rungs, lambda *_: None, profile)
         return np.ascontiguousarray(tokens[longest : longest + grid.prompt_tokens])
     finally:
         engine.close()
         worker.close()
+
+
+async def _profile(grid: Grid, objects: Objects, engine: LlamaCpp, worker: Worker) -> Stored | None:
+    """The profile that the rungs need, if any: from a file, or fitted now."""
+    if not needed(grid.rungs):
+        return None
+    if grid.profile is None:
+        return await profile_for(objects, engine, worker, lambda *_: None)
+    return await keep(objects, profiles.loads(grid.profile.read_bytes()))
 
 
 def _window(grid: Grid) -> int:

@@ -49,13 +49,17 @@ def _origin(timings: Timings) -> str:
     match timings.way:
         case "streamed":
             loaded = f"{size(timings.bytes_received)} in {timings.load_ms / 1e3:.2f} s"
-            return f"{name}: {count} streamed, {timings.rung}, {loaded}"
+            return f"{name}: {count} streamed, {timings.rung}, {loaded}{_refined(timings)}"
         case "resident":
-            return f"{name}: {count} in memory"
+            return f"{name}: {count} in memory{_refined(timings)}"
         case "computed":
             return f"{name}: {count} computed here in {timings.context_ms / 1e3:.2f} s, since {timings.reason}"
         case "none":
             return ""
+
+
+def _refined(timings: Timings) -> str:
+    return f", {100 * timings.refined_share:.0f} % of it brought to {timings.refined_to}" if timings.refined_to else ""
 
 
 def _details(done: Done) -> list[str]:

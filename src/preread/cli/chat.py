@@ -9,6 +9,7 @@ import typer
 from preread.cli import options
 from preread.engine.registry import DEFAULT
 from preread.errors import UsageError
+from preread.plan.choose import MAX_DLOSS
 
 Context = Annotated[
     str | None, typer.Option("--context", metavar="NAME", help="The published context that the question is about.")
@@ -31,7 +32,9 @@ def ask(
         str | None,
         typer.Option("--api-key", envvar="PREREAD_API_KEY", metavar="KEY", help="Key of the cloud, or of the edge."),
     ] = None,
-    rung: options.Rung = "q8",
+    rung: options.Rung = None,
+    max_dloss: options.MaxDloss = MAX_DLOSS,
+    refine: options.Refine = None,
     ctx_size: options.Window = 0,
     threads: options.Threads = 0,
     max_tokens: MaxTokens = 256,
@@ -57,7 +60,9 @@ def ask(
             pieces = ask_edge(edge, prompt, context, sampling, api_key=api_key)
         else:
             _check_cloud(context, cloud)
-            opened = stack.enter_context(open_edge(model, cloud, api_key, rung, ctx_size, threads, local=local))
+            chosen = {"rung": rung, "max_dloss": max_dloss, "refine": refine}
+            sizes = {"window_tokens": ctx_size, "threads": threads}
+            opened = stack.enter_context(open_edge(model, cloud, api_key, local=local, **chosen, **sizes))
             if context is not None:
                 find(opened, context)
             pieces = opened.answer(opened.asynchronous.question(prompt, context, (), sampling))
@@ -72,7 +77,9 @@ def run(
     cloud: options.OptionalCloud = None,
     context: Context = None,
     api_key: options.CloudKey = None,
-    rung: options.Rung = "q8",
+    rung: options.Rung = None,
+    max_dloss: options.MaxDloss = MAX_DLOSS,
+    refine: options.Refine = None,
     ctx_size: options.Window = 0,
     threads: options.Threads = 0,
     max_tokens: MaxTokens = 1024,
@@ -87,7 +94,9 @@ def run(
     from preread.engine.sampling import Sampling
 
     _check_cloud(context, cloud)
-    with open_edge(model, cloud, api_key, rung, ctx_size, threads, local=local) as opened:
+    chosen = {"rung": rung, "max_dloss": max_dloss, "refine": refine}
+    sizes = {"window_tokens": ctx_size, "threads": threads}
+    with open_edge(model, cloud, api_key, local=local, **chosen, **sizes) as opened:
         if opened.asynchronous.site.engine.chat is None:
             raise UsageError(f"{model} has no chat template: use `preread ask`, or a model that can chat")
         if context is not None:

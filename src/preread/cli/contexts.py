@@ -3,13 +3,13 @@
 import asyncio
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import msgspec
 import typer
 
 from preread.cli import options
-from preread.cli.terminal import print_json, print_table, size, token_progress
+from preread.cli.terminal import FIT_STAGE, print_json, print_table, quality_cells, size, token_progress
 from preread.errors import RemoteError, UnknownContext, UsageError
 from preread.values import Form
 from preread.wire import catalogue as catalogues
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="List, show and remove published contexts.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of a published context.")]
 Style = Literal["auto", "chat", "text"]
+_STAGES: Final = {"fit": FIT_STAGE}
 
 
 def publish(
@@ -80,7 +81,7 @@ def _publish(
         for event in publish_at(cloud, name, text=text, tokens=ids, form=form, api_key=api_key):
             if isinstance(event, Published):
                 return event
-            report(event.stage, event.done, event.total)
+            report(_STAGES.get(event.stage, event.stage), event.done, event.total)
     raise RemoteError(f"cloud {cloud} ended without having published: look at its log")
 
 
@@ -144,9 +145,15 @@ def show(name: Name, cloud: options.Cloud, api_key: options.CloudKey = None, jso
     print(f"segments  {len(manifest.chunks)} chunks × {len(manifest.groups)} layer groups for each rung")
     print()
     print_table(
-        ("RUNG", "CODEC", "SIZE", "PER TOKEN"),
+        ("RUNG", "CODEC", "SIZE", "PER TOKEN", "LOSS RISES BY", "KL", "SAME TOKEN"),
         [
-            (rung.name, rung.codec, size(sizes[rung.name]), size(sizes[rung.name] / entry.token_count))
+            (
+                rung.name,
+                rung.codec,
+                size(sizes[rung.name]),
+                size(sizes[rung.name] / entry.token_count),
+                *quality_cells(rung.name, rung.quality),
+            )
             for rung in manifest.rungs
         ],
     )

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from preread.cli import options
-from preread.cli.terminal import print_json, print_table, rate, size
+from preread.cli.terminal import print_json, print_table, quality_cells, rate, size
 from preread.engine.registry import DEFAULT
 
 if TYPE_CHECKING:
@@ -41,12 +41,13 @@ def _print(report: "Report") -> None:
         print(f"{what:<11}{value}")
     print()
     print_table(
-        ("RUNG", "PER TOKEN", "", "STREAMING BEATS COMPUTING ABOVE"),
+        ("RUNG", "PER TOKEN", "", "LOSS RISES BY", "KL", "SAME TOKEN", "STREAMING BEATS COMPUTING ABOVE"),
         [
             (
                 cost.rung,
                 size(cost.bytes_per_token),
                 "measured" if cost.measured else "estimate",
+                *quality_cells(cost.rung, cost.quality),
                 rate(cost.break_even_bytes_s),
             )
             for cost in report.rungs

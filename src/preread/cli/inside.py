@@ -2,25 +2,29 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from preread.cli import options
-from preread.codec.ladder import codec
 from preread.edge.edge import Edge
 from preread.errors import PrereadError, TransportError, UnknownContext
 
 
 @contextmanager
-def open_edge(
-    model: str, cloud: str | None, api_key: str | None, rung: str, window_tokens: int, threads: int, *, local: bool
-) -> Iterator[Edge]:
+def open_edge(model: str, cloud: str | None, api_key: str | None, *, local: bool, **chosen: Any) -> Iterator[Edge]:
     """Load a model, fetching it first if need be. With `local`, the cloud is asked for its catalogue and no more.
+
+    Args:
+        model, cloud, api_key: as for `Edge`.
+        local: nothing is streamed.
+        chosen: the other options of an edge, as in `preread.edge.edge.Options`.
 
     Raises:
         PrereadError: the model cannot be had or loaded, or the rung is unknown.
     """
-    codec(rung)
+    options.check_rung(chosen.get("rung"))
+    options.check_rung(chosen.get("refine"))
     options.pulled(model)
-    with Edge(model, cloud, api_key=api_key, rung=rung, window_tokens=window_tokens, threads=threads) as edge:
+    with Edge(model, cloud, api_key=api_key, **chosen) as edge:
         site = edge.asynchronous.site
         link = site.link
         if local:

@@ -7,12 +7,18 @@ from typing import Annotated
 import typer
 
 from preread.cli import options
+from preread.cli.terminal import token_progress
 from preread.engine.registry import DEFAULT
 from preread.errors import UsageError
 
 bench = typer.Typer(help="Measure; each bench prints a table and last one line of JSON.", no_args_is_help=True)
 
 _WIDTH = 118
+
+_Profile = Annotated[
+    Path | None,
+    typer.Option("--profile", metavar="FILE", help="A fitted profile; by default one is fitted first where needed."),
+]
 
 
 def demo(
@@ -47,6 +53,7 @@ def ttft(
     answer_tokens: Annotated[int, typer.Option("--answer-tokens", min=1, help="Compared for `same_output`.")] = 16,
     rung: Annotated[str, typer.Option("--rung", metavar="LIST", help="Rungs to stream.")] = "lossless,q8,q4",
     runs: Annotated[int, typer.Option("--runs", min=1, help="Of each way; medians are reported.")] = 5,
+    profile: _Profile = None,
 ) -> None:
     """Time to first token: local, resident, streamed, and the floor."""
     from rich.console import Console
@@ -62,6 +69,7 @@ def ttft(
         answer_tokens,
         options.rung_names(rung),
         runs,
+        profile,
     )
     asyncio.run(bench(path, options.shown_name(model, path), grid, Console(width=_WIDTH)))
 
@@ -81,6 +89,38 @@ def decode(
     path = options.pulled(model)
     name = options.shown_name(model, path)
     asyncio.run(bench(path, name, prompt_tokens, answer_tokens, runs, Console(width=_WIDTH)))
+
+
+@bench.command("codec")
+def codec(
+    model: options.Model = DEFAULT,
+    text: Annotated[
+        list[Path] | None, typer.Option("--text", metavar="FILE", help="Texts to measure on; by default preread's own.")
+    ] = None,
+    rungs: Annotated[
+        str | None, typer.Option("--rungs", metavar="LIST", help="Rows; by default all, other schemes too.")
+    ] = None,
+    windows: Annotated[int, typer.Option("--windows", min=1, help="Pieces of the text.")] = 20,
+    context_tokens: Annotated[str, typer.Option("--context-tokens", metavar="LIST")] = "512,2048",
+    tail: Annotated[int, typer.Option("--tail", min=2, help="Tokens predicted after each context.")] = 128,
+    profile: _Profile = None,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Draw it: .png, .svg or .pdf.")] = None,
+) -> None:
+    """Bytes against quality: every rung, and other schemes, on text that no fit has seen."""
+    from rich.console import Console
+
+    from preread.bench.codec import Options
+    from preread.bench.codec import bench as bench_codec
+    from preread.fit.text import evaluation, read
+
+    lengths = _numbers("--context-tokens", context_tokens)
+    if min(lengths) < 1 or any(count % 1 for count in lengths):
+        raise UsageError("--context-tokens is a list of whole numbers of at least 1")
+    names = tuple(dict.fromkeys(name.strip() for name in (rungs or "").split(",") if name.strip()))
+    path = options.pulled(model)
+    texts, counts = read(text) if text else evaluation(), tuple(dict.fromkeys(map(int, lengths)))
+    chosen = Options(texts, names, windows, counts, tail, profile, plot)
+    bench_codec(path, options.shown_name(model, path), chosen, Console(width=_WIDTH), token_progress())
 
 
 def _numbers(option: str, text: str) -> tuple[float, ...]:

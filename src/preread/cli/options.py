@@ -1,16 +1,19 @@
 """Options that several commands share, so that they are named, explained and read from the environment alike."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Final
 
 import typer
 
 from preread.cli.terminal import byte_progress
-from preread.codec.ladder import codec, ladder
+from preread.codec.ladder import ladder
 from preread.engine.download import pull
 from preread.errors import UsageError
 
 _RUNGS: Final = ", ".join(ladder())
+_FITTED: Final = re.compile(r"b\d{1,2}(\.\d{1,2})?")
+"""What rungs of a profile are called: about so many bits a value. Which there are, the profile says."""
 
 Model = Annotated[
     str,
@@ -44,7 +47,31 @@ ClientKeys = Annotated[
         help="Keys of which clients must send one as bearer token; without, anybody may ask.",
     ),
 ]
-Rung = Annotated[str, typer.Option("--rung", metavar="RUNG", help=f"Quality of the streamed KV cache: {_RUNGS}.")]
+Rung = Annotated[
+    str | None,
+    typer.Option(
+        "--rung",
+        metavar="RUNG",
+        help=f"Quality of the streamed KV cache: {_RUNGS}, or a fitted one such as b2; by default --max-dloss decides.",
+    ),
+]
+MaxDloss = Annotated[
+    float,
+    typer.Option(
+        "--max-dloss",
+        min=0,
+        metavar="NATS",
+        help="Stream the fewest bytes that raise the loss by no more than this, in nats a token.",
+    ),
+]
+Refine = Annotated[
+    str | None,
+    typer.Option(
+        "--refine",
+        metavar="RUNG",
+        help="After the first token, bring the context that is held to this better rung, for example lossless.",
+    ),
+]
 Window = Annotated[
     int, typer.Option("--ctx-size", "-c", min=0, metavar="N", help="KV cache in tokens; 0: the model's, at most 8192.")
 ]
@@ -85,12 +112,24 @@ def client_keys(given: str | None) -> frozenset[str]:
 
 
 def rung_names(given: str) -> tuple[str, ...]:
-    """The rungs in `lossless,q8`, each once.
+    """The rungs in `lossless,q8`, each once. Whether a model's profile has a fitted one is not known here.
 
     Raises:
         UsageError: one is unknown, or there is none.
     """
     names = tuple(dict.fromkeys(name.strip() for name in given.split(",") if name.strip()))
     if not names:
-        raise UsageError(f"--rungs holds no rung; known rungs: {_RUNGS}")
-    return tuple(codec(name).rung for name in names)
+        raise UsageError(f"--rungs holds no rung; known rungs: {_RUNGS}, and fitted ones such as b2")
+    for name in names:
+        check_rung(name)
+    return names
+
+
+def check_rung(name: str | None) -> None:
+    """Refuse what cannot be the name of a rung, before a model is loaded for it.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    if name is not None and name not in ladder() and not _FITTED.fullmatch(name):
+        raise UsageError(f"unknown rung {name!r}; known rungs: {_RUNGS}, and fitted ones such as b2")

@@ -5,14 +5,14 @@ import logging
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from preread.cli import options
-from preread.codec.ladder import codec, ladder
 from preread.engine.registry import DEFAULT
 from preread.errors import UsageError
+from preread.plan.choose import MAX_DLOSS
 
 if TYPE_CHECKING:
     from preread.edge.edge import AsyncEdge
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from preread.store.objects import Objects
 
 Host = Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Address to listen on; 0.0.0.0: all of IPv4.")]
-_ALL_RUNGS: Final = ",".join(ladder())
 _log = logging.getLogger(__name__)
 
 
@@ -32,25 +31,32 @@ def cloud(
     api_key: options.ClientKeys = None,
     ctx_size: options.Window = 0,
     threads: options.Threads = 0,
-    rungs: Annotated[str, typer.Option(metavar="RUNG,…", help="Qualities to publish in.")] = _ALL_RUNGS,
+    rungs: Annotated[
+        str | None,
+        typer.Option(metavar="RUNG,…", help="Qualities to publish in; by default lossless and all that are fitted."),
+    ] = None,
 ) -> None:
-    """Run a cloud: it reads documents once and serves their KV cache."""
+    """Run a cloud: it reads documents once and serves their KV cache.
+
+    Before it publishes for the first time with a model, it fits the codec to that model, which takes minutes; see
+    `preread fit codec`.
+    """
     from preread.cli.listen import bind, warn_if_open
     from preread.store.objects import open_store
 
-    names, keys = options.rung_names(rungs), options.client_keys(api_key)
+    names, keys = None if rungs is None else options.rung_names(rungs), options.client_keys(api_key)
     with bind(host, port) as sock:
         warn_if_open(sock, keys)
         objects = open_store(store)
-        with _engine(model, ctx_size, threads) as engine:
+        with engine_for(model, ctx_size, threads) as engine:
             interrupted = asyncio.run(_serve_cloud(sock, engine, objects, names, keys, store))
     if interrupted:
         raise KeyboardInterrupt
 
 
 @contextmanager
-def _engine(model: str, ctx_size: int, threads: int) -> "Iterator[LlamaCpp]":
-    """A tested engine whose KV can be published.
+def engine_for(model: str, ctx_size: int, threads: int) -> "Iterator[LlamaCpp]":
+    """A tested engine whose KV can be published, and that a profile can be fitted with.
 
     Raises:
         UsageError: it cannot, by the model's nature.
@@ -58,11 +64,12 @@ def _engine(model: str, ctx_size: int, threads: int) -> "Iterator[LlamaCpp]":
     """
     from preread.engine.llamacpp import LlamaCpp
     from preread.engine.selftest import self_test
+    from preread.fit.sample import TAIL_TOKENS
 
     path = options.pulled(model)
     name = options.shown_name(model, path)
     _log.info("loading %s", name)
-    engine = LlamaCpp.open(path, name=name, window_tokens=ctx_size, threads=threads)
+    engine = LlamaCpp.open(path, name=name, window_tokens=ctx_size, threads=threads, scored_tokens=TAIL_TOKENS)
     try:
         self_test(engine)
         if engine.no_injection:
@@ -76,7 +83,7 @@ async def _serve_cloud(
     sock: socket.socket,
     engine: "LlamaCpp",
     objects: "Objects",
-    rungs: tuple[str, ...],
+    rungs: tuple[str, ...] | None,
     api_keys: frozenset[str],
     store: str,
 ) -> bool:
@@ -109,7 +116,9 @@ def edge(
         str | None,
         typer.Option("--cloud-key", envvar="PREREAD_API_KEY", metavar="KEY", help="Key that the cloud asks for."),
     ] = None,
-    rung: options.Rung = "q8",
+    rung: options.Rung = None,
+    max_dloss: options.MaxDloss = MAX_DLOSS,
+    refine: options.Refine = None,
     ctx_size: options.Window = 0,
     threads: options.Threads = 0,
     cache_ram: Annotated[
@@ -122,7 +131,8 @@ def edge(
     from preread.edge.edge import AsyncEdge
 
     keys = options.client_keys(api_key)
-    codec(rung)
+    options.check_rung(rung)
+    options.check_rung(refine)
     with bind(host, port) as sock:
         warn_if_open(sock, keys)
         path = options.pulled(model)
@@ -131,6 +141,8 @@ def edge(
             cloud,
             api_key=cloud_key,
             rung=rung,
+            max_dloss=max_dloss,
+            refine=refine,
             window_tokens=ctx_size,
             threads=threads,
             cache_ram_bytes=cache_ram << 20,

@@ -1,8 +1,9 @@
-"""How things look on a terminal, and in a pipe. It knows text and streams; it must not know what is shown."""
+"""How things look on a terminal, and in a pipe. It knows text, streams and units; it must not know what is shown."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from typing import Final
 
 import msgspec
 from rich.cells import cell_len
@@ -17,8 +18,13 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from preread.wire.manifest import Quality
+
 Report = Callable[[str, int, int | None], None]
 """Called with what is being done, how much of it is, and how much there is (None: unknown)."""
+
+FIT_STAGE: Final = "reading the model's habits, once"
+"""What fitting a codec to a model is called while it goes on."""
 
 _STEP_PERCENT = 10
 
@@ -93,6 +99,14 @@ def size(size_bytes: float) -> str:
             return f"{size_bytes:.3g} {unit}"
         size_bytes /= 1000
     return f"{size_bytes:,.3g} GB" if size_bytes < 999.5 else f"{size_bytes:,.0f} GB"
+
+
+def quality_cells(rung: str, quality: Quality | None) -> tuple[str, str, str]:
+    """By how much a rung raises the loss, its KL divergence (nats a token), and how often the likeliest token stays."""
+    if quality is None:
+        return ("0", "0", "100 %") if rung == "lossless" else ("", "", "")
+    loss, kl = quality.dloss_micronats * 1e-6, quality.kl_micronats * 1e-6
+    return f"{loss:+.4f}", f"{kl:.4f}", f"{quality.top1_ppm * 1e-4:.1f} %"
 
 
 def rate(bytes_s: float) -> str:

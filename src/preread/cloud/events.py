@@ -20,7 +20,7 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
 
 
 class Progress(msgspec.Struct, frozen=True, tag_field="event", tag="progress"):
-    """`done` of `total` steps of a stage ("prefill" or "encode"), counted in tokens."""
+    """`done` of `total` steps of a stage: "fit" (once for a model), then "prefill" and "encode", counted in tokens."""
 
     stage: str
     done: int

@@ -5,6 +5,7 @@ anything fails before, what was published earlier stays as it was.
 """
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from preread.cloud.events import Published
+from preread.cloud.profiles import Stored
 from preread.codec.base import Codec
-from preread.codec.ladder import codec
+from preread.codec.ladder import codec, ladder, needs_profile
+from preread.codec.profile import Prepared, prepare
 from preread.engine.llamacpp import BATCH_TOKENS, LlamaCpp
 from preread.engine.model import engine_version
 from preread.engine.worker import Worker
@@ -30,15 +33,23 @@ from preread.wire import tokens as token_objects
 from preread.wire.catalogue import Entry, valid_name
 from preread.wire.digest import context_id
 from preread.wire.fields import SizedId
-from preread.wire.manifest import Manifest, Model, Origin, Rung
+from preread.wire.manifest import Manifest, Model, Origin, Quality, Rung
 
 Tokens = npt.NDArray[np.int32]
 Report = Callable[[str, int, int], None]
 """Told a stage ("prefill" or "encode"), how many tokens of it are done, and how many there are; from any thread."""
 
+_Rows = list[tuple[SizedId, ...]]
+"""Segments of one rung: [chunk][group]."""
+
 CHUNK_TOKENS = BATCH_TOKENS
 GROUP_LAYERS = 2
-"""Long chunks of few layers: objects are large enough for a fast link, and little is left to compute after the last."""
+"""Long chunks of few layers: objects are large enough for a fast link, and little is left to compute after the last.
+
+A profile says by itself how many layers it codes together.
+"""
+
+LOSSLESS = "lossless"
 
 SMALLEST_ROOM_TOKENS = 64
 """A context must leave at least so many tokens of the window for a prompt and its answer."""
@@ -72,6 +83,11 @@ def read_document(engine: LlamaCpp, text: str | None, tokens: Tokens | None, for
     return engine.tokenize_prompt(engine.chat.system_prefix(text)), "chat"
 
 
+def needed(rungs: tuple[str, ...] | None) -> bool:
+    """Whether publishing in these rungs (None: as `publish` says) takes a profile."""
+    return rungs is None or not set(rungs) <= set(ladder())
+
+
 async def publish(
     store: Objects,
     engine: LlamaCpp,
@@ -79,10 +95,18 @@ async def publish(
     name: str,
     tokens: Tokens,
     form: Form,
-    rungs: tuple[str, ...],
+    rungs: tuple[str, ...] | None,
     progress: Report,
+    profile: Stored | None = None,
 ) -> Published:
     """Make the KV of `tokens` available under `name`.
+
+    Args:
+        store, engine, worker: where to; the model; its thread.
+        name, tokens, form: the context.
+        rungs: in which qualities; None: lossless, and all that the profile knows.
+        progress: is told how far it is.
+        profile: of this model; some rungs need it.
 
     Raises:
         UsageError: the name is not one, the document leaves no room in the model's window, or a rung is unknown.
@@ -90,14 +114,15 @@ async def publish(
         RemoteError: the store cannot be written; the catalogue is as it was.
     """
     started = time.monotonic()
-    codecs = tuple(codec(rung) for rung in rungs)
-    _check(engine, name, len(tokens))
+    check(engine, name, len(tokens))
+    codecs = await asyncio.to_thread(_codecs, engine, tokens, rungs, profile)
     context = context_id(engine.spec.fingerprint, tokens)
-    chunks, groups = _spans(len(tokens), CHUNK_TOKENS), _spans(engine.spec.geometry.layers, GROUP_LAYERS)
+    layers = GROUP_LAYERS if profile is None else profile.profile.group_layers
+    chunks, groups = _spans(len(tokens), CHUNK_TOKENS), _spans(engine.spec.geometry.layers, layers)
     prefill = partial(engine.prefill, tokens, lambda done: progress("prefill", done, len(tokens)))
     await worker.run(prefill, engine.cancel)
-    rows: dict[str, list[tuple[SizedId, ...]]] = {step.rung: [] for step in codecs}
-    with ThreadPoolExecutor() as pool:
+    rows: dict[str, _Rows] = {step.rung: [] for step in codecs}
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # more would only fight over the cores
         for chunk in chunks:
             blocks = [await worker.run(partial(engine.export, chunk, group)) for group in groups]
             for step in codecs:
@@ -113,20 +138,10 @@ async def publish(
         tokens=manifests.Tokens(len(tokens), ids.id, ids.size_bytes),
         chunks=manifests.pairs(chunks),
         groups=manifests.pairs(groups),
-        rungs=tuple(Rung(step.rung, step.version, tuple(rows[step.rung])) for step in codecs),
+        rungs=tuple(_rung(step, rows[step.rung], profile) for step in codecs),
         origin=Origin(engine_version(), f"preread {version('preread')}", BATCH_TOKENS),
     )
-    entry = Entry(
-        name=name,
-        context=context,
-        form=form,
-        fingerprint=engine.spec.fingerprint,
-        vocabulary=engine.spec.vocabulary,
-        model=engine.spec.name,
-        token_count=len(tokens),
-        manifest=_sized(await store.put("manifests", manifests.dumps(manifest))),
-        tokens=_sized(ids),
-    )
+    entry = _entry(name, manifest, engine, await store.put("manifests", manifests.dumps(manifest)))
     await store.put_name(entry)
     sizes = {rung: sum(cell.size_bytes for row in cells for cell in row) for rung, cells in rows.items()}
     return Published(entry, sizes, time.monotonic() - started)
@@ -139,7 +154,12 @@ async def refuse(
     raise UsageError("this cloud only serves what was published before: it runs no model")
 
 
-def _check(engine: LlamaCpp, name: str, tokens: int) -> None:
+def check(engine: LlamaCpp, name: str, tokens: int) -> None:
+    """Refuse, before any work is done, a context of so many tokens that cannot be published under `name`.
+
+    Raises:
+        UsageError: the name is not one, the model's KV cannot be streamed, or the document does not fit its window.
+    """
     if not valid_name(name):
         raise UsageError(f"{name!r} cannot name a context: 1 to 128 characters, no control characters, no slash")
     if engine.no_injection:
@@ -150,6 +170,49 @@ def _check(engine: LlamaCpp, name: str, tokens: int) -> None:
             f"the document has {tokens} tokens, {over} too many: the window of {engine.spec.name} is "
             f"{engine.spec.window_tokens} tokens, of which {SMALLEST_ROOM_TOKENS} stay free for a prompt"
         )
+
+
+def _codecs(
+    engine: LlamaCpp, tokens: Tokens, rungs: tuple[str, ...] | None, profile: Stored | None
+) -> tuple[Codec, ...]:
+    """The codecs of the rungs, ready for this context, best quality first."""
+    prepared: Prepared | None = None
+    known = ladder(None if profile is None else profile.profile)
+    if rungs is None:
+        fitted = () if profile is None else tuple(rung.name for rung in profile.profile.rungs)
+        rungs = (LOSSLESS, *fitted)
+    if profile is not None and needed(rungs):
+        prepared = prepare(profile.profile, engine.embeddings(tokens))
+    codecs = [codec(rung, prepared) for rung in rungs]
+    return tuple(sorted(codecs, key=lambda step: known.index(step.rung)))
+
+
+def _entry(name: str, manifest: Manifest, engine: LlamaCpp, stored: ObjectRef) -> Entry:
+    return Entry(
+        name=name,
+        context=manifest.context,
+        form=manifest.form,
+        fingerprint=engine.spec.fingerprint,
+        vocabulary=engine.spec.vocabulary,
+        model=engine.spec.name,
+        token_count=manifest.tokens.count,
+        manifest=_sized(stored),
+        tokens=_sized(manifests.tokens_ref(manifest)),
+    )
+
+
+def _rung(step: Codec, cells: _Rows, profile: Stored | None) -> Rung:
+    if profile is None or not needs_profile(step.version):
+        return Rung(step.rung, step.version, tuple(cells))
+    (fitted,) = [rung for rung in profile.profile.rungs if rung.name == step.rung]
+    measured = fitted.quality
+    quality = Quality(
+        dloss_micronats=round(measured.dloss * 1e6),
+        kl_micronats=max(0, round(measured.kl * 1e6)),
+        top1_ppm=round(measured.top1 * 1e6),
+        tokens=measured.tokens,
+    )
+    return Rung(step.rung, step.version, tuple(cells), _sized(profile.ref), quality)
 
 
 def _spans(stop: int, step: int) -> list[Span]:

@@ -5,7 +5,8 @@ from typing import Literal
 import numpy as np
 
 from preread.cloud.events import Published
-from preread.cloud.publish import Report, publish, read_document
+from preread.cloud.profiles import profile_for
+from preread.cloud.publish import Report, check, needed, publish, read_document
 from preread.engine.llamacpp import LlamaCpp
 from preread.engine.worker import Worker
 from preread.store.objects import Objects
@@ -13,9 +14,12 @@ from preread.values import Form
 
 
 class EnginePublisher:
-    """Publishes documents one at a time, as `preread.cloud.app.Publisher` wants it; `worker` is the engine's thread."""
+    """Publishes documents one at a time, as `preread.cloud.app.Publisher` wants it; `worker` is the engine's thread.
 
-    def __init__(self, engine: LlamaCpp, worker: Worker, store: Objects, rungs: tuple[str, ...]) -> None:
+    Without `rungs` it publishes in all that the model's profile knows, and lossless.
+    """
+
+    def __init__(self, engine: LlamaCpp, worker: Worker, store: Objects, rungs: tuple[str, ...] | None = None) -> None:
         self._engine, self._worker, self._store, self._rungs = engine, worker, store, rungs
 
     async def __call__(
@@ -26,11 +30,17 @@ class EnginePublisher:
         form: Form | Literal["auto"],
         progress: Report,
     ) -> Published:
-        """Publish a document. A cancelled call ends when the engine has, and then nothing was published.
+        """Publish a document; the model's profile is fitted first where a rung needs one and the store has none.
+
+        A cancelled call ends when the engine has, and then nothing was published.
 
         Raises:
-            UsageError, EngineError, RemoteError: as `read_document` and `publish` do.
+            UsageError, EngineError, RemoteError: as `read_document`, `profile_for` and `publish` do.
         """
         ids = None if tokens is None else np.array(tokens, np.int32)
         read, kind = await self._worker.run(lambda: read_document(self._engine, text, ids, form))
-        return await publish(self._store, self._engine, self._worker, name, read, kind, self._rungs, progress)
+        check(self._engine, name, len(read))
+        profile = None
+        if needed(self._rungs):
+            profile = await profile_for(self._store, self._engine, self._worker, progress)
+        return await publish(self._store, self._engine, self._worker, name, read, kind, self._rungs, progress, profile)

@@ -2,6 +2,8 @@
 
 from preread.codec.base import Codec
 from preread.codec.chain import Chain
+from preread.codec.fitted import VERSION, Fitted
+from preread.codec.profile import Prepared, Profile
 from preread.codec.quantise import Quantiser
 from preread.codec.shuffle import Shuffle
 from preread.codec.zstd import Zstd
@@ -9,38 +11,56 @@ from preread.errors import CorruptData, UsageError
 
 # Levels by measurement on KV of Qwen2.5-0.5B and SmolLM2-135M: higher ones gain less than 0.5 % and cost most of the
 # speed. Nothing but entropy coding helps quantised values.
-_CODECS: tuple[Codec, ...] = (
+_PLAIN: tuple[Codec, ...] = (
     Chain("lossless", "lossless/1", Shuffle(), Zstd(level=3)),
     Chain("q8", "q8/1", Quantiser(bits=8), Zstd(level=1)),
     Chain("q4", "q4/1", Quantiser(bits=4), Zstd(level=1)),
 )
 
 
-def ladder() -> tuple[str, ...]:
-    """Names of all rungs, best quality first."""
-    return tuple(codec.rung for codec in _CODECS)
+def ladder(profile: Profile | None = None) -> tuple[str, ...]:
+    """Names of all rungs that can be written, best quality first; those of the profile come after q8 and q4."""
+    return tuple(codec.rung for codec in _PLAIN) + (fitted_rungs(profile) if profile else ())
 
 
-def codec(rung: str) -> Codec:
+def fitted_rungs(profile: Profile) -> tuple[str, ...]:
+    """Names of a profile's rungs, best quality first."""
+    return tuple(rung.name for rung in profile.rungs)
+
+
+def codec(rung: str, prepared: Prepared | None = None) -> Codec:
     """The codec that writes a rung.
 
     Raises:
-        UsageError: there is no such rung.
+        UsageError: there is no such rung, or it needs a profile.
     """
-    for candidate in _CODECS:
+    for candidate in _PLAIN:
         if candidate.rung == rung:
             return candidate
-    raise UsageError(f"unknown rung {rung!r}; known rungs: {', '.join(ladder())}")
+    if prepared and rung in (known := fitted_rungs(prepared.profile)):
+        return Fitted(prepared, known.index(rung))
+    known = ladder(prepared.profile if prepared else None)
+    without = "" if prepared else ", and those of a profile that `preread fit codec` makes"
+    raise UsageError(f"unknown rung {rung!r}; known rungs: {', '.join(known)}{without}")
 
 
-def by_version(version: str) -> Codec:
-    """The codec that reads what a manifest calls `version`.
+def by_version(version: str, rung: str, prepared: Prepared | None = None) -> Codec:
+    """The codec that reads what a manifest calls `rung`, written by codec `version`.
 
     Raises:
-        CorruptData: "codec": this release cannot read it.
+        CorruptData: "codec": this release cannot read it; "profile": its profile is missing or lacks the rung.
     """
-    for candidate in _CODECS:
+    for candidate in _PLAIN:
         if candidate.version == version:
             return candidate
-    known = ", ".join(candidate.version for candidate in _CODECS)
-    raise CorruptData("codec", f"unknown codec {version!r}, this preread reads {known}: upgrade it")
+    if not needs_profile(version):
+        known = ", ".join([*(candidate.version for candidate in _PLAIN), VERSION])
+        raise CorruptData("codec", f"unknown codec {version!r}, this preread reads {known}: upgrade it")
+    if prepared is None or rung not in fitted_rungs(prepared.profile):
+        raise CorruptData("profile", f"rung {rung!r} needs a profile that is not there, or that lacks the rung")
+    return Fitted(prepared, fitted_rungs(prepared.profile).index(rung))
+
+
+def needs_profile(version: str) -> bool:
+    """Whether a codec of this version needs a profile to be read."""
+    return version == VERSION

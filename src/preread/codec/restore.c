@@ -3,23 +3,7 @@
  * A value is low + step * code in float32, each operation rounded on its own (no fused multiply-add, so that every machine
  * gives the same bits), at most the largest float16, and then rounded to float16 to the nearest, ties to even.
  */
-#include <stdint.h>
-#include <string.h>
-
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
-#define WIDE __attribute__((target_clones("avx2", "default"))) /* chosen when the library is loaded */
-#else
-#define WIDE
-#endif
-
-static inline uint16_t to_half(float value) {
-    value = value < 65504.0f ? value : 65504.0f;
-    value *= 0x1p-112f; /* now float16's exponent and mantissa are bits 13 to 27, subnormals included */
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    uint32_t half = (bits + 0xFFF + ((bits >> 13) & 1)) >> 13;
-    return (uint16_t)((half & 0x7FFF) | ((bits >> 16) & 0x8000));
-}
+#include "half.h"
 
 /* codes: rows * row of them, one to a byte; or, packed, the first half of them in low nibbles and the second in high ones.
  * lows, steps: rows * ceil(row / group). out: rows * row values, in the order of the codes. */

@@ -10,10 +10,12 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
+from preread.edge.contexts import Known
 from preread.edge.hold import NotStreamed, computed, generated, make_room, resident, streamed
-from preread.edge.load import Loaded, Parcel, parcel
+from preread.edge.load import Loaded, Parcel
 from preread.edge.record import Record
 from preread.edge.request import Ask, Done, Piece
+from preread.edge.rungs import chosen
 from preread.edge.site import Site
 from preread.edge.text import Writer
 from preread.edge.understand import Question, understand
@@ -21,7 +23,6 @@ from preread.engine.llamacpp import Step
 from preread.errors import PrereadError
 from preread.plan.choose import Compute, choose
 from preread.plan.cost import Need
-from preread.wire.manifest import Manifest
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ async def answer(ask: Ask, site: Site) -> AsyncGenerator[Piece | Done, None]:
                     break
         if piece := writer.rest():
             yield piece
+        record.note_refinement(site.refinement)
         yield Done(writer.finish, question.prompt_tokens, record.timings)
 
 
@@ -60,7 +62,7 @@ async def _steps(question: Question, site: Site, record: Record) -> AsyncGenerat
     elif await resident(known, site):
         record.note(way="resident", cache_n=question.reuse)
     else:
-        way = _way(question, known.manifest, site)
+        way = _way(question, known, site)
         if isinstance(way, Parcel):
             loaded = Loaded()
             try:
@@ -81,10 +83,9 @@ async def _steps(question: Question, site: Site, record: Record) -> AsyncGenerat
             yield step
 
 
-def _way(question: Question, manifest: Manifest | None, site: Site) -> Parcel | str:
+def _way(question: Question, known: Known, site: Site) -> Parcel | str:
     """What to stream, or why to compute."""
-    assert question.known is not None
-    entry, spec = question.known.entry, site.engine.spec
+    entry, spec = known.entry, site.engine.spec
     if site.engine.no_injection:
         return site.engine.no_injection
     if entry.fingerprint != spec.fingerprint:
@@ -93,10 +94,8 @@ def _way(question: Question, manifest: Manifest | None, site: Site) -> Parcel | 
         return "this edge has no cloud"
     if site.contexts.unreachable:
         return site.contexts.unreachable
-    if manifest is None:
-        return "its manifest cannot be read by this version of preread: upgrade it"
     try:
-        what = parcel(manifest, site.rung)
+        what = chosen(known, site)
     except PrereadError as error:
         return str(error)
     decision = choose(_need(question, what, site), site.estimates.link)

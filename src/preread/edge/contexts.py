@@ -1,16 +1,19 @@
 """The contexts that this edge knows: the cloud's catalogue with each context's token ids and manifest, kept on disk.
 
-Synced ahead of time, so that matching a prompt asks nobody, and so that an edge without a cloud, after a restart too,
-can still compute every context that it knows by name.
+And the profiles that the manifests of its own model refer to. All is synced ahead of time, so that matching a prompt
+asks nobody, and so that an edge without a cloud, after a restart too, can still compute every context that it knows by
+name.
 """
 
 import asyncio
 import logging
 import os
 import tempfile
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from preread.edge.profiles import Profiles, wanted
 from preread.errors import CorruptData, PrereadError, TransportError, UnknownContext
 from preread.plan.match import PrefixIndex, Tokens, prefix_index
 from preread.store.egress import CloudLink
@@ -55,6 +58,7 @@ class Contexts:
 
     def __init__(self, folder: Path, fingerprint: Fingerprint) -> None:
         self._folder, self._fingerprint = folder, fingerprint
+        self.profiles = Profiles(fingerprint)
         self._state, self._etag = _State(), ""
         self._syncing = asyncio.Lock()
         self.unreachable: str | None = "the cloud was not asked yet"
@@ -101,22 +105,33 @@ class Contexts:
             except (PrereadError, OSError) as error:
                 _log.warning("context %r was not kept whole and will be fetched again: %s", entry.name, error)
         self._replace(kept)
+        for ref in self._profiles_wanted():
+            try:
+                self.profiles.take(ref.id, self._kept(ref))
+            except (CorruptData, OSError) as error:
+                _log.warning("profile %s… was not kept whole: %s", ref.id[:12], error)
 
-    async def sync(self, link: CloudLink) -> None:
+    async def sync(self, link: CloudLink) -> float:
         """Bring the catalogue up to date. On failure everything known before stays, and `unreachable` says why.
+
+        Returns:
+            After how many seconds the catalogue was there; objects that were fetched then do not count.
 
         Raises:
             PrereadError: as `CloudLink.catalogue` and `CloudLink.get` do.
         """
         async with self._syncing:
+            started = time.monotonic()
             try:
                 answer = await link.catalogue(self._etag or None)
+                answered_s = time.monotonic() - started
                 if answer is not None:
                     await self._take(link, *answer)
             except PrereadError as error:
                 self.unreachable = str(error)
                 raise
             self.unreachable = None
+            return answered_s
 
     async def _take(self, link: CloudLink, body: bytes, etag: str) -> None:
         listed = catalogues.loads(body)
@@ -132,8 +147,35 @@ class Contexts:
                 _log.warning("context %r of the cloud's catalogue cannot be used: %s", entry.name, error)
         await asyncio.to_thread(self._keep, _CATALOGUE, body)
         self._replace(gathered)
+        whole &= await self._take_profiles(link)
         self._etag = etag if whole else ""
-        await asyncio.to_thread(self._forget_others, {_CATALOGUE, *_files(gathered)})
+        kept_profiles = {ref.id for ref in self._profiles_wanted()}
+        await asyncio.to_thread(self._forget_others, {_CATALOGUE, *_files(gathered), *kept_profiles})
+
+    async def _take_profiles(self, link: CloudLink) -> bool:
+        """Get the profiles that are not here yet; whether trying again later is in vain."""
+        refs, whole = self._profiles_wanted(), True
+        self.profiles.keep_only({ref.id for ref in refs})
+        for ref in refs:
+            if ref.id in self.profiles:
+                continue
+            try:
+                data = await self._object(link, ref)
+            except TransportError:
+                raise
+            except PrereadError as error:
+                whole = False
+                _log.warning("rungs that need profile %s… cannot be streamed: %s", ref.id[:12], error)
+                continue
+            try:
+                await asyncio.to_thread(self.profiles.take, ref.id, data)
+            except CorruptData as error:
+                _log.warning("rungs that need profile %s… cannot be streamed: %s", ref.id[:12], error)
+        return whole
+
+    def _profiles_wanted(self) -> list[ObjectRef]:
+        own = self._state.by_id.values()
+        return wanted(known.manifest for known in own if known.manifest is not None)
 
     def _known(self, entry: Entry, tokens: bytes, manifest: bytes) -> Known:
         """Put a context together from bytes whose digests are right, checking that they belong together.

@@ -27,7 +27,7 @@ from preread.store.fetch import fetch_all
 from preread.values import Fingerprint, ObjectRef
 from preread.wire import catalogue as catalogues
 from preread.wire import manifest as manifests
-from preread.wire.manifest import Manifest
+from preread.wire.manifest import Manifest, Quality, Rung
 
 _PREFILL_TOKENS, _DECODE_TOKENS = 512, 32
 _ROUND_TRIPS: Final = 5
@@ -68,12 +68,17 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class RungCost:
-    """A rung's size, and the link rate above which streaming it beats computing. `measured`: not estimated."""
+    """A rung's size, and the link rate above which streaming it beats computing.
+
+    `measured`: the size is that of a published context, not an estimate. `quality`: what the rung is stated to change;
+    None where nothing is stated.
+    """
 
     rung: str
     bytes_per_token: float
     measured: bool
     break_even_bytes_s: float
+    quality: Quality | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +107,7 @@ def examine(model: Path, name: str, link: CloudLink | None, cloud: str | None, *
     found, manifest = None, None
     if link is not None:
         found, manifest = asyncio.run(_link(link, cloud or "", engine.model.fingerprint))
-    rungs = tuple(_cost(rung, engine, manifest) for rung in ladder())
+    rungs = _costs(engine, manifest)
     return Report(machine(), engine, found, rungs, verdict(engine, found, rungs))
 
 
@@ -206,11 +211,21 @@ async def _segments(link: CloudLink, refs: list[ObjectRef]) -> AsyncIterator[byt
             yield frame
 
 
-def _cost(rung: str, engine: Engine, manifest: Manifest | None) -> RungCost:
-    published = next((found for found in manifest.rungs if found.name == rung), None) if manifest else None
-    if manifest and published:
-        size_bytes = sum(cell.size_bytes for row in published.segments for cell in row)
-        per_token = size_bytes / manifest.tokens.count
-    else:
-        per_token = _BITS[rung] / 8 * engine.model.geometry.values_per_token
-    return RungCost(rung, per_token, published is not None, break_even_bytes_s(engine.prefill_tokens_s, per_token))
+def _costs(engine: Engine, manifest: Manifest | None) -> tuple[RungCost, ...]:
+    """Every rung of the published context, and estimates of the others whose size is known; the largest first."""
+    published = [] if manifest is None else [_published_cost(rung, engine, manifest) for rung in manifest.rungs]
+    names = {cost.rung for cost in published}
+    estimates = [_estimate(rung, engine) for rung in ladder() if rung not in names and rung in _BITS]
+    return tuple(sorted([*published, *estimates], key=lambda cost: -cost.bytes_per_token))
+
+
+def _published_cost(rung: Rung, engine: Engine, manifest: Manifest) -> RungCost:
+    size_bytes = sum(cell.size_bytes for row in rung.segments for cell in row)
+    per_token = size_bytes / manifest.tokens.count
+    needed = break_even_bytes_s(engine.prefill_tokens_s, per_token)
+    return RungCost(rung.name, per_token, True, needed, rung.quality)
+
+
+def _estimate(rung: str, engine: Engine) -> RungCost:
+    per_token = _BITS[rung] / 8 * engine.model.geometry.values_per_token
+    return RungCost(rung, per_token, False, break_even_bytes_s(engine.prefill_tokens_s, per_token))

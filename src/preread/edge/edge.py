@@ -24,6 +24,7 @@ from preread.edge.site import Site, open_site
 from preread.engine.download import pull
 from preread.engine.sampling import Sampling
 from preread.errors import EngineError, UsageError
+from preread.plan.choose import MAX_DLOSS
 from preread.store.egress import CloudLink
 
 
@@ -35,23 +36,28 @@ class Options:
         model: name in the registry, path of a GGUF file, or `hf:user/repo/file.gguf`.
         cloud: URL of the cloud; None: everything is computed here.
         api_key: for the cloud, if it asks for one.
-        rung: rung of the quality ladder that is streamed: "lossless", "q8" or "q4".
+        rung: rung of the quality ladder that is streamed, for example "lossless"; None: the one of fewest bytes that
+            keeps `max_dloss`.
+        max_dloss: by how much a rung's stated loss may exceed the exact one, in nats a token.
         window_tokens: size of the KV cache in tokens; 0: the model's own window, at most 8,192.
         threads: 0: as many as this process may use.
         cache_ram_bytes: memory for the KV of contexts that are not in use at the moment.
         folder: where the catalogue is kept; by default in the user's cache folder.
         sync_s: how often the catalogue is asked for.
+        refine: rung that a streamed context is brought to after the first token; None: it stays as it was streamed.
     """
 
     model: str
     cloud: str | None = None
     api_key: str | None = None
-    rung: str = "q8"
+    rung: str | None = None
+    max_dloss: float = MAX_DLOSS
     window_tokens: int = 0
     threads: int = 0
     cache_ram_bytes: int = 1 << 30
     folder: Path | None = None
     sync_s: float = 5.0
+    refine: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +94,12 @@ class AsyncEdge:
                 link,
                 options.folder or _folder(options.cloud),
                 rung=options.rung,
+                max_dloss=options.max_dloss,
                 window_tokens=options.window_tokens,
                 threads=options.threads,
                 shelf_bytes=options.cache_ram_bytes,
                 sync_s=options.sync_s,
+                refine=options.refine,
             )
         )
         return self

@@ -13,6 +13,8 @@ import numpy as np
 
 from preread.edge.contexts import Known
 from preread.edge.load import GaveUp, Loaded, Parcel, load
+from preread.edge.refine import Refinement
+from preread.edge.rungs import parcel_at
 from preread.edge.site import Site
 from preread.edge.understand import Question
 from preread.engine.llamacpp import Step
@@ -28,11 +30,16 @@ class NotStreamed(PrereadError):
 
 
 async def generated(question: Question, site: Site) -> AsyncGenerator[Step, None]:
-    """The answer's tokens, after the context that the engine holds (or `question.reuse` = 0 tokens of it)."""
+    """The answer's tokens, after the context that the engine holds (or `question.reuse` = 0 tokens of it).
+
+    Once the first is there, what the turn's beginning has interrupted goes on: bringing that context to a better rung.
+    """
     engine, sampling = site.engine, question.ask.sampling
     make = lambda: engine.generate(question.prompt, sampling, reuse=question.reuse)  # noqa: E731
     async with aclosing(site.worker.stream(make, engine.cancel)) as steps:
         async for step in steps:
+            if site.refinement is not None:
+                site.refinement.go_on()
             yield step
 
 
@@ -55,6 +62,7 @@ async def set_aside(site: Site) -> None:
     """Empty the engine's cache; what it held goes to the shelf if it fits there."""
     held, engine = site.held, site.engine
     site.held = None
+    await _stay(site)
     tokens, geometry = engine.context_tokens, engine.spec.geometry
     if held and site.shelf.takes(2 * tokens * geometry.values_per_token):
         site.shelf.put(held, await site.worker.run(lambda: engine.export(Span(0, tokens), Span(0, geometry.layers))))
@@ -87,9 +95,14 @@ async def streamed(
                 if site.held is None:
                     await loading
                     site.held = known.entry.context
+                    site.refinement = refinement(known, what, site)
+                    if site.refinement is not None:
+                        site.refinement.go_on()
                 yield step
     except (Cancelled, EngineError) as error:
-        site.held = None
+        begun, site.held = site.held is not None, None
+        if begun:
+            raise  # tokens are out: there is no answering anew
         raise NotStreamed(str(await _failure(loading) or error)) from error
     finally:
         loading.cancel()
@@ -97,7 +110,24 @@ async def streamed(
         _learn(site, loading, done)
         if site.held is None:
             # Whatever a failed load left behind must not reach a later answer.
+            await _stay(site)
             await site.worker.run(lambda: engine.clear(wipe=True))
+
+
+def refinement(known: Known, loaded: Parcel, site: Site) -> Refinement | None:
+    """How to bring the context that the engine holds from the rung that was loaded to the one that the site wants.
+
+    None where that is no better rung of this context, or cannot be read here.
+    """
+    names = [rung.name for rung in loaded.manifest.rungs]  # best first
+    if site.link is None or site.refine not in names or names.index(site.refine) >= names.index(loaded.rung):
+        return None
+    try:
+        what = parcel_at(known, site.refine, site)
+    except PrereadError as error:
+        _log.info("context %r stays at %s: %s", known.entry.name, loaded.rung, error)
+        return None
+    return Refinement(what, site.engine, site.worker, site.link)
 
 
 async def computed(question: Question, known: Known, site: Site) -> Question:
@@ -116,6 +146,13 @@ async def computed(question: Question, known: Known, site: Site) -> Question:
     site.held = known.entry.context
     site.estimates.prefilled(len(known.tokens), time.monotonic() - started)
     return question
+
+
+async def _stay(site: Site) -> None:
+    """Bring the context that is held no further."""
+    if site.refinement is not None:
+        await site.refinement.pause()
+        site.refinement = None
 
 
 async def _reserve(site: Site, tokens: int) -> None:

@@ -9,14 +9,15 @@ from collections.abc import Awaitable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from preread.codec.base import Codec
 from preread.codec.ladder import by_version
+from preread.edge.profiles import Reader
 from preread.engine.llamacpp import LlamaCpp
 from preread.errors import PrereadError
 from preread.plan.choose import worth_waiting
 from preread.plan.cost import Link, Need
 from preread.store.egress import CloudLink
 from preread.store.fetch import IN_FLIGHT, fetch_all, in_flight_for
+from preread.values import KVBlock
 from preread.wire import manifest as manifests
 from preread.wire import segment
 from preread.wire.manifest import Manifest, SegmentPlace
@@ -30,7 +31,7 @@ class Parcel:
 
     manifest: Manifest
     rung: str
-    codec: Codec
+    codec: Reader
     places: tuple[SegmentPlace, ...]
 
     @property
@@ -61,15 +62,23 @@ class GaveUp(PrereadError):
     """What is left to load would take longer than computing the context here."""
 
 
-def parcel(manifest: Manifest, rung: str) -> Parcel:
+def parcel(manifest: Manifest, rung: str, codec: Reader | None = None) -> Parcel:
     """Everything that must be fetched for a context at a rung.
+
+    Args:
+        manifest: of the context.
+        rung: name of the rung.
+        codec: decodes it; None: a codec that needs no profile.
 
     Raises:
         UsageError: the manifest lacks the rung.
-        CorruptData: it names a codec that this preread does not know.
+        CorruptData: it names a codec that this preread does not know, or one that needs a profile.
     """
     found = manifests.rung_named(manifest, rung)
-    return Parcel(manifest, rung, by_version(found.codec), tuple(manifests.places(manifest, rung)))
+    if codec is None:
+        plain = by_version(found.codec, rung)
+        codec = Reader(lambda: plain)
+    return Parcel(manifest, rung, codec, tuple(manifests.places(manifest, rung)))
 
 
 async def load(
@@ -123,20 +132,36 @@ async def _load(
     in_flight = IN_FLIGHT if link is None else in_flight_for(link.bytes_s, link.rtt_s, what.size_bytes / len(refs))
     # Somewhat faster than the link is believed to be: asking late leaves it idle, asking early only shares it.
     rate_bytes_s = None if link is None else 1.5 * link.bytes_s
-    async with aclosing(fetch_all(source, refs, in_flight=in_flight, rate_bytes_s=rate_bytes_s)) as frames:
-        async for index, frame in frames:
-            place = what.places[index]
-            done.received_bytes += len(frame)
-            await reserved
-            # One segment is decoded at a time, while others arrive: decoding is many times faster than any such link.
-            await asyncio.to_thread(_inject, what, place, frame, engine)
-            missing[place.group] -= 1
-            while complete < len(missing) and not missing[complete]:
-                engine.open_layers(what.manifest.groups[complete][1])
-                complete += 1
+    ready = asyncio.ensure_future(asyncio.to_thread(what.codec.ready))  # while the first segments are on their way
+    try:
+        async with aclosing(fetch_all(source, refs, in_flight=in_flight, rate_bytes_s=rate_bytes_s)) as frames:
+            async for index, frame in frames:
+                place = what.places[index]
+                done.received_bytes += len(frame)
+                await reserved
+                await asyncio.shield(ready)
+                # One segment is decoded at a time, while others arrive: decoding is faster than any such link.
+                await asyncio.to_thread(_inject, what, place, frame, engine)
+                missing[place.group] -= 1
+                while complete < len(missing) and not missing[complete]:
+                    engine.open_layers(what.manifest.groups[complete][1])
+                    complete += 1
+    finally:
+        await asyncio.wait([ready])  # its thread reads the model: it must have ended before that is closed
+        if not ready.cancelled():
+            ready.exception()  # taken, so that asyncio does not report it
+
+
+def decoded(what: Parcel, place: SegmentPlace, frame: bytes) -> KVBlock:
+    """The rows of a segment whose digest is right.
+
+    Raises:
+        CorruptData: it is not what the manifest says it is.
+    """
+    payload = segment.unpack(frame, manifests.header(what.manifest, what.rung, place))
+    return what.codec.decode(payload, place.tokens, place.layers, what.manifest.model.geometry)
 
 
 def _inject(what: Parcel, place: SegmentPlace, frame: bytes, engine: LlamaCpp) -> None:
     """From bytes whose digest is right into the engine's cache."""
-    payload = segment.unpack(frame, manifests.header(what.manifest, what.rung, place))
-    engine.inject(what.codec.decode(payload, place.tokens, place.layers, what.manifest.model.geometry))
+    engine.inject(decoded(what, place, frame))

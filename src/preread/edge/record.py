@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from preread.edge.load import Loaded, Parcel
+from preread.edge.refine import Refinement
 from preread.edge.request import Timings
 from preread.edge.understand import Question
 from preread.engine.llamacpp import Step
@@ -38,6 +39,11 @@ class Record:
             load_ms = (loaded.seconds or 0.0) * 1e3
             received = loaded.received_bytes
             self.note(way="streamed", rung=what.rung, cache_n=question.reuse, bytes_received=received, load_ms=load_ms)
+
+    def note_refinement(self, refinement: Refinement | None) -> None:
+        """How far the context has been brought to a better rung; None: it was not."""
+        if refinement is not None and self.timings.context is not None:
+            self.note(refined_to=refinement.rung, refined_share=refinement.share)
 
     def token(self, step: Step) -> None:
         """A token was generated."""

@@ -58,6 +58,8 @@ class Timings:
         way: where its KV came from.
         reason: why it was not streamed, when it was not.
         rung: rung of the quality ladder that was streamed.
+        refined_to: better rung that the context's segments were being replaced by when the answer ended, if any.
+        refined_share: share of them that were in place by then; 1: all of the context was held at `refined_to`.
         cache_n: tokens of context that did not have to be computed here.
         context_n: tokens of context.
         prompt_n: tokens computed here before the answer began, the context's included where they were.
@@ -74,6 +76,8 @@ class Timings:
     way: Way = "none"
     reason: str | None = None
     rung: str | None = None
+    refined_to: str | None = None
+    refined_share: float = 0.0
     cache_n: int = 0
     context_n: int = 0
     prompt_n: int = 0

@@ -9,11 +9,14 @@ from pathlib import Path
 
 from preread.edge.contexts import Contexts
 from preread.edge.estimates import Estimates
+from preread.edge.profiles import Preparations
+from preread.edge.refine import Refinement
 from preread.edge.shelf import Shelf
 from preread.engine.llamacpp import LlamaCpp
 from preread.engine.selftest import self_test
 from preread.engine.worker import Worker
 from preread.errors import PrereadError
+from preread.plan.choose import MAX_DLOSS
 from preread.store.egress import CloudLink
 from preread.store.fetch import IN_FLIGHT
 from preread.values import ContextId
@@ -29,7 +32,10 @@ class Site:
 
     Attributes:
         held: the context whose KV is in the engine's cache; changed only by whoever has the turn.
-        rung: rung of the quality ladder that is loaded.
+        rung: rung of the quality ladder that is loaded; None: the smallest that keeps `max_dloss`.
+        max_dloss: by how much the streamed context's loss may be stated to exceed the exact one's, in nats a token.
+        refine: rung that a held context is brought to while it is in use; None: it stays as it was loaded.
+        refinement: how far that has come, for the context that is held.
     """
 
     def __init__(
@@ -40,18 +46,25 @@ class Site:
         contexts: Contexts,
         estimates: Estimates,
         *,
-        rung: str,
+        rung: str | None,
+        max_dloss: float,
         shelf: Shelf,
+        refine: str | None = None,
     ) -> None:
         self.engine, self.worker, self.link = engine, worker, link
-        self.contexts, self.estimates, self.rung, self.shelf = contexts, estimates, rung, shelf
+        self.contexts, self.estimates, self.shelf = contexts, estimates, shelf
+        self.rung, self.max_dloss, self.refine = rung, max_dloss, refine
+        self.preparations = Preparations(engine.embeddings)
         self.held: ContextId | None = None
+        self.refinement: Refinement | None = None
         self._turn = asyncio.Lock()
 
     @asynccontextmanager
     async def turn(self) -> AsyncGenerator[None, None]:
-        """Wait for the engine; requests get it in the order in which they come."""
+        """Wait for the engine; requests get it in the order in which they come. A refinement makes way for them."""
         async with self._turn:
+            if self.refinement is not None:
+                await self.refinement.pause()
             yield
 
     async def sync(self) -> None:
@@ -63,9 +76,7 @@ class Site:
         if self.link is None:
             self.contexts.unreachable = "this edge has no cloud"
             return
-        started = time.monotonic()
-        await self.contexts.sync(self.link)
-        self.estimates.round_trip(time.monotonic() - started)
+        self.estimates.round_trip(await self.contexts.sync(self.link))
 
     async def keep_in_sync(self, every_s: float) -> None:
         """Sync for ever; failures are logged once when they begin and once when they end."""
@@ -87,14 +98,15 @@ class Site:
 
     async def forget(self) -> None:
         """Hold no context any more, neither in the engine's cache nor on the shelf."""
-        async with self._turn:
+        async with self.turn():
             await self.worker.run(self.engine.clear)
-            self.held = None
+            self.held = self.refinement = None
             self.shelf.clear()
+            self.preparations.clear()
 
     async def close(self) -> None:
         """Stop everything, after the request that is being answered."""
-        async with self._turn:
+        async with self.turn():
             if self.link is not None:
                 await self.link.aclose()
             await self.worker.run(self.engine.close)
@@ -108,11 +120,13 @@ async def open_site(
     link: CloudLink | None,
     folder: Path,
     *,
-    rung: str = "q8",
+    rung: str | None = None,
+    max_dloss: float = MAX_DLOSS,
     window_tokens: int = 0,
     threads: int = 0,
     shelf_bytes: int = 1 << 30,
     sync_s: float = 5.0,
+    refine: str | None = None,
 ) -> AsyncGenerator[Site, None]:
     """Load the model, test that KV can be injected, restore and sync the catalogue; close everything at the end.
 
@@ -120,10 +134,11 @@ async def open_site(
         model: GGUF file; `name`: what to call it.
         link: to the cloud; None: everything is computed here.
         folder: where the catalogue is kept.
-        rung: what to load.
+        rung, max_dloss: as for `Site`.
         window_tokens, threads: as for `LlamaCpp.open`.
         shelf_bytes: memory for the KV of contexts that left the engine's cache.
         sync_s: how often the catalogue is asked for.
+        refine: what a context is brought to after the first token; see `Site`.
 
     Raises:
         UsageError, EngineError: as for `LlamaCpp.open`.
@@ -139,7 +154,8 @@ async def open_site(
         _log.warning("contexts are computed here, not streamed: %s", engine.no_injection)
     contexts = Contexts(folder, engine.spec.fingerprint)
     contexts.restore()
-    site = Site(engine, worker, link, contexts, Estimates(tested.prefill_tokens_s), rung=rung, shelf=Shelf(shelf_bytes))
+    estimates, shelf = Estimates(tested.prefill_tokens_s), Shelf(shelf_bytes)
+    site = Site(engine, worker, link, contexts, estimates, rung=rung, max_dloss=max_dloss, shelf=shelf, refine=refine)
     syncing = None
     try:
         with suppress(PrereadError):

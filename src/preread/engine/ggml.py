@@ -13,11 +13,13 @@ from pathlib import Path
 
 import llama_cpp
 import numpy as np
+import numpy.typing as npt
 
 from preread.errors import EngineError
 from preread.values import Geometry, Half
 
-_F16 = 1  # GGML_TYPE_F16
+_F32, _F16 = 0, 1  # GGML_TYPE_F32, GGML_TYPE_F16
+_EMBEDDINGS = b"token_embd.weight"
 _CACHE = re.compile(rb"cache_(k|v)_l(\d+)$")
 
 
@@ -54,7 +56,48 @@ def library() -> ctypes.CDLL:
         function.restype = None
     ggml.ggml_get_name.argtypes, ggml.ggml_get_name.restype = [ctypes.c_void_p], ctypes.c_char_p
     ggml.ggml_nbytes.argtypes, ggml.ggml_nbytes.restype = [ctypes.c_void_p], ctypes.c_size_t
+    ggml.ggml_get_type_traits.argtypes = [ctypes.c_int]
+    ggml.ggml_get_type_traits.restype = ctypes.POINTER(_TypeTraits)
     return ggml
+
+
+class _TypeTraits(ctypes.Structure):
+    """`struct ggml_type_traits` of ggml.h, up to what is read here."""
+
+    _fields_ = (
+        ("type_name", ctypes.c_char_p),
+        ("blck_size", ctypes.c_int64),
+        ("blck_size_interleave", ctypes.c_int64),
+        ("type_size", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool),
+        ("to_float", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)),
+    )
+
+
+class Embeddings:
+    """The model's token embeddings, in whatever type the file has them."""
+
+    def __init__(self, ggml: ctypes.CDLL, address: int, vocab_size: int) -> None:
+        tensor = Tensor.from_address(address)
+        traits = ggml.ggml_get_type_traits(tensor.type).contents
+        ne, nb = list(tensor.ne), list(tensor.nb)
+        if ne[1] != vocab_size or ne[2] != 1 or nb[1] * ne[1] != ggml.ggml_nbytes(address) or not tensor.data:
+            raise EngineError(f"the token embeddings have shape {ne} and strides {nb}: not a row per token")
+        if tensor.type != _F32 and not traits.to_float:
+            raise EngineError(f"the token embeddings are of a type that cannot be read: {traits.type_name!r}")
+        self._traits, self._data, self._type = traits, tensor.data, tensor.type
+        self._width, self._row_bytes = ne[0], nb[1]
+
+    def rows(self, tokens: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
+        """Embeddings (tokens, width) of token ids, which must be of the vocabulary. Thread-safe."""
+        out = np.empty((len(tokens), self._width), np.float32)
+        for row, token in zip(out, tokens.tolist(), strict=True):
+            source = self._data + token * self._row_bytes
+            if self._type == _F32:
+                ctypes.memmove(row.ctypes.data, source, self._row_bytes)
+            else:
+                self._traits.to_float(source, row.ctypes.data, self._width)
+        return out
 
 
 class CacheTensors:
@@ -125,6 +168,25 @@ def find_cache(ggml: ctypes.CDLL, observe: Callable[[Callable[[int], None]], Non
         raise EngineError("the cache's layers differ in size")
     k, v = ([found[half, i] for i in range(geometry.layers)] for half in "kv")
     return CacheTensors(ggml, k, v, geometry, cells.pop())
+
+
+def find_embeddings(ggml: ctypes.CDLL, observe: Callable[[Callable[[int], None]], None], vocab_size: int) -> Embeddings:
+    """Find the token embeddings among what the nodes of one evaluated graph read.
+
+    Raises:
+        EngineError: the graph does not read them, or they are not as this module knows how to read them.
+    """
+    found: set[int] = set()
+
+    def see(address: int) -> None:
+        for source in Tensor.from_address(address).src:
+            if source and Tensor.from_address(source).name == _EMBEDDINGS:
+                found.add(source)
+
+    observe(see)
+    if len(found) != 1:
+        raise EngineError("the graph of this model shows no token embeddings")
+    return Embeddings(ggml, found.pop(), vocab_size)
 
 
 def _note(address: int | None, found: dict[tuple[str, int], int]) -> None:

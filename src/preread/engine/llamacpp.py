@@ -14,16 +14,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
 from preread.engine import cells, model
+from preread.engine.batch import Batch
 from preread.engine.chat import ChatTemplate
 from preread.engine.gate import Gate
-from preread.engine.ggml import CacheTensors, find_cache, library
+from preread.engine.ggml import CacheTensors, Embeddings, find_cache, find_embeddings, library
 from preread.engine.model import Spec
+from preread.engine.refine import Refinements
 from preread.engine.sampling import Sampler, Sampling, log_probabilities
 from preread.errors import Cancelled, EngineError, UsageError
 from preread.values import KVBlock, Span
@@ -33,6 +36,13 @@ Tokens = npt.NDArray[np.int32]
 BATCH_TOKENS = 512
 """Prefill goes in batches of so many tokens from the context's start; the same split gives bit-identical KV."""
 
+CacheType = Literal["f16", "q8_0", "q4_0"]
+
+_CACHE_TYPES: dict[CacheType, int] = {
+    "f16": llama_cpp.GGML_TYPE_F16,
+    "q8_0": llama_cpp.GGML_TYPE_Q8_0,
+    "q4_0": llama_cpp.GGML_TYPE_Q4_0,
+}
 _CONTEXT, _REQUEST, _SCRATCH = 0, 1, 2
 
 
@@ -63,12 +73,23 @@ class LlamaCpp:
         self.no_injection: str | None = spec.no_injection
         self._loaded, self._context, self._gate = loaded, context, gate
         self._memory = llama_cpp.llama_get_memory(context)
-        self._batch = llama_cpp.llama_batch_init(BATCH_TOKENS, 0, 1)
+        self._batch = Batch(BATCH_TOKENS)
         self._tensors: CacheTensors | None = None
+        self._embeddings: Embeddings | None = None
         self._context_tokens, self._loading = 0, False
+        self.refinements = Refinements(self.inject)
 
     @classmethod
-    def open(cls, path: Path, *, name: str | None = None, window_tokens: int = 0, threads: int = 0) -> "LlamaCpp":
+    def open(
+        cls,
+        path: Path,
+        *,
+        name: str | None = None,
+        window_tokens: int = 0,
+        threads: int = 0,
+        scored_tokens: int = 0,
+        cache: CacheType = "f16",
+    ) -> "LlamaCpp":
         """Load a GGUF file.
 
         Args:
@@ -76,6 +97,8 @@ class LlamaCpp:
             name: what to call the model; by default the file's stem.
             window_tokens: size of the KV cache in tokens; 0: the model's own window, at most 8,192.
             threads: 0: as many as this process may use.
+            scored_tokens: how many tokens one call of `score` may have.
+            cache: how llama.cpp keeps KV; with anything but "f16", KV is neither exported nor injected.
 
         Raises:
             UsageError: the file is not a model that llama.cpp can load.
@@ -89,7 +112,8 @@ class LlamaCpp:
         parameters = llama_cpp.llama_context_default_params()
         parameters.n_ctx = spec.window_tokens
         parameters.n_batch = parameters.n_ubatch = BATCH_TOKENS
-        parameters.n_seq_max = parameters.n_outputs_max = 3
+        parameters.n_seq_max, parameters.n_outputs_max = 3, max(3, scored_tokens)
+        parameters.type_k = parameters.type_v = _CACHE_TYPES[cache]
         parameters.n_threads = parameters.n_threads_batch = threads
         parameters.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
         parameters.kv_unified = True
@@ -102,6 +126,8 @@ class LlamaCpp:
                 f"no KV cache of {spec.window_tokens} tokens could be made for {spec.name}: try a smaller --ctx-size"
             )
         engine = cls(spec, loaded, context, gate, threads)
+        if cache != "f16":
+            engine.no_injection = f"its cache is kept as {cache}"
         if engine.no_injection is None:
             engine._open_cache(ggml)
         return engine
@@ -109,21 +135,22 @@ class LlamaCpp:
     def _open_cache(self, ggml: ctypes.CDLL) -> None:
         """Find the cache's tensors in a warm-up decode, and learn the form of a sequence's saved state."""
         try:
-            warm_up = np.zeros(1, np.int32)
-            self._tensors = find_cache(
-                ggml,
-                lambda see: self._gate.observe(lambda: self._decode(warm_up, 0, _CONTEXT), see),
-                self.spec.geometry,
-            )
+            self._tensors = find_cache(ggml, self._warm_up, self.spec.geometry)
+            self._embeddings = find_embeddings(ggml, self._warm_up, self.spec.vocab_size)
             cells.check_form(self._context, self.spec.geometry)
         except EngineError as error:
             self._tensors, self.no_injection = None, str(error)
         self.clear()
 
+    def _warm_up(self, see: Callable[[int], None]) -> None:
+        """Decode one token, and call `see` with the address of every node of the graph."""
+        llama_cpp.llama_memory_clear(self._memory, False)
+        self._gate.observe(lambda: self._decode(np.zeros(1, np.int32), 0, _CONTEXT), see)
+
     def close(self) -> None:
         """Free everything; the object is of no use afterwards."""
         if self._context:
-            llama_cpp.llama_batch_free(self._batch)
+            self._batch.close()
             llama_cpp.llama_free(self._context)
             self._gate.close()
             self._loaded.close()
@@ -133,21 +160,7 @@ class LlamaCpp:
 
     def tokenize(self, text: str, *, special: bool = True, start: bool = False) -> Tokens:
         """Token ids of a text. `special`: read control tokens in it as such; `start`: add BOS if the model wants it."""
-        data = text.encode()
-        size = len(data) + 8
-        out = np.empty(size, np.int32)
-        count = llama_cpp.llama_tokenize(
-            self._loaded.vocab,
-            data,
-            len(data),
-            out.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
-            size,
-            start,
-            special,
-        )
-        if count < 0:
-            raise EngineError(f"llama.cpp could not tokenise a text of {len(data)} bytes")
-        return out[:count].copy()
+        return self._loaded.tokenize(text, special=special, start=start)
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
         """Bytes of a token; control tokens have none unless `special`."""
@@ -168,6 +181,18 @@ class LlamaCpp:
         if len(tokens) and (tokens.min() < 0 or tokens.max() >= self.spec.vocab_size):
             raise UsageError(f"token ids must lie in 0 … {self.spec.vocab_size - 1} for {self.spec.name}")
 
+    def embeddings(self, tokens: Tokens) -> npt.NDArray[np.float32]:
+        """The model's embeddings (tokens, width) of token ids. Thread-safe.
+
+        Raises:
+            UsageError: an id is not of this model's vocabulary.
+            EngineError: this model's embeddings cannot be read.
+        """
+        self.check_tokens(tokens)
+        if self._embeddings is None:
+            raise EngineError(f"the embeddings of {self.spec.name} cannot be read: {self.no_injection}")
+        return self._embeddings.rows(tokens)
+
     # The shared context
 
     @property
@@ -177,6 +202,7 @@ class LlamaCpp:
 
     def clear(self, *, wipe: bool = False) -> None:
         """Forget everything in the cache; with `wipe`, zero its bytes too, as after any failure."""
+        self.refinements.drop()
         self._gate.disarm()
         llama_cpp.llama_memory_clear(self._memory, wipe)
         self._context_tokens, self._loading = 0, False
@@ -296,7 +322,7 @@ class LlamaCpp:
                 raise Cancelled("cancelled while the context was loading")
             for start in range(0, len(prompt), BATCH_TOKENS):
                 batch = prompt[start : start + BATCH_TOKENS]
-                self._decode(batch, reuse + start, _REQUEST, gated=True, logits=start + len(batch) == len(prompt))
+                self._decode(batch, reuse + start, _REQUEST, gated=True, logits=int(start + len(batch) == len(prompt)))
             self._gate.disarm()
             self._loading = False
             yield from self._decode_loop(reuse + len(prompt), self._context_tokens + len(prompt), sampler, sampling)
@@ -317,28 +343,40 @@ class LlamaCpp:
             if end or n + 1 == count:
                 return
             one[0] = token
-            self._decode(one, position + n, _REQUEST, logits=True)
+            self.refinements.apply_one()
+            self._decode(one, position + n, _REQUEST, logits=1)
+
+    def score(self, tokens: Tokens) -> npt.NDArray[np.float32]:
+        """Logits (tokens, vocab) after each of `tokens`, which follow the context; their KV is dropped at the end.
+
+        Raises:
+            UsageError: more tokens than the engine was opened for, or than fit the window.
+            Cancelled, EngineError: as `generate` does.
+        """
+        held = self._context_tokens
+        self._check_room(held + len(tokens), "the text")
+        if held:
+            llama_cpp.llama_memory_seq_cp(self._memory, _CONTEXT, _REQUEST, 0, held)
+        if not self._loading:
+            self._gate.arm_open()
+        try:
+            self._decode(tokens, held, _REQUEST, gated=True, logits=len(tokens))
+            self._gate.disarm()
+            self._loading = False
+            pointer = llama_cpp.llama_get_logits(self._context)
+            return np.ctypeslib.as_array(pointer, (len(tokens), self.spec.vocab_size)).copy()
+        finally:
+            llama_cpp.llama_memory_seq_rm(self._memory, _REQUEST, -1, -1)
 
     def logits(self) -> npt.NDArray[np.float32]:
         """Logits (vocab,) of the last decoded position, copied."""
         pointer = llama_cpp.llama_get_logits_ith(self._context, -1)
         return np.ctypeslib.as_array(pointer, (self.spec.vocab_size,)).copy()
 
-    def _decode(
-        self, tokens: Tokens, position: int, sequence: int, *, gated: bool = False, logits: bool = False
-    ) -> None:
-        batch, count = self._batch, len(tokens)
-        batch.n_tokens = count
-        ids = np.ascontiguousarray(tokens, np.int32)
-        positions = np.arange(position, position + count, dtype=np.int32)
-        ctypes.memmove(batch.token, ids.ctypes.data, ids.nbytes)
-        ctypes.memmove(batch.pos, positions.ctypes.data, positions.nbytes)
-        for i in range(count):
-            batch.n_seq_id[i] = 1
-            batch.seq_id[i][0] = sequence
-            batch.logits[i] = 0
-        batch.logits[count - 1] = logits
-        status = llama_cpp.llama_decode(self._context, batch)
+    def _decode(self, tokens: Tokens, position: int, sequence: int, *, gated: bool = False, logits: int = 0) -> None:
+        """One batch; `logits`: of how many of its last tokens."""
+        self._batch.fill(tokens, position, sequence, logits)
+        status = llama_cpp.llama_decode(self._context, self._batch.native)
         if gated and self._gate.cancelled:
             raise Cancelled("cancelled during prefill")
         if status:

@@ -35,6 +35,8 @@ class Spec:
         window_tokens: size of the KV cache, that is, context + prompt + answer.
         trained_tokens: the longest window it was trained for.
         vocab_size: number of token ids.
+        rope_near: whether the two halves of a rotated pair lie side by side (llama.cpp's NORM) or not (NEOX).
+        rope_base, rope_pairs: base of the rotation's frequencies, and how many pairs of a head's channels are rotated.
         no_injection: why its KV can be neither exported nor injected; None when it can.
     """
 
@@ -46,6 +48,9 @@ class Spec:
     window_tokens: int
     trained_tokens: int
     vocab_size: int
+    rope_near: bool
+    rope_base: float
+    rope_pairs: int
     no_injection: str | None
 
 
@@ -66,6 +71,17 @@ class Loaded:
             if written >= 0:
                 return buffer.raw[:written]
             size = -written
+
+    def tokenize(self, text: str, *, special: bool = True, start: bool = False) -> npt.NDArray[np.int32]:
+        """Token ids of a text. `special`: read control tokens in it as such; `start`: add BOS if the model wants it."""
+        data = text.encode()
+        size = len(data) + 8
+        out = np.empty(size, np.int32)
+        ids = out.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+        count = llama_cpp.llama_tokenize(self.vocab, data, len(data), ids, size, start, special)
+        if count < 0:
+            raise EngineError(f"llama.cpp could not tokenise a text of {len(data)} bytes")
+        return out[:count].copy()
 
     def metadata(self, key: str) -> str | None:
         """A value of the GGUF's metadata as text."""
@@ -145,6 +161,9 @@ def spec(loaded: Loaded, path: Path, name: str, window_tokens: int) -> Spec:
         window_tokens=window_tokens or min(trained, _DEFAULT_WINDOW),
         trained_tokens=trained,
         vocab_size=llama_cpp.llama_vocab_n_tokens(loaded.vocab),
+        rope_near=llama_cpp.llama_model_rope_type(model) == llama_cpp.LLAMA_ROPE_TYPE_NORM,
+        rope_base=float(loaded.metadata(f"{architecture}.rope.freq_base") or 10_000),
+        rope_pairs=int(loaded.metadata(f"{architecture}.rope.dimension_count") or head_dim) // 2,
         no_injection=_no_injection(loaded, architecture, head_dim),
     )
 

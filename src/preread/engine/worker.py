@@ -35,6 +35,10 @@ class Worker:
             await _end(future, stop)
             raise
 
+    def soon(self, call: Callable[[], None]) -> None:
+        """Run `call()`, which must not raise, when the thread is free; nobody waits for it."""
+        self._pool.submit(call)
+
     async def stream(self, make: Callable[[], Iterator[T]], stop: Callable[[], None]) -> AsyncGenerator[T, None]:
         """The items of the iterator that `make()` returns, made and advanced in the thread, as they come.
 

@@ -1,12 +1,18 @@
-"""Load or compute: the first decision about a context, and when to take it back.
+"""Which rung, and load or compute: the first decisions about a context, and when to take them back.
 
-Pure: estimates and observations in, decision out. The rule is simple: load when that is believed to be faster, give up
-when what is left to load would take longer than computing everything here.
+Pure: estimates and observations in, decision out. The rules are simple: the fewest bytes that keep the quality budget;
+load when that is believed to be faster; give up when what is left to load would take longer than computing everything
+here.
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Final
 
 from preread.plan.cost import Link, Need, load_s, local_s
+
+MAX_DLOSS: Final = 0.01
+"""By how much a streamed context may raise the loss, in nats a token, unless somebody says otherwise."""
 
 _SILENCE_S = 0.3
 """No link is judged by less: handshakes and a busy cloud need that much."""
@@ -24,6 +30,38 @@ class Compute:
     """Prefill the context here, because of `reason`."""
 
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A rung as a manifest offers it.
+
+    Attributes:
+        name: what it is called.
+        size_bytes: of the whole context at this rung.
+        dloss: mean change of the loss that it is stated to cost (nats a token), 0 for a lossless one; None: unstated.
+    """
+
+    name: str
+    size_bytes: int
+    dloss: float | None
+
+
+def choose_rung(offers: Iterable[Offer], max_dloss: float, usable: Callable[[str], bool]) -> str | None:
+    """The rung of fewest bytes whose stated cost is within the budget; None: there is nothing to stream.
+
+    A rung of unstated quality is taken only where no other will do, and then the best one.
+
+    Args:
+        offers: in the manifest's order, best quality first.
+        max_dloss: most that the loss may rise, in nats a token.
+        usable: whether this edge can read a rung; asked no more often than needed.
+    """
+    all_offers = list(offers)
+    within = [offer for offer in all_offers if offer.dloss is not None and offer.dloss <= max_dloss]
+    by_size = sorted(within, key=lambda offer: offer.size_bytes)
+    unstated = [offer for offer in all_offers if offer.dloss is None]
+    return next((offer.name for offer in [*by_size, *unstated] if usable(offer.name)), None)
 
 
 def choose(need: Need, link: Link | None) -> Load | Compute:

@@ -1,8 +1,8 @@
 """The one way out: everything that an edge ever says to the outside is said in this module.
 
-It can ask for the catalogue, and for manifests, tokens and segments by id: GET, fixed paths, constant headers. So
-nothing that derives from a prompt has a place to be. It knows how objects are named and verified; it must not know
-prompts, what objects mean, or which of them to ask for.
+It can ask for the catalogue, and for manifests, tokens, profiles and segments by id: GET, fixed paths, constant
+headers. So nothing that derives from a prompt has a place to be. It knows how objects are named and verified; it must
+not know prompts, what objects mean, or which of them to ask for.
 """
 
 import asyncio

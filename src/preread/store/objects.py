@@ -3,10 +3,12 @@
 A folder, a bucket or memory, through obstore, so that an address is only an address. It knows keys, atomic writes and
 which objects a manifest refers to; it must not know codecs, engines or HTTP.
 
-    segments/ab/abcd…   tokens/ab/abcd…   manifests/ab/abcd…   names/<digest of the name>.json
+    segments/ab/abcd…   tokens/ab/abcd…   manifests/ab/abcd…   profiles/ab/abcd…
+    names/<digest of the name>.json   fitted/<fingerprint>.json
 
 A name's file is a catalogue of that one entry. Its key is a digest since names may have 128 letters of any script,
-which percent-encoded would be longer than file names can be. Objects are written before the name that leads to them:
+which percent-encoded would be longer than file names can be. A file under `fitted` says with which profile contexts of
+that model are published; it is the cloud's own, and not served. Objects are written before the name that leads to them:
 whatever is under a name is whole, and what an aborted publication leaves is found and kept by the next attempt.
 """
 
@@ -20,12 +22,14 @@ from obstore.exceptions import BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
 from preread.errors import CorruptData, RemoteError, UsageError
-from preread.values import Kind, ObjectId, ObjectRef
-from preread.wire import catalogue, manifest
+from preread.values import Fingerprint, Kind, ObjectId, ObjectRef
+from preread.wire import canonical, catalogue, manifest
 from preread.wire.catalogue import Catalogue, Entry
 from preread.wire.digest import object_id
+from preread.wire.fields import MAX_PROFILE_BYTES, SizedId
 
 _PROBE: Final = "names/.probe"
+_SLOT_BYTES: Final = 256
 _ADVICE: Final = {"written": "check its free space and permissions", "read": "check that it is still there"}
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -111,7 +115,7 @@ class Objects:
 
     async def names(self) -> list[Entry]:
         """Every published context, sorted by name. A name whose file cannot be understood is left out, and logged."""
-        entries = [await self._entry(key) for key in await self._name_keys()]
+        entries = [await self._entry(key) for key in await self._keys_in("names")]
         return sorted([entry for entry in entries if entry is not None], key=lambda entry: entry.name)
 
     async def remove_name(self, name: str) -> bool:
@@ -125,22 +129,63 @@ class Objects:
             await self._sweep(entry)
         return True
 
+    async def profile_of(self, fingerprint: Fingerprint) -> ObjectRef | None:
+        """The profile that contexts of this model are published with; None if there is none, or its slot is broken."""
+        data = await self._read(_slot_key(fingerprint))
+        if data is None:
+            return None
+        try:
+            slot = canonical.loads(data, SizedId, _SLOT_BYTES)
+        except CorruptData as error:
+            _log.warning("store %s: the profile of model %s… is forgotten: %s", self._where, fingerprint[:12], error)
+            return None
+        return ObjectRef("profiles", slot.id, slot.size_bytes)
+
+    async def put_profile_of(self, fingerprint: Fingerprint, ref: ObjectRef) -> None:
+        """Remember a stored profile for this model; the former one is removed unless a published context needs it.
+
+        Raises:
+            UsageError: `ref` is not that of a profile.
+        """
+        if ref.kind != "profiles" or not 0 < ref.size_bytes <= MAX_PROFILE_BYTES:
+            raise UsageError(f"{ref} is no profile of 1 to {MAX_PROFILE_BYTES} bytes")
+        former = await self.profile_of(fingerprint)
+        await self._write(_slot_key(fingerprint), canonical.dumps(SizedId(ref.id, ref.size_bytes)))
+        if former is not None and former.id != ref.id:
+            await self._remove_unneeded({("profiles", former.id)}, f"the former profile of model {fingerprint[:12]}…")
+
     async def _sweep(self, gone: Entry) -> None:
-        """Remove what `gone` referred to and no name refers to. What cannot be understood keeps everything."""
-        keys = await self._name_keys()
-        kept = [await self._entry(key) for key in keys]
+        """Remove what `gone` referred to and nothing else does."""
+        what = f"objects of {gone.name!r}"
         try:
             doomed = await self._needs(gone)
-            for entry in kept:
+        except CorruptData as error:
+            _log.warning("store %s: %s stay, since %s", self._where, what, error)
+            return
+        await self._remove_unneeded(doomed, what)
+
+    async def _remove_unneeded(self, doomed: set[Key], what: str) -> None:
+        """Remove those of `doomed` that no name leads to, nor the slot of a profile. The illegible keeps everything."""
+        try:
+            for key in await self._keys_in("names"):
+                entry = await self._entry(key)
                 if entry is None:
                     raise CorruptData("name", "a name's file cannot be understood")
                 doomed -= await self._needs(entry)
         except CorruptData as error:
-            _log.warning("store %s: objects of %r stay, since %s", self._where, gone.name, error)
+            _log.warning("store %s: %s stay, since %s", self._where, what, error)
             return
+        if any(kind == "profiles" for kind, _ in doomed):
+            doomed -= await self._slots()
         present = [key for key in doomed if await self.size(*key) is not None]
         if present:
             await self._guard("written", obstore.delete_async(self._backend, [_key(*key) for key in present]))
+
+    async def _slots(self) -> set[Key]:
+        """The profiles that models are published with."""
+        names = [key.rpartition("/")[2].removesuffix(".json") for key in await self._keys_in("fitted")]
+        refs = [await self.profile_of(Fingerprint(name)) for name in names]
+        return {("profiles", ref.id) for ref in refs if ref is not None}
 
     async def _needs(self, entry: Entry) -> set[Key]:
         """All objects that an entry leads to."""
@@ -149,10 +194,11 @@ class Objects:
             raise CorruptData("length", f"the manifest of {entry.name!r} is missing")
         rungs = manifest.loads(data).rungs
         segments: set[Key] = {("segments", cell.id) for rung in rungs for row in rung.segments for cell in row}
-        return segments | {("manifests", entry.manifest.id), ("tokens", entry.tokens.id)}
+        profiles: set[Key] = {("profiles", rung.profile.id) for rung in rungs if rung.profile is not None}
+        return segments | profiles | {("manifests", entry.manifest.id), ("tokens", entry.tokens.id)}
 
-    async def _name_keys(self) -> list[str]:
-        found = await self._guard("read", obstore.list(self._backend, "names").collect_async())
+    async def _keys_in(self, folder: str) -> list[str]:
+        found = await self._guard("read", obstore.list(self._backend, folder).collect_async())
         return [meta["path"] for meta in found if meta["path"].endswith(".json")]
 
     async def _entry(self, key: str) -> Entry | None:
@@ -193,6 +239,10 @@ def _key(kind: Kind, id: ObjectId) -> str:
 
 def _name_key(name: str) -> str:
     return f"names/{object_id(name.encode())}.json"
+
+
+def _slot_key(fingerprint: Fingerprint) -> str:
+    return f"fitted/{fingerprint}.json"
 
 
 def _cause(error: Exception) -> str:

@@ -30,6 +30,7 @@ _MEDIA: Final[dict[Kind, str]] = {
     "segments": "application/octet-stream",
     "tokens": "application/octet-stream",
     "manifests": "application/json",
+    "profiles": "application/octet-stream",
 }
 _ANSWERS: Final[tuple[tuple[type[PrereadError], int, str], ...]] = (
     (UnknownContext, 404, "unknown_context"),
@@ -52,7 +53,7 @@ class ObjectSource(Protocol):
 
 
 def object_routes(source: ObjectSource, cache_control: str = SHARED) -> list[Route]:
-    """GET and HEAD of /v1/segments/{id}, /v1/tokens/{id} and /v1/manifests/{id}."""
+    """GET and HEAD of /v1/{kind}/{id} for every kind of object."""
     return [_object_route(source, kind, cache_control) for kind in _MEDIA]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import uvicorn
@@ -30,10 +31,14 @@ MODEL = "random"
 
 @dataclass(frozen=True, slots=True)
 class RandomPublisher:
-    """Stands where the model's publisher stands. Every letter is a token; KV follows from the tokens alone."""
+    """Stands where the model's publisher stands. Every letter is a token; KV follows from the tokens alone.
+
+    With `profile`, any bytes, the last rung says that it needs them as its profile, though its codec does not.
+    """
 
     store: Objects
     rungs: tuple[str, ...] = ("lossless", "q4")
+    profile: bytes = b""
     chunk_tokens: int = 8
     window_tokens: int = 4096
 
@@ -59,6 +64,9 @@ class RandomPublisher:
             frames = [[_frame(context, rung, block) for block in row] for row in blocks]
             cells = [tuple([_sized(await self.store.put("segments", frame)) for frame in row]) for row in frames]
             rungs.append(manifests.Rung(rung, codec(rung).version, tuple(cells)))
+        if self.profile:
+            needed = _sized(await self.store.put("profiles", self.profile))
+            rungs[-1] = msgspec.structs.replace(rungs[-1], profile=needed)
         progress("encode", len(chunks), len(chunks))
         entry = await self._put_entry(name, "chat" if form == "chat" else "text", ids, chunks, groups, tuple(rungs))
         sizes = {rung.name: sum(cell.size_bytes for row in rung.segments for cell in row) for rung in rungs}

@@ -4,9 +4,10 @@ import asyncio
 
 import pytest
 
+from preread.errors import UsageError
 from preread.store.objects import Objects, open_store
-from preread.testing.cloud import RandomPublisher
-from preread.values import ObjectId
+from preread.testing.cloud import FINGERPRINT, RandomPublisher
+from preread.values import Fingerprint, ObjectId, ObjectRef
 from preread.wire import manifest
 from preread.wire.catalogue import Entry
 from preread.wire.digest import object_id
@@ -15,17 +16,31 @@ NAMES = ["a", "A", "a b", "%2F", "..x", "names", "ü" * 128, "😀" * 128, '"\\?
 """Names that some file system or URL would trip over."""
 
 
-def publish(store: Objects, name: str, text: str) -> Entry:
-    """A small context of real format, with random KV."""
-    return asyncio.run(RandomPublisher(store)(name, text, None, "text", lambda *_: None)).entry
+def publish(store: Objects, name: str, text: str, *, profile: bytes = b"") -> Entry:
+    """A small context of real format, with random KV; `profile`: what its manifest says that one rung needs."""
+    publisher = RandomPublisher(store, profile=profile)
+    return asyncio.run(publisher(name, text, None, "text", lambda *_: None)).entry
+
+
+def put_profile_of(store: Objects, fingerprint: Fingerprint, profile: bytes) -> ObjectRef:
+    """Store the bytes as a profile, and remember it for a model."""
+
+    async def put() -> ObjectRef:
+        ref = await store.put("profiles", profile)
+        await store.put_profile_of(fingerprint, ref)
+        return ref
+
+    return asyncio.run(put())
 
 
 def objects_of(store: Objects, entry: Entry) -> set[tuple[str, ObjectId]]:
     """All objects that a present entry leads to."""
     data = asyncio.run(store.read("manifests", entry.manifest.id))
     assert data is not None
-    cells = {cell.id for rung in manifest.loads(data).rungs for row in rung.segments for cell in row}
-    return {("manifests", entry.manifest.id), ("tokens", entry.tokens.id)} | {("segments", id) for id in cells}
+    rungs = manifest.loads(data).rungs
+    cells = {("segments", cell.id) for rung in rungs for row in rung.segments for cell in row}
+    profiles = {("profiles", rung.profile.id) for rung in rungs if rung.profile is not None}
+    return {("manifests", entry.manifest.id), ("tokens", entry.tokens.id)} | cells | profiles
 
 
 def present(store: Objects, keys: set[tuple[str, ObjectId]]) -> set[tuple[str, ObjectId]]:
@@ -112,3 +127,40 @@ class StoreContract:
         entry = publish(store, "manual", "the text")
         assert publish(store, "manual", "the text") == entry
         assert present(store, objects_of(store, entry)) == objects_of(store, entry)
+
+    def test_the_profile_of_a_model_outlives_the_process(self, store: Objects, address: str) -> None:
+        ref = put_profile_of(store, FINGERPRINT, b"habits")
+        again = open_store(address)
+        assert asyncio.run(again.profile_of(FINGERPRINT)) == ref == ObjectRef("profiles", object_id(b"habits"), 6)
+        assert asyncio.run(again.profile_of(Fingerprint("0" * 64))) is None
+        assert asyncio.run(again.read("profiles", ref.id)) == b"habits"
+        assert asyncio.run(again.names()) == []
+
+    def test_a_profile_stays_while_a_manifest_or_its_model_needs_it(self, store: Objects) -> None:
+        one, two = (publish(store, name, f"text of {name}", profile=b"first") for name in ("one", "two"))
+        ours, first = objects_of(store, one), {("profiles", object_id(b"first"))}
+        assert first < ours
+        asyncio.run(store.remove_name("one"))
+        assert present(store, ours) == first
+        put_profile_of(store, FINGERPRINT, b"first")
+        asyncio.run(store.remove_name("two"))
+        assert present(store, ours) == first
+        assert asyncio.run(store.names()) == [] and two != one
+
+    def test_the_former_profile_of_a_model_goes_when_nothing_needs_it(self, store: Objects) -> None:
+        first, second = {("profiles", object_id(b"first"))}, {("profiles", object_id(b"second"))}
+        put_profile_of(store, FINGERPRINT, b"never used")
+        put_profile_of(store, FINGERPRINT, b"first")
+        assert present(store, {("profiles", object_id(b"never used"))}) == set()
+        publish(store, "one", "a text", profile=b"first")
+        put_profile_of(store, FINGERPRINT, b"second")
+        assert present(store, first | second) == first | second
+        asyncio.run(store.remove_name("one"))
+        assert present(store, first | second) == second
+        put_profile_of(store, Fingerprint("0" * 64), b"second")
+        put_profile_of(store, FINGERPRINT, b"first")
+        assert present(store, first | second) == first | second
+
+    def test_only_profiles_are_remembered_as_such(self, store: Objects) -> None:
+        with pytest.raises(UsageError, match="is no profile"):
+            asyncio.run(store.put_profile_of(FINGERPRINT, asyncio.run(store.put("tokens", b"x"))))

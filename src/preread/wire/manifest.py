@@ -16,6 +16,7 @@ from preread.values import Form, Geometry, ObjectRef, Span
 from preread.wire import canonical, segment, tokens
 from preread.wire.fields import (
     MAX_MANIFEST_BYTES,
+    MAX_PROFILE_BYTES,
     ContextIdField,
     FingerprintField,
     Line,
@@ -49,7 +50,23 @@ class Tokens(Record, frozen=True, rename={"size_bytes": "bytes"}):
     size_bytes: Annotated[int, msgspec.Meta(ge=1)]
 
 
-class Rung(Record, frozen=True):
+class Quality(Record, frozen=True):
+    """What a rung changes, measured on text that its codec was not fitted on. Integers, since JSON here has no floats.
+
+    Attributes:
+        dloss_micronats: mean change of the loss, in 10⁻⁶ nats a token; below zero where it fell.
+        kl_micronats: mean KL divergence from the next-token distribution of the exact KV, in 10⁻⁶ nats.
+        top1_ppm: at how many positions in a million the likeliest token stayed the same.
+        tokens: how many positions were measured.
+    """
+
+    dloss_micronats: Annotated[int, msgspec.Meta(ge=-(10**9), le=10**9)]
+    kl_micronats: Annotated[int, msgspec.Meta(ge=0, le=10**9)]
+    top1_ppm: Annotated[int, msgspec.Meta(ge=0, le=10**6)]
+    tokens: Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+
+
+class Rung(Record, frozen=True, omit_defaults=True):
     """One step of the quality ladder.
 
     Attributes:
@@ -57,12 +74,15 @@ class Rung(Record, frozen=True):
         codec: codec chain and its version, for example "q4/1".
         segments: one object for each [chunk][group].
         profile: object that the codec needs for decoding, if any.
+        quality: what the rung changes, where that was measured; absent from the JSON where it was not.
     """
 
     name: Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9.-]{1,16}\Z")]
     codec: Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9./+-]{1,64}\Z")]
     segments: tuple[tuple[SizedId, ...], ...]
-    profile: ObjectIdField | None = None
+    # a factory's value is written even where defaults are omitted: manifests have always had the null
+    profile: SizedId | None = msgspec.field(default_factory=lambda: None)
+    quality: Quality | None = None
 
 
 class Origin(Record, frozen=True):
@@ -183,6 +203,11 @@ def tokens_ref(manifest: Manifest) -> ObjectRef:
     return ObjectRef("tokens", manifest.tokens.id, manifest.tokens.size_bytes)
 
 
+def profile_ref(rung: Rung) -> ObjectRef | None:
+    """The profile to ask for; None: the rung needs none."""
+    return None if rung.profile is None else ObjectRef("profiles", rung.profile.id, rung.profile.size_bytes)
+
+
 def pairs(spans: Iterable[Span]) -> tuple[Pair, ...]:
     """Spans as a manifest writes them."""
     return tuple((span.start, span.stop) for span in spans)
@@ -201,6 +226,8 @@ def _check_cover(what: str, spans: tuple[Pair, ...], count: int) -> None:
 
 
 def _check_rung(manifest: Manifest, rung: Rung) -> None:
+    if rung.profile is not None and rung.profile.size_bytes > MAX_PROFILE_BYTES:
+        raise CorruptData("length", f"rung {rung.name} has a profile of {rung.profile.size_bytes} bytes")
     if len(rung.segments) != len(manifest.chunks) or any(len(row) != len(manifest.groups) for row in rung.segments):
         raise CorruptData("shape", f"rung {rung.name} does not have one segment for each chunk and group")
     for chunk, row in zip(manifest.chunks, rung.segments, strict=True):

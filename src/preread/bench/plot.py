@@ -1,0 +1,72 @@
+"""The picture of `preread bench codec`: bits a value against KL and against loss. Matplotlib has its one home here."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from preread.bench.rates import OURS, Row, curves
+from preread.errors import UsageError
+
+FORMATS = (".png", ".svg", ".pdf")
+_MARKERS = {OURS: "o", "unfitted": "x", "llama.cpp": "s", "KIVI-like": "^", "CacheGen-like": "D"}
+_COLOURS = {OURS: "C0", "unfitted": "C4", "llama.cpp": "C3", "KIVI-like": "C1", "CacheGen-like": "C2"}
+
+
+def check(path: Path) -> None:
+    """Make sure that a picture could be written, before what it is to show is measured.
+
+    Raises:
+        UsageError: matplotlib is not installed, the format is unknown, or there is no such folder.
+    """
+    if path.suffix.lower() not in FORMATS:
+        raise UsageError(f"--plot writes {', '.join(FORMATS)}, not {path.name!r}")
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"--plot: there is no folder {path.absolute().parent}")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise UsageError("--plot needs matplotlib: pip install 'preread[bench]'") from error
+
+
+def draw(rows: Sequence[Row], title: str, path: Path) -> None:
+    """Write the picture; its format follows from the path's suffix.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    figure.suptitle(title)
+    left, right = figure.subplots(1, 2)
+    for name, curve in curves(rows).items():
+        bits = [row.bits_per_value for row in curve]
+        look = {"marker": _MARKERS[name], "color": _COLOURS[name], "label": name, "capsize": 2, "elinewidth": 1}
+        look |= {"linewidth": 2.2 if name == OURS else 1.2, "zorder": 3 if name == OURS else 2}
+        left.errorbar(bits, [row.kl for row in curve], _errors([(row.kl, row.kl_ci) for row in curve]), **look)
+        right.errorbar(
+            bits, [row.dloss for row in curve], _errors([(row.dloss, row.dloss_ci) for row in curve]), **look
+        )
+        if name == OURS:
+            for row in curve:
+                left.annotate(row.rung, (row.bits_per_value, row.kl), (5, 5), textcoords="offset points", fontsize=8)
+    left.set_ylabel("KL divergence from the exact KV, nats")
+    left.set_yscale("log")
+    right.set_ylabel("change of loss, nats/token")
+    right.set_yscale("symlog", linthresh=0.01)
+    right.axhline(0, color="0.6", linewidth=0.8)
+    for axes in (left, right):
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(lambda bits, _: f"{bits:g}")
+        axes.set_xlabel("bits a value, all bytes counted")
+        axes.grid(True, which="both", alpha=0.25)
+    left.legend()
+    try:
+        figure.savefig(path, dpi=144)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _errors(means: Sequence[tuple[float, tuple[float, float]]]) -> list[list[float]]:
+    """How far the intervals reach below and above their means."""
+    below = [max(mean - low, 0.0) for mean, (low, _) in means]
+    return [below, [max(high - mean, 0.0) for mean, (_, high) in means]]

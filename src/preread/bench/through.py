@@ -1,0 +1,118 @@
+"""One context length on one window of text: exact KV, and what becomes of it on the way through a rung's real bytes."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from preread.bench.rates import Sample
+from preread.cloud.publish import CHUNK_TOKENS
+from preread.codec.base import Codec
+from preread.engine.llamacpp import LlamaCpp, Tokens
+from preread.errors import UsageError
+from preread.fit.quality import Single, compare, reference
+from preread.fit.text import Text
+from preread.values import KVBlock, Span
+from preread.wire import segment
+from preread.wire.digest import context_id
+
+_DECODING_THREADS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Exact:
+    """A context and what follows it, as the exact KV has it."""
+
+    tokens: Tokens
+    tail: Tokens
+    block: KVBlock
+    log_probabilities: Single
+
+
+def cut(engine: LlamaCpp, text: Text, windows: int, context_tokens: int, tail: int) -> list[Tokens]:
+    """Windows of `context_tokens + tail` tokens that do not overlap, evenly spread over the text.
+
+    Raises:
+        UsageError: the text is too short.
+    """
+    start = engine.tokenize("", start=True)
+    tokens = engine.tokenize("\n\n".join(text.parts), special=False)
+    need = context_tokens + tail - len(start)
+    if missing := max(0, windows * need - len(tokens)):
+        raise UsageError(
+            f"{text.label} has {len(tokens):,} tokens, {missing:,} too few for {windows} windows of "
+            f"{context_tokens} + {tail} tokens: give more text, or ask for fewer --windows"
+        )
+    starts = np.linspace(0, len(tokens) - need, windows).astype(int)
+    return [np.concatenate([start, tokens[at : at + need]]) for at in starts]
+
+
+def contexts(engine: LlamaCpp, window: Tokens, lengths: tuple[int, ...], tail_tokens: int) -> Iterator[Exact]:
+    """Every context length on one window; all of them share one prefill, since KV does not depend on what follows."""
+    longest = max(lengths)
+    engine.prefill(window[:longest])
+    whole = export(engine)
+    for count in sorted(set(lengths), reverse=True):
+        block = KVBlock(Span(0, count), whole.layers, whole.k[:, :, :count], whole.v[:, :, :count])
+        tail = window[count : count + tail_tokens]
+        if count < longest:
+            engine.reserve(count)
+            engine.inject(block)
+            engine.open_layers(engine.spec.geometry.layers)
+        yield Exact(window[:count], tail, block, reference(engine, tail))
+
+
+def export(engine: LlamaCpp) -> KVBlock:
+    """KV of all the context that the engine holds."""
+    return engine.export(Span(0, engine.context_tokens), Span(0, engine.spec.geometry.layers))
+
+
+def sample(engine: LlamaCpp, codec: Codec, window: int, exact: Exact, group_layers: int, prepare_s: float) -> Sample:
+    """One rung through real bytes. Encoding takes all cores, as in the cloud; decoding two threads, as at the edge."""
+    geometry, context = engine.spec.geometry, context_id(engine.spec.fingerprint, exact.tokens)
+    headers = [
+        segment.SegmentHeader(context, codec.rung, chunk, group, geometry.kv_heads, geometry.head_dim)
+        for chunk in _spans(len(exact.tokens), CHUNK_TOKENS)
+        for group in _spans(geometry.layers, group_layers)
+    ]
+
+    def encode(header: segment.SegmentHeader) -> bytes:
+        return segment.pack(header, codec.encode(_part(exact.block, header.tokens, header.layers)))
+
+    def decode(header: segment.SegmentHeader, frame: bytes) -> None:
+        payload = segment.unpack(frame, header)
+        engine.inject(codec.decode(payload, header.tokens, header.layers, geometry))
+
+    with ThreadPoolExecutor(engine.threads) as pool:
+        started = time.perf_counter()
+        frames = list(pool.map(encode, headers))
+        encode_s = prepare_s + time.perf_counter() - started
+    engine.reserve(len(exact.tokens))
+    with ThreadPoolExecutor(_DECODING_THREADS) as pool:
+        started = time.perf_counter()
+        for _ in pool.map(decode, headers, frames):
+            pass
+        decode_s = prepare_s + time.perf_counter() - started
+    engine.open_layers(geometry.layers)
+    score = compare(engine.score(exact.tail), exact.tail, exact.log_probabilities)
+    size_bytes, tokens = sum(map(len, frames)), len(exact.tokens)
+    bits = 8 * size_bytes / (tokens * geometry.values_per_token)
+    return Sample(window, tokens, bits, size_bytes / tokens, score, encode_s, decode_s)
+
+
+def cached(engine: LlamaCpp, bits: float, window: int, exact: Exact) -> Sample:
+    """llama.cpp's own quantised cache: the context is prefilled with it, as llama.cpp's users do."""
+    engine.prefill(exact.tokens)
+    score = compare(engine.score(exact.tail), exact.tail, exact.log_probabilities)
+    return Sample(window, len(exact.tokens), bits, bits / 8 * engine.spec.geometry.values_per_token, score)
+
+
+def _part(block: KVBlock, tokens: Span, layers: Span) -> KVBlock:
+    at = (slice(layers.start, layers.stop), slice(None), slice(tokens.start, tokens.stop))
+    return KVBlock(tokens, layers, np.ascontiguousarray(block.k[at]), np.ascontiguousarray(block.v[at]))
+
+
+def _spans(stop: int, step: int) -> list[Span]:
+    return [Span(start, min(start + step, stop)) for start in range(0, stop, step)]

@@ -1,0 +1,111 @@
+"""`preread fit`: what a model needs once, learned from the model."""
+
+import asyncio
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from preread.cli import options
+from preread.cli.terminal import FIT_STAGE, Report, print_table, size, token_progress
+from preread.engine.registry import DEFAULT
+from preread.errors import UsageError
+
+if TYPE_CHECKING:
+    from preread.codec.profile import Profile
+    from preread.engine.llamacpp import LlamaCpp
+    from preread.fit.text import Text
+
+app = typer.Typer(help="Learn once what a model needs to be streamed well.", no_args_is_help=True)
+
+
+@app.callback()
+def _group() -> None:
+    """So that `codec` stays the name of a command, of which there is only one so far."""
+
+
+@app.command()
+def codec(
+    model: options.Model = DEFAULT,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option("--text", metavar="FILE", help="Text to fit to, in UTF-8; may be repeated; by default built in."),
+    ] = None,
+    store: Annotated[
+        str, typer.Option(metavar="FOLDER|s3://…", help="The cloud's store, which the profile is put into.")
+    ] = "./store",
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the profile to this file too.", dir_okay=False)
+    ] = None,
+    threads: options.Threads = 0,
+) -> None:
+    """Fit the codec to a model, and measure what each rung costs. Takes minutes.
+
+    A cloud does this by itself before it publishes for the first time with a model. From then on this model's contexts
+    are published with the newest profile; contexts that were published before keep theirs. Run it on a store while no
+    cloud is publishing to it.
+    """
+    from preread.cli.serve import engine_for
+    from preread.cloud.profiles import keep
+    from preread.codec import profile as profiles
+    from preread.fit.text import calibration, read
+    from preread.store.objects import open_store
+
+    source = read(text) if text else calibration()
+    objects = open_store(store)
+    if out is not None and not out.expanduser().absolute().parent.is_dir():
+        raise UsageError(f"{out} cannot be written: its folder does not exist")
+    with engine_for(model, 0, threads) as engine, token_progress() as report:
+        profile = asyncio.run(_fitted(engine, source, report))
+    data = profiles.dumps(profile)
+    if out is not None:
+        _write(out.expanduser(), data)
+    kept = asyncio.run(keep(objects, profile))
+    print(f"fitted to {profile.calibration}: {size(len(data))}, profile {kept.ref.id[:12]}… in store {store}")
+    _print_ladder(profile)
+
+
+async def _fitted(engine: "LlamaCpp", text: "Text", report: Report) -> "Profile":
+    from preread.cloud.profiles import fitted
+    from preread.engine.worker import Worker
+
+    worker = Worker()
+    try:
+        return await fitted(engine, worker, text, lambda _, done, total: report(FIT_STAGE, done, total))
+    finally:
+        worker.close()
+
+
+def _print_ladder(profile: "Profile") -> None:
+    print_table(
+        ("RUNG", "BITS A VALUE", "PER TOKEN", "LOSS RISES BY", "KL", "SAME TOKEN", "MEASURED ON"),
+        [
+            (
+                rung.name,
+                f"{rung.bits:.2f}",
+                size(rung.bits / 8 * profile.geometry.values_per_token),
+                f"{rung.quality.dloss:+.4f}",
+                f"{rung.quality.kl:.4f}",
+                f"{rung.quality.top1:.1%}",
+                f"{rung.quality.tokens:,} tokens",
+            )
+            for rung in profile.rungs
+        ],
+    )
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".new-", delete=False) as file:
+            try:
+                file.write(data)
+                file.flush()
+                os.replace(file.name, path)
+            except BaseException:
+                os.unlink(file.name)
+                raise
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror or error}") from error

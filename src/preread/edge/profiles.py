@@ -1,0 +1,144 @@
+"""The profiles that an edge has read, and those that are ready to decode one context.
+
+It knows models, sizes and threads; where profiles come from and are kept is in `contexts.py`, which rung is read with
+one in `rungs.py`.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+from preread.codec import profile as codec_profiles
+from preread.codec.base import Codec, Payload
+from preread.codec.profile import Prepared, Profile, prepare
+from preread.errors import CorruptData
+from preread.plan.match import Tokens
+from preread.values import ContextId, Fingerprint, Geometry, KVBlock, ObjectId, ObjectRef, Span
+from preread.wire import manifest as manifests
+from preread.wire.manifest import Manifest, Rung
+
+MOST_PROFILES = 8
+"""A model has one profile at a time, and contexts that were published with earlier ones may still refer to those."""
+
+_MOST_PREPARED = 4
+
+Embed = Callable[[Tokens], npt.NDArray[np.float32]]
+
+
+def wanted(contexts: Iterable[Manifest]) -> list[ObjectRef]:
+    """The profiles that some manifests refer to, each once, as many as are kept."""
+    refs = [manifests.profile_ref(rung) for manifest in contexts for rung in manifest.rungs]
+    return list(dict.fromkeys(ref for ref in refs if ref is not None))[:MOST_PROFILES]
+
+
+class Profiles:
+    """What was read of the profiles of one model. Changed as a whole by each sync."""
+
+    def __init__(self, fingerprint: Fingerprint) -> None:
+        self._fingerprint = fingerprint
+        self._read: dict[ObjectId, Profile | CorruptData] = {}
+
+    def __contains__(self, id: ObjectId) -> bool:
+        return id in self._read
+
+    def take(self, id: ObjectId, data: bytes) -> None:
+        """Read the object of this name, whose digest is right. One that cannot be used is remembered as such.
+
+        Raises:
+            CorruptData: why it cannot be used.
+        """
+        try:
+            profile = codec_profiles.loads(data)
+            if profile.fingerprint != self._fingerprint:
+                raise CorruptData("profile", f"profile {id[:12]}… is of another model")
+        except CorruptData as error:
+            self._read[id] = error
+            raise
+        self._read[id] = profile
+
+    def keep_only(self, ids: set[ObjectId]) -> None:
+        """Forget all others."""
+        self._read = {id: read for id, read in self._read.items() if id in ids}
+
+    def of(self, rung: Rung, geometry: Geometry) -> Profile:
+        """What a rung of a manifest with this geometry needs for decoding.
+
+        Raises:
+            CorruptData: "profile": it names none, or one that is not here or cannot be used.
+        """
+        if rung.profile is None:
+            raise CorruptData("profile", f"rung {rung.name} needs a profile, and its manifest names none")
+        found = self._read.get(rung.profile.id)
+        if found is None:
+            raise CorruptData("profile", f"profile {rung.profile.id[:12]}… of rung {rung.name} is not here yet")
+        if isinstance(found, CorruptData):
+            raise CorruptData(found.reason, f"profile of rung {rung.name} cannot be used: {found}") from found
+        if found.geometry != geometry:
+            raise CorruptData("profile", f"profile of rung {rung.name} is of {found.geometry}, not {geometry}")
+        if rung.name not in {fitted.name for fitted in found.rungs}:
+            raise CorruptData("profile", f"profile {rung.profile.id[:12]}… has no rung {rung.name}")
+        return found
+
+
+class Reader:
+    """Decodes the segments of one rung of one context. Thread-safe.
+
+    Getting ready takes a while where a profile has to be prepared for the context's tokens: `make` is called once, by
+    whoever needs the codec first.
+    """
+
+    def __init__(self, make: Callable[[], Codec]) -> None:
+        self._make = make
+        self._codec: Codec | None = None
+        self._lock = threading.Lock()
+
+    def ready(self) -> Codec:
+        """The codec. Blocks while it is being made.
+
+        Raises:
+            PrereadError: as `make` does.
+        """
+        with self._lock:
+            if self._codec is None:
+                self._codec = self._make()
+            return self._codec
+
+    def decode(self, payload: Payload, tokens: Span, layers: Span, geometry: Geometry) -> KVBlock:
+        """As `Codec.decode`."""
+        return self.ready().decode(payload, tokens, layers, geometry)
+
+
+class Preparations:
+    """Profiles made ready for a context's tokens; those that were used last are kept. Thread-safe.
+
+    Args:
+        embed: the model's embeddings (tokens, width) of token ids.
+    """
+
+    def __init__(self, embed: Embed) -> None:
+        self._embed = embed
+        self._lock = threading.Lock()
+        self._made: OrderedDict[tuple[ContextId, ObjectId], Prepared] = OrderedDict()
+
+    def of(self, context: ContextId, tokens: Tokens, id: ObjectId, profile: Profile) -> Prepared:
+        """The profile `id`, ready for a context. Blocks while it is being prepared.
+
+        Raises:
+            PrereadError: the model's embeddings cannot be read.
+        """
+        key = context, id
+        with self._lock:
+            if key not in self._made:
+                self._made[key] = prepare(profile, self._embed(tokens))
+            self._made.move_to_end(key)
+            while len(self._made) > _MOST_PREPARED:
+                self._made.popitem(last=False)
+            return self._made[key]
+
+    def clear(self) -> None:
+        """Forget all."""
+        with self._lock:
+            self._made.clear()

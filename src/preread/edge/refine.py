@@ -1,0 +1,102 @@
+"""Bringing a context that the engine holds to a better rung, segment by segment, while it answers or idles.
+
+It gives way to everything else: it fetches little at a time, decodes one segment at a time, and goes on only when the
+engine has taken that one. Interrupting it costs nothing: every segment that was replaced is better than before. So
+whatever goes wrong ends it, and changes nothing else.
+"""
+
+import asyncio
+import logging
+from contextlib import aclosing
+
+from preread.edge.load import Parcel, decoded
+from preread.engine.llamacpp import LlamaCpp
+from preread.engine.worker import Worker
+from preread.errors import PrereadError
+from preread.store.fetch import Source, fetch_all
+from preread.values import KVBlock
+from preread.wire.manifest import SegmentPlace
+
+_IN_FLIGHT, _IN_FLIGHT_BYTES = 2, 2**21
+
+_log = logging.getLogger(__name__)
+
+
+class Refinement:
+    """One context on its way to a better rung. It belongs to the event loop, and to the turn in which it was made."""
+
+    def __init__(self, what: Parcel, engine: LlamaCpp, worker: Worker, source: Source) -> None:
+        self._what, self._engine, self._worker, self._source = what, engine, worker, source
+        self._left, self._epoch = list(what.places), engine.refinements.epoch
+        self._work: asyncio.Task[None] | None = None
+        self._called = self._over = False
+
+    @property
+    def rung(self) -> str:
+        """Where it leads."""
+        return self._what.rung
+
+    @property
+    def share(self) -> float:
+        """Share of the context's segments that are at that rung, 0 to 1."""
+        return 1 - len(self._left) / len(self._what.places)
+
+    @property
+    def running(self) -> bool:
+        """Whether it is at it."""
+        return self._work is not None and not self._work.done()
+
+    def go_on(self) -> None:
+        """Begin, or go on after a pause. Nothing happens when all is done, or when something went wrong."""
+        if self._left and not self._over and not self.running:
+            self._work = asyncio.create_task(self._refine())
+
+    async def pause(self) -> None:
+        """Stop, within the time of decoding one segment; the one that is under way is given up."""
+        if self._work is not None:
+            self._work.cancel()
+            await asyncio.wait([self._work])
+
+    async def _refine(self) -> None:
+        try:
+            await self._replace(tuple(self._left))
+        except PrereadError as error:
+            self._over = True
+            _log.info("the context is not brought to %s, %.0f %% of it were: %s", self.rung, 100 * self.share, error)
+        except Exception:
+            self._over = True
+            _log.exception("refining a context failed in a way that nobody foresaw")
+
+    async def _replace(self, left: tuple[SegmentPlace, ...]) -> None:
+        refs = [place.ref for place in left]
+        flight = fetch_all(self._source, refs, in_flight=_IN_FLIGHT, in_flight_bytes=_IN_FLIGHT_BYTES)
+        async with aclosing(flight) as frames:
+            async for index, frame in frames:
+                block = await self._decoded(left[index], frame)
+                if not await self._written(block):
+                    self._over = True  # the context has gone
+                    return
+                self._left.remove(left[index])
+
+    async def _decoded(self, place: SegmentPlace, frame: bytes) -> KVBlock:
+        """Decode in a thread, which has ended when this returns or is cancelled: it may read the model."""
+        decoding = asyncio.ensure_future(asyncio.to_thread(decoded, self._what, place, frame))
+        try:
+            return await asyncio.shield(decoding)
+        finally:
+            await asyncio.wait([decoding])
+            if not decoding.cancelled():
+                decoding.exception()  # taken, so that asyncio does not report it
+
+    async def _written(self, block: KVBlock) -> bool:
+        """Hand a block to the engine, and wait until it is written, which it is between two steps, or when idle."""
+        written = self._engine.refinements.add(block, self._epoch)
+        if not self._called:
+            self._called = True
+            self._worker.soon(self._write_waiting)
+        return await asyncio.wrap_future(written)
+
+    def _write_waiting(self) -> None:
+        """Called on the engine's thread when that is free."""
+        self._called = False  # before it looks: whoever adds a block from here on calls again
+        self._engine.refinements.apply_all()

@@ -1,0 +1,102 @@
+"""Which rung of a context is streamed to this edge, and what decodes it.
+
+The choice itself is `plan.choose`'s; here is what a manifest offers, and what this edge can read of it.
+"""
+
+import logging
+
+from preread.codec.base import Codec
+from preread.codec.ladder import by_version, needs_profile
+from preread.edge.contexts import Known
+from preread.edge.load import Parcel, parcel
+from preread.edge.profiles import Reader
+from preread.edge.site import Site
+from preread.errors import CorruptData, PrereadError, UsageError
+from preread.plan.choose import Offer, choose_rung
+from preread.wire import manifest as manifests
+from preread.wire.manifest import Manifest, Rung
+
+_LOSSLESS = "lossless"
+_log = logging.getLogger(__name__)
+
+
+def offers(manifest: Manifest) -> list[Offer]:
+    """What a manifest has, best quality first."""
+    return [Offer(rung.name, _size_bytes(rung), stated_dloss(rung)) for rung in manifest.rungs]
+
+
+def stated_dloss(rung: Rung) -> float | None:
+    """Change of the loss that a rung is taken to cost, nats a token; None: nothing is stated.
+
+    The larger of what was measured and the KL divergence. The measured mean of a few hundred tokens scatters by more
+    than any sensible budget; the divergence hardly does, and is what the loss would rise by on text that the model
+    itself finds as likely as it says.
+    """
+    if rung.quality is not None:
+        return max(rung.quality.dloss_micronats, rung.quality.kl_micronats) * 1e-6
+    return 0.0 if rung.name == _LOSSLESS else None
+
+
+def chosen(known: Known, site: Site) -> Parcel:
+    """What to stream of a context: the rung that this edge was told to use, or else the one that its budget allows.
+
+    Raises:
+        PrereadError: why there is none, in one line.
+    """
+    manifest = _manifest(known)
+    if site.rung is not None:
+        return parcel_at(known, site.rung, site)
+    parcels: dict[str, Parcel] = {}
+    problems: list[str] = []
+
+    def usable(name: str) -> bool:
+        try:
+            parcels[name] = parcel_at(known, name, site)
+        except PrereadError as error:
+            problems.append(f"rung {name}: {error}")
+        return name in parcels
+
+    name = choose_rung(offers(manifest), site.max_dloss, usable)
+    if name is not None:
+        for problem in problems:
+            _log.info("context %r is streamed at %s, since it cannot be at %s", known.entry.name, name, problem)
+        return parcels[name]
+    if problems:
+        raise CorruptData("rung", "; ".join(problems))
+    cheapest = min((dloss for _, dloss in _stated(manifest)), default=0.0)
+    raise UsageError(f"no rung keeps the budget of {site.max_dloss:g} nats a token; the best costs {cheapest:.3g}")
+
+
+def parcel_at(known: Known, name: str, site: Site) -> Parcel:
+    """What to stream of a context at this rung.
+
+    Raises:
+        UsageError: the context lacks the rung.
+        CorruptData: "codec", "profile": this edge cannot read it.
+    """
+    manifest = _manifest(known)
+    rung = manifests.rung_named(manifest, name)
+    if not needs_profile(rung.codec):
+        return parcel(manifest, name)
+    profile = site.contexts.profiles.of(rung, manifest.model.geometry)
+    assert rung.profile is not None  # or there would be no such profile
+    context, id = known.entry.context, rung.profile.id
+
+    def make() -> Codec:
+        return by_version(rung.codec, name, site.preparations.of(context, known.tokens, id, profile))
+
+    return parcel(manifest, name, Reader(make))
+
+
+def _manifest(known: Known) -> Manifest:
+    if known.manifest is None:
+        raise CorruptData("version", "its manifest cannot be read by this version of preread: upgrade it")
+    return known.manifest
+
+
+def _stated(manifest: Manifest) -> list[tuple[str, float]]:
+    return [(offer.name, offer.dloss) for offer in offers(manifest) if offer.dloss is not None]
+
+
+def _size_bytes(rung: Rung) -> int:
+    return sum(cell.size_bytes for row in rung.segments for cell in row)

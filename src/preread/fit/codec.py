@@ -1,0 +1,217 @@
+"""The fit's story: from a model and a text to the profile that its fitted rungs need.
+
+sample KV → measure what errors cost, head by head → predict from the token → principal components → choose each rung's
+step by the bits that it should take → measure each rung's quality on windows that nothing was fitted on.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from preread.codec import fitted
+from preread.codec.fitted import Fitted
+from preread.codec.profile import CLASSES, FittedRung, Prepared, Profile, Quality, normalised, prepare
+from preread.codec.rope import Rope, Single, unrotate
+from preread.engine.llamacpp import LlamaCpp
+from preread.errors import EngineError
+from preread.fit.bases import Group, basis, predictors
+from preread.fit.quality import Score, measure, reference, summary
+from preread.fit.sample import WINDOW_TOKENS, Window, hold, rope, take, windows
+from preread.fit.sensitivity import sensitivity
+from preread.fit.text import Text
+from preread.values import KVBlock, Span
+
+Report = Callable[[str, int, int], None]
+"""Told a stage ("read", "sense", "fit", "measure"), how much of it is done, and how much there is."""
+
+RUNGS = (("b4", 4.0), ("b3", 3.0), ("b2", 2.0), ("b1.5", 1.5), ("b1.2", 1.2), ("b0.9", 0.9), ("b0.7", 0.7))
+"""Names, and bits a value that each should take on the fit's own held-out windows, sinks not counted."""
+
+GROUP_LAYERS = 4
+SINK_TOKENS = 1
+FEATURES = 128
+
+FIT_WINDOWS, HELD_OUT_WINDOWS = 20, 4
+"""About 12,000 tokens to read: what is left of five minutes on two cores beside the measuring."""
+
+SENSE_WINDOWS = 2
+_STEP_WINDOWS = 2
+"""Held-out windows by which steps are chosen."""
+
+_SMALLEST = 0.3
+"""Components whose deviation is less than so many steps are not coded at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """All but the rungs."""
+
+    profile: Profile
+    groups: tuple[Group, ...]
+
+
+def fit(engine: LlamaCpp, text: Text, progress: Report) -> Profile:
+    """Fit a model's codec. Takes minutes; `engine.cancel` ends it; what the engine held is gone.
+
+    Args:
+        engine: opened to score at least `sample.TAIL_TOKENS` tokens.
+        text: at least 4 windows of 640 tokens; 24 are used.
+
+    Raises:
+        UsageError: the text is too short.
+        EngineError: the model's KV cannot be exchanged, or the engine failed.
+        Cancelled: somebody called `engine.cancel`.
+    """
+    if engine.no_injection:
+        raise EngineError(f"KV of {engine.spec.name} cannot be coded: {engine.no_injection}")
+    chosen = windows(engine, text, FIT_WINDOWS + HELD_OUT_WINDOWS)
+    kept = max(1, len(chosen) * HELD_OUT_WINDOWS // (FIT_WINDOWS + HELD_OUT_WINDOWS))
+    total = len(chosen) * WINDOW_TOKENS
+    # Held-out windows are spread over the text, so that they are like it, and share no token with the others.
+    held_out_at = {int(at) for at in np.linspace(1, len(chosen) - 1, kept)}
+    sample = take(engine, chosen, lambda done: progress("read", done, total))
+    held_out = [window for n, window in enumerate(sample) if n in held_out_at]
+    sample = [window for n, window in enumerate(sample) if n not in held_out_at]
+    variances = _variances(sample[:8], rope(engine))
+    costs = sensitivity(
+        engine, sample[:SENSE_WINDOWS], variances, SINK_TOKENS, lambda done, of: progress("sense", done, of)
+    )
+    progress("fit", 0, 1)
+    made = _bases(engine, text, sample, costs / np.mean(costs * variances))
+    profile = made.profile
+    analysed = [_analysed(engine, profile, window) for window in held_out[:_STEP_WINDOWS]]
+    rungs = tuple(_rung(made, analysed, name, bits) for name, bits in RUNGS)
+    progress("fit", 1, 1)
+    return _measured(engine, replace(profile, rungs=rungs), held_out, progress)
+
+
+def _variances(sample: list[Window], rotation: Rope) -> npt.NDArray[np.float64]:
+    """Mean variance of a channel of K (before rotation) and V of each head, (2, layers, kv_heads)."""
+    k = [unrotate(window.block.k[:, :, SINK_TOKENS:], _counted(window.block), rotation) for window in sample]
+    v = [window.block.v[:, :, SINK_TOKENS:].astype(np.float32) for window in sample]
+    halves = [np.stack(half).var(axis=(0, 3)).mean(axis=2) for half in (k, v)]
+    least: npt.NDArray[np.float64] = np.maximum(np.stack(halves), 1e-12).astype(np.float64)
+    return least
+
+
+def _counted(block: KVBlock) -> Span:
+    """The tokens that are no sinks."""
+    return Span(block.tokens.start + SINK_TOKENS, block.tokens.stop)
+
+
+def _bases(engine: LlamaCpp, text: Text, sample: list[Window], costs: npt.NDArray[np.float64]) -> _Fit:
+    spec, rotation = engine.spec, rope(engine)
+    tokens = np.concatenate([window.tokens[SINK_TOKENS:] for window in sample])
+    known = normalised(engine.embeddings(tokens))
+    frame = Profile(
+        spec.fingerprint,
+        spec.geometry,
+        GROUP_LAYERS,
+        SINK_TOKENS,
+        text.label,
+        rotation,
+        np.zeros(known.shape[1], np.float32),
+        np.zeros((known.shape[1], 0), np.float16),
+        (),
+        (),
+    )
+    means, weights, weighted = [], [], []
+    for layers in frame.groups:
+        x = np.concatenate([_vectors(window.block, layers, rotation) for window in sample])
+        weight = np.repeat(costs[:, layers.start : layers.stop].ravel(), spec.geometry.head_dim).astype(np.float32)
+        mean = x.mean(axis=0)
+        means.append(mean)
+        weights.append(weight)
+        weighted.append((x - mean) * np.sqrt(weight))
+    feature_mean, features, predictions = predictors(known, weighted, FEATURES)
+    rounded = features.astype(np.float16)
+    seen = (known - feature_mean) @ rounded.astype(np.float32)
+    groups = tuple(
+        basis(mean, weight, prediction, x - seen @ prediction)
+        for mean, weight, prediction, x in zip(means, weights, predictions, weighted, strict=True)
+    )
+    bases = tuple(group.basis for group in groups)
+    return _Fit(replace(frame, feature_mean=feature_mean, features=rounded, bases=bases), groups)
+
+
+def _vectors(block: KVBlock, layers: Span, rotation: Rope) -> Single:
+    part = slice(layers.start, layers.stop)
+    k = unrotate(block.k[part, :, SINK_TOKENS:], _counted(block), rotation)
+    return fitted.vectors(k, block.v[part, :, SINK_TOKENS:].astype(np.float32))
+
+
+def _rung(made: _Fit, held_out: list[list[Single]], name: str, bits: float) -> FittedRung:
+    """The step that takes so many bits a value, by bisection with the real coder."""
+    low, high = 1e-3, 30.0
+    for _ in range(11):
+        step = float(np.sqrt(low * high))
+        rung = _with_step(made.groups, name, step, (0.05, 0.02))
+        low, high = (step, high) if _coded(held_out, rung)[0] > bits else (low, step)
+    rung = replace(rung, bias=_coded(held_out, rung)[1])
+    return replace(rung, bits=_coded(held_out, rung)[0])
+
+
+def _with_step(groups: tuple[Group, ...], name: str, step: float, bias: tuple[float, float]) -> FittedRung:
+    classes = []
+    for group in groups:
+        steps = group.deviations / step
+        coded = steps[steps >= _SMALLEST]
+        classes.append(np.clip(np.rint(2 * np.log2(coded)) + 6, 0, CLASSES - 1).astype(np.uint8))
+    return FittedRung(name, 0.0, Quality(0.0, 0.0, 1.0, 1), step, bias, tuple(classes))
+
+
+def _analysed(engine: LlamaCpp, profile: Profile, window: Window) -> list[Single]:
+    """A held-out window's coefficients (tokens, C) of each layer group."""
+    prepared = prepare(profile, engine.embeddings(window.tokens))
+    blocks = enumerate(_blocks(window.block, prepared))
+    return [fitted.coefficients(prepared, block, group, SINK_TOKENS) for group, block in blocks]
+
+
+def _coded(held_out: list[list[Single]], rung: FittedRung) -> tuple[float, tuple[float, float]]:
+    """Bits a value without sinks, and the bias that puts symbols of size 1, and larger ones, at their values' mean."""
+    size = values = 0
+    below: list[list[Single]] = [[], []]
+    for groups in held_out:
+        for y, classes in zip(groups, rung.classes, strict=True):
+            steps = y[:, : len(classes)] / np.float32(rung.step)
+            coded, symbols = fitted.write(steps, classes, rung.bias)
+            size += len(coded)
+            values += y.size
+            sizes = np.abs(symbols)
+            for which, chosen in zip(below, (sizes == 1, sizes > 1), strict=True):
+                which.append((sizes - np.abs(steps))[chosen])
+    return 8 * size / values, (_bias(below[0]), _bias(below[1]))
+
+
+def _bias(residues: list[Single]) -> float:
+    every = np.concatenate(residues)
+    return float(np.clip(every.mean(), 0, 0.45)) if len(every) else 0.0
+
+
+def _blocks(block: KVBlock, prepared: Prepared) -> list[KVBlock]:
+    """A block of all layers as the profile's layer groups."""
+    groups = prepared.profile.groups
+    return [KVBlock(block.tokens, g, block.k[g.start : g.stop], block.v[g.start : g.stop]) for g in groups]
+
+
+def _measured(engine: LlamaCpp, profile: Profile, held_out: list[Window], progress: Report) -> Profile:
+    """The profile with each rung's quality as its real bytes have it."""
+    scores: dict[str, list[Score]] = {rung.name: [] for rung in profile.rungs}
+    steps, total = 0, len(held_out) * len(profile.rungs)
+    for window in held_out:
+        hold(engine, window.block)
+        exact = reference(engine, window.tail)
+        prepared = prepare(profile, engine.embeddings(window.tokens))
+        for index, rung in enumerate(profile.rungs):
+            codec = Fitted(prepared, index)
+            back = [
+                codec.decode(codec.encode(block), block.tokens, block.layers, profile.geometry)
+                for block in _blocks(window.block, prepared)
+            ]
+            scores[rung.name].append(measure(engine, len(window.tokens), window.tail, exact, back))
+            steps += 1
+            progress("measure", steps, total)
+    rungs = tuple(replace(rung, quality=summary(scores[rung.name]).quality) for rung in profile.rungs)
+    return replace(profile, rungs=rungs)

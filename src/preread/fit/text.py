@@ -1,0 +1,62 @@
+"""Texts to fit on and to measure with, which every installation has: Python's own library and its language reference.
+
+Calibration and evaluation never share a file: the first is source code with its comments and docstrings, the second the
+chapters of the language reference, which is prose about code.
+"""
+
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+from preread.errors import UsageError
+
+_CALIBRATION = (
+    *("argparse", "ast", "calendar", "collections/__init__", "configparser", "csv", "datetime", "difflib", "doctest"),
+    *("email/message", "fractions", "ftplib", "heapq", "http/client", "imaplib", "inspect", "ipaddress", "locale"),
+    *("logging/__init__", "mailbox", "optparse", "pathlib", "pickle", "plistlib", "random", "sched", "shutil"),
+    *("smtplib", "statistics", "string", "subprocess", "tarfile", "textwrap", "threading", "typing", "unittest/case"),
+    *("urllib/request", "uuid", "webbrowser", "zipfile"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Some documents, and one line that says what they are."""
+
+    label: str
+    parts: tuple[str, ...]
+
+
+def calibration() -> Text:
+    """Modules of Python's standard library: code, comments and docstrings."""
+    folder = Path(sysconfig.get_path("stdlib"))
+    parts = [folder.joinpath(f"{name}.py") for name in _CALIBRATION]
+    found = tuple(part.read_text("utf-8", errors="replace") for part in parts if part.is_file())
+    if not found:
+        raise UsageError("Python's standard library has no sources here to fit on: give a text with --text")
+    return Text(f"{len(found)} modules of Python {sysconfig.get_python_version()}'s standard library", found)
+
+
+def evaluation() -> Text:
+    """Python's language reference as `help()` has it: prose that no default calibration has seen."""
+    from pydoc_data.topics import topics
+
+    whole = "\n\n".join(topics[name] for name in sorted(topics))
+    return Text(f"the language reference of Python {sysconfig.get_python_version()} (pydoc topics)", (whole,))
+
+
+def read(paths: list[Path]) -> Text:
+    """Text files as they are.
+
+    Raises:
+        UsageError: one cannot be read, or is not UTF-8.
+    """
+    parts = []
+    for path in paths:
+        try:
+            parts.append(path.read_text("utf-8"))
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{path} is not UTF-8 text: byte {error.start} cannot be read") from error
+        except OSError as error:
+            raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+    return Text(", ".join(path.name for path in paths), tuple(parts))

@@ -1,0 +1,59 @@
+"""A profile that nobody had to fit: its basis is the identity, so a rung with a small step is close to lossless."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from preread.codec.profile import Basis, FittedRung, Profile, Quality
+from preread.codec.rope import Rope
+from preread.values import Fingerprint, Geometry
+
+CLASS = 12
+GROUP_LAYERS = 1
+
+
+def plain_profile(
+    fingerprint: Fingerprint, geometry: Geometry, embedding_width: int, rungs: Mapping[str, tuple[float, float]]
+) -> Profile:
+    """A profile for a model. Its quality is stated, not measured.
+
+    Args:
+        fingerprint, geometry: of the model.
+        embedding_width: of the model's embeddings.
+        rungs: name to step (in units of K and V) and stated change of loss, best first.
+    """
+    layers = [min(GROUP_LAYERS, geometry.layers - first) for first in range(0, geometry.layers, GROUP_LAYERS)]
+    widths = [2 * count * geometry.kv_heads * geometry.head_dim for count in layers]
+    return Profile(
+        fingerprint,
+        geometry,
+        GROUP_LAYERS,
+        4,
+        "nothing",
+        Rope(True, np.zeros(0, np.float32)),
+        np.zeros(embedding_width, np.float32),
+        np.zeros((embedding_width, 1), np.float16),
+        tuple(_identity(width) for width in widths),
+        tuple(
+            FittedRung(
+                name,
+                4.0,
+                Quality(dloss, abs(dloss), 0.9, 1000),
+                step,
+                (0.0, 0.0),
+                tuple(np.full(width, CLASS, np.uint8) for width in widths),
+            )
+            for name, (step, dloss) in rungs.items()
+        ),
+    )
+
+
+def _identity(width: int) -> Basis:
+    return Basis(
+        np.zeros(width, np.float32),
+        np.ones(width, np.float32),
+        np.eye(width, dtype=np.int8) * np.int8(127),
+        np.full(width, 1 / 127, np.float32),
+        np.zeros((1, width), np.int8),
+        np.ones(1, np.float32),
+    )

@@ -1,0 +1,59 @@
+"""`preread fit codec`: what is refused before the work begins, and that interrupted work leaves nothing behind."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from preread.cli.fitting import _print_ladder
+from preread.testing.profile import plain_profile
+from preread.values import Fingerprint, Geometry
+
+COMMAND = [sys.executable, "-c", "from preread.cli import main; main()"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--text", "{tmp}/absent.txt"], "absent.txt cannot be read"),
+        (["--out", "{tmp}/absent/profile"], "its folder does not exist"),
+        (["--store", "/dev/null/store"], "cannot be written"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_a_model_is_loaded(
+    preread: Callable[..., Any], tmp_path: Path, arguments: list[str], told: str
+) -> None:
+    given = [argument.format(tmp=tmp_path) for argument in arguments]
+    store = [] if "--store" in given else ["--store", str(tmp_path / "store")]
+    ran = preread("fit", "codec", "--model", str(tmp_path / "no-model.gguf"), *store, *given)
+    assert ran.code == 1 and told in ran.err and "no-model" not in ran.err and ran.out == ""
+
+
+def test_ladder_is_shown_with_what_it_costs(capsys: pytest.CaptureFixture[str]) -> None:
+    rungs = {"b4": (0.1, 0.00012), "b0.9": (2.0, 0.25)}
+    _print_ladder(plain_profile(Fingerprint("f" * 64), Geometry(2, 1, 8), 4, rungs))
+    head, first, second = capsys.readouterr().out.splitlines()
+    assert head.split("   ")[0] == "RUNG" and "LOSS RISES BY" in head
+    assert first.split() == ["b4", "4.00", "16", "B", "+0.0001", "0.0001", "90.0%", "1,000", "tokens"]
+    assert second.startswith("b0.9") and "+0.2500" in second
+
+
+def test_ctrl_c_leaves_nothing_behind(smollm: Path, tmp_path: Path) -> None:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREREAD_")}
+    environment = kept | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PREREAD_MODELS": str(smollm.parent)}
+    arguments = ["fit", "codec", "--store", str(tmp_path / "store"), "--out", str(tmp_path / "profile")]
+    with subprocess.Popen([*COMMAND, *arguments], env=environment, stderr=subprocess.PIPE, text=True) as fitting:
+        try:
+            assert fitting.stderr is not None
+            assert "habits" in (said := fitting.stderr.readline()), said + fitting.stderr.read()
+            fitting.send_signal(signal.SIGINT)
+            assert fitting.wait(60) == 130
+            assert "Traceback" not in fitting.stderr.read()
+        finally:
+            fitting.kill()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -1,0 +1,268 @@
+import re
+import struct
+import tracemalloc
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from preread.codec import fitted, profile
+from preread.codec.base import Codec, Payload
+from preread.codec.fitted import Fitted, read, write
+from preread.codec.profile import CLASSES, Basis, Prepared, Profile, prepare
+from preread.codec.rope import Rope
+from preread.errors import CorruptData, UsageError
+from preread.testing.codec import CodecContract, sample_block
+from preread.testing.profile import plain_profile
+from preread.values import Fingerprint, Geometry, Half, KVBlock, Span
+
+MODEL = Fingerprint("f" * 64)
+VECTORS = Path(__file__).parent.parent / "vectors"
+
+
+@cache
+def prepared(geometry: Geometry, group_layers: int, step: float, tokens: int = 1024) -> Prepared:
+    """A made-up profile with a basis that is no identity, features that matter, and rotation."""
+    source, of_tokens = np.random.default_rng(5), np.random.default_rng(6)
+    plain = plain_profile(MODEL, geometry, 16, {"thin": (step, 0.0)})
+    groups = range(0, geometry.layers, group_layers)
+    widths = [2 * min(group_layers, geometry.layers - g) * geometry.kv_heads * geometry.head_dim for g in groups]
+    bases = []
+    for width in widths:
+        rows = np.linalg.qr(source.normal(size=(width, width)))[0].astype(np.float32)
+        scales = np.abs(rows).max(axis=1) / 127
+        bases.append(
+            Basis(
+                source.normal(size=width).astype(np.float32),
+                np.geomspace(4, 0.25, width, dtype=np.float32),
+                np.rint(rows / scales[:, None]).astype(np.int8),
+                scales.astype(np.float32),
+                source.integers(-127, 127, (3, width), np.int8),
+                np.full(3, 1e-3, np.float32),
+            )
+        )
+    classes = tuple((np.arange(width) % CLASSES).astype(np.uint8) for width in widths)
+    rung = replace(plain.rungs[0], classes=classes, bias=(0.04, 0.02))
+    rope = Rope(False, np.array([0.1 / 1.5**i for i in range(geometry.head_dim // 2)], np.float32))
+    made = replace(
+        plain,
+        group_layers=group_layers,
+        bases=tuple(bases),
+        rungs=(rung,),
+        rope=rope,
+        features=of_tokens.normal(size=(16, 3)).astype(np.float16),
+    )
+    return prepare(profile.loads(profile.dumps(made)), of_tokens.normal(size=(tokens, 16)).astype(np.float32))
+
+
+@dataclass(frozen=True)
+class OfAnyShape:
+    """The codec under test with a profile that fits whatever block comes: the contract tries many shapes."""
+
+    rung: str = "thin"
+    version: str = fitted.VERSION
+
+    def encode(self, block: KVBlock) -> bytes:
+        _, heads, _, dim = block.k.shape if block.k.ndim == 4 else (1, 1, 1, 4)
+        return Fitted(prepared(Geometry(block.layers.stop, heads, dim), len(block.layers), 0.02), 0).encode(block)
+
+    def decode(self, payload: Payload, tokens: Span, layers: Span, geometry: Geometry) -> KVBlock:
+        ready = prepared(
+            geometry, max(1, min(layers.stop - layers.start, geometry.layers)), 0.02, max(1024, tokens.stop)
+        )
+        return Fitted(ready, 0).decode(payload, tokens, layers, geometry)
+
+
+class TestFitted(CodecContract):
+    largest_error = 1.0
+
+    def _assert_close(self, sent: Half, got: Half) -> None:
+        """A basis spreads the errors of coefficients; rounding to float16 adds its own."""
+        error = np.abs(got.astype(np.float64) - sent.astype(np.float64))
+        assert error.max() <= 0.2 + np.abs(sent).max() * 2**-10 and error.mean() <= 0.03
+
+    @pytest.fixture
+    def codec(self) -> Codec:
+        return OfAnyShape()
+
+
+GEOMETRY = Geometry(5, 2, 8)
+
+
+def test_sinks_come_back_exactly_and_only_they() -> None:
+    codec = Fitted(prepared(GEOMETRY, 2, 0.5), 0)
+    block = sample_block((2, 2, 64, 8))
+    back = codec.decode(codec.encode(block), block.tokens, block.layers, GEOMETRY)
+    assert np.array_equal(back.k[:, :, :4], block.k[:, :, :4]) and np.array_equal(back.v[:, :, :4], block.v[:, :, :4])
+    assert not np.array_equal(back.k[:, :, 4:8], block.k[:, :, 4:8])
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 4, 5])
+def test_contexts_of_hardly_more_than_sinks(tokens: int) -> None:
+    codec = Fitted(prepared(GEOMETRY, 2, 0.01), 0)
+    block = sample_block((2, 2, tokens, 8))
+    payload = codec.encode(block)
+    back = codec.decode(payload, block.tokens, block.layers, GEOMETRY)
+    assert np.array_equal(back.k[:, :, : min(tokens, 4)], block.k[:, :, : min(tokens, 4)])
+    with pytest.raises(CorruptData):
+        codec.decode(payload + b"\0", block.tokens, block.layers, GEOMETRY)
+
+
+def test_the_last_group_may_be_smaller() -> None:
+    codec = Fitted(prepared(GEOMETRY, 2, 0.01), 0)
+    block = sample_block((1, 2, 32, 8), first_layer=4)
+    back = codec.decode(codec.encode(block), block.tokens, block.layers, GEOMETRY)
+    assert np.abs(back.v.astype(np.float32) - block.v).max() < 0.1
+
+
+def test_thinner_rungs_take_fewer_bytes_and_err_more() -> None:
+    block = sample_block((2, 2, 256, 8), first_token=8)
+    sizes, errors = [], []
+    for step in (0.05, 0.2, 0.8):
+        codec = Fitted(prepared(GEOMETRY, 2, step), 0)
+        payload = codec.encode(block)
+        back = codec.decode(payload, block.tokens, block.layers, GEOMETRY)
+        sizes.append(len(payload))
+        errors.append(float(np.square(back.v.astype(np.float32) - block.v).mean()))
+    assert sizes == sorted(sizes, reverse=True) and errors == sorted(errors)
+    # a uniform quantiser's step²/12 over the mean weight of V here, and some for choosing cheap symbols
+    assert errors[0] < 0.05**2 / 12 * 2.2 * 1.6
+
+
+def test_a_block_that_is_no_layer_group_is_refused() -> None:
+    codec = Fitted(prepared(GEOMETRY, 2, 0.1), 0)
+    with pytest.raises(UsageError, match="layer group"):
+        codec.encode(sample_block((2, 2, 16, 8), first_layer=1))
+    with pytest.raises(CorruptData, match="layer group"):
+        codec.decode(b"", Span(0, 16), Span(1, 3), GEOMETRY)
+
+
+def test_tokens_that_were_not_prepared_are_refused() -> None:
+    codec = Fitted(prepared(GEOMETRY, 2, 0.1, tokens=20), 0)
+    with pytest.raises(UsageError, match="20 tokens"):
+        codec.encode(sample_block((2, 2, 16, 8), first_token=8))
+
+
+def test_prediction_from_the_token_is_used() -> None:
+    """With another context's features, the same bytes mean other values."""
+    one = prepared(GEOMETRY, 2, 0.05)
+    other = replace(one, features=one.features[::-1].copy())
+    block = sample_block((2, 2, 32, 8), first_token=16)
+    payload = Fitted(one, 0).encode(block)
+    back = Fitted(other, 0).decode(payload, block.tokens, block.layers, GEOMETRY)
+    assert np.abs(back.v.astype(np.float32) - block.v).max() > 0.3
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_symbols_come_back(data: st.DataObject) -> None:
+    tokens, components = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 12))
+    spread = data.draw(st.sampled_from([0.1, 1.0, 20.0, 1e5]))
+    source = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    y = (spread * source.standard_cauchy((tokens, components))).astype(np.float32)
+    classes = source.integers(0, CLASSES, components, np.uint8)
+    coded, symbols = write(y, classes, (0.05, 0.02))
+    assert np.array_equal(read(coded, tokens, classes), symbols)
+    near = np.clip(np.abs(y), 0, 32000)
+    assert (np.abs(np.abs(symbols) - near) <= 2).all()  # never further away than its price could justify
+    assert (np.sign(symbols) * np.sign(y) >= 0).all()
+
+
+def test_symbols_cost_about_their_entropy() -> None:
+    source = np.random.default_rng(1)
+    deviations = np.geomspace(4, 0.3, 64)
+    y = source.laplace(size=(2048, 64)).astype(np.float32) * deviations.astype(np.float32)
+    classes = np.clip(np.rint(2 * np.log2(deviations)) + 6, 0, CLASSES - 1).astype(np.uint8)
+    coded, symbols = write(y, classes, (0.0, 0.0))
+    entropy = 0.0
+    for column in symbols.T:
+        share = np.unique(column, return_counts=True)[1] / len(column)
+        entropy -= len(column) * float((share * np.log2(share)).sum())
+    assert 8 * len(coded) < 1.03 * entropy
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=400))
+def test_foreign_bytes_are_corrupt(junk: bytes) -> None:
+    codec = Fitted(prepared(GEOMETRY, 2, 0.1, tokens=64), 0)
+    with pytest.raises(CorruptData):
+        codec.decode(junk, Span(0, 32), Span(0, 2), GEOMETRY)
+
+
+def test_golden_payload() -> None:
+    """Symbols are integers: every machine reads the same ones, for ever."""
+    lines = (VECTORS / "symbols.txt").read_text().splitlines()
+    coded, classes = bytes.fromhex(lines[0]), np.array(lines[1].split(), np.uint8)
+    expected = np.array([line.split() for line in lines[2:]], np.int16)
+    assert np.array_equal(read(coded, len(expected), classes), expected)
+
+
+def test_golden_profile() -> None:
+    data = (VECTORS / "profile.bin").read_bytes()
+    known = profile.loads(data)
+    assert profile.dumps(known) == data
+    assert isinstance(known, Profile) and known.geometry == Geometry(2, 1, 4) and known.rungs[0].name == "thin"
+
+
+def _small() -> bytes:
+    return profile.dumps(prepared(Geometry(2, 1, 4), 1, 0.1).profile)
+
+
+def test_profiles_come_back() -> None:
+    data = _small()
+    assert profile.dumps(profile.loads(data)) == data
+
+
+def test_profile_cut_or_extended_is_corrupt() -> None:
+    data = _small()
+    for broken in [*(data[:stop] for stop in range(len(data))), data + b"\0"]:
+        with pytest.raises(CorruptData):
+            profile.loads(broken)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.integers(0, 10**6), st.integers(0, 255))
+def test_profile_with_a_changed_byte_is_read_or_corrupt(place: int, byte: int) -> None:
+    data = bytearray(_small())
+    data[place % len(data)] = byte
+    try:
+        known = profile.loads(bytes(data))
+    except CorruptData:
+        return
+    assert sum(len(basis.rows) for basis in known.bases) <= len(data)
+    codec = Fitted(prepare(known, np.ones((16, 16), np.float32)), 0)
+    with pytest.raises(CorruptData):
+        codec.decode(b"\0" * 64, Span(0, 16), Span(0, 1), known.geometry)
+
+
+@pytest.mark.parametrize("field", ["layers", "kv_heads", "head_dim", "group_layers", "feature_count", "pairs"])
+@pytest.mark.parametrize("number", [0, -1, 2**15, 2 * 10**7, 2**62])
+def test_profile_that_claims_to_be_huge_is_refused_at_once(field: str, number: int) -> None:
+    data = _small()
+    (length,) = struct.unpack_from("<I", data, 4)
+    head = re.sub(rf'"{field}":\d+'.encode(), f'"{field}":{number}'.encode(), data[8 : 8 + length])
+    assert head != data[8 : 8 + length]
+    broken = data[:4] + struct.pack("<I", len(head)) + head + data[8 + length :]
+    tracemalloc.start()
+    try:
+        with pytest.raises(CorruptData):
+            profile.loads(broken)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -1.0, 0.0])
+def test_profile_with_impossible_numbers_is_corrupt(poison: float) -> None:
+    known = prepared(Geometry(2, 1, 4), 1, 0.1).profile
+    weight = known.bases[0].weight.copy()
+    weight[0] = poison
+    bad_basis = replace(known.bases[0], weight=weight)
+    bad_rung = replace(known.rungs[0], step=poison)
+    for bad in (replace(known, bases=(bad_basis, *known.bases[1:])), replace(known, rungs=(bad_rung,))):
+        with pytest.raises(CorruptData):
+            profile.loads(profile.dumps(bad))

@@ -1,0 +1,286 @@
+"""A context that was streamed at a thin rung gets better while it is used, and nothing else changes."""
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from preread import Edge
+from preread.edge.edge import Answer
+from preread.edge.hold import refinement
+from preread.edge.load import parcel
+from preread.edge.refine import Refinement
+from preread.errors import EngineError
+from preread.testing.proxy import Blackout, Corrupt, Fault, Link, ProxyProcess, Reset, Truncate
+from preread.values import KVBlock, Span
+
+QUESTION = "What is the code of the pump?"
+FAST, SLOW = Link(mbps=400, rtt_ms=2), Link(mbps=2, rtt_ms=2)
+TOKENS = 8
+
+
+class Bench:
+    """An edge that streams q8, behind a link that can be broken."""
+
+    def __init__(self, edge: Edge, proxy: ProxyProcess) -> None:
+        self.edge, self.proxy = edge, proxy
+        self.site = edge.asynchronous.site
+
+    def ask(self, question: str = QUESTION, context: str | None = "manual", max_tokens: int = TOKENS) -> Answer:
+        return self.edge.ask(question, context=context, max_tokens=max_tokens)
+
+    def cold(self, refine: str | None = "lossless") -> None:
+        """A whole link, nothing held, nothing believed of the link."""
+        self.proxy.set_faults([])
+        self.proxy.set_link(FAST)
+        self.site.refine = refine
+        self.edge.portal.call(self.site.sync)
+        self.edge.portal.call(self.site.forget)
+        self.site.estimates = type(self.site.estimates)(self.site.estimates.prefill_tokens_s)
+
+    @property
+    def refinement(self) -> Refinement:
+        assert self.site.refinement is not None
+        return self.site.refinement
+
+    def refined(self) -> float:
+        """The share that is refined, once refining has come to its end."""
+
+        async def wait() -> float:
+            while self.refinement.running:
+                await asyncio.sleep(0.001)
+            return self.refinement.share
+
+        return self.edge.portal.call(wait)
+
+    def rows(self) -> KVBlock:
+        """All that the engine holds."""
+        engine, worker = self.site.engine, self.site.worker
+        spans = Span(0, engine.context_tokens), Span(0, engine.spec.geometry.layers)
+        return self.edge.portal.call(lambda: worker.run(lambda: engine.export(*spans)))
+
+    def hold_partly_refined(self) -> None:
+        """Hold the context with some segments refined and others not, and the refinement at it on a slow link."""
+        self.cold(refine=None)
+        self.ask()
+        self.site.refine = "lossless"
+        self.proxy.set_link(SLOW)
+
+        async def begin() -> None:
+            site, known = self.site, self.site.contexts.named("manual")
+            assert known.manifest is not None
+            site.refinement = refinement(known, parcel(known.manifest, "q8"), site)
+            self.refinement.go_on()
+            while not self.refinement.share:
+                await asyncio.sleep(0.001)
+
+        self.edge.portal.call(begin)
+        assert 0 < self.refinement.share < 1 and self.refinement.running
+
+
+@pytest.fixture(scope="module")
+def bench(smollm: Path, cloud: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    port = int(cloud.url.rpartition(":")[2])
+    folder = tmp_path_factory.mktemp("edge")
+    with ProxyProcess(port, FAST) as proxy:
+        options = {"rung": "q8", "window_tokens": 2048, "folder": folder, "sync_s": 3600, "threads": 1}
+        with Edge("smollm2-135m-instruct", proxy.url, **options) as edge:
+            yield Bench(edge, proxy)
+
+
+@pytest.fixture(scope="module")
+def thin(bench: Bench) -> tuple[Answer, KVBlock]:
+    """What q8 gives: an answer, and the rows that it was made with."""
+    bench.cold(refine=None)
+    answer = bench.ask()
+    assert answer.timings.way == "streamed" and bench.site.refinement is None
+    assert (answer.timings.refined_to, answer.timings.refined_share) == (None, 0.0)
+    return answer, bench.rows()
+
+
+@pytest.fixture(scope="module")
+def best(bench: Bench, thin: object) -> tuple[Answer, KVBlock]:
+    """What this machine computes by itself; that its rows are those of lossless is told by other tests."""
+    link, bench.site.link = bench.site.link, None
+    try:
+        bench.edge.portal.call(bench.site.forget)
+        answer = bench.ask()
+    finally:
+        bench.site.link = link
+    assert answer.timings.way == "computed"
+    return answer, bench.rows()
+
+
+def same(a: KVBlock, b: KVBlock) -> bool:
+    return np.array_equal(a.k, b.k) and np.array_equal(a.v, b.v)
+
+
+def test_the_context_ends_at_the_better_rung_and_the_first_answer_began_on_the_thin_one(
+    bench: Bench, thin: tuple[Answer, KVBlock], best: tuple[Answer, KVBlock]
+) -> None:
+    assert not same(thin[1], best[1])
+    bench.cold()
+    first = bench.ask(max_tokens=40)
+    assert (first.timings.way, first.timings.rung, first.timings.refined_to) == ("streamed", "q8", "lossless")
+    assert 0 < first.timings.refined_share <= 1  # while it was answering
+    assert first.timings.bytes_received == thin[0].timings.bytes_received
+    assert bench.refined() == 1 and same(bench.rows(), best[1])
+    again = bench.ask()
+    assert (again.text, again.timings.way) == (best[0].text, "resident")
+    assert (again.timings.refined_to, again.timings.refined_share) == ("lossless", 1.0)
+
+
+def test_an_answer_of_one_token_is_followed_by_refinement_too(bench: Bench, best: tuple[Answer, KVBlock]) -> None:
+    bench.cold()
+    assert bench.ask(max_tokens=1).timings.refined_to == "lossless"
+    assert bench.refined() == 1 and same(bench.rows(), best[1])
+
+
+def test_what_was_said_before_is_what_an_unrefined_run_says(bench: Bench, thin: tuple[Answer, KVBlock]) -> None:
+    """On a link that brings no better segment in time, the whole answer is the thin one's."""
+    bench.cold()
+    size = thin[0].timings.bytes_received
+    bench.proxy.set_faults([Corrupt(at_byte=size + 20_000)])
+    answer = bench.ask()
+    assert (answer.timings.way, answer.text) == ("streamed", thin[0].text)
+
+
+@pytest.mark.parametrize("rung", ["q8", "b99", None])
+def test_no_better_rung_no_refinement(bench: Bench, thin: tuple[Answer, KVBlock], rung: str | None) -> None:
+    bench.cold(refine=rung)
+    answer = bench.ask()
+    assert (answer.text, answer.timings.way, answer.timings.refined_to) == (thin[0].text, "streamed", None)
+    assert bench.site.refinement is None and same(bench.rows(), thin[1])
+
+
+def test_a_question_interrupts_it_and_after_its_first_token_it_goes_on(
+    bench: Bench, best: tuple[Answer, KVBlock]
+) -> None:
+    bench.hold_partly_refined()
+    refinement, seen = bench.refinement, []
+    generate = bench.site.engine.generate
+
+    def watched(*arguments: Any, **more: Any) -> Any:
+        seen.append(refinement.running)
+        return generate(*arguments, **more)
+
+    bench.site.engine.generate = watched  # type: ignore[method-assign]
+    try:
+        answer = bench.ask()
+    finally:
+        del bench.site.engine.generate
+    assert seen == [False] and answer.timings.way == "resident"
+    assert bench.refinement is refinement and 0 < answer.timings.refined_share <= 1
+    bench.proxy.set_link(FAST)
+    assert bench.refined() == 1 and same(bench.rows(), best[1])
+
+
+def test_a_question_without_context_lets_it_go_on_too(bench: Bench, best: tuple[Answer, KVBlock]) -> None:
+    bench.hold_partly_refined()
+    alone = bench.ask("Who are you?", None)
+    assert (alone.timings.way, alone.timings.refined_to) == ("none", None)
+    bench.proxy.set_link(FAST)
+    assert bench.refined() == 1 and same(bench.rows(), best[1])
+
+
+def test_another_context_ends_it_and_gets_none_of_its_rows(bench: Bench, cloud: Any) -> None:
+    cloud.publish("lamp", "The red lamp means that the tank is empty. " * 12)
+    bench.cold(refine=None)
+    bench.ask("What does the red lamp mean?", "lamp")
+    lamp = bench.rows()
+    bench.hold_partly_refined()
+    refinement = bench.refinement
+    bench.site.shelf.clear()
+    bench.proxy.set_link(FAST)
+    bench.site.refine = None
+    assert bench.ask("What does the red lamp mean?", "lamp").timings.way == "streamed"
+    assert not refinement.running and refinement.share < 1 and bench.site.refinement is None
+    assert same(bench.rows(), lamp)
+
+
+def test_a_partly_refined_context_comes_back_from_the_shelf_as_it_was(bench: Bench, cloud: Any) -> None:
+    cloud.publish("lamp", "The red lamp means that the tank is empty. " * 12)
+    bench.hold_partly_refined()
+    bench.edge.portal.call(bench.refinement.pause)
+    before = bench.rows()
+    bench.proxy.set_link(FAST)
+    bench.ask("What does the red lamp mean?", "lamp")
+    assert bench.ask().timings.way == "resident" and same(bench.rows(), before)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [Corrupt(at_byte=100_000), Truncate(after_bytes=100_000), Reset(after_bytes=100_000)],
+    ids=["corrupt", "truncated", "reset"],
+)
+def test_a_better_segment_that_is_broken_ends_it_and_nothing_else(
+    bench: Bench,
+    thin: tuple[Answer, KVBlock],
+    best: tuple[Answer, KVBlock],
+    fault: Fault,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bench.hold_partly_refined()
+    with caplog.at_level(logging.INFO, "preread.edge.refine"):
+        bench.proxy.set_faults([fault])
+        bench.proxy.set_link(FAST)
+        assert 0 < bench.refined() < 1
+    assert [record.levelname for record in caplog.records if "not brought to lossless" in record.message] == ["INFO"]
+    answer = bench.ask()
+    assert answer.timings.way == "resident" and 0 < answer.timings.refined_share < 1 and answer.text
+    assert not bench.refinement.running  # it does not try again
+    rows = bench.rows()
+    from_thin, from_best = (rows.k == thin[1].k).all(axis=(1, 2, 3)), (rows.k == best[1].k).all(axis=(1, 2, 3))
+    assert (from_thin | from_best).all() and from_best.any() and from_thin.any()  # nothing but whole segments
+
+
+def test_a_bug_in_refining_leaves_the_answer_as_it_was(
+    bench: Bench, thin: tuple[Answer, KVBlock], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("nobody foresaw this")
+
+    bench.cold()
+    monkeypatch.setattr("preread.edge.refine.decoded", fail)
+    answer = bench.ask()
+    assert (answer.text, answer.timings.way, answer.timings.refined_share) == (thin[0].text, "streamed", 0.0)
+    assert bench.refined() == 0 and same(bench.rows(), thin[1])
+
+
+def test_closing_the_edge_in_the_middle_of_it(bench: Bench, smollm: Path, tmp_path: Path) -> None:
+    bench.cold()
+    options = {"rung": "q8", "refine": "lossless", "window_tokens": 2048, "folder": tmp_path, "threads": 1}
+    with Edge("smollm2-135m-instruct", bench.proxy.url, **options) as edge:
+        assert edge.ask(QUESTION, context="manual", max_tokens=1).timings.way == "streamed"
+        bench.proxy.set_faults([Blackout(None)])
+        refinement = edge.asynchronous.site.refinement
+        assert refinement is not None and refinement.running
+    assert not refinement.running
+
+
+def test_an_engine_that_fails_in_the_middle_of_an_answer_does_not_answer_anew(
+    bench: Bench, thin: tuple[Answer, KVBlock]
+) -> None:
+    bench.cold()
+    engine, said = bench.site.engine, []
+    decode = engine._decode
+
+    def failing(tokens: Any, *arguments: Any, **more: Any) -> None:
+        if len(tokens) == 1 and len(said) == 3:
+            raise EngineError("llama_decode failed")
+        decode(tokens, *arguments, **more)
+        said.append(len(tokens))
+
+    engine._decode = failing  # type: ignore[method-assign]
+    try:
+        with pytest.raises(EngineError, match="llama_decode failed"):
+            bench.ask()
+    finally:
+        del engine._decode
+    assert bench.site.held is None and bench.site.refinement is None and engine.context_tokens == 0
+    bench.cold(refine=None)
+    assert bench.ask().text == thin[0].text

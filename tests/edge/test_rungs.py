@@ -1,0 +1,200 @@
+"""Which rung a real edge streams: the fewest bytes within its budget, of those that it can read."""
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from preread import Edge
+from preread.cloud import client
+from preread.cloud.app import create_app
+from preread.cloud.events import Published
+from preread.cloud.profiles import keep
+from preread.cloud.serve import EnginePublisher
+from preread.edge.contexts import Known
+from preread.edge.edge import Answer
+from preread.edge.estimates import Estimates
+from preread.edge.rungs import chosen, offers
+from preread.edge.site import Site
+from preread.engine.llamacpp import LlamaCpp
+from preread.engine.worker import Worker
+from preread.errors import CorruptData, PrereadError
+from preread.store.objects import open_store
+from preread.testing.cloud import serving
+from preread.testing.profile import GROUP_LAYERS, plain_profile
+from preread.values import KVBlock, Span
+from preread.wire.manifest import Manifest, Quality, Rung
+
+TEXT = "The pump has code 107, the fan has code 114, and the lid has code 121."
+FITTED = {"b4": (0.02, 0.0001), "b2": (0.2, 0.008), "b1": (2.0, 0.3)}
+
+
+@dataclass
+class Bench:
+    """An edge at a cloud that publishes with a profile."""
+
+    edge: Edge
+    published: Published
+
+    @property
+    def site(self) -> Site:
+        return self.edge.asynchronous.site
+
+    @property
+    def known(self) -> Known:
+        return self.site.contexts.named("codes")
+
+    @property
+    def manifest(self) -> Manifest:
+        assert self.known.manifest is not None
+        return self.known.manifest
+
+    def changed(self, **rungs: dict[str, object]) -> Known:
+        """The context with other fields in some rungs."""
+        every = tuple(msgspec.structs.replace(rung, **rungs.get(rung.name, {})) for rung in self.manifest.rungs)
+        return Known(self.known.entry, self.known.tokens, msgspec.structs.replace(self.manifest, rungs=every))
+
+    def ask(self) -> Answer:
+        """Cold, and as if computing here took for ever."""
+        self.site.estimates = Estimates(prefill_tokens_s=1.0)
+        self.edge.portal.call(self.site.forget)
+        return self.edge.ask("What code has the fan?", context="codes", max_tokens=6)
+
+    def rows(self) -> KVBlock:
+        """What the engine holds."""
+        engine, worker = self.site.engine, self.site.worker
+        tokens, layers = Span(0, len(self.known.tokens)), Span(0, engine.spec.geometry.layers)
+        return self.edge.portal.call(lambda: worker.run(lambda: engine.export(tokens, layers)))
+
+
+@pytest.fixture(scope="module")
+def bench(smollm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    store = open_store(str(tmp_path_factory.mktemp("store")))
+    engine, worker = LlamaCpp.open(smollm, name="smollm2-135m-instruct", window_tokens=512), Worker()
+    width = engine.embeddings(engine.tokenize("a")).shape[1]
+    profile = plain_profile(engine.spec.fingerprint, engine.spec.geometry, width, FITTED)
+    asyncio.run(keep(store, profile))
+    with serving(create_app(store, EnginePublisher(engine, worker, store))) as url:
+        *_, published = client.publish(url, "codes", text=TEXT)
+        assert isinstance(published, Published)
+        options = {"window_tokens": 512, "folder": tmp_path_factory.mktemp("edge"), "sync_s": 3600}
+        with Edge("smollm2-135m-instruct", url, **options) as edge:
+            yield Bench(edge, published)
+    worker.close()
+    engine.close()
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was(bench: Bench) -> Iterator[None]:
+    before = bench.site.rung, bench.site.max_dloss, bench.site.contexts.profiles
+    yield
+    bench.site.rung, bench.site.max_dloss, bench.site.contexts.profiles = before
+
+
+def test_the_default_is_to_publish_lossless_and_all_that_is_fitted(bench: Bench) -> None:
+    rungs = {rung.name: rung for rung in bench.manifest.rungs}
+    assert list(rungs) == ["lossless", "b4", "b2", "b1"] == list(bench.published.rung_bytes)
+    assert rungs["lossless"].profile is None and rungs["lossless"].quality is None
+    assert rungs["b2"].quality == Quality(8_000, 8_000, 900_000, 1000)
+    (profile,) = {rung.profile for rung in bench.manifest.rungs[1:]}
+    assert profile is not None and profile.id in bench.site.contexts.profiles
+    assert bench.manifest.groups[1] == (GROUP_LAYERS, 2 * GROUP_LAYERS)
+
+
+@pytest.mark.parametrize(
+    ("rung", "max_dloss", "streamed"),
+    [
+        (None, 0.01, "b2"),
+        (None, 0.001, "b4"),
+        (None, 0.00001, "lossless"),
+        (None, 1.0, "b1"),
+        ("b4", 0.01, "b4"),
+        ("lossless", 1.0, "lossless"),
+    ],
+)
+def test_an_edge_streams_the_fewest_bytes_within_its_budget(
+    bench: Bench, rung: str | None, max_dloss: float, streamed: str
+) -> None:
+    bench.site.rung, bench.site.max_dloss = rung, max_dloss
+    timings = bench.ask().timings
+    assert (timings.way, timings.rung, timings.reason) == ("streamed", streamed, None)
+    assert timings.bytes_received == bench.published.rung_bytes[streamed]
+
+
+def test_a_fitted_rung_gives_nearly_the_rows_of_local_prefill(bench: Bench) -> None:
+    bench.site.rung = "lossless"
+    bench.ask()
+    exact = bench.rows()
+    bench.site.rung = "b4"
+    bench.ask()
+    near = bench.rows()
+    for name in ("k", "v"):
+        rows, others = (getattr(block, name).astype(np.float32) for block in (exact, near))
+        assert not np.array_equal(rows, others)
+        assert np.abs(rows - others).max() < 2 * FITTED["b4"][0] + 0.002 * np.abs(rows).max()
+
+
+def test_a_rung_asked_for_by_name_that_is_not_there_is_computed(bench: Bench) -> None:
+    bench.site.rung = "q8"
+    timings = bench.ask().timings
+    assert timings.way == "computed" and timings.reason and "has no rung 'q8'; it has: lossless, b4" in timings.reason
+
+
+def test_without_the_profile_the_next_choice_is_lossless(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    bench.site.contexts.profiles = type(bench.site.contexts.profiles)(bench.site.engine.spec.fingerprint)
+    timings = bench.ask().timings
+    assert (timings.way, timings.rung) == ("streamed", "lossless")
+    assert "b2: profile" in caplog.text and "is not here yet" in caplog.text
+    bench.site.rung = "b2"
+    timings = bench.ask().timings
+    assert timings.way == "computed" and timings.reason and "is not here yet" in timings.reason
+
+
+def test_a_codec_of_the_future_is_passed_over(bench: Bench) -> None:
+    assert chosen(bench.changed(b2={"codec": "future/9"}), bench.site).rung == "b4"
+
+
+def test_when_nothing_can_be_read_the_reasons_are_told(bench: Bench) -> None:
+    known = bench.changed(**{rung.name: {"codec": "future/9"} for rung in bench.manifest.rungs})
+    with pytest.raises(CorruptData, match=r"rung b2: unknown codec 'future/9'.*rung lossless: unknown codec"):
+        chosen(known, bench.site)
+
+
+def test_when_nothing_keeps_the_budget_that_is_told(bench: Bench) -> None:
+    bench.site.max_dloss = 0.00001
+    only = tuple(rung for rung in bench.manifest.rungs if rung.name in ("b2", "b4"))
+    known = Known(bench.known.entry, bench.known.tokens, msgspec.structs.replace(bench.manifest, rungs=only))
+    with pytest.raises(PrereadError, match=r"no rung keeps the budget of 1e-05 nats a token; the best costs 0\.0001"):
+        chosen(known, bench.site)
+
+
+def test_unstated_quality_is_a_last_resort(bench: Bench) -> None:
+    plain = bench.changed(
+        lossless={"name": "q8"}, b4={"quality": None, "codec": "lossless/1"}, b2={"quality": None}, b1={"quality": None}
+    )
+    assert [offer.dloss for offer in offers(plain.manifest or bench.manifest)] == [None] * 4
+    assert chosen(plain, bench.site).rung == "q8"
+
+
+def test_a_profile_is_prepared_once_for_a_context(bench: Bench) -> None:
+    bench.edge.portal.call(bench.site.forget)
+    first, second = (chosen(bench.known, bench.site).codec.ready() for _ in range(2))
+    assert first.prepared is second.prepared  # type: ignore[attr-defined]
+
+
+def test_segments_under_a_wrong_profile_are_never_injected(bench: Bench) -> None:
+    engine, manifest = bench.site.engine, bench.manifest
+    rung: Rung = manifest.rungs[2]
+    assert rung.profile is not None
+    width = engine.embeddings(bench.known.tokens).shape[1]
+    profile = plain_profile(engine.spec.fingerprint, engine.spec.geometry, width, {"b3": (0.1, 0.0), "b2": (0.1, 0.0)})
+    bench.site.contexts.profiles._read[rung.profile.id] = profile  # as if the digest were of this one
+    bench.site.rung = "b1"
+    timings = bench.ask().timings
+    assert timings.way == "computed" and timings.reason and "has no rung b1" in timings.reason

@@ -1,0 +1,100 @@
+"""Fuzz target: whatever bytes come as a profile or as a payload, decoding answers with a block or with CorruptData.
+
+    python tests/fuzz/decode.py [seconds]
+
+With atheris installed it is guided by coverage; without, valid objects are mutated at random. It runs until the time is
+over, and dies at the first other exception, or when decoding takes more memory than its block could need.
+"""
+
+import random
+import sys
+import time
+import tracemalloc
+
+import numpy as np
+
+from preread.codec import profile as profiles
+from preread.codec.fitted import Fitted
+from preread.codec.ladder import codec, ladder
+from preread.codec.profile import prepare
+from preread.errors import CorruptData, PrereadError
+from preread.testing.codec import sample_block
+from preread.testing.profile import plain_profile
+from preread.values import Fingerprint, Geometry, Span
+
+GEOMETRY = Geometry(2, 1, 8)
+TOKENS = Span(0, 24)
+_BOUND_BYTES = 8 << 20
+
+
+def seeds() -> list[bytes]:
+    """A tag byte and a valid object: 0 for a profile, 1 for a fitted payload, 2 … for the plain rungs' payloads."""
+    known = plain_profile(Fingerprint("f" * 64), GEOMETRY, 8, {"thin": (0.1, 0.0)})
+    block = sample_block((1, 1, len(TOKENS), 8))
+    fitted = Fitted(prepare(known, np.ones((32, 8), np.float32)), 0)
+    plain = [bytes([2 + i]) + codec(rung).encode(block) for i, rung in enumerate(ladder())]
+    return [b"\0" + profiles.dumps(known), b"\1" + fitted.encode(block), *plain]
+
+
+def one_input(data: bytes) -> None:
+    """Try one input."""
+    tag, rest = (data[0] if data else 0) % (2 + len(ladder())), data[1:]
+    try:
+        if tag == 0:
+            known = profiles.loads(rest)
+            if known.geometry == GEOMETRY and known.rungs and len(known.feature_mean) == 8:
+                Fitted(prepare(known, np.ones((32, 8), np.float32)), 0).decode(b"\0" * 40, TOKENS, Span(0, 1), GEOMETRY)
+        elif tag == 1:
+            known = plain_profile(Fingerprint("f" * 64), GEOMETRY, 8, {"thin": (0.1, 0.0)})
+            back = Fitted(prepare(known, np.ones((32, 8), np.float32)), 0).decode(rest, TOKENS, Span(0, 1), GEOMETRY)
+            assert np.isfinite(back.k).all() and np.isfinite(back.v).all()
+        else:
+            back = codec(ladder()[tag - 2]).decode(rest, TOKENS, Span(0, 1), GEOMETRY)
+            assert np.isfinite(back.k).all() and np.isfinite(back.v).all()
+    except CorruptData:
+        pass
+
+
+def mutated(source: random.Random, data: bytes) -> bytes:
+    """A few bytes changed, cut out, doubled or put in."""
+    out = bytearray(data)
+    for _ in range(source.randint(1, 4)):
+        at = source.randrange(len(out)) if out else 0
+        kind = source.randrange(4)
+        if kind == 0 and out:
+            out[at] = source.randrange(256)
+        elif kind == 1:
+            del out[at : at + source.randint(1, 16)]
+        elif kind == 2:
+            out[at:at] = out[at : at + source.randint(1, 16)]
+        else:
+            out[at:at] = source.randbytes(source.randint(1, 8))
+    return bytes(out)
+
+
+def run(seconds: float, seed: int = 0) -> int:
+    """Mutate valid objects at random for a while; how many were tried."""
+    source, known, tried = random.Random(seed), seeds(), 0
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        data = mutated(source, source.choice(known))
+        data = known[0][:1] + data[1:] if not data else data
+        tracemalloc.start()
+        one_input(data)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        if peak > _BOUND_BYTES:
+            raise PrereadError(f"{peak} bytes were allocated for {data[:32].hex()}…")
+        tried += 1
+    return tried
+
+
+if __name__ == "__main__":
+    try:
+        import atheris
+    except ImportError:
+        print(f"{run(float(sys.argv[1]) if len(sys.argv) > 1 else 60)} inputs tried, none did harm")
+    else:
+        atheris.instrument_all()
+        atheris.Setup(sys.argv[:1], one_input)
+        atheris.Fuzz()
