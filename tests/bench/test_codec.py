@@ -37,15 +37,15 @@ def test_rungs_and_other_schemes_go_through_real_bytes(
 ) -> None:
     rungs = ("lossless", "near", "far", "llama-q8_0", "llama-q4_0", "kivi-2")
     profile = a_profile(smollm, tmp_path)
-    options = Options(TEXT, rungs, 1, (48, 96), 8, profile, tmp_path / "rates.svg")
+    options = Options(TEXT, rungs, 1, (64, 96), 8, profile, tmp_path / "rates.svg")
     bench(smollm, "a model", options, Console(width=118), quiet())
     *shown, last = capsys.readouterr().out.splitlines()
     result = json.loads(last)
     assert any("KL" in line for line in shown) and (tmp_path / "rates.svg").exists()
     assert (result["bench"], result["model"], result["text"]) == ("codec", "a model", "prose")
     rows = {(row["rung"], row["context_tokens"]): row for row in result["rows"]}
-    assert set(rows) == {(rung, count) for rung in rungs for count in (None, 48, 96)}
-    for count in (None, 48, 96):
+    assert set(rows) == {(rung, count) for rung in rungs for count in (None, 64, 96)}
+    for count in (None, 64, 96):
         exact = rows["lossless", count]
         assert exact["kl"] == exact["dloss"] == 0 and exact["top1"] == 1
         assert exact["encode_tokens_s"] > 0 and exact["decode_tokens_s"] > 0

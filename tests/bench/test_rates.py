@@ -14,7 +14,7 @@ def made(rung: str, bits: float, kl: float) -> Row:
 
 
 ROWS = [
-    made("lossless", 13.0, 0.0), made("b2", 2.0, 0.01), made("b1", 1.0, 0.04), made("q4", 4.3, 0.01),
+    made("lossless", 13.0, 0.0), made("b2", 2.0, 0.01), made("b1", 1.0, 0.04), made("q4", 3.0, 0.01),
     made("kivi-4", 4.5, 0.01), made("kivi-2", 2.5, 0.16),
     made("llama-q8_0", 8.5, 0.001), made("llama-q4_0", 4.5, 0.002),
 ]  # fmt: skip

@@ -101,11 +101,12 @@ class Basis:
 
     def vectors(self, components: int) -> Single:
         """What a coefficient of 1 of the first components adds to x, (components, N)."""
-        return self.rows[:components] * self.row_scales[:components, None] / np.sqrt(self.weight)
+        weighted = self.rows[:components] * self.row_scales[:components, None]
+        return (weighted / np.sqrt(self.weight)).astype(np.float32)
 
     def predicted(self) -> Single:
         """What a feature of 1 adds to x, (R, N)."""
-        return self.prediction * self.prediction_scales[:, None] / np.sqrt(self.weight)
+        return (self.prediction * self.prediction_scales[:, None] / np.sqrt(self.weight)).astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,8 +33,8 @@ GROUP_LAYERS = 4
 SINK_TOKENS = 1
 FEATURES = 128
 
-FIT_WINDOWS, HELD_OUT_WINDOWS = 20, 4
-"""About 12,000 tokens to read: what is left of five minutes on two cores beside the measuring."""
+FIT_WINDOWS, HELD_OUT_WINDOWS = 16, 3
+"""About 10,000 tokens to read: what is left of five minutes on two cores beside the measuring."""
 
 SENSE_WINDOWS = 2
 _STEP_WINDOWS = 2
@@ -57,7 +57,7 @@ def fit(engine: LlamaCpp, text: Text, progress: Report) -> Profile:
 
     Args:
         engine: opened to score at least `sample.TAIL_TOKENS` tokens.
-        text: at least 4 windows of 640 tokens; 24 are used.
+        text: at least 4 windows of 640 tokens; 19 are used.
 
     Raises:
         UsageError: the text is too short.
