@@ -9,7 +9,7 @@ from rich.console import Console
 from preread.bench.codec import Options, Report, bench
 from preread.bench.through import cut
 from preread.bench.ttft import text as prose
-from preread.codec.profile import dumps
+from preread.codec.profile_bytes import dumps
 from preread.engine.llamacpp import LlamaCpp
 from preread.errors import UsageError
 from preread.fit.text import Text

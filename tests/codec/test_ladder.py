@@ -61,13 +61,13 @@ def test_fitted_rungs_need_a_profile() -> None:
         plain_profile(Fingerprint("f" * 64), Geometry(1, 1, 4), 8, {"b9": (0.1, 0.0)}), np.ones((9, 8), np.float32)
     )
     assert ladder(ready.profile) == ("lossless", "q8", "q4", "b9")
-    assert codec("b9", ready).version == "fitted/1" and by_version("fitted/1", "b9", ready).rung == "b9"
-    assert needs_profile("fitted/1") and not any(needs_profile(codec(rung).version) for rung in ladder())
+    assert codec("b9", ready).version == "fitted/2" and by_version("fitted/2", "b9", ready).rung == "b9"
+    assert needs_profile("fitted/2") and not any(needs_profile(codec(rung).version) for rung in ladder())
     with pytest.raises(UsageError, match="preread fit codec"):
         codec("b9")
     for missing in (None, ready):
         with pytest.raises(CorruptData, match="needs a profile") as caught:
-            by_version("fitted/1", "b8" if missing else "b9", missing)
+            by_version("fitted/2", "b8" if missing else "b9", missing)
         assert caught.value.reason == "profile"
 
 

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from preread.cloud import client
 from preread.cloud.app import create_app
 from preread.cloud.events import Published
-from preread.codec import profile as profiles
+from preread.codec import profile_bytes as profiles
 from preread.edge.contexts import Contexts
 from preread.errors import CorruptData
 from preread.store.egress import CloudLink

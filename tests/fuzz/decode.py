@@ -13,7 +13,7 @@ import tracemalloc
 
 import numpy as np
 
-from preread.codec import profile as profiles
+from preread.codec import profile_bytes as profiles
 from preread.codec.fitted import Fitted
 from preread.codec.ladder import codec, ladder
 from preread.codec.profile import prepare

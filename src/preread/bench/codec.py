@@ -21,7 +21,8 @@ from preread.bench.through import cached, contexts, cut, export, sample
 from preread.cloud.publish import GROUP_LAYERS
 from preread.codec import ladder
 from preread.codec.base import Codec
-from preread.codec.profile import Prepared, Profile, loads, prepare
+from preread.codec.profile import Prepared, Profile, prepare
+from preread.codec.profile_bytes import loads
 from preread.edge.machine import machine
 from preread.engine.llamacpp import CacheType, LlamaCpp, Tokens
 from preread.errors import UsageError

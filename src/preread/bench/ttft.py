@@ -19,7 +19,7 @@ from rich.table import Table
 from preread.bench.stage import served
 from preread.cloud.profiles import Stored, keep, profile_for
 from preread.cloud.publish import Tokens, needed, publish
-from preread.codec import profile as profiles
+from preread.codec import profile_bytes as profiles
 from preread.edge.answer import answer
 from preread.edge.estimates import Estimates
 from preread.edge.machine import machine

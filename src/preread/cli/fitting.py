@@ -49,7 +49,7 @@ def codec(
     """
     from preread.cli.serve import engine_for
     from preread.cloud.profiles import keep
-    from preread.codec import profile as profiles
+    from preread.codec import profile_bytes as profiles
     from preread.fit.text import calibration, read
     from preread.store.objects import open_store
 

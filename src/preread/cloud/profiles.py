@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from preread.codec import profile as profiles
+from preread.codec import profile_bytes as profiles
 from preread.codec.profile import Profile
 from preread.engine.llamacpp import LlamaCpp
 from preread.engine.worker import Worker

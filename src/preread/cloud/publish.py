@@ -19,12 +19,13 @@ import numpy.typing as npt
 from preread.cloud.events import Published
 from preread.cloud.profiles import Stored
 from preread.codec.base import Codec
+from preread.codec.fitted import apart
 from preread.codec.ladder import codec, ladder, needs_profile
 from preread.codec.profile import Prepared, prepare
 from preread.engine.llamacpp import BATCH_TOKENS, LlamaCpp
 from preread.engine.model import engine_version
 from preread.engine.worker import Worker
-from preread.errors import UsageError
+from preread.errors import EngineError, UsageError
 from preread.store.objects import Objects
 from preread.values import ContextId, Form, KVBlock, ObjectRef, Span
 from preread.wire import manifest as manifests
@@ -42,9 +43,10 @@ Report = Callable[[str, int, int], None]
 _Rows = list[tuple[SizedId, ...]]
 """Segments of one rung: [chunk][group]."""
 
-CHUNK_TOKENS = BATCH_TOKENS
+CHUNK_TOKENS = 128
 GROUP_LAYERS = 2
-"""Long chunks of few layers: objects are large enough for a fast link, and little is left to compute after the last.
+"""Chunks are what an edge either loads or computes: the shorter, the better both can be kept busy. Prefill in batches
+of 128 gives the same bits as in batches of `BATCH_TOKENS`. Few layers: little is left to compute after the last ones.
 
 A profile says by itself how many layers it codes together.
 """
@@ -104,7 +106,7 @@ async def publish(
     Args:
         store, engine, worker: where to; the model; its thread.
         name, tokens, form: the context.
-        rungs: in which qualities; None: lossless, and all that the profile knows.
+        rungs: in which qualities, and what these refine; None: lossless, and all that the profile knows.
         progress: is told how far it is.
         profile: of this model; some rungs need it.
 
@@ -116,6 +118,7 @@ async def publish(
     started = time.monotonic()
     check(engine, name, len(tokens))
     codecs = await asyncio.to_thread(_codecs, engine, tokens, rungs, profile)
+    bases = _bases(profile)
     context = context_id(engine.spec.fingerprint, tokens)
     layers = GROUP_LAYERS if profile is None else profile.profile.group_layers
     chunks, groups = _spans(len(tokens), CHUNK_TOKENS), _spans(engine.spec.geometry.layers, layers)
@@ -125,10 +128,10 @@ async def publish(
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # more would only fight over the cores
         for chunk in chunks:
             blocks = [await worker.run(partial(engine.export, chunk, group)) for group in groups]
+            encode = partial(_frames, context, codecs, bases)
+            frames = await asyncio.gather(*[_on(pool, encode, block) for block in blocks])
             for step in codecs:
-                encode = partial(_frame, context, step)
-                frames = await asyncio.gather(*[_on(pool, encode, block) for block in blocks])
-                rows[step.rung].append(tuple([_sized(await store.put("segments", frame)) for frame in frames]))
+                rows[step.rung].append(tuple([_sized(await store.put("segments", row[step.rung])) for row in frames]))
             progress("encode", chunk.stop, len(tokens))
     ids = await store.put("tokens", token_objects.pack(tokens))
     manifest = Manifest(
@@ -181,6 +184,8 @@ def _codecs(
     if rungs is None:
         fitted = () if profile is None else tuple(rung.name for rung in profile.profile.rungs)
         rungs = (LOSSLESS, *fitted)
+    bases = _bases(profile)
+    rungs = tuple(dict.fromkeys([*rungs, *(bases[rung] for rung in rungs if rung in bases)]))
     if profile is not None and needed(rungs):
         prepared = prepare(profile.profile, engine.embeddings(tokens))
     codecs = [codec(rung, prepared) for rung in rungs]
@@ -212,20 +217,37 @@ def _rung(step: Codec, cells: _Rows, profile: Stored | None) -> Rung:
         top1_ppm=round(measured.top1 * 1e6),
         tokens=measured.tokens,
     )
-    return Rung(step.rung, step.version, tuple(cells), _sized(profile.ref), quality)
+    return Rung(step.rung, step.version, tuple(cells), _sized(profile.ref), quality, fitted.base)
 
 
 def _spans(stop: int, step: int) -> list[Span]:
     return [Span(start, min(start + step, stop)) for start in range(0, stop, step)]
 
 
-def _frame(context: ContextId, step: Codec, block: KVBlock) -> bytes:
+def _bases(profile: Stored | None) -> dict[str, str]:
+    """What each rung refines, of those that do not stand alone."""
+    return {} if profile is None else {rung.name: rung.base for rung in profile.profile.rungs if rung.base}
+
+
+def _frames(context: ContextId, codecs: tuple[Codec, ...], bases: dict[str, str], block: KVBlock) -> dict[str, bytes]:
+    """A block's segment at each rung."""
     _, kv_heads, _, head_dim = block.k.shape
-    header = segment.SegmentHeader(context, step.rung, block.tokens, block.layers, kv_heads, head_dim)
-    return segment.pack(header, step.encode(block))
+    payloads = {step.rung: step.encode(block) for step in codecs}
+    for rung, base in bases.items():
+        if rung in payloads:
+            below, payloads[rung] = map(bytes, apart(payloads[rung]))
+            if below != payloads[base]:
+                raise EngineError(f"rung {base} was coded in two ways: this machine does not compute reliably")
+    header = partial(segment.SegmentHeader, context)
+    return {
+        rung: segment.pack(header(rung, block.tokens, block.layers, kv_heads, head_dim), payload)
+        for rung, payload in payloads.items()
+    }
 
 
-def _on(pool: ThreadPoolExecutor, encode: Callable[[KVBlock], bytes], block: KVBlock) -> asyncio.Future[bytes]:
+def _on(
+    pool: ThreadPoolExecutor, encode: Callable[[KVBlock], dict[str, bytes]], block: KVBlock
+) -> asyncio.Future[dict[str, bytes]]:
     return asyncio.get_running_loop().run_in_executor(pool, encode, block)
 
 

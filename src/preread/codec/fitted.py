@@ -1,7 +1,11 @@
 """The fitted rungs: K un-rotated, predicted from the token, brought into the profile's basis, quantised, coded.
 
-Payload: if the block holds any of the context's sink tokens, u32 length and then these tokens losslessly; then the
-coded symbols of all others, token after token, each token's components by descending variance.
+Payload of a rung that stands alone: if the block holds any of the context's sink tokens, u32 length and then these
+tokens losslessly; then the coded symbols of all others, token after token, each token's components by descending
+variance. The context's last tokens are quantised more finely: where a block holds both these and older ones, they are
+coded apart, and what comes first is preceded by its u32 length. A rung that refines another one codes what that one
+leaves, in the same way; its sinks are that one's. What is encoded and decoded here then is both: `joined` and `apart`
+say how.
 """
 
 import ctypes
@@ -9,26 +13,24 @@ import struct
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from preread.codec.base import Payload, block_shape, check_block
-from preread.codec.profile import FittedRung, Prepared
-from preread.codec.rope import Single, angles, unrotate
+from preread.codec.profile import FittedRung, Prepared, Steps
+from preread.codec.rope import Single, unrotate
 from preread.codec.shuffle import Shuffle
+from preread.codec.symbols import Coder, Symbols, read, write
 from preread.codec.zstd import Zstd
 from preread.compiled import library
 from preread.errors import CorruptData, UsageError
 from preread.values import Geometry, Half, KVBlock, Span
 
-VERSION = "fitted/1"
+VERSION = "fitted/2"
 
-LAMBDA = 0.12
-"""What a bit is worth in squared steps: the slope of a uniform quantiser's distortion at high rates, 2 ln 2 / 12."""
+_NOTHING = b"\0"
+"""What refines sinks: they are exact, and a payload has at least one byte."""
 
 _ROWS = 6
 """Tokens that the compiled product takes at a time."""
-
-Symbols = npt.NDArray[np.int16]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,21 +52,29 @@ class Fitted:
     def _rung(self) -> FittedRung:
         return self.prepared.profile.rungs[self.index]
 
+    @property
+    def _base(self) -> FittedRung | None:
+        name = self._rung.base
+        return self.prepared.profile.rung(name) if name else None
+
     def encode(self, block: KVBlock) -> bytes:
         check_block(block)
         profile = self.prepared.profile
         group, sinks = self._place(block.tokens, block.layers), self._sinks(block.tokens)
         if group is None or block.k.shape[1::2] != (profile.geometry.kv_heads, profile.geometry.head_dim):
             raise UsageError(f"{block.layers} with K of shape {block.k.shape} is not a layer group of the profile")
-        start = b""
+        alone, refining = (self._base, self._rung) if self._base else (self._rung, None)
+        coded, finer = b"", _NOTHING
         if sinks:
             packed = Zstd(level=3).compress(Shuffle().pack(block.k[:, :, :sinks], block.v[:, :, :sinks]))
-            start = struct.pack("<I", len(packed)) + packed
-        if sinks == len(block.tokens):
-            return start
-        classes = self._rung.classes[group]
-        y = coefficients(self.prepared, block, group, sinks)[:, : len(classes)]
-        return start + write(y / np.float32(self._rung.step), classes, self._rung.bias)[0]
+            coded = struct.pack("<I", len(packed)) + packed
+        if sinks < len(block.tokens):
+            y = coefficients(self.prepared, block, group, sinks)
+            older = self._older(block.tokens) - sinks
+            coded += _coded(y, alone, group, profile.coder, older)
+            if refining:
+                finer = _coded(y, refining, group, profile.coder, older)
+        return joined(coded, finer) if refining else coded
 
     def decode(self, payload: Payload, tokens: Span, layers: Span, geometry: Geometry) -> KVBlock:
         shape = block_shape(tokens, layers, geometry)
@@ -73,16 +83,18 @@ class Fitted:
         if group is None or geometry != profile.geometry:
             raise CorruptData("shape", f"{layers} of {geometry} is not a layer group of the profile")
         k, v = np.empty(shape, np.float16), np.empty(shape, np.float16)
-        sinks, view = self._sinks(tokens), memoryview(payload)
+        sinks, base = self._sinks(tokens), self._base
+        view, finer = apart(payload) if base else (memoryview(payload), memoryview(b""))
         if sinks:
             view = self._read_sinks(view, k[:, :, :sinks], v[:, :, :sinks])
         if sinks < len(tokens):
             rest = Span(tokens.start + sinks, tokens.stop)
-            x = self._synthesise(view, rest, group)
-            cosines, sines = angles(profile.rope, rest)
-            _rows(x, k, v, sinks, cosines, sines, profile.rope.near)
-        elif len(view):
-            raise CorruptData("length", f"payload has {len(view)} bytes too many")
+            parts = [(base, view), (self._rung, finer)] if base else [(self._rung, view)]
+            x = self._synthesise(parts, rest, group)
+            at = slice(rest.start, rest.stop)
+            _rows(x, k, v, sinks, self.prepared.cosines[at], self.prepared.sines[at], profile.rope.near)
+        elif len(view) or (base and finer != _NOTHING):
+            raise CorruptData("length", "payload has bytes too many")
         return KVBlock(tokens, layers, k, v)
 
     def _place(self, tokens: Span, layers: Span) -> int | None:
@@ -92,6 +104,11 @@ class Fitted:
 
     def _sinks(self, tokens: Span) -> int:
         return max(0, min(self.prepared.profile.sink_tokens, tokens.stop) - tokens.start)
+
+    def _older(self, tokens: Span) -> int:
+        """How many tokens of a span are not recent."""
+        last = max(len(self.prepared.features) - self.prepared.profile.recent_tokens, self.prepared.profile.sink_tokens)
+        return min(max(last - tokens.start, 0), len(tokens))
 
     def _read_sinks(self, view: memoryview, k: Half, v: Half) -> memoryview:
         if len(view) < 4:
@@ -104,23 +121,81 @@ class Fitted:
         k[:], v[:] = Shuffle().unpack(data, shape)
         return view[4 + length :]
 
-    def _synthesise(self, coded: memoryview, tokens: Span, group: int) -> Single:
-        """Vectors (tokens, padded N) from coded symbols."""
-        profile, rung = self.prepared.profile, self._rung
-        classes = rung.classes[group]
-        symbols = read(coded, len(tokens), classes)
+    def _synthesise(self, parts: list[tuple[FittedRung, memoryview]], tokens: Span, group: int) -> Single:
+        """Vectors (tokens, padded N) from the coded symbols of one rung, or of a base and what refines it."""
+        profile = self.prepared.profile
         features = self.prepared.features[tokens.start : tokens.stop]
-        components = len(classes)
-        a = np.zeros((padded_rows(len(tokens)), components + features.shape[1]), np.float32)
-        a[: len(tokens), components:] = features
-        bias = np.array(rung.bias, np.float32)
-        _compiled().preread_values(
-            symbols.ctypes.data, len(tokens), components, a.shape[1], rung.step, bias.ctypes.data, a.ctypes.data
-        )
-        x = product(a, profile.synthesis(group, components))
-        mean = profile.bases[group].mean
-        x[:, : len(mean)] += mean
-        return x[: len(tokens)]
+        first = 1 + features.shape[1]
+        older = max(self._older(tokens), 0)
+        blocks = [
+            block for rung, coded in parts for block in _uncoded(coded, rung, group, profile.coder, older, len(tokens))
+        ]
+        most = max(symbols.shape[1] for _, _, symbols, _ in blocks)
+        a = np.zeros((padded_rows(len(tokens)), first + most), np.float32)
+        a[: len(tokens), 0], a[: len(tokens), 1:first] = 1, features
+        for rows, steps, symbols, bias in blocks:
+            restore(symbols, steps, bias, a[rows, first:], 1)
+        return product(a, profile.synthesis(group))[: len(tokens)]
+
+
+def _parts(rung: FittedRung, older: int, tokens: int) -> list[tuple[slice, Steps]]:
+    """Which rows of a block are quantised how."""
+    both = ((slice(0, older), rung.older), (slice(older, tokens), rung.recent))
+    return [(rows, steps) for rows, steps in both if rows.start < rows.stop]
+
+
+def _coded(y: Single, rung: FittedRung, group: int, coder: Coder, older: int) -> bytes:
+    """Coefficients (tokens, C) as a rung codes them. What it leaves of them stays in y."""
+    out = []
+    for rows, steps in _parts(rung, older, len(y)):
+        data, symbols = quantised(y[rows], steps, rung.bias, group, coder)
+        restore(symbols, steps, rung.bias, y[rows], -1)
+        out.append(data)
+    return b"".join([*(struct.pack("<I", len(data)) + data for data in out[:-1]), out[-1]])
+
+
+def _uncoded(
+    coded: memoryview, rung: FittedRung, group: int, coder: Coder, older: int, tokens: int
+) -> list[tuple[slice, Steps, Symbols, tuple[float, float]]]:
+    """Rows, how they are quantised, their symbols and bias. Raises CorruptData as `symbols.read` does."""
+    blocks = []
+    parts = _parts(rung, older, tokens)
+    for rows, steps in parts:
+        this, coded = (coded, memoryview(b"")) if steps is parts[-1][1] else apart(coded)
+        blocks.append((rows, steps, read(this, rows.stop - rows.start, steps.classes[group], coder), rung.bias))
+    return blocks
+
+
+def joined(base: Payload, finer: Payload) -> bytes:
+    """Payloads of a rung and of the one that it refines, as `Fitted` takes both: u32 length of the base, base, rest."""
+    return b"".join([struct.pack("<I", len(base)), base, finer])
+
+
+def apart(both: Payload) -> tuple[memoryview, memoryview]:
+    """Inverse of `joined`.
+
+    Raises:
+        CorruptData: "length": it is shorter than it says.
+    """
+    view = memoryview(both)
+    size = struct.unpack_from("<I", view)[0] if len(view) >= 4 else 1 << 32
+    if size > len(view) - 4:
+        raise CorruptData("length", f"payload of {len(view)} bytes ends before its base does")
+    return view[4 : 4 + size], view[4 + size :]
+
+
+def quantised(y: Single, steps: Steps, bias: tuple[float, float], group: int, coder: Coder) -> tuple[bytes, Symbols]:
+    """Coefficients (tokens, C) as coded symbols, and these symbols."""
+    classes = steps.classes[group]
+    return write(y[:, : len(classes)] / np.float32(steps.step), classes, coder, bias)
+
+
+def restore(symbols: Symbols, steps: Steps, bias: tuple[float, float], y: Single, sign: int) -> None:
+    """Add what symbols stand for, `sign` times, to the first coefficients of y (tokens, …), whose rows lie close."""
+    near = np.array(bias, np.float32)
+    _compiled().preread_values(
+        symbols.ctypes.data, *symbols.shape, y.strides[0] // 4, sign * steps.step, near.ctypes.data, y.ctypes.data
+    )
 
 
 def coefficients(prepared: Prepared, block: KVBlock, group: int, sinks: int) -> Single:
@@ -136,7 +211,7 @@ def coefficients(prepared: Prepared, block: KVBlock, group: int, sinks: int) -> 
 
 
 def product(a: Single, panels: Single) -> Single:
-    """a (tokens, K) by panels of a matrix (K, N), (tokens, padded N); `tokens` as `padded_rows` has it."""
+    """a (tokens, K) by panels of the first K rows of a matrix (…, N): (tokens, padded N); `tokens` is padded too."""
     tokens, depth = a.shape
     blocks = tokens // _ROWS
     out = np.empty((tokens, panels.shape[0] * panels.shape[2]), np.float32)
@@ -147,6 +222,7 @@ def product(a: Single, panels: Single) -> Single:
         panels.ctypes.data,
         tokens,
         depth,
+        panels.shape[1],
         out.shape[1],
         picked.ctypes.data,
         values.ctypes.data,
@@ -165,42 +241,6 @@ def vectors(k: Single, v: Single) -> Single:
     """K and V (layers, kv_heads, tokens, head_dim) as one vector for each token, (tokens, N)."""
     halves = (half.transpose(2, 0, 1, 3).reshape(half.shape[2], -1) for half in (k, v))
     return np.concatenate(list(halves), axis=1)
-
-
-def write(y: Single, classes: npt.NDArray[np.uint8], bias: tuple[float, float]) -> tuple[bytes, Symbols]:
-    """Quantise and code coefficients (tokens, components) in steps; the bytes, and the symbols that were chosen."""
-    y, classes = np.ascontiguousarray(y, np.float32), np.ascontiguousarray(classes)
-    symbols, near = np.zeros(y.shape, np.int16), np.array(bias, np.float32)
-    out = np.empty(64 + 6 * y.size, np.uint8)
-    size = _compiled().preread_symbols_write(
-        y.ctypes.data,
-        *y.shape,
-        classes.ctypes.data,
-        LAMBDA,
-        near.ctypes.data,
-        symbols.ctypes.data,
-        out.ctypes.data,
-        out.size,
-    )
-    if not 0 <= size <= out.size:
-        raise MemoryError("the entropy coder ran out of memory")
-    return out[:size].tobytes(), symbols
-
-
-def read(coded: Payload, tokens: int, classes: npt.NDArray[np.uint8]) -> Symbols:
-    """Symbols (tokens, components) from exactly the bytes that `write` made of them.
-
-    Raises:
-        CorruptData: "length": they are not.
-    """
-    data = np.frombuffer(coded, np.uint8)
-    symbols = np.zeros((tokens, len(classes)), np.int16)
-    classes = np.ascontiguousarray(classes)
-    if _compiled().preread_symbols_read(
-        data.ctypes.data, data.size, *symbols.shape, classes.ctypes.data, symbols.ctypes.data
-    ):
-        raise CorruptData("length", f"payload is not {symbols.size} coded symbols")
-    return symbols
 
 
 def _rows(x: Single, k: Half, v: Half, first: int, cosines: Single, sines: Single, near: bool) -> None:
@@ -227,16 +267,21 @@ def _compiled() -> ctypes.CDLL:
     part = library("preread.codec._fitted")
     if part.preread_values.argtypes is None:
         pointer, count = ctypes.c_void_p, ctypes.c_int64
-        part.preread_symbols_write.argtypes = [
-            *[pointer, count, count, pointer, ctypes.c_float, pointer, pointer, pointer, count]
+        part.preread_product.argtypes = [
+            pointer,
+            pointer,
+            count,
+            count,
+            count,
+            count,
+            pointer,
+            pointer,
+            pointer,
+            pointer,
         ]
-        part.preread_symbols_write.restype = count
-        part.preread_symbols_read.argtypes = [pointer, count, count, count, pointer, pointer]
-        part.preread_product.argtypes = [pointer, pointer, count, count, count, pointer, pointer, pointer, pointer]
         part.preread_product.restype = None
         part.preread_rows.argtypes = [pointer, count, count, count, pointer, pointer, count, ctypes.c_int, pointer]
         part.preread_rows.restype = None
-        part.preread_symbols_prepare()
         part.preread_values.argtypes = [pointer, count, count, count, ctypes.c_float, pointer, pointer]
         part.preread_values.restype = None
     return part

@@ -1,279 +1,413 @@
-/* Integers to bits and back: an adaptive binary range coder, with contexts made for coefficients of KV.
+/* Integers to bits and back: interleaved range asymmetric numeral systems with fixed tables, made for coefficients of KV.
  *
- * The coder is that of LZMA (Pavlov; after Martin, 1979): 32-bit range, 12 bits of probability used, carries resolved by a
- * cache byte. A probability is the mean of a fast and a slow estimate, as in VVC's CABAC (ITU-T H.266, 9.3.4.3.2). All is
- * integer arithmetic, so every machine writes and reads the same bits.
+ * The coder is rANS (Duda, arXiv 1311.2540) with 32-bit states and 16-bit words, four states in turn (Giesen, arXiv
+ * 1402.3392), probabilities of 12 bits. All is integer arithmetic, so every machine writes and reads the same bits.
  *
- * A symbol is coded as: zero?, sign, larger than 1?, …, and what exceeds LADDER by an Elias-gamma code. What is likely
- * depends on the component's class (how large its symbols are on the calibration text) and on what was just coded: the
- * same component of the two tokens before, and the last components of this token.
+ * Coefficients are told apart by how large they are expected to be. That follows from a component's class (how large its
+ * symbols are on the calibration text), from the same component of the two tokens before, and from the components just
+ * before in this token, each compared with what is usual for its class. Class and these two ratios choose a level, and
+ * each level has a table of probabilities. Nothing adapts: so a short segment costs no more than a long one, and what is
+ * to be decoded next depends on little that has just been decoded, which keeps the processor busy.
  */
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 
-#define CLASSES 24
-#define LADDER 14
-#define ZERO_CONTEXTS 48
-#define MORE_CONTEXTS 4
+enum {
+    CLASSES = 24,
+    AROUND = 9,     /* ratios of the components before in this token */
+    BEFORE = 8,     /* ratios of the same component in the two tokens before */
+    LEVELS = 32,
+    ALPHABET = 32,  /* -15 … 15, and what stands for all others */
+    LARGEST = 15,
+    OTHER = 31,
+    BITS = 12,
+    BLOCK = 16,     /* components between two looks at the ratio of those before */
+    BLOCKS = 4,     /* so many blocks are looked back */
+    STATES = 4,
+    LOW = 1 << 16,  /* states are at least this */
+    PREVIOUS = 3 * LARGEST + 1,
+};
 
-typedef struct { uint16_t fast, slow; } Odds; /* probability that a bit is 0, of 2^16 */
-
+/* What the symbols of a profile are coded with. means: of sizes, by class, in 1/256; levels: by class, ratio of those
+ * around, ratio of those before; frequencies: by level and symbol, each level's sum 2^BITS. */
 typedef struct {
-    Odds zero[CLASSES][ZERO_CONTEXTS];
-    Odds more[CLASSES][MORE_CONTEXTS][LADDER];
-} Model;
+    const uint16_t *means;
+    const uint8_t *levels;
+    const uint16_t *frequencies;
+} Coder;
 
+/* 2^((i - 3.5) / 2), in 1/256: between the ratios 2^((i - 4) / 2) and 2^((i - 3) / 2). */
+static const uint32_t BOUNDS[AROUND - 1] = {76, 108, 152, 215, 304, 431, 609, 861};
+
+/* The ratio of what was seen and what was to be expected (in 1/256, both with half a symbol added) as an index. */
+static inline int ratio(uint32_t seen, uint32_t expected, int first, int indices) {
+    uint64_t a = (uint64_t)(seen + 128) << 8, b = expected + 128;
+    int index = 0;
+    for (int i = 0; i < indices - 1; i++) index += a >= b * BOUNDS[first + i];
+    return index;
+}
+
+/* Sizes are counted in units of 2^shift: the bits below are as good as random. */
+static inline int shift_of(int k) { return k > 12 ? (k - 11) / 2 : 0; }
+
+static inline int capped(int size) { return size < LARGEST ? size : LARGEST; }
+
+/* What is known before a token is coded. */
 typedef struct {
-    uint64_t low;
-    uint32_t range;
-    uint8_t cache;
-    uint64_t pending;
-    uint8_t *out;
-    int64_t size, room;
-} Writer;
+    int64_t components, blocks;
+    const uint8_t *classes;
+    const Coder *coder;
+    uint8_t previous[CLASSES][PREVIOUS]; /* ratio index of twice the size before plus that earlier */
+    uint32_t *expected;                  /* of the blocks that are looked back to, for each block */
+    uint8_t *before, *earlier, *ratios;  /* sizes of two tokens; index of their ratio */
+    uint8_t *shifted;                    /* whether a block has symbols with plain bits */
+} Context;
 
-typedef struct {
-    uint32_t code, range;
-    const uint8_t *in;
-    int64_t at, size;
-} Reader;
-
-static void start(Model *model) {
-    Odds even = {32768, 32768};
-    for (int c = 0; c < CLASSES; c++) {
-        for (int i = 0; i < ZERO_CONTEXTS; i++) model->zero[c][i] = even;
-        for (int i = 0; i < MORE_CONTEXTS; i++)
-            for (int j = 0; j < LADDER; j++) model->more[c][i][j] = even;
+static int context_start(Context *x, const Coder *coder, int64_t components, const uint8_t *classes) {
+    x->components = components;
+    x->blocks = (components + BLOCK - 1) / BLOCK;
+    x->classes = classes;
+    x->coder = coder;
+    for (int k = 0; k < CLASSES; k++)
+        for (int n = 0; n < PREVIOUS; n++)
+            x->previous[k][n] = (uint8_t)ratio(256u * (uint32_t)n, 3u * coder->means[k], 1, BEFORE);
+    int64_t room = x->blocks * BLOCK;
+    x->expected = calloc((size_t)x->blocks + 1, sizeof *x->expected);
+    x->shifted = calloc((size_t)(room * 3 + x->blocks) + 1, 1);
+    if (!x->expected || !x->shifted) return 0;
+    x->before = x->shifted + x->blocks;
+    x->earlier = x->before + room;
+    x->ratios = x->earlier + room;
+    for (int64_t c = 0; c < components; c++) { /* nothing comes before the first token: what is usual */
+        x->before[c] = x->earlier[c] = (uint8_t)capped((coder->means[classes[c]] + 128) >> 8);
+        x->shifted[c / BLOCK] |= shift_of(classes[c]) > 0;
     }
+    for (int64_t b = 1; b < x->blocks; b++)
+        for (int64_t c = b > BLOCKS ? (b - BLOCKS) * BLOCK : 0; c < b * BLOCK; c++)
+            x->expected[b] += coder->means[classes[c]];
+    return 1;
 }
 
-static inline uint32_t odds(const Odds *p) {
-    uint32_t mean = ((uint32_t)p->fast + p->slow) >> 5; /* 12 bits */
-    return mean < 16 ? 16 : mean > 4080 ? 4080 : mean;
+static void context_end(Context *x) {
+    free(x->expected);
+    free(x->shifted);
 }
 
-static inline void learn(Odds *p, int bit) {
-    if (bit) {
-        p->fast -= p->fast >> 5;
-        p->slow -= p->slow >> 8;
-    } else {
-        p->fast += (65535 - p->fast) >> 5;
-        p->slow += (65535 - p->slow) >> 8;
-    }
+static inline void context_token(Context *x) {
+    for (int64_t c = 0; c < x->components; c++)
+        x->ratios[c] = x->previous[x->classes[c]][2 * x->before[c] + x->earlier[c]];
 }
 
-static inline void put_byte(Writer *w, uint8_t byte) {
-    if (w->size < w->room) w->out[w->size] = byte;
-    w->size++;
+/* The sizes of this token take the place of the earlier ones: `earlier` may be written while the token is coded. */
+static inline void context_next(Context *x) {
+    uint8_t *now = x->earlier;
+    x->earlier = x->before;
+    x->before = now;
 }
 
-static void shift(Writer *w) {
-    if ((uint32_t)w->low < 0xFF000000u || (w->low >> 32)) {
-        uint8_t carry = (uint8_t)(w->low >> 32);
-        if (w->pending) {
-            put_byte(w, (uint8_t)(w->cache + carry));
-            while (--w->pending) put_byte(w, (uint8_t)(0xFF + carry));
+/* Sum of the sizes in the blocks looked back to. */
+static inline uint32_t around(const uint32_t *sums, int64_t block) {
+    uint32_t sum = 0;
+    for (int64_t b = block > BLOCKS ? block - BLOCKS : 0; b < block; b++) sum += sums[b];
+    return sum;
+}
+
+/* Ratio indices of one block's symbols, `AROUND` by `BEFORE`, for the fit. Returns 0, or -1 without memory. */
+int preread_symbols_contexts(const int16_t *q, int64_t tokens, int64_t components, const uint8_t *classes,
+                             const uint16_t *means, uint8_t *out) {
+    Coder coder = {means, NULL, NULL};
+    Context x;
+    int ready = context_start(&x, &coder, components, classes);
+    uint32_t *sums = calloc((size_t)x.blocks + 1, sizeof *sums);
+    for (int64_t t = 0; ready && sums && t < tokens; t++, context_next(&x)) {
+        context_token(&x);
+        for (int64_t b = 0; b < x.blocks; b++) {
+            int64_t stop = (b + 1) * BLOCK < components ? (b + 1) * BLOCK : components;
+            int row = ratio(256u * around(sums, b), x.expected[b], 0, AROUND);
+            sums[b] = 0;
+            for (int64_t c = b * BLOCK; c < stop; c++) {
+                int size = q[t * components + c];
+                size = capped((size < 0 ? -size : size) >> shift_of(classes[c]));
+                out[t * components + c] = (uint8_t)(row * BEFORE + x.ratios[c]);
+                x.earlier[c] = (uint8_t)size;
+                sums[b] += (uint32_t)size;
+            }
         }
-        w->cache = (uint8_t)(w->low >> 24);
     }
-    w->pending++;
-    w->low = (w->low & 0x00FFFFFFu) << 8;
+    int done = ready && sums;
+    free(sums);
+    context_end(&x);
+    return done ? 0 : -1;
 }
 
-static inline void write_bit(Writer *w, Odds *p, int bit) {
-    uint32_t bound = (w->range >> 12) * odds(p);
-    if (bit) { w->low += bound; w->range -= bound; } else w->range = bound;
-    learn(p, bit);
-    while (w->range < (1u << 24)) { w->range <<= 8; shift(w); }
+/* For each level, what each of the 2^BITS slots stands for: symbol, frequency less one, and distance from its first. */
+void preread_symbols_slots(const uint16_t *frequencies, uint32_t *slots) {
+    for (int level = 0; level < LEVELS; level++) {
+        uint32_t at = 0;
+        for (uint32_t s = 0; s < ALPHABET; s++) {
+            uint32_t frequency = frequencies[level * ALPHABET + s];
+            for (uint32_t n = 0; n < frequency && at < 1u << BITS; n++, at++)
+                slots[(level << BITS) + at] = s | (frequency - 1) << 5 | n << 17;
+        }
+    }
 }
 
-static inline void write_even(Writer *w, int bit) {
-    w->range >>= 1;
-    if (bit) w->low += w->range;
-    while (w->range < (1u << 24)) { w->range <<= 8; shift(w); }
-}
-
-static inline uint8_t next_byte(Reader *r) {
-    uint8_t byte = r->at < r->size ? r->in[r->at] : 0;
-    r->at++;
-    return byte;
-}
-
-static inline int read_bit(Reader *r, Odds *p) {
-    uint32_t bound = (r->range >> 12) * odds(p);
-    int bit = r->code >= bound;
-    if (bit) { r->code -= bound; r->range -= bound; } else r->range = bound;
-    learn(p, bit);
-    while (r->range < (1u << 24)) { r->range <<= 8; r->code = (r->code << 8) | next_byte(r); }
-    return bit;
-}
-
-static inline int read_even(Reader *r) {
-    r->range >>= 1;
-    int bit = r->code >= r->range;
-    if (bit) r->code -= r->range;
-    while (r->range < (1u << 24)) { r->range <<= 8; r->code = (r->code << 8) | next_byte(r); }
-    return bit;
-}
-
-static inline int at_most(int value, int limit) { return value < limit ? value : limit; }
-
-/* Sizes of the symbols around the next one, at most 3 each: rows of this token and of the two before. */
+/* Bits that are written as they are. */
 typedef struct {
-    uint8_t *now, *before, *earlier; /* each with BESIDE zeros in front */
-    int beside;                      /* sum over the last BESIDE of this token, at most 2 each */
-} Near;
+    uint8_t *bytes;
+    int64_t bits, room; /* room in bytes */
+} Plain;
 
-enum { BESIDE = 4 };
-
-/* What a symbol's odds depend on besides its class. */
-static inline int context(const Near *near, int64_t c, int *more) {
-    int before = near->before[c];
-    *more = at_most(before + near->beside / 2, MORE_CONTEXTS - 1);
-    return (at_most(before, 2) * 2 + (near->earlier[c] > 0)) * 8 + at_most(near->beside, 7);
-}
-
-static inline void note(Near *near, int64_t c, int size) {
-    near->now[c] = (uint8_t)at_most(size, 3);
-    near->beside += at_most(size, 2) - at_most(near->now[c - BESIDE], 2);
-}
-
-static uint8_t *near_start(Near *near, int64_t components) {
-    int64_t row = components + BESIDE;
-    uint8_t *memory = calloc(3, (size_t)row);
-    near->now = memory + BESIDE;
-    near->before = near->now + row;
-    near->earlier = near->before + row;
-    return memory;
-}
-
-static void near_next_token(Near *near) {
-    uint8_t *oldest = near->earlier;
-    near->earlier = near->before;
-    near->before = near->now;
-    near->now = oldest;
-    near->beside = 0;
-}
-
-/* Bits that a symbol of size 0 or 1 costs, of 2^8: for the encoder's choices only, so floats would do; it is a table. */
-static uint16_t price_table[256];
-static uint32_t log2_fixed(uint32_t x) { /* log2(x) * 256 for 1 <= x < 2^16, by repeated squaring */
-    uint32_t whole = 0;
-    while (x >> (whole + 1)) whole++;
-    uint64_t m = ((uint64_t)x << 16) >> whole; /* 1.0 to 2.0 with 16 fractional bits */
-    uint32_t part = 0;
-    for (int i = 0; i < 8; i++) {
-        m = (m * m) >> 16;
-        part <<= 1;
-        if (m >> 17) { m >>= 1; part |= 1; }
+static void put_bits(Plain *p, uint32_t value, int count) {
+    for (int n = 0; n < count; n++, p->bits++) {
+        if (p->bits / 8 >= p->room) continue;
+        if (p->bits % 8 == 0) p->bytes[p->bits / 8] = 0;
+        p->bytes[p->bits / 8] |= (uint8_t)(((value >> n) & 1) << (p->bits % 8));
     }
-    return whole * 256 + part;
 }
 
-static inline float price(const Odds *p, int bit) {
-    uint32_t o = odds(p);
-    if (bit) o = 4096 - o;
-    return (float)price_table[o >> 4] * (1.0f / 256);
+static uint32_t take_bits(const uint8_t *bytes, int64_t size, int64_t *at, int count) {
+    uint32_t value = 0;
+    for (int n = 0; n < count; n++, (*at)++)
+        if (*at / 8 < size) value |= (uint32_t)((bytes[*at / 8] >> (*at % 8)) & 1) << n;
+    return value;
 }
 
-void preread_symbols_prepare(void) {
-    for (uint32_t i = 0; i < 256; i++) price_table[i] = (uint16_t)(12 * 256 - log2_fixed(i * 16 + 8));
+/* What a symbol that no table has is written as: sign, how many bits its size has, and these. */
+static void put_other(Plain *p, int value) {
+    uint32_t size = (uint32_t)(value < 0 ? -value : value);
+    int bits = 0;
+    while (size >> (bits + 1)) bits++;
+    put_bits(p, (uint32_t)(value < 0) | (uint32_t)bits << 1, 5);
+    put_bits(p, size, bits);
+}
+
+static int take_other(const uint8_t *bytes, int64_t size, int64_t *at) {
+    uint32_t head = take_bits(bytes, size, at, 5);
+    int bits = (int)(head >> 1), value = (int)take_bits(bytes, size, at, bits) | 1 << bits;
+    return head & 1 ? -value : value;
+}
+
+/* log2 of a 12-bit frequency as a price in bits, for the encoder's choices only. */
+static void prices(const uint16_t *frequencies, float *price) {
+    for (int i = 0; i < LEVELS * ALPHABET; i++) {
+        uint32_t f = frequencies[i], whole = 0;
+        while (f >> (whole + 1)) whole++;
+        float m = (float)f / (float)(1u << whole); /* 1 to 2; this parabola is within 0.01 of log2 */
+        price[i] = f ? (float)BITS - ((float)whole + (m - 1) * (1.3437f - 0.3437f * (m - 1))) : 1e9f;
+    }
+}
+
+static inline float price_of(const float *price, int value) {
+    float known = value >= -LARGEST && value <= LARGEST ? price[value + LARGEST] : 1e9f;
+    if (known < 1e8f) return known;
+    int bits = 0;
+    for (int size = value < 0 ? -value : value; size >> (bits + 1);) bits++;
+    return price[OTHER] + 5 + (float)bits;
+}
+
+/* Quantise `tokens` rows of `components` coefficients, in units of the step, into symbols and their levels. */
+static void quantise(const float *y, int64_t tokens, Context *x, const float *price, float lambda, const float *bias,
+                     uint32_t *sums, int16_t *q, uint8_t *levels, Plain *plain) {
+    for (int64_t t = 0; t < tokens; t++, context_next(x)) {
+        context_token(x);
+        for (int64_t b = 0; b < x->blocks; b++) {
+            int64_t stop = (b + 1) * BLOCK < x->components ? (b + 1) * BLOCK : x->components;
+            int row = ratio(256u * around(sums, b), x->expected[b], 0, AROUND) * BEFORE;
+            sums[b] = 0;
+            for (int64_t c = b * BLOCK; c < stop; c++, y++, q++, levels++) {
+                int k = x->classes[c], shift = shift_of(k), sign = *y < 0 ? -1 : 1;
+                int level = *levels = x->coder->levels[(k * AROUND * BEFORE) + row + x->ratios[c]];
+                const float *costs = price + level * ALPHABET;
+                float size = *y < 0 ? -*y : *y, least = 0;
+                int high = size < 32000.0f ? (int)(size + 0.5f) : 32000, best = high;
+                for (int n = 0; high && n < 3; n++) { /* the nearest symbol, the next smaller one, or zero */
+                    int s = n == 2 ? 0 : high - n;
+                    float at = s == 0 ? 0 : (float)s - bias[s > 1];
+                    float cost = (size - at) * (size - at) + lambda * (price_of(costs, sign * (s >> shift)) + (float)(s ? shift : 0));
+                    if (n == 0 || cost < least) { least = cost; best = s; }
+                }
+                int coarse = best >> shift;
+                *q = (int16_t)(sign * best);
+                x->earlier[c] = (uint8_t)capped(coarse);
+                sums[b] += (uint32_t)capped(coarse);
+                if (coarse > LARGEST || !x->coder->frequencies[level * ALPHABET + LARGEST + sign * coarse])
+                    put_other(plain, sign * coarse);
+                if (shift) put_bits(plain, (uint32_t)best & ((1u << shift) - 1), shift);
+                if (shift && !coarse && best) put_bits(plain, sign < 0, 1);
+            }
+        }
+    }
+}
+
+static void put_u32(uint8_t *out, uint32_t value) {
+    for (int i = 0; i < 4; i++) out[i] = (uint8_t)(value >> (8 * i));
+}
+
+static uint32_t get_u32(const uint8_t *in) {
+    return in[0] | (uint32_t)in[1] << 8 | (uint32_t)in[2] << 16 | (uint32_t)in[3] << 24;
+}
+
+/* Write symbols backwards, as the coder wants it: words end up in the order in which they are read.
+ * Returns the number of bytes, states included, or -1 when they do not fit. */
+static int64_t encode(const int16_t *q, const uint8_t *levels, int64_t tokens, const Context *x, uint8_t *out, int64_t room) {
+    const uint16_t *frequencies = x->coder->frequencies;
+    uint16_t firsts[LEVELS * ALPHABET];
+    for (int level = 0; level < LEVELS; level++)
+        for (uint32_t s = 0, at = 0; s < ALPHABET; at += frequencies[level * ALPHABET + s], s++)
+            firsts[level * ALPHABET + s] = (uint16_t)at;
+    uint32_t states[STATES] = {LOW, LOW, LOW, LOW};
+    int64_t at = room;
+    for (int64_t t = tokens; t-- > 0;) {
+        for (int64_t c = x->components; c-- > 0;) {
+            int value = q[t * x->components + c], shift = shift_of(x->classes[c]);
+            value = value < 0 ? -(-value >> shift) : value >> shift;
+            int base = levels[t * x->components + c] * ALPHABET;
+            int symbol = value >= -LARGEST && value <= LARGEST ? value + LARGEST : OTHER;
+            if (!frequencies[base + symbol]) symbol = OTHER;
+            uint32_t frequency = frequencies[base + symbol], *state = &states[c % STATES];
+            if (*state >= (uint64_t)frequency << 20) {
+                if (at < 2) return -1;
+                out[--at] = (uint8_t)(*state >> 8);
+                out[--at] = (uint8_t)*state;
+                *state >>= 16;
+            }
+            *state = (*state / frequency << BITS) + *state % frequency + firsts[base + symbol];
+        }
+    }
+    if (at < 4 * STATES) return -1;
+    at -= 4 * STATES;
+    for (int i = 0; i < STATES; i++) put_u32(out + at + 4 * i, states[i]);
+    memmove(out, out + at, (size_t)(room - at));
+    return room - at;
 }
 
 /* Quantise and write `tokens` rows of `components` coefficients, in units of the step.
- * y: coefficients; classes: of each component, below CLASSES; lambda: what a bit is worth, in squared steps; bias: how far
- * the reader puts sizes 1 and larger towards zero; q: gets the symbols; out: room bytes.
- * Returns the number of bytes, more than `room` when they did not fit. */
-int64_t preread_symbols_write(const float *y, int64_t tokens, int64_t components, const uint8_t *classes, float lambda,
+ * y: coefficients; classes: of each component; lambda: what a bit is worth, in squared steps; bias: how far the reader
+ * puts sizes 1 and larger towards zero; q: gets the symbols; out: room bytes.
+ * Layout: u32 bytes of words and states, states, words, plain bits. Returns the number of bytes, or -1 when there was too
+ * little memory or room. */
+int64_t preread_symbols_write(const float *y, int64_t tokens, int64_t components, const uint8_t *classes,
+                              const uint16_t *means, const uint8_t *levels, const uint16_t *frequencies, float lambda,
                               const float *bias, int16_t *q, uint8_t *out, int64_t room) {
-    Model *model = malloc(sizeof *model);
-    Near near;
-    uint8_t *memory = near_start(&near, components);
-    if (!model || !memory) { free(model); free(memory); return -1; }
-    start(model);
-    Writer w = {0, 0xFFFFFFFFu, 0, 1, out, 0, room};
-    for (int64_t t = 0; t < tokens; t++, near_next_token(&near)) {
-        for (int64_t c = 0; c < components; c++, y++) {
-            int more, k = classes[c];
-            Odds *zero = &model->zero[k][context(&near, c, &more)];
-            Odds *ladder = model->more[k][more];
-            float size = *y < 0 ? -*y : *y;
-            int high = size < 32000.0f ? (int)(size + 0.5f) : 32000;
-            int best = high;
-            if (high > 0) { /* the nearest symbol, the next smaller one, or zero: what costs least, distance and bits */
-                float least = 0;
-                for (int n = 0; n < 3; n++) {
-                    int s = n == 2 ? 0 : high - n;
-                    if (n == 2 && high < 2) break;
-                    float at = s == 0 ? 0 : s == 1 ? 1 - bias[0] : s - bias[1];
-                    float bits = price(zero, s != 0);
-                    if (s) bits += 1;
-                    for (int i = 1; i <= s && i <= LADDER; i++) bits += price(&ladder[i - 1], s > i);
-                    float cost = (size - at) * (size - at) + lambda * bits;
-                    if (n == 0 || cost < least) { least = cost; best = s; }
-                }
-            }
-            q[t * components + c] = (int16_t)(*y < 0 ? -best : best);
-            note(&near, c, best);
-            write_bit(&w, zero, best != 0);
-            if (!best) continue;
-            write_even(&w, *y < 0);
-            int i = 1;
-            for (; i <= LADDER; i++) {
-                write_bit(&w, &ladder[i - 1], best > i);
-                if (best == i) break;
-            }
-            if (i > LADDER) { /* best - LADDER >= 1, Elias gamma */
-                uint32_t rest = (uint32_t)(best - LADDER), bits = 0;
-                while (rest >> (bits + 1)) bits++;
-                for (uint32_t n = 0; n < bits; n++) write_even(&w, 1);
-                write_even(&w, 0);
-                for (uint32_t n = bits; n-- > 0;) write_even(&w, (rest >> n) & 1);
-            }
+    Coder coder = {means, levels, frequencies};
+    Context x;
+    int ready = context_start(&x, &coder, components, classes);
+    float *price = malloc(LEVELS * ALPHABET * sizeof *price);
+    uint32_t *sums = calloc((size_t)x.blocks + 1, sizeof *sums);
+    uint8_t *chosen = malloc((size_t)(tokens * components) + 1), *bits = malloc((size_t)(4 * tokens * components) + 8);
+    int64_t size = -1;
+    if (ready && price && sums && chosen && bits && room > 4) {
+        Plain plain = {bits, 0, 4 * tokens * components + 8};
+        prices(frequencies, price);
+        quantise(y, tokens, &x, price, lambda, bias, sums, q, chosen, &plain);
+        int64_t words = encode(q, chosen, tokens, &x, out + 4, room - 4), rest = (plain.bits + 7) / 8;
+        if (words >= 0 && 4 + words + rest <= room) {
+            put_u32(out, (uint32_t)words);
+            memcpy(out + 4 + words, bits, (size_t)rest);
+            size = 4 + words + rest;
         }
     }
-    for (int n = 0; n < 5; n++) shift(&w);
-    free(model);
-    free(memory);
-    return w.size;
+    free(price);
+    free(sums);
+    free(chosen);
+    free(bits);
+    context_end(&x);
+    return size;
 }
 
-/* Read what `preread_symbols_write` wrote. Returns 0, or -1 when the bytes are not exactly that many symbols. */
-int preread_symbols_read(const uint8_t *in, int64_t size, int64_t tokens, int64_t components, const uint8_t *classes,
-                         int16_t *q) {
-    Model *model = malloc(sizeof *model);
-    Near near;
-    uint8_t *memory = near_start(&near, components);
-    if (!model || !memory) { free(model); free(memory); return -1; }
-    start(model);
-    Reader r = {0, 0xFFFFFFFFu, in, 0, size};
-    int bad = next_byte(&r) != 0;
-    for (int n = 0; n < 4; n++) r.code = (r.code << 8) | next_byte(&r);
-    for (int64_t t = 0; t < tokens && !bad; t++, near_next_token(&near)) {
-        int16_t *row = q + t * components;
-        for (int64_t c = 0; c < components; c++) {
-            int more, k = classes[c];
-            if (!read_bit(&r, &model->zero[k][context(&near, c, &more)])) {
-                row[c] = 0;
-                note(&near, c, 0);
-                continue;
-            }
-            Odds *ladder = model->more[k][more];
-            int negative = read_even(&r), s = 1;
-            while (s <= LADDER && read_bit(&r, &ladder[s - 1])) s++;
-            if (s > LADDER) {
-                uint32_t bits = 0, rest = 1;
-                while (bits < 16 && read_even(&r)) bits++;
-                for (uint32_t n = 0; n < bits; n++) rest = (rest << 1) | (uint32_t)read_even(&r);
-                if (rest > 32000) { bad = 1; break; }
-                s = LADDER + (int)rest;
-            }
-            row[c] = (int16_t)(negative ? -s : s);
-            note(&near, c, s);
+/* Symbols that stand for what is written plainly. Returns 0 when one is too large for any writer. */
+static int complete(const Context *x, int64_t first, int64_t stop, const uint8_t *plain, int64_t size, int64_t *at, int16_t *row) {
+    for (int64_t c = first; c < stop; c++) {
+        int value = row[c], shift = shift_of(x->classes[c]);
+        if (value == OTHER - LARGEST) value = take_other(plain, size, at);
+        if (shift) {
+            int low = (int)take_bits(plain, size, at, shift), negative = value < 0;
+            if (!value && low) negative = (int)take_bits(plain, size, at, 1);
+            value = ((negative ? -value : value) << shift) | low;
+            value = negative ? -value : value;
         }
-        if (r.at > size) bad = 1; /* garbage would only waste time */
+        if (value > 32000 || value < -32000) return 0;
+        row[c] = (int16_t)value;
     }
-    free(model);
-    free(memory);
-    return bad || r.at != size || r.code != 0 ? -1 : 0; /* all that was written was read, and nothing is left over */
+    return 1;
+}
+
+/* Read what `preread_symbols_write` wrote; slots: as `preread_symbols_slots` makes them of valid frequencies.
+ * Returns 0, or -1 when the bytes are not exactly that many symbols. */
+int preread_symbols_read(const uint8_t *in, int64_t size, int64_t tokens, int64_t components, const uint8_t *classes,
+                         const uint16_t *means, const uint8_t *levels, const uint32_t *slots, int16_t *q) {
+    if (size < 4 + 4 * STATES) return -1;
+    int64_t words = get_u32(in), bit = 0;
+    if (words < 4 * STATES || words % 2 || words > size - 4) return -1;
+    const uint8_t *at = in + 4 + 4 * STATES, *end = in + 4 + words, *plain = end;
+    const int64_t plain_size = size - 4 - words;
+    Coder coder = {means, levels, NULL};
+    Context x;
+    int good = context_start(&x, &coder, components, classes);
+    uint32_t *sums = calloc((size_t)x.blocks + 1, sizeof *sums);
+    good = good && sums;
+    uint32_t states[STATES];
+    for (int i = 0; i < STATES; i++) states[i] = get_u32(in + 4 + 4 * i);
+    for (int64_t t = 0; good && t < tokens; t++, context_next(&x)) {
+        int16_t *row = q + t * components;
+        context_token(&x);
+        for (int64_t b = 0; good && b < x.blocks; b++) {
+            const int64_t first = b * BLOCK, stop = first + BLOCK < components ? first + BLOCK : components;
+            const uint8_t *choice = levels + ratio(256u * around(sums, b), x.expected[b], 0, AROUND) * BEFORE;
+            const int whole = stop - first == BLOCK && end - at >= 2 * BLOCK;
+            int others = x.shifted[b];
+            uint32_t sum = 0;
+#define NEXT(c, state)                                                                                                  \
+    {                                                                                                                   \
+        uint32_t slot = slots[((uint32_t)choice[classes[c] * (AROUND * BEFORE) + x.ratios[c]] << BITS) + (state & ((1 << BITS) - 1))]; \
+        state = (((slot >> 5) & ((1 << BITS) - 1)) + 1) * (state >> BITS) + (slot >> 17);                               \
+        int value = (int)(slot & 31) - LARGEST;                                                                         \
+        row[c] = (int16_t)value;                                                                                        \
+        others |= value == OTHER - LARGEST;                                                                             \
+        value = value < 0 ? -value : value;                                                                             \
+        x.earlier[c] = (uint8_t)value;                                                                                  \
+        sum += (uint32_t)value;                                                                                         \
+    }
+            if (whole) { /* the same as below, without a look at the end of the words for each symbol */
+                uint32_t s0 = states[0], s1 = states[1], s2 = states[2], s3 = states[3];
+#define REFILL(state)                                                                                                   \
+    {                                                                                                                   \
+        uint32_t more = (state << 16) | at[0] | (uint32_t)at[1] << 8;                                                   \
+        int low = state < LOW;                                                                                          \
+        state = low ? more : state;                                                                                     \
+        at += 2 * low;                                                                                                  \
+    }
+                for (int64_t c = first; c < stop; c += STATES) {
+                    NEXT(c, s0) NEXT(c + 1, s1) NEXT(c + 2, s2) NEXT(c + 3, s3)
+                    REFILL(s0) REFILL(s1) REFILL(s2) REFILL(s3)
+                }
+                states[0] = s0, states[1] = s1, states[2] = s2, states[3] = s3;
+            } else {
+                for (int64_t c = first; good && c < stop; c++) {
+                    uint32_t *state = &states[c % STATES];
+                    NEXT(c, *state)
+                    if (*state >= LOW) continue;
+                    good = end - at >= 2;
+                    if (good) *state = (*state << 16) | at[0] | (uint32_t)at[1] << 8, at += 2;
+                }
+            }
+            if (others && good) {
+                good = complete(&x, first, stop, plain, plain_size, &bit, row);
+                sum = 0;
+                for (int64_t c = first; c < stop; c++) {
+                    int value = (row[c] < 0 ? -row[c] : row[c]) >> shift_of(classes[c]);
+                    x.earlier[c] = (uint8_t)capped(value);
+                    sum += x.earlier[c];
+                }
+            }
+            sums[b] = sum;
+        }
+    }
+    for (int i = 0; i < STATES; i++) good = good && states[i] == LOW;
+    good = good && at == end && (bit + 7) / 8 == plain_size; /* all that was written was read, and nothing is left over */
+    free(sums);
+    context_end(&x);
+    return good ? 0 : -1;
 }

@@ -192,7 +192,7 @@ async def _published(link: CloudLink, body: bytes, fingerprint: Fingerprint) -> 
 
 async def _rate(link: CloudLink, manifest: Manifest) -> float | None:
     """Bytes a second while segments are fetched; the best rung first, for segments large enough to show it."""
-    refs = [place.ref for rung in manifest.rungs for place in manifests.places(manifest, rung.name)]
+    refs = [ref for rung in manifest.rungs for place in manifests.places(manifest, rung.name) for ref in place.refs]
     started, received_bytes, elapsed_s = time.monotonic(), 0, 0.0
     try:
         async with asyncio.timeout(_PATIENCE_S):
@@ -220,7 +220,7 @@ def _costs(engine: Engine, manifest: Manifest | None) -> tuple[RungCost, ...]:
 
 
 def _published_cost(rung: Rung, engine: Engine, manifest: Manifest) -> RungCost:
-    size_bytes = sum(cell.size_bytes for row in rung.segments for cell in row)
+    size_bytes = sum(place.size_bytes for place in manifests.places(manifest, rung.name))
     per_token = size_bytes / manifest.tokens.count
     needed = break_even_bytes_s(engine.prefill_tokens_s, per_token)
     return RungCost(rung.name, per_token, True, needed, rung.quality)

@@ -9,6 +9,7 @@ from collections.abc import Awaitable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
+from preread.codec.fitted import joined
 from preread.codec.ladder import by_version
 from preread.edge.profiles import Reader
 from preread.engine.llamacpp import LlamaCpp
@@ -16,8 +17,8 @@ from preread.errors import PrereadError
 from preread.plan.choose import worth_waiting
 from preread.plan.cost import Link, Need
 from preread.store.egress import CloudLink
-from preread.store.fetch import IN_FLIGHT, fetch_all, in_flight_for
-from preread.values import KVBlock
+from preread.store.fetch import IN_FLIGHT, Source, fetch_all, in_flight_for
+from preread.values import KVBlock, ObjectRef
 from preread.wire import manifest as manifests
 from preread.wire import segment
 from preread.wire.manifest import Manifest, SegmentPlace
@@ -37,7 +38,7 @@ class Parcel:
     @property
     def size_bytes(self) -> int:
         """Bytes on the wire."""
-        return sum(place.ref.size_bytes for place in self.places)
+        return sum(place.size_bytes for place in self.places)
 
 
 @dataclass(slots=True)
@@ -56,6 +57,17 @@ class Loaded:
     received_bytes: int = 0
     seen_bytes: int = 0
     seconds: float | None = None
+
+
+class Segments:
+    """Whole places from where single objects come from: a segment, and the one that it refines, if it does."""
+
+    def __init__(self, source: Source[ObjectRef, bytes]) -> None:
+        self._source = source
+
+    async def get(self, place: SegmentPlace) -> list[bytes]:
+        """The frames of a place, the base first. Raises as the source does."""
+        return [await self._source.get(ref) for ref in place.refs]
 
 
 class GaveUp(PrereadError):
@@ -128,20 +140,21 @@ async def _load(
 ) -> None:
     missing = [len(what.manifest.chunks)] * len(what.manifest.groups)
     complete = 0
-    refs = [place.ref for place in what.places]
-    in_flight = IN_FLIGHT if link is None else in_flight_for(link.bytes_s, link.rtt_s, what.size_bytes / len(refs))
+    places = what.places
+    in_flight = IN_FLIGHT if link is None else in_flight_for(link.bytes_s, link.rtt_s, what.size_bytes / len(places))
     # Somewhat faster than the link is believed to be: asking late leaves it idle, asking early only shares it.
     rate_bytes_s = None if link is None else 1.5 * link.bytes_s
     ready = asyncio.ensure_future(asyncio.to_thread(what.codec.ready))  # while the first segments are on their way
     try:
-        async with aclosing(fetch_all(source, refs, in_flight=in_flight, rate_bytes_s=rate_bytes_s)) as frames:
-            async for index, frame in frames:
-                place = what.places[index]
-                done.received_bytes += len(frame)
+        flight = fetch_all(Segments(source), places, in_flight=in_flight, rate_bytes_s=rate_bytes_s)
+        async with aclosing(flight) as arrivals:
+            async for index, frames in arrivals:
+                place = places[index]
+                done.received_bytes += sum(map(len, frames))
                 await reserved
                 await asyncio.shield(ready)
                 # One segment is decoded at a time, while others arrive: decoding is faster than any such link.
-                await asyncio.to_thread(_inject, what, place, frame, engine)
+                await asyncio.to_thread(_inject, what, place, frames, engine)
                 missing[place.group] -= 1
                 while complete < len(missing) and not missing[complete]:
                     engine.open_layers(what.manifest.groups[complete][1])
@@ -152,16 +165,27 @@ async def _load(
             ready.exception()  # taken, so that asyncio does not report it
 
 
-def decoded(what: Parcel, place: SegmentPlace, frame: bytes) -> KVBlock:
+def decoded(what: Parcel, place: SegmentPlace, frames: list[bytes]) -> KVBlock:
     """The rows of a segment whose digest is right.
+
+    Args:
+        what: the parcel that it is of.
+        place: which segment.
+        frames: it and, before it, the one that it refines, if it does.
 
     Raises:
         CorruptData: it is not what the manifest says it is.
     """
-    payload = segment.unpack(frame, manifests.header(what.manifest, what.rung, place))
+    rung = manifests.rung_named(what.manifest, what.rung)
+    names = [rung.base, rung.name] if rung.base else [rung.name]
+    payloads = [
+        segment.unpack(frame, manifests.header(what.manifest, name, place))
+        for name, frame in zip(names, frames, strict=True)
+    ]
+    payload = joined(*payloads) if rung.base else payloads[0]
     return what.codec.decode(payload, place.tokens, place.layers, what.manifest.model.geometry)
 
 
-def _inject(what: Parcel, place: SegmentPlace, frame: bytes, engine: LlamaCpp) -> None:
+def _inject(what: Parcel, place: SegmentPlace, frames: list[bytes], engine: LlamaCpp) -> None:
     """From bytes whose digest is right into the engine's cache."""
-    engine.inject(decoded(what, place, frame))
+    engine.inject(decoded(what, place, frames))

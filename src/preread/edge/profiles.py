@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import numpy.typing as npt
 
-from preread.codec import profile as codec_profiles
+from preread.codec import profile_bytes as codec_profiles
 from preread.codec.base import Codec, Payload
 from preread.codec.profile import Prepared, Profile, prepare
 from preread.errors import CorruptData

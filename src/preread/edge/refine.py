@@ -9,12 +9,12 @@ import asyncio
 import logging
 from contextlib import aclosing
 
-from preread.edge.load import Parcel, decoded
+from preread.edge.load import Parcel, Segments, decoded
 from preread.engine.llamacpp import LlamaCpp
 from preread.engine.worker import Worker
 from preread.errors import PrereadError
 from preread.store.fetch import Source, fetch_all
-from preread.values import KVBlock
+from preread.values import KVBlock, ObjectRef
 from preread.wire.manifest import SegmentPlace
 
 _IN_FLIGHT, _IN_FLIGHT_BYTES = 2, 2**21
@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 class Refinement:
     """One context on its way to a better rung. It belongs to the event loop, and to the turn in which it was made."""
 
-    def __init__(self, what: Parcel, engine: LlamaCpp, worker: Worker, source: Source) -> None:
+    def __init__(self, what: Parcel, engine: LlamaCpp, worker: Worker, source: Source[ObjectRef, bytes]) -> None:
         self._what, self._engine, self._worker, self._source = what, engine, worker, source
         self._left, self._epoch = list(what.places), engine.refinements.epoch
         self._work: asyncio.Task[None] | None = None
@@ -68,19 +68,19 @@ class Refinement:
             _log.exception("refining a context failed in a way that nobody foresaw")
 
     async def _replace(self, left: tuple[SegmentPlace, ...]) -> None:
-        refs = [place.ref for place in left]
-        flight = fetch_all(self._source, refs, in_flight=_IN_FLIGHT, in_flight_bytes=_IN_FLIGHT_BYTES)
-        async with aclosing(flight) as frames:
-            async for index, frame in frames:
-                block = await self._decoded(left[index], frame)
+        source = Segments(self._source)
+        flight = fetch_all(source, left, in_flight=_IN_FLIGHT, in_flight_bytes=_IN_FLIGHT_BYTES)
+        async with aclosing(flight) as arrivals:
+            async for index, frames in arrivals:
+                block = await self._decoded(left[index], frames)
                 if not await self._written(block):
                     self._over = True  # the context has gone
                     return
                 self._left.remove(left[index])
 
-    async def _decoded(self, place: SegmentPlace, frame: bytes) -> KVBlock:
+    async def _decoded(self, place: SegmentPlace, frames: list[bytes]) -> KVBlock:
         """Decode in a thread, which has ended when this returns or is cancelled: it may read the model."""
-        decoding = asyncio.ensure_future(asyncio.to_thread(decoded, self._what, place, frame))
+        decoding = asyncio.ensure_future(asyncio.to_thread(decoded, self._what, place, frames))
         try:
             return await asyncio.shield(decoding)
         finally:

@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 def offers(manifest: Manifest) -> list[Offer]:
     """What a manifest has, best quality first."""
-    return [Offer(rung.name, _size_bytes(rung), stated_dloss(rung)) for rung in manifest.rungs]
+    return [Offer(rung.name, _size_bytes(manifest, rung), stated_dloss(rung)) for rung in manifest.rungs]
 
 
 def stated_dloss(rung: Rung) -> float | None:
@@ -98,5 +98,7 @@ def _stated(manifest: Manifest) -> list[tuple[str, float]]:
     return [(offer.name, offer.dloss) for offer in offers(manifest) if offer.dloss is not None]
 
 
-def _size_bytes(rung: Rung) -> int:
-    return sum(cell.size_bytes for row in rung.segments for cell in row)
+def _size_bytes(manifest: Manifest, rung: Rung) -> int:
+    """Of all segments, with those that they refine."""
+    both = [rung, manifests.rung_named(manifest, rung.base)] if rung.base else [rung]
+    return sum(cell.size_bytes for part in both for row in part.segments for cell in row)

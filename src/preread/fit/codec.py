@@ -1,7 +1,8 @@
 """The fit's story: from a model and a text to the profile that its fitted rungs need.
 
-sample KV → measure what errors cost, head by head → predict from the token → principal components → choose each rung's
-step by the bits that it should take → measure each rung's quality on windows that nothing was fitted on.
+sample KV → measure what errors cost, head by head → predict from the token → principal components → fit the coder's
+tables → choose each rung's step by the bits that it should take → measure each rung's quality on windows that nothing
+was fitted on.
 """
 
 from collections.abc import Callable
@@ -12,10 +13,12 @@ import numpy.typing as npt
 
 from preread.codec import fitted
 from preread.codec.fitted import Fitted
-from preread.codec.profile import CLASSES, FittedRung, Prepared, Profile, Quality, normalised, prepare
+from preread.codec.profile import FittedRung, Prepared, Profile, Quality, Steps, normalised, prepare
 from preread.codec.rope import Rope, Single, unrotate
+from preread.codec.symbols import CLASSES, Coder
 from preread.engine.llamacpp import LlamaCpp
 from preread.errors import EngineError
+from preread.fit import tables
 from preread.fit.bases import Group, basis, predictors
 from preread.fit.quality import Score, measure, reference, summary
 from preread.fit.sample import WINDOW_TOKENS, Window, hold, rope, take, windows
@@ -26,11 +29,36 @@ from preread.values import KVBlock, Span
 Report = Callable[[str, int, int], None]
 """Told a stage ("read", "sense", "fit", "measure"), how much of it is done, and how much there is."""
 
-RUNGS = (("b4", 4.0), ("b3", 3.0), ("b2", 2.0), ("b1.5", 1.5), ("b1.2", 1.2), ("b0.9", 0.9), ("b0.7", 0.7))
-"""Names, and bits a value that each should take on the fit's own held-out windows, sinks not counted."""
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A rung to make: `bits` a value that it should take, with its base, and the rung that it refines, if any."""
+
+    name: str
+    bits: float
+    base: str | None = None
+
+
+RUNGS = (
+    Target("b4", 4.0, "b1.5"),
+    Target("b3", 3.0, "b1.2"),
+    Target("b2", 2.0, "b0.9"),
+    Target("b1.5", 1.5),
+    Target("b1.2", 1.2),
+    Target("b0.9", 0.9),
+    Target("b0.7", 0.7),
+)
+"""Each thin rung that a budget is likely to choose has one that refines it: docs/codec.md says what that costs."""
+
+_OTHER_TEXT = 0.84
+"""Of what a rung's name says, so much is for the fit's own text: prose takes 7 % more than code, recent tokens, sinks
+and headers 13 % more at 512 tokens, 3 % at 2,048."""
 
 GROUP_LAYERS = 4
 SINK_TOKENS = 1
+RECENT_TOKENS, RECENT_STEP = 64, 0.5
+"""The context's last tokens, and how much finer they are quantised."""
+
 FEATURES = 128
 
 FIT_WINDOWS, HELD_OUT_WINDOWS = 16, 3
@@ -39,6 +67,12 @@ FIT_WINDOWS, HELD_OUT_WINDOWS = 16, 3
 SENSE_WINDOWS = 2
 _STEP_WINDOWS = 2
 """Held-out windows by which steps are chosen."""
+
+_TABLE_WINDOWS, _TABLE_STEPS = 4, (0.07, 0.15, 0.3, 0.5)
+"""Windows and steps that the coder's tables are fitted on: a class means much the same at every step."""
+
+_BIAS = (0.05, 0.02)
+"""Until it is known."""
 
 _SMALLEST = 0.3
 """Components whose deviation is less than so many steps are not coded at all."""
@@ -82,7 +116,8 @@ def fit(engine: LlamaCpp, text: Text, progress: Report) -> Profile:
     made = _bases(engine, text, sample, costs / np.mean(costs * variances))
     profile = made.profile
     analysed = [_analysed(engine, profile, window) for window in held_out[:_STEP_WINDOWS]]
-    rungs = tuple(_rung(made, analysed, name, bits) for name, bits in RUNGS)
+    profile = replace(profile, coder=_tables(made, [_analysed(engine, profile, w) for w in sample[:_TABLE_WINDOWS]]))
+    rungs = _rungs(replace(made, profile=profile), analysed)
     progress("fit", 1, 1)
     return _measured(engine, replace(profile, rungs=rungs), held_out, progress)
 
@@ -110,11 +145,13 @@ def _bases(engine: LlamaCpp, text: Text, sample: list[Window], costs: npt.NDArra
         spec.geometry,
         GROUP_LAYERS,
         SINK_TOKENS,
+        RECENT_TOKENS,
         text.label,
         rotation,
         np.zeros(known.shape[1], np.float32),
         np.zeros((known.shape[1], 0), np.float16),
         (),
+        tables.start(),
         (),
     )
     means, weights, weighted = [], [], []
@@ -142,24 +179,75 @@ def _vectors(block: KVBlock, layers: Span, rotation: Rope) -> Single:
     return fitted.vectors(k, block.v[part, :, SINK_TOKENS:].astype(np.float32))
 
 
-def _rung(made: _Fit, held_out: list[list[Single]], name: str, bits: float) -> FittedRung:
+Windows = list[list[Single]]
+"""Coefficients (tokens, C) of windows, of each layer group."""
+
+
+def _tables(made: _Fit, windows: Windows) -> Coder:
+    """The coder's tables: what symbols are chosen depends on them, so they are made twice."""
+    deviations, coder = [group.deviations for group in made.groups], tables.start()
+    for _ in range(2):
+        coded = []
+        for step in _TABLE_STEPS:
+            steps = _steps(deviations, step)
+            for group, classes in enumerate(steps.classes):
+                found = [fitted.quantised(y[group], steps, _BIAS, group, coder)[1] for y in windows]
+                coded += [(symbols, classes) for symbols in found]
+        coder = tables.tables(coded)
+    return coder
+
+
+def _rungs(made: _Fit, windows: Windows) -> tuple[FittedRung, ...]:
+    """All rungs: first those that stand alone, then those that refine them, of what these leave."""
+    deviations, coder = [group.deviations for group in made.groups], made.profile.coder
+    alone: dict[str, FittedRung] = {}
+    for target in (target for target in RUNGS if not target.base):
+        rung = _rung(deviations, coder, windows, target, target.bits * _OTHER_TEXT)
+        alone[target.name] = replace(rung, recent=_steps(deviations, RECENT_STEP * rung.older.step))
+    return tuple(_refining(alone[t.base], coder, windows, t) if t.base else alone[t.name] for t in RUNGS)
+
+
+def _refining(base: FittedRung, coder: Coder, windows: Windows, target: Target) -> FittedRung:
+    """A rung that codes what its base leaves. It takes recent tokens as finely as others: their base is finer."""
+    left, recent = (_left(windows, steps, base.bias, coder) for steps in (base.older, base.recent))
+    rung = _rung(_spread(left), coder, left, target, target.bits * _OTHER_TEXT - base.bits)
+    return replace(rung, bits=rung.bits + base.bits, recent=_steps(_spread(recent), rung.older.step))
+
+
+def _left(windows: Windows, steps: Steps, bias: tuple[float, float], coder: Coder) -> Windows:
+    """What quantising leaves of coefficients."""
+    left = [[np.array(y) for y in groups] for groups in windows]
+    for groups in left:
+        for group, y in enumerate(groups):
+            fitted.restore(fitted.quantised(y, steps, bias, group, coder)[1], steps, bias, y, -1)
+    return left
+
+
+def _spread(windows: Windows) -> list[Single]:
+    """Root mean squares of coefficients, for each group."""
+    return [np.sqrt(np.mean([np.square(y).mean(axis=0) for y in ys], axis=0)) for ys in zip(*windows, strict=True)]
+
+
+def _rung(deviations: list[Single], coder: Coder, windows: Windows, target: Target, bits: float) -> FittedRung:
     """The step that takes so many bits a value, by bisection with the real coder."""
     low, high = 1e-3, 30.0
     for _ in range(11):
         step = float(np.sqrt(low * high))
-        rung = _with_step(made.groups, name, step, (0.05, 0.02))
-        low, high = (step, high) if _coded(held_out, rung)[0] > bits else (low, step)
-    rung = replace(rung, bias=_coded(held_out, rung)[1])
-    return replace(rung, bits=_coded(held_out, rung)[0])
+        low, high = (step, high) if _spent(windows, _steps(deviations, step), _BIAS, coder)[0] > bits else (low, step)
+    steps = _steps(deviations, step)
+    bias = _spent(windows, steps, _BIAS, coder)[1]
+    spent = _spent(windows, steps, bias, coder)[0]
+    return FittedRung(target.name, spent, Quality(0.0, 0.0, 1.0, 1), steps, steps, bias, target.base)
 
 
-def _with_step(groups: tuple[Group, ...], name: str, step: float, bias: tuple[float, float]) -> FittedRung:
+def _steps(deviations: list[Single], step: float) -> Steps:
+    """A step, and the classes of components of these deviations. Those that are too weak to be coded come last."""
     classes = []
-    for group in groups:
-        steps = group.deviations / step
-        coded = steps[steps >= _SMALLEST]
-        classes.append(np.clip(np.rint(2 * np.log2(coded)) + 6, 0, CLASSES - 1).astype(np.uint8))
-    return FittedRung(name, 0.0, Quality(0.0, 0.0, 1.0, 1), step, bias, tuple(classes))
+    for spread in deviations:
+        in_steps = spread / step
+        coded = in_steps[: int(np.max(np.nonzero(in_steps >= _SMALLEST)[0], initial=-1)) + 1]
+        classes.append(np.clip(np.rint(2 * np.log2(np.maximum(coded, 1e-9))) + 6, 0, CLASSES - 1).astype(np.uint8))
+    return Steps(step, tuple(classes))
 
 
 def _analysed(engine: LlamaCpp, profile: Profile, window: Window) -> list[Single]:
@@ -169,19 +257,21 @@ def _analysed(engine: LlamaCpp, profile: Profile, window: Window) -> list[Single
     return [fitted.coefficients(prepared, block, group, SINK_TOKENS) for group, block in blocks]
 
 
-def _coded(held_out: list[list[Single]], rung: FittedRung) -> tuple[float, tuple[float, float]]:
+def _spent(
+    windows: Windows, steps: Steps, bias: tuple[float, float], coder: Coder
+) -> tuple[float, tuple[float, float]]:
     """Bits a value without sinks, and the bias that puts symbols of size 1, and larger ones, at their values' mean."""
     size = values = 0
     below: list[list[Single]] = [[], []]
-    for groups in held_out:
-        for y, classes in zip(groups, rung.classes, strict=True):
-            steps = y[:, : len(classes)] / np.float32(rung.step)
-            coded, symbols = fitted.write(steps, classes, rung.bias)
+    for groups in windows:
+        for group, y in enumerate(groups):
+            coded, symbols = fitted.quantised(y, steps, bias, group, coder)
+            in_steps = np.abs(y[:, : symbols.shape[1]]) / np.float32(steps.step)
             size += len(coded)
             values += y.size
             sizes = np.abs(symbols)
             for which, chosen in zip(below, (sizes == 1, sizes > 1), strict=True):
-                which.append((sizes - np.abs(steps))[chosen])
+                which.append((sizes - in_steps)[chosen])
     return 8 * size / values, (_bias(below[0]), _bias(below[1]))
 
 

@@ -8,18 +8,27 @@ import math
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from functools import partial
-from typing import Protocol
-
-from preread.values import ObjectRef
+from typing import Generic, Protocol, TypeVar
 
 IN_FLIGHT = 8
 IN_FLIGHT_BYTES = 16 * 2**20
 
 
-class Source(Protocol):
-    """Where objects come from; verified, or it raises."""
+class Sized(Protocol):
+    """Something that can be asked for, of known size."""
 
-    async def get(self, ref: ObjectRef) -> bytes: ...
+    @property
+    def size_bytes(self) -> int: ...
+
+
+Wanted = TypeVar("Wanted", bound=Sized, contravariant=True)
+Got = TypeVar("Got", covariant=True)
+
+
+class Source(Protocol[Wanted, Got]):
+    """Where things come from; verified, or it raises."""
+
+    async def get(self, ref: Wanted, /) -> Got: ...
 
 
 def in_flight_for(rate_bytes_s: float, rtt_s: float, object_bytes: float) -> int:
@@ -32,13 +41,13 @@ def in_flight_for(rate_bytes_s: float, rtt_s: float, object_bytes: float) -> int
 
 
 async def fetch_all(
-    source: Source,
-    refs: Sequence[ObjectRef],
+    source: Source[Wanted, Got],
+    refs: Sequence[Wanted],
     *,
     in_flight: int = IN_FLIGHT,
     in_flight_bytes: int = IN_FLIGHT_BYTES,
     rate_bytes_s: float | None = None,
-) -> AsyncGenerator[tuple[int, bytes], None]:
+) -> AsyncGenerator[tuple[int, Got], None]:
     """Get all `refs`; yield `(index, data)` in order of arrival.
 
     Requests start in the order of `refs`: at most `in_flight` at once, and at most `in_flight_bytes` asked for and not
@@ -68,13 +77,13 @@ async def fetch_all(
         await flight.cancel()
 
 
-class _Flight:
+class _Flight(Generic[Wanted, Got]):
     """The requests under way, and the answers that nobody has taken yet."""
 
     def __init__(
         self,
-        source: Source,
-        refs: Sequence[ObjectRef],
+        source: Source[Wanted, Got],
+        refs: Sequence[Wanted],
         in_flight: int,
         in_flight_bytes: int,
         rate_bytes_s: float | None,
@@ -85,8 +94,8 @@ class _Flight:
         self._later: asyncio.TimerHandle | None = None
         self._in_flight, self._in_flight_bytes = in_flight, in_flight_bytes
         self._started, self._owed_bytes, self._failed = 0, 0, False
-        self._running: set[asyncio.Task[bytes]] = set()
-        self._landed: deque[tuple[int, asyncio.Task[bytes]]] = deque()
+        self._running: set[asyncio.Task[Got]] = set()
+        self._landed: deque[tuple[int, asyncio.Task[Got]]] = deque()
         self._news = asyncio.Event()
 
     def launch(self) -> None:
@@ -109,7 +118,7 @@ class _Flight:
         self._later = None
         self.launch()
 
-    async def next_landed(self) -> tuple[int, asyncio.Task[bytes]]:
+    async def next_landed(self) -> tuple[int, asyncio.Task[Got]]:
         while not self._landed:
             self._news.clear()
             await self._news.wait()
@@ -127,7 +136,7 @@ class _Flight:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
 
-    def _land(self, index: int, task: asyncio.Task[bytes]) -> None:
+    def _land(self, index: int, task: asyncio.Task[Got]) -> None:
         self._rate_bytes_s = None  # from here on arrivals set the pace
         self._running.discard(task)
         if task.cancelled() or task.exception():

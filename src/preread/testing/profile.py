@@ -1,14 +1,16 @@
 """A profile that nobody had to fit: its basis is the identity, so a rung with a small step is close to lossless."""
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
 
-from preread.codec.profile import Basis, FittedRung, Profile, Quality
+from preread.codec.profile import Basis, FittedRung, Profile, Quality, Steps
 from preread.codec.rope import Rope
+from preread.codec.symbols import CLASSES
+from preread.fit import tables
 from preread.values import Fingerprint, Geometry
 
-CLASS = 12
 GROUP_LAYERS = 1
 
 
@@ -29,23 +31,24 @@ def plain_profile(
         geometry,
         GROUP_LAYERS,
         4,
+        8,
         "nothing",
         Rope(True, np.zeros(0, np.float32)),
         np.zeros(embedding_width, np.float32),
         np.zeros((embedding_width, 1), np.float16),
         tuple(_identity(width) for width in widths),
+        tables.start(),
         tuple(
-            FittedRung(
-                name,
-                4.0,
-                Quality(dloss, abs(dloss), 0.9, 1000),
-                step,
-                (0.0, 0.0),
-                tuple(np.full(width, CLASS, np.uint8) for width in widths),
-            )
+            FittedRung(name, 4.0, Quality(dloss, abs(dloss), 0.9, 1000), steps, steps, (0.0, 0.0))
             for name, (step, dloss) in rungs.items()
+            for steps in [Steps(step, tuple(np.full(width, _class(step), np.uint8) for width in widths))]
         ),
     )
+
+
+def _class(step: float) -> int:
+    """The class of values with a deviation of 1.5, as K and V of small models have it."""
+    return min(max(round(2 * math.log2(1.5 / step)) + 6, 0), CLASSES - 1)
 
 
 def _identity(width: int) -> Basis:

@@ -32,6 +32,8 @@ VERSION: Final = 1
 Pair = tuple[Annotated[int, msgspec.Meta(ge=0)], Annotated[int, msgspec.Meta(ge=1)]]
 """A span on the wire: [start, stop], half-open."""
 
+RungName = Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9.-]{1,16}\Z")]
+
 
 class Model(Record, frozen=True):
     """The model whose KV this is. `fingerprint` covers all that changes what KV rows mean; `name` is for people."""
@@ -75,14 +77,16 @@ class Rung(Record, frozen=True, omit_defaults=True):
         segments: one object for each [chunk][group].
         profile: object that the codec needs for decoding, if any.
         quality: what the rung changes, where that was measured; absent from the JSON where it was not.
+        base: the rung that this one refines: segments are decoded together with that one's; absent: it stands alone.
     """
 
-    name: Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9.-]{1,16}\Z")]
+    name: RungName
     codec: Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9./+-]{1,64}\Z")]
     segments: tuple[tuple[SizedId, ...], ...]
     # a factory's value is written even where defaults are omitted: manifests have always had the null
     profile: SizedId | None = msgspec.field(default_factory=lambda: None)
     quality: Quality | None = None
+    base: RungName | None = None
 
 
 class Origin(Record, frozen=True):
@@ -111,13 +115,27 @@ class Manifest(Record, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class SegmentPlace:
-    """One segment of a rung, and where it belongs: `chunk` and `group` are indices into the manifest's lists."""
+    """One segment of a rung, and where it belongs: `chunk` and `group` are indices into the manifest's lists.
+
+    `base` is the segment of the rung that this one refines, if it does.
+    """
 
     ref: ObjectRef
     tokens: Span
     layers: Span
     chunk: int
     group: int
+    base: ObjectRef | None = None
+
+    @property
+    def refs(self) -> tuple[ObjectRef, ...]:
+        """All that decoding takes, the base first."""
+        return (self.ref,) if self.base is None else (self.base, self.ref)
+
+    @property
+    def size_bytes(self) -> int:
+        """On the wire."""
+        return sum(ref.size_bytes for ref in self.refs)
 
 
 def dumps(manifest: Manifest) -> bytes:
@@ -139,7 +157,8 @@ def loads(data: bytes) -> Manifest:
 
     Raises:
         CorruptData: "format", "version", "json", "schema", "length" (an object's size is out of bounds), "shape"
-            (geometry, chunks, groups, or a rung that does not fit them), "rung" (two of one name, or none).
+            (geometry, chunks, groups, or a rung that does not fit them), "rung" (two of one name, or none, or one that
+            refines a rung which is missing or does not stand alone).
     """
     canonical.check_stamp(data, FORMAT, VERSION, MAX_MANIFEST_BYTES)
     manifest = canonical.loads(data, Manifest, MAX_MANIFEST_BYTES)
@@ -151,7 +170,10 @@ def loads(data: bytes) -> Manifest:
     names = [rung.name for rung in manifest.rungs]
     if not names or len(set(names)) != len(names):
         raise CorruptData("rung", "manifest has no rung, or two of one name")
+    alone = {rung.name for rung in manifest.rungs if rung.base is None}
     for rung in manifest.rungs:
+        if rung.base is not None and rung.base not in alone:
+            raise CorruptData("rung", f"rung {rung.name} refines {rung.base}, which does not stand alone here")
         _check_rung(manifest, rung)
     return manifest
 
@@ -181,12 +203,19 @@ def places(manifest: Manifest, rung_name: str) -> list[SegmentPlace]:
     Raises:
         UsageError: the manifest lacks the rung.
     """
-    segments = rung_named(manifest, rung_name).segments
+    rung = rung_named(manifest, rung_name)
+    base = rung_named(manifest, rung.base).segments if rung.base else None
     return [
-        SegmentPlace(ObjectRef("segments", cell.id, cell.size_bytes), Span(*chunk), Span(*group), c, g)
+        SegmentPlace(
+            _segment_ref(rung.segments[c][g]),
+            Span(*chunk),
+            Span(*group),
+            c,
+            g,
+            None if base is None else _segment_ref(base[c][g]),
+        )
         for g, group in enumerate(manifest.groups)
         for c, chunk in enumerate(manifest.chunks)
-        for cell in (segments[c][g],)
     ]
 
 
@@ -196,6 +225,10 @@ def header(manifest: Manifest, rung_name: str, place: SegmentPlace) -> segment.S
     return segment.SegmentHeader(
         manifest.context, rung_name, place.tokens, place.layers, shape.kv_heads, shape.head_dim
     )
+
+
+def _segment_ref(cell: SizedId) -> ObjectRef:
+    return ObjectRef("segments", cell.id, cell.size_bytes)
 
 
 def tokens_ref(manifest: Manifest) -> ObjectRef:
