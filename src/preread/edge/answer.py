@@ -19,7 +19,7 @@ from preread.edge.rungs import chosen
 from preread.edge.site import Site
 from preread.edge.text import Writer
 from preread.edge.understand import Question, understand
-from preread.engine.llamacpp import Step
+from preread.engine.sampling import Step
 from preread.errors import PrereadError
 from preread.plan.choose import Compute, choose
 from preread.plan.cost import Need

@@ -17,7 +17,7 @@ from preread.edge.refine import Refinement
 from preread.edge.rungs import parcel_at
 from preread.edge.site import Site
 from preread.edge.understand import Question
-from preread.engine.llamacpp import Step
+from preread.engine.sampling import Step
 from preread.errors import Cancelled, EngineError, PrereadError, TransportError
 from preread.plan.cost import Need
 from preread.values import KVBlock, Span

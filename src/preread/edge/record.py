@@ -8,7 +8,7 @@ from preread.edge.load import Loaded, Parcel
 from preread.edge.refine import Refinement
 from preread.edge.request import Timings
 from preread.edge.understand import Question
-from preread.engine.llamacpp import Step
+from preread.engine.sampling import Step
 
 
 class Record:
