@@ -20,7 +20,7 @@ TICK_S = 0.02
 class Machine:
     """What is true of a machine, and of the codec on it."""
 
-    prefill: Prefill = Prefill(1 / 280, 2e-7, 0.01)
+    prefill: Prefill = field(default_factory=lambda: Prefill(1 / 280, 2e-7, 0.01))
     prompt_s: float = 0.14
     decode_bytes_s: float = 60e6
     groups: int = 12

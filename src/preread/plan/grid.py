@@ -93,9 +93,9 @@ class Grid:
         self._place(cell)
 
     def spoil(self, cell: Cell) -> None:
-        """It could not be."""
+        """It can neither be had nor be decoded."""
+        self._injecting[cell[0]] -= self._at[cell] is At.INJECTING
         self._at[cell] = At.SPOILT
-        self._injecting[cell[0]] -= 1
         self.spoilt.add(cell[0])
 
     def compute(self, chunk: int) -> None:

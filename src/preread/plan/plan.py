@@ -56,6 +56,7 @@ _INTERRUPT_S, _INTERRUPT = 0.05, 0.7
 _MOST_INTERRUPTS: Final = 3
 _WAVE: Final = 1.5
 """The last wave is larger than what should arrive during the prompt: a link may be faster than it seems."""
+_TRIES: Final = 2
 _OVERDUE_S, _OVERDUE = 0.25, 3.0
 
 
@@ -114,9 +115,14 @@ class _Seen:
     flow: Flow
     breaker: Breaker
     asked: dict[Cell, float] = field(default_factory=dict)
+    refused: dict[Cell, int] = field(default_factory=dict)  # how often a cell failed there
     owed_bytes: int = 0  # of cells that are asked for
     whole_bytes: int = 0  # of cells that arrived or were given up
     lost: bool = False
+
+    def refuses(self, cell: Cell) -> bool:
+        """Whether a cell is not to be had here."""
+        return self.refused.get(cell, 0) >= _TRIES
 
     @property
     def partly_bytes(self) -> int:
@@ -130,7 +136,9 @@ class Plan:
     def __init__(self, task: Task, at_s: float) -> None:
         self._task, self._now_s, self.grid = task, at_s, Grid(task.cells)
         self._starts = [sum(task.chunks[:c]) for c in range(len(task.chunks))]
-        self._sources = [_Seen(source, Flow.begin(source.bytes_s, source.rtt_s, at_s), source.breaker) for source in task.sources]
+        self._sources = [
+            _Seen(source, Flow.begin(source.bytes_s, source.rtt_s, at_s), source.breaker) for source in task.sources
+        ]
         self._engine, self._until_s = Engine.IDLE, at_s
         self._span = range(0)  # chunks that are being computed
         self._speed = 1.0  # seconds that computing takes ÷ what was believed
@@ -232,8 +240,11 @@ class Plan:
         seen = self._sources[source]
         if cell in seen.asked:
             seen.breaker = seen.breaker.failed(seen.asked[cell], self._now_s)
+            seen.refused[cell] = seen.refused.get(cell, 0) + 1
             self._forget(seen, cell)
         seen.lost = seen.lost or for_good or not seen.breaker.allows(self._now_s)
+        if self.grid.away(cell) and all(seen.lost or seen.refuses(cell) for seen in self._sources):
+            self.grid.spoil(cell)
 
     def _computed(self, seconds: float) -> None:
         expected_s = sum(map(self._compute_s, self._span)) / self._speed
@@ -353,8 +364,10 @@ class Plan:
         asked = [seen for seen in self._sources if cell in seen.asked]
         if len(asked) > 1 or any(not self._overdue(seen, cell) for seen in asked):
             return None
-        sources = enumerate(self._sources)
-        return next((i for i, seen in sources if not seen.lost and seen not in asked and self._room(seen)), None)
+        for index, seen in enumerate(self._sources):
+            if not (seen.lost or cell in seen.asked or seen.refuses(cell)) and self._room(seen):
+                return index
+        return None
 
     def _overdue(self, seen: _Seen, cell: Cell) -> bool:
         rate = seen.flow.bytes_s
