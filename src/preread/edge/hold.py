@@ -203,6 +203,6 @@ def _learn(site: Site, what: Parcel, loading: Loading, done: Loaded) -> None:
     elif time.monotonic() - done.started > _SILENCE_S + 3 * flow.rtt_s:
         site.estimates.gave_up(0, time.monotonic() - done.started)
     site.estimates.decoded(what.rung, done.decoded_bytes, done.decoded_s)
-    if isinstance(done.failure, TransportError) and not site.breaker.allows(time.monotonic()):
+    if isinstance(done.failure, TransportError) and site.breaker.tripped:
         # The next request need not find out again; the catalogue's sync notices when the cloud is back.
         site.contexts.unreachable = str(done.failure)

@@ -5,7 +5,6 @@ piece comes from where is decided in `plan/plan.py`; this module must not decide
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from preread.codec.ladder import by_version
 from preread.edge.profiles import Reader
 from preread.engine.llamacpp import LlamaCpp, Tokens
 from preread.engine.worker import Worker
-from preread.errors import Cancelled, CorruptData, PrereadError, UsageError
+from preread.errors import Cancelled, CorruptData, PrereadError, TransportError, UsageError
 from preread.plan import events
 from preread.plan.events import Cell, Event, Instruction
 from preread.plan.plan import Plan, Task
@@ -29,7 +28,6 @@ from preread.wire.manifest import Manifest, SegmentPlace
 T = TypeVar("T")
 
 _TICK_S = 0.02
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +140,7 @@ class Loading:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for task in (tasks := [*self._fetching.values(), *self._working]):
+        for task in (tasks := [*self._working]):
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
@@ -190,7 +188,7 @@ class Loading:
     def _perform(self, instruction: Instruction) -> None:
         match instruction:
             case events.Fetch(cell, source):
-                self._fetching[cell, source] = asyncio.create_task(self._fetch(cell, source))
+                self._fetching[cell, source] = self._work(self._fetch(cell, source))
             case events.Abandon(cell, source):
                 self._fetching.pop((cell, source)).cancel()
             case events.Inject(cell):
@@ -212,7 +210,7 @@ class Loading:
         return task
 
     def _worked(self, task: asyncio.Task[None]) -> None:
-        """A failure of anything but a fetch ends the load; of those that follow from it the first is kept."""
+        """What nobody foresaw ends the load; of failures that follow from the first, the first is kept."""
         self._working.discard(task)
         error = None if task.cancelled() else task.exception()
         if isinstance(error, Exception) and self._failure is None:
@@ -244,12 +242,11 @@ class Loading:
             self._frames[cell], event = frame, events.Arrived(cell, source)
             self._done.received_bytes += len(frame)
         except UsageError as error:
-            self._done.failure, event = error, events.Failed(cell, source, for_good=True)
-        except PrereadError as error:
+            self._done.failure, event = error, events.Failed(cell, source, "source")
+        except TransportError as error:
             self._done.failure = error
-        except Exception as error:
-            _log.exception("fetching failed in a way that nobody foresaw")
-            self._done.failure = PrereadError(str(error))
+        except PrereadError as error:
+            self._done.failure, event = error, events.Failed(cell, source, "cell")
         if self._fetching.pop((cell, source), None) is not None:
             self._progress()
             self._tell(event)

@@ -1,6 +1,9 @@
 """What happens to a load, and what its plan says to do: the words between `plan.py` and whoever drives it."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+Fault = Literal["link", "cell", "source"]
 
 Cell = tuple[int, int]
 """One segment of a context: its chunk and its group of layers."""
@@ -29,11 +32,16 @@ class Arrived:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A cell that was asked for will not come from there; `for_good`: nothing that this source sends can be used."""
+    """A cell that was asked for did not come.
+
+    Attributes:
+        fault: "link": nothing or not all of it arrived; "cell": this source has none, or a wrong one; "source": nothing
+            is to be had there.
+    """
 
     cell: Cell
     source: int
-    for_good: bool = False
+    fault: Fault = "link"
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,9 +26,14 @@ class Breaker:
     trying: bool = False
 
     @property
+    def tripped(self) -> bool:
+        """Whether it is open or half-open: nothing has worked since it opened."""
+        return self.failures >= FAILURES
+
+    @property
     def retry_s(self) -> float:
         """From when on it may be asked again; in the past while it is closed."""
-        if self.failures < FAILURES:
+        if not self.tripped:
             return float("-inf")
         return self.failed_s + min(_LONGEST_BACKOFF_S, _FIRST_BACKOFF_S * 2.0 ** min(self.failures - FAILURES, 16))
 
@@ -38,7 +43,7 @@ class Breaker:
 
     def asked(self) -> "Breaker":
         """A request was sent."""
-        return Breaker(self.failures, self.failed_s, self.failures >= FAILURES)
+        return Breaker(self.failures, self.failed_s, self.tripped)
 
     def succeeded(self) -> "Breaker":
         """A request was answered."""

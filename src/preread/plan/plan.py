@@ -25,6 +25,7 @@ from preread.plan.events import (
     Computed,
     Event,
     Failed,
+    Fault,
     Fetch,
     Inject,
     Instruction,
@@ -210,8 +211,8 @@ class Plan:
                 seen.flow.advance(seen_bytes, self._now_s, bool(seen.asked))
             case Arrived(cell, source):
                 self._arrived(cell, source, out)
-            case Failed(cell, source, for_good):
-                self._failed(cell, source, for_good)
+            case Failed(cell, source, fault):
+                self._failed(cell, source, fault)
             case Placed(cell):
                 self.grid.placed(cell)
             case Spoilt(cell):
@@ -236,13 +237,13 @@ class Plan:
             self._give_up(cell, out)
             self.grid.arrived(cell)
 
-    def _failed(self, cell: Cell, source: int, for_good: bool) -> None:
+    def _failed(self, cell: Cell, source: int, fault: Fault) -> None:
         seen = self._sources[source]
         if cell in seen.asked:
             seen.breaker = seen.breaker.failed(seen.asked[cell], self._now_s)
-            seen.refused[cell] = seen.refused.get(cell, 0) + 1
+            seen.refused[cell] = seen.refused.get(cell, 0) + (fault == "cell")
             self._forget(seen, cell)
-        seen.lost = seen.lost or for_good or not seen.breaker.allows(self._now_s)
+        seen.lost = seen.lost or fault == "source" or not seen.breaker.allows(self._now_s)
         if self.grid.away(cell) and all(seen.lost or seen.refuses(cell) for seen in self._sources):
             self.grid.spoil(cell)
 
