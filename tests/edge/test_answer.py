@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
 from preread import Edge
@@ -19,7 +20,7 @@ from preread.errors import UnknownContext, UsageError
 from preread.store.objects import Objects, open_store
 from preread.testing.cloud import serving
 from preread.testing.proxy import Blackout, Corrupt, Fault, Link, ProxyProcess, Refuse, Reset, Truncate
-from preread.values import Fingerprint
+from preread.values import Fingerprint, KVBlock, Span
 from preread.wire import manifest as manifests
 from preread.wire.catalogue import Entry
 from preread.wire.digest import context_id
@@ -39,6 +40,12 @@ class Bench:
 
     def ask(self, question: str = QUESTION, context: str | None = "manual") -> Answer:
         return self.edge.ask(question, context=context, max_tokens=8)
+
+    def rows(self) -> KVBlock:
+        """All that the engine holds."""
+        engine, worker = self.site.engine, self.site.worker
+        spans = Span(0, engine.context_tokens), Span(0, engine.spec.geometry.layers)
+        return self.edge.portal.call(lambda: worker.run(lambda: engine.export(*spans)))
 
     def cold(self) -> None:
         """A whole link, nothing held, nothing believed of the link."""
@@ -142,10 +149,35 @@ def test_a_slow_link_gives_way_to_computing(bench: Bench, local: Answer) -> None
     answer = bench.ask()
     assert (answer.text, answer.timings.way) == (local.text, "computed")
     assert "too slow" in (answer.timings.reason or "")
-    # What was learnt is used: the next context is not even tried.
+    # What was learnt is used the next time.
+    link = bench.site.estimates.link
+    assert link is not None and link.bytes_s < 1e6
     bench.edge.portal.call(bench.site.forget)
     second = bench.ask()
-    assert second.timings.way == "computed" and "loading would take" in (second.timings.reason or "")
+    assert (second.text, second.timings.way) == (local.text, "computed")
+
+
+def test_a_mix_of_computed_and_streamed_gives_the_answer_of_local_prefill(
+    bench: Bench, local: Answer, cloud: Any, manual: str
+) -> None:
+    """The link brings the end of the context while its beginning is computed: all rows are those of local prefill."""
+    cloud.publish("long", "\n".join(f"Edition {n}. {manual}" for n in range(3)))
+    bench.cold()
+    bench.proxy.set_link(Link(mbps=24, rtt_ms=2))
+    mixed = bench.ask(context="long")
+    rows = bench.rows()
+    assert mixed.timings.way == "mixed" and mixed.timings.reason is None
+    assert 0 < mixed.timings.cache_n < mixed.timings.context_n and mixed.timings.context_ms > 0
+    assert mixed.timings.prompt_n == mixed.prompt_tokens - mixed.timings.cache_n
+    bench.cold()
+    link, bench.site.link = bench.site.link, None
+    try:
+        alone = bench.ask(context="long")
+    finally:
+        bench.site.link = link
+    computed = bench.rows()
+    assert mixed.text == alone.text
+    assert np.array_equal(rows.k, computed.k) and np.array_equal(rows.v, computed.v)
 
 
 def test_a_refused_connection_is_remembered_until_the_next_sync(bench: Bench, local: Answer) -> None:

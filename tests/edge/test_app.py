@@ -16,7 +16,7 @@ import pytest
 from preread.edge import app as app_module
 from preread.edge.app import create_app
 from preread.edge.edge import AsyncEdge
-from preread.engine.llamacpp import Step
+from preread.engine.sampling import Step
 from preread.errors import EngineError
 
 QUESTION = [{"role": "user", "content": "What is the code of the pump?"}]

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from preread.edge.request import Piece
 from preread.edge.text import Writer
-from preread.engine.llamacpp import Step
+from preread.engine.sampling import Step
 
 
 @dataclass

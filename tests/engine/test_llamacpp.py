@@ -103,6 +103,85 @@ def test_the_engine_waits_for_a_layer_that_is_late(engine: LlamaCpp) -> None:
     assert len(got) == 8
 
 
+def fed(engine: LlamaCpp, block: KVBlock, first: int) -> threading.Thread:
+    """Injects rows of `block` from token `first` on in a thread of its own, in small pieces, the last ones first."""
+
+    def feed() -> None:
+        for start in reversed(range(first, len(block.tokens), 50)):
+            span = Span(start, min(start + 50, len(block.tokens)))
+            part = slice(span.start, span.stop)
+            engine.inject(KVBlock(span, block.layers, block.k[:, :, part], block.v[:, :, part]))
+
+    feeder = threading.Thread(target=feed)
+    feeder.start()
+    return feeder
+
+
+def test_a_computed_head_and_an_injected_tail_give_the_very_bits_of_local_prefill(engine: LlamaCpp) -> None:
+    tokens, layers = 600, engine.spec.geometry.layers
+    engine.prefill(document(tokens))
+    local, block = answer(engine), engine.export(Span(0, tokens), Span(0, layers))
+    engine.reserve(tokens)
+    feeder = fed(engine, block, 300)
+    for start, stop in ((0, 128), (128, 300)):
+        engine.compute(document(tokens)[start:stop], start)
+    feeder.join()
+    engine.open_layers(layers)
+    mixed = engine.export(Span(0, tokens), Span(0, layers))
+    assert np.array_equal(mixed.k, block.k) and np.array_equal(mixed.v, block.v)
+    again = answer(engine)
+    assert again[0] == local[0] and np.array_equal(again[1], local[1])
+
+
+def test_a_computation_that_is_cancelled_leaves_everything_else_as_it_was(engine: LlamaCpp) -> None:
+    tokens, layers = 300, engine.spec.geometry.layers
+    engine.prefill(document(tokens))
+    local, block = answer(engine), engine.export(Span(0, tokens), Span(0, layers))
+    engine.reserve(tokens)
+    engine.compute(document(tokens)[:128], 0)
+    arm, engine._gate.arm_open = engine._gate.arm_open, lambda: (arm(), engine.cancel())[0]  # type: ignore[method-assign]
+    try:
+        with pytest.raises(Cancelled):
+            engine.compute(document(tokens)[128:], 128)
+    finally:
+        engine._gate.arm_open = arm  # type: ignore[method-assign]
+    fed(engine, block, 128).join()
+    engine.open_layers(layers)
+    assert np.array_equal(engine.export(Span(0, tokens), Span(0, layers)).k, block.k)
+    assert np.array_equal(answer(engine)[1], local[1])
+
+
+def test_a_prompt_that_was_cancelled_at_the_gate_can_be_asked_again(engine: LlamaCpp) -> None:
+    layers = engine.spec.geometry.layers
+    engine.prefill(document(200))
+    local, block = answer(engine), engine.export(Span(0, 200), Span(0, layers))
+    engine.reserve(200)
+    engine.inject(layers_of(block, 0, 3))
+    engine.open_layers(3)
+    canceller = threading.Thread(target=lambda: cancel_at(engine, 3))
+    canceller.start()
+    with pytest.raises(Cancelled):
+        answer(engine)
+    canceller.join()
+    engine.compute(document(200), 0)
+    engine.open_layers(layers)
+    assert np.array_equal(answer(engine)[1], local[1])
+
+
+def cancel_at(engine: LlamaCpp, layer: int) -> None:
+    while engine.waiting_for_layer != layer:
+        pass
+    engine.cancel()
+
+
+def test_only_what_is_reserved_can_be_computed(engine: LlamaCpp) -> None:
+    with pytest.raises(EngineError, match="not reserved"):
+        engine.compute(document(10), 0)
+    engine.reserve(20)
+    with pytest.raises(EngineError, match="tokens 15 to 25"):
+        engine.compute(document(10), 15)
+
+
 def test_cancel_ends_a_wait_and_the_engine_goes_on(engine: LlamaCpp) -> None:
     engine.reserve(64)
     raised: list[Exception] = []

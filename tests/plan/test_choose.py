@@ -2,46 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preread.plan.choose import Compute, Load, Offer, choose, choose_rung, worth_waiting
-from preread.plan.cost import Link, Need, local_s
-
-NEED = Need(1000, 3_000_000, 250.0, 0.1)  # 4.1 s here
-
-
-def test_an_unknown_link_gets_its_chance() -> None:
-    assert isinstance(choose(NEED, None), Load)
-
-
-def test_a_fast_link_is_used_and_a_slow_one_is_not() -> None:
-    assert choose(NEED, Link(12.5e6, 0.02)) == Load(0.02 + 0.24)
-    slow = choose(NEED, Link(0.5e6, 0.02))
-    assert isinstance(slow, Compute)
-    assert "6.0 s" in slow.reason and "4.1 s" in slow.reason
-    assert isinstance(choose(NEED, Link(0, 0)), Compute)
-
-
-def test_silence_is_borne_for_half_of_what_computing_would_take() -> None:
-    assert worth_waiting(NEED, 2.0, 0, 0)
-    assert not worth_waiting(NEED, 2.1, 0, 0)
-    assert worth_waiting(Need(10, 1000, 1000.0, 0.01), 0.29, 0, 0)
-
-
-def test_a_load_is_given_up_when_the_rest_would_take_longer_than_computing() -> None:
-    assert worth_waiting(NEED, 0.1, 1.0, 1_000_000)
-    assert not worth_waiting(NEED, 0.1, 1.0, 100_000)
-
-
-def test_no_link_is_judged_by_its_first_moments() -> None:
-    assert worth_waiting(NEED, 0.1, 0.2, 1)
-
-
-@given(st.floats(0, 100), st.floats(0, 100), st.integers(0, 3_000_000))
-def test_waiting_in_vain_is_bounded(silent_s: float, flowing_s: float, received_bytes: int) -> None:
-    if worth_waiting(NEED, silent_s, flowing_s, received_bytes) and received_bytes == 0:
-        assert silent_s <= local_s(NEED)
-    if received_bytes == NEED.context_bytes:
-        assert worth_waiting(NEED, silent_s, flowing_s, received_bytes)
-
+from preread.plan.choose import Offer, choose_rung
 
 LADDER = (
     Offer("lossless", 10_000, 0.0),

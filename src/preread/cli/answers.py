@@ -50,6 +50,10 @@ def _origin(timings: Timings) -> str:
         case "streamed":
             loaded = f"{size(timings.bytes_received)} in {timings.load_ms / 1e3:.2f} s"
             return f"{name}: {count} streamed, {timings.rung}, {loaded}{_refined(timings)}"
+        case "mixed":
+            computed = f"{timings.context_n - timings.cache_n:,} of {count}"
+            loaded = f"{size(timings.bytes_received)} in {timings.load_ms / 1e3:.2f} s"
+            return f"{name}: {computed} computed here, the rest streamed, {timings.rung}, {loaded}{_refined(timings)}"
         case "resident":
             return f"{name}: {count} in memory{_refined(timings)}"
         case "computed":

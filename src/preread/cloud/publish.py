@@ -44,12 +44,12 @@ _Rows = list[tuple[SizedId, ...]]
 """Segments of one rung: [chunk][group]."""
 
 CHUNK_TOKENS = 128
-GROUP_LAYERS = 2
-"""Chunks are what an edge either loads or computes: the shorter, the better both can be kept busy. Prefill in batches
-of 128 gives the same bits as in batches of `BATCH_TOKENS`. Few layers: little is left to compute after the last ones.
+SMALLEST_CHUNK_TOKENS = 64
+"""Chunks are what an edge may compute instead of loading. In batches of 64 to 512 tokens llama.cpp computes the very
+same KV; so a chunk is shorter only where prefill has a batch of its own for it."""
 
-A profile says by itself how many layers it codes together.
-"""
+GROUP_LAYERS = 2
+"""Few layers, so that little is left to compute after the last. A profile says by itself how many it codes together."""
 
 LOSSLESS = "lossless"
 
@@ -121,7 +121,7 @@ async def publish(
     bases = _bases(profile)
     context = context_id(engine.spec.fingerprint, tokens)
     layers = GROUP_LAYERS if profile is None else profile.profile.group_layers
-    chunks, groups = _spans(len(tokens), CHUNK_TOKENS), _spans(engine.spec.geometry.layers, layers)
+    chunks, groups = chunked(len(tokens)), _spans(engine.spec.geometry.layers, layers)
     prefill = partial(engine.prefill, tokens, lambda done: progress("prefill", done, len(tokens)))
     await worker.run(prefill, engine.cancel)
     rows: dict[str, _Rows] = {step.rung: [] for step in codecs}
@@ -218,6 +218,14 @@ def _rung(step: Codec, cells: _Rows, profile: Stored | None) -> Rung:
         tokens=measured.tokens,
     )
     return Rung(step.rung, step.version, tuple(cells), _sized(profile.ref), quality, fitted.base)
+
+
+def chunked(tokens: int) -> list[Span]:
+    """Chunks of a context of so many tokens, none of them shorter than `SMALLEST_CHUNK_TOKENS` without need."""
+    spans = _spans(tokens, CHUNK_TOKENS)
+    if len(spans) > 1 and len(spans[-1]) < SMALLEST_CHUNK_TOKENS and spans[-1].start % BATCH_TOKENS:
+        spans[-2:] = [Span(spans[-2].start, tokens)]
+    return spans
 
 
 def _spans(stop: int, step: int) -> list[Span]:

@@ -90,7 +90,7 @@ def loads(data: bytes) -> Profile:
     """Read a profile, and check that nothing in it can do worse than make bad answers.
 
     Raises:
-        CorruptData: "magic", "version", "json", "schema", "shape" (impossible sizes), "length" (not exactly the bytes that the
+        CorruptData: "magic", "version", "json", "schema", "shape" (impossible sizes), "length" (not exactly the bytes that
             head implies), "range" (a number that is not finite, or not positive where it must be).
     """
     head, rest = _head(data)

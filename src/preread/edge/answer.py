@@ -19,10 +19,8 @@ from preread.edge.rungs import chosen
 from preread.edge.site import Site
 from preread.edge.text import Writer
 from preread.edge.understand import Question, understand
-from preread.engine.llamacpp import Step
+from preread.engine.sampling import Step
 from preread.errors import PrereadError
-from preread.plan.choose import Compute, choose
-from preread.plan.cost import Need
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +64,7 @@ async def _steps(question: Question, site: Site, record: Record) -> AsyncGenerat
         if isinstance(way, Parcel):
             loaded = Loaded()
             try:
-                async with aclosing(streamed(question, known, way, _need(question, way, site), site, loaded)) as steps:
+                async with aclosing(streamed(question, known, way, site, loaded)) as steps:
                     async for step in steps:
                         record.note_load(question, way, loaded)
                         yield step
@@ -95,13 +93,6 @@ def _way(question: Question, known: Known, site: Site) -> Parcel | str:
     if site.contexts.unreachable:
         return site.contexts.unreachable
     try:
-        what = chosen(known, site)
+        return chosen(known, site)
     except PrereadError as error:
         return str(error)
-    decision = choose(_need(question, what, site), site.estimates.link)
-    return decision.reason if isinstance(decision, Compute) else what
-
-
-def _need(question: Question, what: Parcel, site: Site) -> Need:
-    rate = site.estimates.prefill_tokens_s
-    return Need(question.reuse, what.size_bytes, rate, len(question.prompt) / rate)

@@ -1,26 +1,29 @@
-"""Getting a context's KV into the engine's cache: it is there, it lies on the shelf, it is streamed, or it is computed.
+"""Getting a context's KV into the engine's cache: it is there, it lies on the shelf, it is streamed and computed
+as the plan says, or it is computed.
 
 Every function here is called by whoever has the site's turn.
 """
 
-import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 
 import numpy as np
 
 from preread.edge.contexts import Known
-from preread.edge.load import GaveUp, Loaded, Parcel, load
+from preread.edge.load import Loaded, Loading, Parcel
 from preread.edge.refine import Refinement
 from preread.edge.rungs import parcel_at
 from preread.edge.site import Site
 from preread.edge.understand import Question
-from preread.engine.llamacpp import Step
-from preread.errors import Cancelled, EngineError, PrereadError, TransportError
-from preread.plan.cost import Need
+from preread.engine.sampling import Step
+from preread.errors import Cancelled, PrereadError, TransportError
+from preread.plan.plan import Source, Task
 from preread.values import KVBlock, Span
+
+_SILENCE_S = 0.3  # no link is called silent sooner
 
 _log = logging.getLogger(__name__)
 
@@ -77,41 +80,65 @@ async def make_room(question: Question, site: Site) -> None:
 
 
 async def streamed(
-    question: Question, known: Known, what: Parcel, need: Need, site: Site, done: Loaded
+    question: Question, known: Known, what: Parcel, site: Site, done: Loaded
 ) -> AsyncGenerator[Step, None]:
-    """Stream the context in and generate at the same time; the engine waits before each layer that is not there yet.
+    """Get the context from the cloud and from this machine, and generate behind the gate of what is there.
 
     Raises:
         NotStreamed: before the first token; what went wrong is its cause.
     """
     assert site.link is not None
-    engine = site.engine
-    reserving = asyncio.ensure_future(_reserve(site, len(known.tokens)))
-    loading = asyncio.create_task(_load_or_cancel(what, need, site, reserving, done))
+    reserve = partial(_reserve, site, len(known.tokens))
+    task = _task(question, what, site)
+    loading = Loading(what, known.tokens, task, (site.link,), site.engine, site.worker, reserve, done)
     try:
-        await reserving
-        async with aclosing(generated(question, site)) as steps:
+        async with loading, aclosing(_behind_the_gate(question, loading, site)) as steps:
             async for step in steps:
                 if site.held is None:
-                    await loading
+                    await loading.complete()
                     site.held = known.entry.context
                     site.refinement = refinement(known, what, site)
                     if site.refinement is not None:
                         site.refinement.go_on()
                 yield step
-    except (Cancelled, EngineError) as error:
+    except Exception as error:
         begun, site.held = site.held is not None, None
         if begun:
             raise  # tokens are out: there is no answering anew
-        raise NotStreamed(str(await _failure(loading) or error)) from error
+        if not isinstance(error, PrereadError):
+            _log.exception("loading a context failed in a way that nobody foresaw")
+        raise NotStreamed(str(error)) from error
     finally:
-        loading.cancel()
-        await asyncio.wait([loading, reserving])
-        _learn(site, loading, done)
+        _learn(site, what, loading, done)
         if site.held is None:
             # Whatever a failed load left behind must not reach a later answer.
             await _stay(site)
-            await site.worker.run(lambda: engine.clear(wipe=True))
+            await site.worker.run(lambda: site.engine.clear(wipe=True))
+
+
+async def _behind_the_gate(question: Question, loading: Loading, site: Site) -> AsyncGenerator[Step, None]:
+    """Generate when the plan says so; what it takes back before the first token begins anew later."""
+    while True:
+        await loading.answerable()
+        try:
+            async with aclosing(generated(question, site)) as steps:
+                async for step in steps:
+                    yield step
+            return
+        except Cancelled:
+            if not loading.taken_back():
+                await loading.answerable()  # raises what ended the load, if that was it
+                raise
+
+
+def _task(question: Question, what: Parcel, site: Site) -> Task:
+    """What the plan has to know of a load."""
+    chunks = tuple(stop - start for start, stop in what.manifest.chunks)
+    beliefs = site.estimates
+    prompt_s = beliefs.prefill.seconds(question.reuse, len(question.prompt))
+    link = beliefs.link
+    source = Source(None if link is None else link.bytes_s, beliefs.rtt_s, site.breaker)
+    return Task(chunks, what.cells, beliefs.prefill, prompt_s, beliefs.decode_bytes_s(what.rung), (source,))
 
 
 def refinement(known: Known, loaded: Parcel, site: Site) -> Refinement | None:
@@ -168,36 +195,14 @@ def _put_back(site: Site, block: KVBlock) -> None:
     engine.open_layers(len(block.layers))
 
 
-async def _load_or_cancel(what: Parcel, need: Need, site: Site, reserving: asyncio.Future[None], done: Loaded) -> None:
-    """Load; when that fails, release the engine, which waits for layers that will not come."""
-    assert site.link is not None
-    try:
-        await load(what, site.link, site.engine, reserving, site.estimates.link, need, done)
-    except BaseException:
-        await asyncio.wait([reserving])
-        site.engine.cancel()
-        raise
-
-
-async def _failure(loading: asyncio.Task[None]) -> Exception | None:
-    """Why a load failed. A bug is logged as one, and then is no more a reason not to answer than a broken link."""
-    try:
-        await loading
-    except PrereadError as error:
-        return error
-    except Exception as error:
-        _log.exception("loading a context failed in a way that nobody foresaw")
-        return error
-    return None
-
-
-def _learn(site: Site, loading: asyncio.Task[None], done: Loaded) -> None:
-    """Remember how the link did."""
-    failure = None if loading.cancelled() else loading.exception()
-    if done.seconds is not None:
-        site.estimates.transferred(done.received_bytes, done.seconds)
-    elif isinstance(failure, GaveUp):
-        site.estimates.gave_up(done.seen_bytes, time.monotonic() - done.started)
-    if isinstance(failure, TransportError):
+def _learn(site: Site, what: Parcel, loading: Loading, done: Loaded) -> None:
+    """Remember how the link and this machine did."""
+    (flow,), (site.breaker,) = loading.plan.flows, loading.plan.breakers
+    if done.seen_bytes:
+        site.estimates.flowed(done.seen_bytes, flow.bytes_s)
+    elif time.monotonic() - done.started > _SILENCE_S + 3 * flow.rtt_s:
+        site.estimates.gave_up(0, time.monotonic() - done.started)
+    site.estimates.decoded(what.rung, done.decoded_bytes, done.decoded_s)
+    if isinstance(done.failure, TransportError) and site.breaker.tripped:
         # The next request need not find out again; the catalogue's sync notices when the cloud is back.
-        site.contexts.unreachable = str(failure)
+        site.contexts.unreachable = str(done.failure)

@@ -1,29 +1,35 @@
-"""Loading a context: segments from the wire into the engine, in layer order, while the engine already computes.
+"""Loading a context: what the plan says is done here, and what happens is told to it.
 
-fetch (many in flight) → verify → decode in worker threads → inject → open the layers that are complete.
+fetch (many at once) → verify → decode in worker threads → inject, and compute on the engine's thread meanwhile. Which
+piece comes from where is decided in `plan/plan.py`; this module must not decide anything.
 """
 
 import asyncio
 import time
-from collections.abc import Awaitable
-from contextlib import aclosing
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 from preread.codec.fitted import joined
 from preread.codec.ladder import by_version
 from preread.edge.profiles import Reader
-from preread.engine.llamacpp import LlamaCpp
-from preread.errors import PrereadError
-from preread.plan.choose import worth_waiting
-from preread.plan.cost import Link, Need
+from preread.engine.llamacpp import LlamaCpp, Tokens
+from preread.engine.worker import Worker
+from preread.errors import Cancelled, CorruptData, PrereadError, TransportError, UsageError
+from preread.plan import events
+from preread.plan.events import Cell, Event, Instruction
+from preread.plan.plan import Plan, Task
 from preread.store.egress import CloudLink
-from preread.store.fetch import IN_FLIGHT, Source, fetch_all, in_flight_for
+from preread.store.fetch import Source
 from preread.values import KVBlock, ObjectRef
 from preread.wire import manifest as manifests
 from preread.wire import segment
 from preread.wire.manifest import Manifest, SegmentPlace
 
-_TICK_S = 0.05
+T = TypeVar("T")
+
+_TICK_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,22 +46,36 @@ class Parcel:
         """Bytes on the wire."""
         return sum(place.size_bytes for place in self.places)
 
+    @property
+    def cells(self) -> tuple[tuple[int, ...], ...]:
+        """Sizes of the segments in bytes, [chunk][group]."""
+        groups, chunks = len(self.manifest.groups), len(self.manifest.chunks)
+        sizes = {(place.chunk, place.group): place.size_bytes for place in self.places}
+        return tuple(tuple(sizes[c, g] for g in range(groups)) for c in range(chunks))
+
 
 @dataclass(slots=True)
 class Loaded:
     """How far a load has come.
 
     Attributes:
-        started, first: when it began, and when the first byte was seen; of `time.monotonic`.
+        started: when it began, of `time.monotonic`.
         received_bytes: of whole segments.
         seen_bytes: of all that arrived, unfinished segments included.
-        seconds: until the last row was in place; None before that.
+        computed_tokens, computed_s: what was computed here, and how long that took.
+        decoded_bytes, decoded_s: what was decoded, and how long that took, over all threads.
+        failure: the last thing that went wrong, if anything did.
+        seconds: until everything was in place; None before that.
     """
 
     started: float = field(default_factory=time.monotonic)
-    first: float | None = None
     received_bytes: int = 0
     seen_bytes: int = 0
+    computed_tokens: int = 0
+    computed_s: float = 0.0
+    decoded_bytes: int = 0
+    decoded_s: float = 0.0
+    failure: PrereadError | None = None
     seconds: float | None = None
 
 
@@ -68,10 +88,6 @@ class Segments:
     async def get(self, place: SegmentPlace) -> list[bytes]:
         """The frames of a place, the base first. Raises as the source does."""
         return [await self._source.get(ref) for ref in place.refs]
-
-
-class GaveUp(PrereadError):
-    """What is left to load would take longer than computing the context here."""
 
 
 def parcel(manifest: Manifest, rung: str, codec: Reader | None = None) -> Parcel:
@@ -93,76 +109,199 @@ def parcel(manifest: Manifest, rung: str, codec: Reader | None = None) -> Parcel
     return Parcel(manifest, rung, codec, tuple(manifests.places(manifest, rung)))
 
 
-async def load(
-    what: Parcel,
-    source: CloudLink,
-    engine: LlamaCpp,
-    reserved: Awaitable[None],
-    link: Link | None,
-    need: Need,
-    done: Loaded,
-) -> None:
-    """Fetch, decode and inject a whole parcel, opening the engine's layers as they are complete.
+class Loading:
+    """One load under way. It belongs to the event loop; use it in an `async with` statement, which ends all of it.
 
     Args:
-        what: the segments.
-        source: where they come from.
-        engine: gets the rows; its cells are there once `reserved` is.
-        reserved: resolves when the engine has made room.
-        link: what is believed about the way there, if anything.
-        need: what computing the context would cost instead.
+        what: the segments; `tokens`: the context's token ids.
+        task: the same for the plan.
+        links: the sources of `task`.
+        engine, worker: get the rows, and compute.
+        reserve: makes room for the context in the engine, while the first requests are on their way.
         done: is kept up to date.
-
-    Raises:
-        PrereadError: the first thing that went wrong. GaveUp: the link is too slow. Rows may be half written then.
     """
-    loading = asyncio.ensure_future(_load(what, source, engine, reserved, link, done))
-    before = source.received_bytes
-    try:
-        while not (await asyncio.wait([loading], timeout=_TICK_S))[0]:
-            now = time.monotonic()
-            done.seen_bytes = source.received_bytes - before
-            if done.seen_bytes and done.first is None:
-                done.first = now
-            silent_s, flowing_s = (done.first or now) - done.started, now - (done.first or now)
-            if done.seen_bytes < what.size_bytes and not worth_waiting(need, silent_s, flowing_s, done.seen_bytes):
-                rate = done.seen_bytes / (now - done.started) * 8e-6
-                raise GaveUp(f"the link is too slow: {rate:.2f} Mbit/s in the first {now - done.started:.1f} s")
-    finally:
-        loading.cancel()
-        await asyncio.wait([loading])
-    loading.result()
-    done.seconds = time.monotonic() - done.started
 
+    def __init__(
+        self,
+        what: Parcel,
+        tokens: Tokens,
+        task: Task,
+        links: tuple[CloudLink, ...],
+        engine: LlamaCpp,
+        worker: Worker,
+        reserve: Callable[[], Coroutine[Any, Any, None]],
+        done: Loaded,
+    ) -> None:
+        self._what, self._tokens, self._links, self._done = what, tokens, links, done
+        self._engine, self._worker, self._reserve = engine, worker, reserve
+        self.plan = Plan(task, time.monotonic())
+        self._places = {(place.chunk, place.group): place for place in what.places}
+        self._before = [link.received_bytes for link in links]
+        self._frames: dict[Cell, list[bytes]] = {}
+        self._fetching: dict[tuple[Cell, int], asyncio.Task[None]] = {}
+        self._working: set[asyncio.Task[None]] = set()
+        self._changed, self._answer, self._stopping = asyncio.Event(), False, False
+        self._failure: Exception | None = None
 
-async def _load(
-    what: Parcel, source: CloudLink, engine: LlamaCpp, reserved: Awaitable[None], link: Link | None, done: Loaded
-) -> None:
-    missing = [len(what.manifest.chunks)] * len(what.manifest.groups)
-    complete = 0
-    places = what.places
-    in_flight = IN_FLIGHT if link is None else in_flight_for(link.bytes_s, link.rtt_s, what.size_bytes / len(places))
-    # Somewhat faster than the link is believed to be: asking late leaves it idle, asking early only shares it.
-    rate_bytes_s = None if link is None else 1.5 * link.bytes_s
-    ready = asyncio.ensure_future(asyncio.to_thread(what.codec.ready))  # while the first segments are on their way
-    try:
-        flight = fetch_all(Segments(source), places, in_flight=in_flight, rate_bytes_s=rate_bytes_s)
-        async with aclosing(flight) as arrivals:
-            async for index, frames in arrivals:
-                place = places[index]
-                done.received_bytes += sum(map(len, frames))
-                await reserved
-                await asyncio.shield(ready)
-                # One segment is decoded at a time, while others arrive: decoding is faster than any such link.
-                await asyncio.to_thread(_inject, what, place, frames, engine)
-                missing[place.group] -= 1
-                while complete < len(missing) and not missing[complete]:
-                    engine.open_layers(what.manifest.groups[complete][1])
-                    complete += 1
-    finally:
-        await asyncio.wait([ready])  # its thread reads the model: it must have ended before that is closed
-        if not ready.cancelled():
-            ready.exception()  # taken, so that asyncio does not report it
+    async def __aenter__(self) -> Self:
+        self._tell(events.Tick())
+        self._reserved = self._work(self._reserve())
+        self._ready = self._work(self._prepare())
+        self._work(self._keep_time())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for task in (tasks := [*self._working]):
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def answerable(self) -> None:
+        """Wait until the prompt should be computed, behind the engine's gate.
+
+        Raises:
+            Exception: something went wrong that is not the links' fault; what the engine holds is of no use then.
+        """
+        await self._until(lambda: self._answer)
+
+    async def complete(self) -> None:
+        """Wait until everything is in place.
+
+        Raises:
+            Exception: as `answerable` does.
+        """
+        await self._until(lambda: self.plan.complete)
+        self._done.seconds = self._done.seconds or time.monotonic() - self._done.started
+
+    def taken_back(self) -> bool:
+        """The prompt was cancelled: whether the plan wanted that, and goes on."""
+        wanted = self._stopping and self._failure is None
+        if wanted:
+            self._answer = self._stopping = False
+            self._tell(events.Interrupted())
+        return wanted
+
+    async def _until(self, there: Callable[[], bool]) -> None:
+        while not there():
+            if self._failure is not None:
+                raise self._failure
+            self._changed.clear()
+            await self._changed.wait()
+
+    # Events and instructions
+
+    def _tell(self, event: Event) -> None:
+        if self._failure is None:
+            for instruction in self.plan.step(event, time.monotonic()):
+                self._perform(instruction)
+            self._changed.set()
+
+    def _perform(self, instruction: Instruction) -> None:
+        match instruction:
+            case events.Fetch(cell, source):
+                self._fetching[cell, source] = self._work(self._fetch(cell, source))
+            case events.Abandon(cell, source):
+                self._fetching.pop((cell, source)).cancel()
+            case events.Inject(cell):
+                self._work(self._inject(cell, self._frames.pop(cell)))
+            case events.Compute(start, stop):
+                self._work(self._compute(start, stop))
+            case events.Interrupt():
+                self._stopping = True
+                self._engine.cancel()
+            case events.Answer():
+                self._answer = True
+            case events.Open(groups):
+                self._engine.open_layers(self._what.manifest.groups[groups - 1][1])
+
+    def _work(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._working.add(task)
+        task.add_done_callback(self._worked)
+        return task
+
+    def _worked(self, task: asyncio.Task[None]) -> None:
+        """What nobody foresaw ends the load; of failures that follow from the first, the first is kept."""
+        self._working.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, Exception) and self._failure is None:
+            self._failure = error
+            self._changed.set()
+            self._engine.cancel()
+
+    async def _keep_time(self) -> None:
+        while not self.plan.complete:
+            await asyncio.sleep(_TICK_S)
+            self._progress()
+            self._tell(events.Tick())
+            if self._stopping or self._failure is not None:
+                self._engine.cancel()  # again: what had only just begun may not have heard
+
+    def _progress(self) -> None:
+        self._done.seen_bytes = 0
+        for source, link in enumerate(self._links):
+            seen_bytes = link.received_bytes - self._before[source]
+            self._done.seen_bytes += seen_bytes
+            self._tell(events.Progress(source, seen_bytes))
+
+    # What takes time
+
+    async def _fetch(self, cell: Cell, source: int) -> None:
+        event: Event = events.Failed(cell, source)
+        try:
+            frames = await Segments(self._links[source]).get(self._places[cell])
+            self._frames[cell], event = frames, events.Arrived(cell, source)
+            self._done.received_bytes += sum(map(len, frames))
+        except UsageError as error:
+            self._done.failure, event = error, events.Failed(cell, source, "source")
+        except TransportError as error:
+            self._done.failure = error
+        except PrereadError as error:
+            self._done.failure, event = error, events.Failed(cell, source, "cell")
+        if self._fetching.pop((cell, source), None) is not None:
+            self._progress()
+            self._tell(event)
+
+    async def _prepare(self) -> None:
+        await _in_thread(self._what.codec.ready)  # while the first segments are on their way
+
+    async def _inject(self, cell: Cell, frames: list[bytes]) -> None:
+        await asyncio.wait([self._reserved, self._ready])
+        self._reserved.result()
+        self._ready.result()
+        began = time.monotonic()
+        try:
+            await _in_thread(lambda: _inject(self._what, self._places[cell], frames, self._engine))
+        except CorruptData as error:
+            self._done.failure = error
+            self._tell(events.Spoilt(cell))
+            return
+        self._done.decoded_bytes += sum(map(len, frames))
+        self._done.decoded_s += time.monotonic() - began
+        self._tell(events.Placed(cell))
+
+    async def _compute(self, start: int, stop: int) -> None:
+        chunks = self._what.manifest.chunks
+        first, last = chunks[start][0], chunks[stop - 1][1]
+        await asyncio.wait([self._reserved])
+        self._reserved.result()
+        began = time.monotonic()
+        try:
+            tokens = self._tokens[first:last]
+            await self._worker.run(lambda: self._engine.compute(tokens, first), self._engine.cancel)
+        except Cancelled:
+            if not self._stopping:
+                raise
+            self._stopping = False
+            self._tell(events.Interrupted())
+            return
+        self._stopping = False
+        seconds = time.monotonic() - began
+        self._done.computed_tokens += last - first
+        self._done.computed_s += seconds
+        self._tell(events.Computed(seconds))
 
 
 def decoded(what: Parcel, place: SegmentPlace, frames: list[bytes]) -> KVBlock:
@@ -189,3 +328,14 @@ def decoded(what: Parcel, place: SegmentPlace, frames: list[bytes]) -> KVBlock:
 def _inject(what: Parcel, place: SegmentPlace, frames: list[bytes], engine: LlamaCpp) -> None:
     """From bytes whose digest is right into the engine's cache."""
     engine.inject(decoded(what, place, frames))
+
+
+async def _in_thread(call: Callable[[], T]) -> T:
+    """The result of `call()` in a thread, which has ended when this is over: it may read the model."""
+    calling = asyncio.ensure_future(asyncio.to_thread(call))
+    try:
+        return await asyncio.shield(calling)
+    finally:
+        await asyncio.wait([calling])
+        if not calling.cancelled():
+            calling.exception()  # taken, so that asyncio does not report it

@@ -8,7 +8,7 @@ from preread.edge.load import Loaded, Parcel
 from preread.edge.refine import Refinement
 from preread.edge.request import Timings
 from preread.edge.understand import Question
-from preread.engine.llamacpp import Step
+from preread.engine.sampling import Step
 
 
 class Record:
@@ -34,11 +34,22 @@ class Record:
         self._prompt_tokens = question.prompt_tokens
 
     def note_load(self, question: Question, what: Parcel, loaded: Loaded) -> None:
-        """The context came from the cloud."""
-        if self.timings.way != "streamed":
-            load_ms = (loaded.seconds or 0.0) * 1e3
-            received = loaded.received_bytes
-            self.note(way="streamed", rung=what.rung, cache_n=question.reuse, bytes_received=received, load_ms=load_ms)
+        """The context came from the cloud, or from this machine, or one part from each."""
+        if self.timings.way != "none":
+            return
+        computed_n = min(loaded.computed_tokens, question.reuse)
+        self.note(
+            way="mixed" if loaded.computed_tokens else "streamed",
+            rung=what.rung,
+            cache_n=question.reuse - computed_n,
+            bytes_received=loaded.received_bytes,
+            load_ms=(loaded.seconds or 0.0) * 1e3,
+            context_ms=loaded.computed_s * 1e3,
+        )
+        if computed_n == question.reuse:
+            mbps = loaded.seen_bytes * 8e-6 / (loaded.seconds or 1.0)
+            slow = f"the link is too slow: {mbps:.2f} Mbit/s in the first {loaded.seconds or 0.0:.1f} s"
+            self.note(way="computed", rung=None, load_ms=0.0, reason=str(loaded.failure or slow))
 
     def note_refinement(self, refinement: Refinement | None) -> None:
         """How far the context has been brought to a better rung; None: it was not."""

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from preread.engine.sampling import Sampling
 
-Way = Literal["streamed", "resident", "computed", "none"]
+Way = Literal["streamed", "mixed", "resident", "computed", "none"]
 """Where the context's KV came from: the cloud, memory, this machine's own prefill; or there was no context."""
 
 
@@ -55,7 +55,7 @@ class Timings:
 
     Attributes:
         context: name of the context, if any.
-        way: where its KV came from.
+        way: where its KV came from; "mixed": its beginning was computed here, the rest streamed.
         reason: why it was not streamed, when it was not.
         rung: rung of the quality ladder that was streamed.
         refined_to: better rung that the context's segments were being replaced by when the answer ended, if any.
@@ -67,7 +67,7 @@ class Timings:
         bytes_received: from the cloud, for this answer.
         queue_ms: waiting for earlier requests.
         load_ms: from the first request to the cloud until the last row was in place; 0 if nothing was loaded.
-        context_ms: computing the context here.
+        context_ms: computing the context here, or the part of it that was.
         ttft_ms: from the request's arrival to the first token.
         predicted_ms: from the first token to the last.
     """

@@ -17,6 +17,7 @@ from preread.engine.selftest import self_test
 from preread.engine.worker import Worker
 from preread.errors import PrereadError
 from preread.plan.choose import MAX_DLOSS
+from preread.plan.health import Breaker
 from preread.store.egress import CloudLink
 from preread.store.fetch import IN_FLIGHT
 from preread.values import ContextId
@@ -36,6 +37,7 @@ class Site:
         max_dloss: by how much the streamed context's loss may be stated to exceed the exact one's, in nats a token.
         refine: rung that a held context is brought to while it is in use; None: it stays as it was loaded.
         refinement: how far that has come, for the context that is held.
+        breaker: the cloud's health, as loads found it; a sync that succeeds closes it.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Site:
         self.preparations = Preparations(engine.embeddings)
         self.held: ContextId | None = None
         self.refinement: Refinement | None = None
+        self.breaker = Breaker()
         self._turn = asyncio.Lock()
 
     @asynccontextmanager
@@ -77,6 +80,7 @@ class Site:
             self.contexts.unreachable = "this edge has no cloud"
             return
         self.estimates.round_trip(await self.contexts.sync(self.link))
+        self.breaker = Breaker()
 
     async def keep_in_sync(self, every_s: float) -> None:
         """Sync for ever; failures are logged once when they begin and once when they end."""

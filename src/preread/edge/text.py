@@ -4,7 +4,8 @@ import codecs
 from typing import Literal
 
 from preread.edge.request import Piece, TokenOdds
-from preread.engine.llamacpp import LlamaCpp, Step
+from preread.engine.llamacpp import LlamaCpp
+from preread.engine.sampling import Step
 
 
 class Writer:

@@ -10,11 +10,10 @@ It knows nothing of contexts' names, segments or links.
 
 import ctypes
 import os
+import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import llama_cpp
 import numpy as np
@@ -23,11 +22,13 @@ import numpy.typing as npt
 from preread.engine import cells, model
 from preread.engine.batch import Batch
 from preread.engine.chat import ChatTemplate
+from preread.engine.context import CacheType as CacheType
+from preread.engine.context import open_context
 from preread.engine.gate import Gate
 from preread.engine.ggml import CacheTensors, Embeddings, find_cache, find_embeddings, library
 from preread.engine.model import Spec
 from preread.engine.refine import Refinements
-from preread.engine.sampling import Sampler, Sampling, log_probabilities
+from preread.engine.sampling import Sampler, Sampling, Step, log_probabilities
 from preread.errors import Cancelled, EngineError, UsageError
 from preread.values import KVBlock, Span
 
@@ -36,33 +37,7 @@ Tokens = npt.NDArray[np.int32]
 BATCH_TOKENS = 512
 """Prefill goes in batches of so many tokens from the context's start; the same split gives bit-identical KV."""
 
-CacheType = Literal["f16", "q8_0", "q4_0"]
-
-_CACHE_TYPES: dict[CacheType, int] = {
-    "f16": llama_cpp.GGML_TYPE_F16,
-    "q8_0": llama_cpp.GGML_TYPE_Q8_0,
-    "q4_0": llama_cpp.GGML_TYPE_Q4_0,
-}
 _CONTEXT, _REQUEST, _SCRATCH = 0, 1, 2
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One generated token.
-
-    Attributes:
-        token: its id.
-        piece: its bytes; may end in the middle of a UTF-8 character.
-        end: the model says that the answer ends here (the token itself is not part of the answer).
-        logprob: its log-probability (nats), when asked for.
-        top: the likeliest tokens with theirs, when asked for.
-    """
-
-    token: int
-    piece: bytes
-    end: bool
-    logprob: float | None = None
-    top: tuple[tuple[int, float], ...] = ()
 
 
 class LlamaCpp:
@@ -76,7 +51,8 @@ class LlamaCpp:
         self._batch = Batch(BATCH_TOKENS)
         self._tensors: CacheTensors | None = None
         self._embeddings: Embeddings | None = None
-        self._context_tokens, self._loading = 0, False
+        self._context_tokens, self._loading, self._open_layers = 0, False, 0
+        self._opening = threading.Lock()
         self.refinements = Refinements(self.inject)
 
     @classmethod
@@ -109,22 +85,7 @@ class LlamaCpp:
         spec = model.spec(loaded, path, name or path.stem, window_tokens)
         ggml = library()
         gate = Gate(ctypes.cast(ggml.ggml_get_name, ctypes.c_void_p).value or 0)
-        parameters = llama_cpp.llama_context_default_params()
-        parameters.n_ctx = spec.window_tokens
-        parameters.n_batch = parameters.n_ubatch = BATCH_TOKENS
-        parameters.n_seq_max, parameters.n_outputs_max = 3, max(3, scored_tokens)
-        parameters.type_k = parameters.type_v = _CACHE_TYPES[cache]
-        parameters.n_threads = parameters.n_threads_batch = threads
-        parameters.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
-        parameters.kv_unified = True
-        parameters.no_perf = True
-        parameters.cb_eval = ctypes.cast(gate.callback, llama_cpp.ggml_backend_sched_eval_callback)
-        parameters.cb_eval_user_data = gate.user_data
-        context = llama_cpp.llama_init_from_model(loaded.model, parameters)
-        if not context:
-            raise EngineError(
-                f"no KV cache of {spec.window_tokens} tokens could be made for {spec.name}: try a smaller --ctx-size"
-            )
+        context = open_context(loaded, spec, gate, BATCH_TOKENS, threads, scored_tokens, cache)
         engine = cls(spec, loaded, context, gate, threads)
         if cache != "f16":
             engine.no_injection = f"its cache is kept as {cache}"
@@ -205,7 +166,7 @@ class LlamaCpp:
         self.refinements.drop()
         self._gate.disarm()
         llama_cpp.llama_memory_clear(self._memory, wipe)
-        self._context_tokens, self._loading = 0, False
+        self._context_tokens, self._loading, self._open_layers = 0, False, 0
 
     def prefill(self, tokens: Tokens, progress: Callable[[int], None] | None = None) -> None:
         """Compute a context from its start, in batches of `BATCH_TOKENS`. `cancel` ends it.
@@ -264,6 +225,36 @@ class LlamaCpp:
         self._context_tokens, self._loading = tokens, True
         self._gate.arm()
 
+    def compute(self, tokens: Tokens, start: int) -> None:
+        """Compute tokens start … start+n of a reserved context, of which all earlier ones are in place.
+
+        Other threads may inject other rows meanwhile, of earlier tokens too as long as these were there before.
+
+        Raises:
+            EngineError: nothing is reserved there, or llama.cpp failed; what is held is of no use then.
+            Cancelled: somebody called `cancel`; these tokens' rows are of no use, everything else is as it was.
+        """
+        stop = start + len(tokens)
+        if not (self._loading and 0 <= start < stop <= self._context_tokens):
+            raise EngineError(f"tokens {start} to {stop} of the context are not reserved")
+        self._gate.arm_open()
+        try:
+            for at in range(start, stop, BATCH_TOKENS):
+                self._compute(tokens[at - start : at - start + BATCH_TOKENS], at)
+        finally:
+            self._arm()
+
+    def _compute(self, tokens: Tokens, start: int) -> None:
+        """One batch. llama.cpp appends only to a sequence's end, so it is computed in a sequence of its own."""
+        memory, stop = self._memory, start + len(tokens)
+        llama_cpp.llama_memory_seq_cp(memory, _CONTEXT, _SCRATCH, 0, start)
+        llama_cpp.llama_memory_seq_rm(memory, _CONTEXT, start, stop)  # the first free cells: the decode takes them
+        try:
+            self._decode(tokens, start, _SCRATCH, gated=True)
+        finally:
+            llama_cpp.llama_memory_seq_cp(memory, _SCRATCH, _CONTEXT, start, stop)
+            llama_cpp.llama_memory_seq_rm(memory, _SCRATCH, -1, -1)
+
     def inject(self, block: KVBlock) -> None:
         """Write KV into reserved cells. Thread-safe for different blocks, also while `generate` runs behind the gate.
 
@@ -281,11 +272,13 @@ class LlamaCpp:
             tensors.write(layer, block.tokens.start, block.k[i], block.v[i])
 
     def open_layers(self, layers: int) -> None:
-        """All KV of the first `layers` layers has been injected. Thread-safe."""
-        self._gate.open(layers, self.spec.geometry.layers)
+        """All KV of the first `layers` layers is in place. Thread-safe."""
+        with self._opening:
+            self._open_layers = max(self._open_layers, layers)
+            self._gate.open(layers, self.spec.geometry.layers)
 
     def cancel(self) -> None:
-        """End the `prefill` or `generate` that is under way within about one layer's time. Thread-safe."""
+        """End the `prefill`, `compute` or `generate` that is under way within about one layer's time. Thread-safe."""
         self._gate.cancel()
 
     @property
@@ -315,8 +308,7 @@ class LlamaCpp:
         if reuse:
             llama_cpp.llama_memory_seq_cp(self._memory, _CONTEXT, _REQUEST, 0, reuse)
         sampler = Sampler(sampling, self.spec.vocab_size)
-        if not self._loading:
-            self._gate.arm_open()
+        self._arm()
         try:
             if not self._gate.wait_for_first_layer():
                 raise Cancelled("cancelled while the context was loading")
@@ -357,8 +349,7 @@ class LlamaCpp:
         self._check_room(held + len(tokens), "the text")
         if held:
             llama_cpp.llama_memory_seq_cp(self._memory, _CONTEXT, _REQUEST, 0, held)
-        if not self._loading:
-            self._gate.arm_open()
+        self._arm()
         try:
             self._decode(tokens, held, _REQUEST, gated=True, logits=len(tokens))
             self._gate.disarm()
@@ -372,6 +363,14 @@ class LlamaCpp:
         """Logits (vocab,) of the last decoded position, copied."""
         pointer = llama_cpp.llama_get_logits_ith(self._context, -1)
         return np.ctypeslib.as_array(pointer, (self.spec.vocab_size,)).copy()
+
+    def _arm(self) -> None:
+        """Let the layers be computed that are open, and forget a cancellation."""
+        if not self._loading:
+            return self._gate.arm_open()
+        with self._opening:
+            self._gate.arm()
+            self._gate.open(self._open_layers, self.spec.geometry.layers)
 
     def _decode(self, tokens: Tokens, position: int, sequence: int, *, gated: bool = False, logits: int = 0) -> None:
         """One batch; `logits`: of how many of its last tokens."""

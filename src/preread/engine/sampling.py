@@ -35,6 +35,25 @@ class Sampling:
     top_logprobs: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One generated token.
+
+    Attributes:
+        token: its id.
+        piece: its bytes; may end in the middle of a UTF-8 character.
+        end: the model says that the answer ends here (the token itself is not part of the answer).
+        logprob: its log-probability (nats), when asked for.
+        top: the likeliest tokens with theirs, when asked for.
+    """
+
+    token: int
+    piece: bytes
+    end: bool
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
 class Sampler:
     """llama.cpp's sampler chain for one generation."""
 

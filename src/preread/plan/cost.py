@@ -31,6 +31,25 @@ class Need:
     prompt_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """How long this machine computes: attention makes later tokens dearer, and every batch has a price of its own.
+
+    Attributes:
+        token_s: seconds a token at the context's start.
+        position_s: seconds a token more for every token before it.
+        batch_s: seconds a batch.
+    """
+
+    token_s: float
+    position_s: float = 0.0
+    batch_s: float = 0.0
+
+    def seconds(self, start: int, tokens: int) -> float:
+        """One batch of so many tokens from position `start` on."""
+        return self.batch_s + tokens * (self.token_s + self.position_s * (start + tokens / 2))
+
+
 def local_s(need: Need) -> float:
     """Time to first token when everything is computed here: N/S + P."""
     return need.context_tokens / need.prefill_tokens_s + need.prompt_s

@@ -1,0 +1,70 @@
+"""How fast bytes come from one source, as believed while they come. Pure: times are arguments."""
+
+import math
+from dataclasses import dataclass
+
+_MEMORY_S = 0.5
+"""What came longer ago than this weighs less than half."""
+
+_PRIOR_S = 0.2
+"""What was believed beforehand counts as much as having seen it for so long."""
+
+_LEAST_S = 0.02
+"""Bytes come in bursts; no rate is told from less."""
+
+_UNKNOWN_WINDOW = 8
+"""Requests under way while the rate is unknown."""
+
+_GROWTH = 2.0
+"""A window that is just as large as what was seen to fit would never see more fit."""
+
+
+@dataclass(slots=True)
+class Flow:
+    """Recent bytes and the seconds in which they came, both fading.
+
+    Attributes:
+        rtt_s: one round trip.
+        seen_bytes: all that came in this load.
+    """
+
+    rtt_s: float
+    seen_bytes: int
+    _bytes: float
+    _seconds: float
+    _counted_s: float
+
+    @classmethod
+    def begin(cls, bytes_s: float | None, rtt_s: float, at_s: float) -> "Flow":
+        """Nothing has come yet; the rate and the round trip that are believed, None: no rate is known."""
+        known_s = 0.0 if bytes_s is None else _PRIOR_S
+        return cls(rtt_s, 0, (bytes_s or 0.0) * known_s, known_s, at_s)
+
+    @property
+    def bytes_s(self) -> float:
+        """Believed rate; 0 where nothing is known: an unknown link carries nothing until it shows otherwise."""
+        return self._bytes / max(self._seconds, _LEAST_S) if self._bytes else 0.0
+
+    def asked(self, at_s: float) -> None:
+        """A first request is under way; nothing can come within a round trip."""
+        self._counted_s = max(self._counted_s, at_s + self.rtt_s)
+
+    def advance(self, seen_bytes: int, at_s: float, busy: bool) -> None:
+        """So many bytes had come in all; `busy`: something was under way since the last call."""
+        new, self.seen_bytes = max(0, seen_bytes - self.seen_bytes), max(seen_bytes, self.seen_bytes)
+        passed_s = max(0.0, at_s - self._counted_s)
+        if not (busy or new):
+            self._counted_s = max(self._counted_s, at_s)
+            return
+        if not passed_s and not new:
+            return
+        fading = math.exp(-passed_s / _MEMORY_S)
+        self._bytes = self._bytes * fading + new
+        self._seconds = self._seconds * fading + passed_s
+        self._counted_s = max(self._counted_s, at_s)
+
+    def window_bytes(self, cell_bytes: float) -> float:
+        """How much may be under way: what the link holds, one cell that is being received and one that is due."""
+        if not self._bytes:
+            return _UNKNOWN_WINDOW * cell_bytes
+        return _GROWTH * self.bytes_s * (self.rtt_s + _LEAST_S) + 2 * cell_bytes

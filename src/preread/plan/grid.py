@@ -1,0 +1,115 @@
+"""Where each cell of a context is, and what is left of each chunk and group: counted, so that asking is cheap."""
+
+from collections.abc import Iterator, Sequence
+from enum import Enum
+
+from preread.plan.events import Cell
+
+
+class At(Enum):
+    """Where a cell is: not here, arrived, being injected, in place, or impossible to decode."""
+
+    AWAY = 0
+    HERE = 1
+    INJECTING = 2
+    PLACED = 3
+    SPOILT = 4
+
+
+class Grid:
+    """The cells of a context, `sizes` [chunk][group] in bytes.
+
+    Attributes:
+        here: cells that arrived and wait to be injected.
+        left_bytes: of each chunk, of cells that are not in place.
+        away_bytes: of each chunk, of cells that are not here.
+        computed: chunks that were computed.
+        spoilt: chunks that can only be computed.
+    """
+
+    def __init__(self, sizes: Sequence[Sequence[int]]) -> None:
+        self._sizes, self.groups = sizes, len(sizes[0])
+        self._at = {(c, g): At.AWAY for c in range(len(sizes)) for g in range(self.groups)}
+        self.here: set[Cell] = set()
+        self.left_bytes = [sum(row) for row in sizes]
+        self.away_bytes = list(self.left_bytes)
+        self.computed: set[int] = set()
+        self.spoilt: set[int] = set()
+        self._missing = [len(sizes)] * self.groups  # cells of each group that are not in place
+        self._unplaced = [self.groups] * len(sizes)  # cells of each chunk
+        self._injecting = [0] * len(sizes)
+        self.mean_bytes = sum(self.left_bytes) / len(self._at)
+
+    def bytes(self, cell: Cell) -> int:
+        """Size of a cell."""
+        return self._sizes[cell[0]][cell[1]]
+
+    def away(self, cell: Cell) -> bool:
+        """Whether a cell would have to be fetched."""
+        return self._at[cell] is At.AWAY
+
+    def in_place(self, chunk: int) -> bool:
+        """Whether all of a chunk is where it belongs."""
+        return not self._unplaced[chunk]
+
+    def left(self) -> list[int]:
+        """Chunks that are not in place, in order."""
+        return [chunk for chunk, cells in enumerate(self._unplaced) if cells]
+
+    def cells(self, chunk: int) -> Iterator[Cell]:
+        """Of one chunk, in layer order."""
+        return ((chunk, group) for group in range(self.groups))
+
+    def injecting(self, chunk: int) -> int:
+        """How many cells of a chunk are being injected."""
+        return self._injecting[chunk]
+
+    @property
+    def busy(self) -> int:
+        """How many cells are being injected."""
+        return sum(self._injecting)
+
+    @property
+    def groups_in_place(self) -> int:
+        """How many groups are in place, from the first on, in all chunks."""
+        return next((group for group, missing in enumerate(self._missing) if missing), self.groups)
+
+    def arrived(self, cell: Cell) -> None:
+        """It is here now; nothing changes where it was already."""
+        if self._at[cell] is At.AWAY:
+            self._at[cell] = At.HERE
+            self.here.add(cell)
+            self.away_bytes[cell[0]] -= self.bytes(cell)
+
+    def inject(self, cell: Cell) -> None:
+        """A cell that is here is being injected."""
+        self._at[cell] = At.INJECTING
+        self.here.remove(cell)
+        self._injecting[cell[0]] += 1
+
+    def placed(self, cell: Cell) -> None:
+        """It was injected."""
+        self._injecting[cell[0]] -= 1
+        self._place(cell)
+
+    def spoil(self, cell: Cell) -> None:
+        """It can neither be had nor be decoded."""
+        self._injecting[cell[0]] -= self._at[cell] is At.INJECTING
+        self._at[cell] = At.SPOILT
+        self.spoilt.add(cell[0])
+
+    def compute(self, chunk: int) -> None:
+        """A chunk was computed, whatever had arrived of it."""
+        self.computed.add(chunk)
+        self.spoilt.discard(chunk)
+        for cell in self.cells(chunk):
+            if self._at[cell] is not At.PLACED:
+                self.here.discard(cell)
+                self.away_bytes[chunk] -= self.bytes(cell) if self._at[cell] is At.AWAY else 0
+                self._place(cell)
+
+    def _place(self, cell: Cell) -> None:
+        self._at[cell] = At.PLACED
+        self.left_bytes[cell[0]] -= self.bytes(cell)
+        self._unplaced[cell[0]] -= 1
+        self._missing[cell[1]] -= 1

@@ -1,0 +1,398 @@
+"""Getting a context in place: which cells to fetch from where, which chunks to compute here, when to begin the answer.
+
+A context is a grid of cells, chunks of tokens × groups of layers. A chunk gets in place by computing it, for which all
+chunks before it must be in place, or by fetching its cells in any order. So the machine computes from the start and
+the links bring cells from the end backwards, and wherever they meet is right. Only the cells that will arrive while
+the prompt itself is computed (the last wave, nearest to the meeting point) are fetched layer by layer, since the prompt
+can be computed through the layers that are there.
+
+A state machine without clock and I/O: `Plan.step` takes what happened, and when, and returns what to do now. Every
+decision compares predicted finishes. A link of which nothing is known is taken to carry nothing until it shows
+otherwise, so that one that is dead costs nothing; whatever arrives is used.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final
+
+from preread.plan.cost import Prefill
+from preread.plan.events import (
+    Abandon,
+    Answer,
+    Arrived,
+    Cell,
+    Compute,
+    Computed,
+    Event,
+    Failed,
+    Fault,
+    Fetch,
+    Inject,
+    Instruction,
+    Interrupt,
+    Interrupted,
+    Open,
+    Placed,
+    Progress,
+    Spoilt,
+    Tick,
+)
+from preread.plan.flow import Flow
+from preread.plan.grid import Grid
+from preread.plan.health import Breaker
+
+INJECTIONS: Final = 2
+"""Cells that are decoded and injected at once."""
+
+MOST_BYTES: Final = 16 * 2**20
+"""Cells that are under way or wait to be injected have no more bytes than this, but for one that is larger itself."""
+
+LONGEST_BATCH_TOKENS: Final = 512
+_WORTH_S, _WORTH = 0.005, 0.02
+"""Computing must be better than waiting by so much, in seconds and as a share, to be begun."""
+_RETRACT_S, _RETRACT = 0.1, 1.25
+"""An answer that has begun is taken back only when that is better by so much."""
+_INTERRUPT_S, _INTERRUPT = 0.05, 0.7
+"""A computation is ended early only when loading is better by so much, and not often."""
+_MOST_INTERRUPTS: Final = 3
+_WAVE: Final = 1.5
+"""The last wave is larger than what should arrive during the prompt: a link may be faster than it seems."""
+_TRIES: Final = 2
+_OVERDUE_S, _OVERDUE = 0.25, 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where cells can come from.
+
+    Attributes:
+        bytes_s: rate that is believed; None: nothing is known.
+        rtt_s: one round trip.
+        breaker: its health.
+        most_requests: how many requests it takes at once.
+    """
+
+    bytes_s: float | None = None
+    rtt_s: float = 0.05
+    breaker: Breaker = field(default_factory=Breaker)
+    most_requests: int = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is to be done, and what is believed beforehand.
+
+    Attributes:
+        chunks: tokens of each chunk.
+        cells: bytes of each cell, [chunk][group].
+        prefill: how long computing takes.
+        prompt_s: P, how long the prompt takes once everything is in place.
+        decode_bytes_s: how fast cells are decoded and injected.
+        sources: where cells can come from, the one to prefer first.
+    """
+
+    chunks: tuple[int, ...]
+    cells: tuple[tuple[int, ...], ...]
+    prefill: Prefill
+    prompt_s: float
+    decode_bytes_s: float
+    sources: tuple[Source, ...]
+
+
+class Engine(Enum):
+    """What the engine is doing."""
+
+    IDLE = 0
+    COMPUTING = 1
+    ANSWERING = 2
+    STOPPING = 3
+
+
+@dataclass(slots=True)
+class _Seen:
+    """The state of one source in this load."""
+
+    source: Source
+    flow: Flow
+    breaker: Breaker
+    asked: dict[Cell, float] = field(default_factory=dict)
+    refused: dict[Cell, int] = field(default_factory=dict)  # how often a cell failed there
+    owed_bytes: int = 0  # of cells that are asked for
+    whole_bytes: int = 0  # of cells that arrived or were given up
+    lost: bool = False
+
+    def refuses(self, cell: Cell) -> bool:
+        """Whether a cell is not to be had here."""
+        return self.refused.get(cell, 0) >= _TRIES
+
+    @property
+    def partly_bytes(self) -> int:
+        """What has come of the cells that are asked for."""
+        return min(self.owed_bytes, max(0, self.flow.seen_bytes - self.whole_bytes))
+
+
+class Plan:
+    """One load of one context. It begins with the first `step`, and is over when `complete`."""
+
+    def __init__(self, task: Task, at_s: float) -> None:
+        self._task, self._now_s, self.grid = task, at_s, Grid(task.cells)
+        self._starts = [sum(task.chunks[:c]) for c in range(len(task.chunks))]
+        self._sources = [
+            _Seen(source, Flow.begin(source.bytes_s, source.rtt_s, at_s), source.breaker) for source in task.sources
+        ]
+        self._engine, self._until_s = Engine.IDLE, at_s
+        self._span = range(0)  # chunks that are being computed
+        self._speed = 1.0  # seconds that computing takes ÷ what was believed
+        self._opened = self._interrupts = 0
+
+    @property
+    def complete(self) -> bool:
+        """Everything is in place and the answer has begun."""
+        return self._engine is Engine.ANSWERING and self._opened == self.grid.groups
+
+    @property
+    def breakers(self) -> tuple[Breaker, ...]:
+        """The health of each source after this load."""
+        return tuple(seen.breaker for seen in self._sources)
+
+    @property
+    def flows(self) -> tuple[Flow, ...]:
+        """What each source was seen to do."""
+        return tuple(seen.flow for seen in self._sources)
+
+    # What is believed
+
+    def _compute_s(self, chunk: int) -> float:
+        return self._speed * self._task.prefill.seconds(self._starts[chunk], self._task.chunks[chunk])
+
+    def _usable(self) -> list[_Seen]:
+        """Sources that something is expected of."""
+        return [seen for seen in self._sources if not seen.lost and (seen.asked or seen.breaker.allows(self._now_s))]
+
+    def _load_s(self, left_bytes: int, away_bytes: int) -> float:
+        """Seconds until cells of so many bytes are in place, if they are fetched."""
+        decode_s = left_bytes / self._task.decode_bytes_s
+        if not away_bytes:
+            return decode_s
+        usable = self._usable()
+        rate = sum(seen.flow.bytes_s for seen in usable)
+        if not rate:
+            return float("inf")
+        first_s = 0.0 if any(seen.asked for seen in usable) else min(seen.flow.rtt_s for seen in usable)
+        partly_bytes = sum(seen.partly_bytes for seen in usable)
+        wire_s = first_s + max(0, away_bytes - partly_bytes) / rate
+        return max(wire_s + self.grid.mean_bytes / self._task.decode_bytes_s, decode_s)
+
+    def _finishes(self, left: list[int]) -> list[float]:
+        """Seconds until the first token if the first 0, 1, … of the chunks that are left are computed."""
+        grid, prompt_s = self.grid, self._task.prompt_s
+        left_bytes, away_bytes = (sum(row[c] for c in left) for row in (grid.left_bytes, grid.away_bytes))
+        spoilt = sum(c in grid.spoilt for c in left)
+        computed_s = max(0.0, self._until_s - self._now_s) if self._span else 0.0
+        finishes = []
+        for chunk in [*left, None]:
+            load_s = float("inf") if spoilt else self._load_s(left_bytes, away_bytes)
+            finishes.append(max(computed_s + prompt_s, load_s + prompt_s / grid.groups))
+            if chunk is not None:
+                computed_s += self._compute_s(chunk)
+                left_bytes, away_bytes = left_bytes - grid.left_bytes[chunk], away_bytes - grid.away_bytes[chunk]
+                spoilt -= chunk in grid.spoilt
+        return finishes
+
+    # What happens
+
+    def step(self, event: Event, at_s: float) -> list[Instruction]:
+        """Take note of an event, and say what to do. Times may stand still, but never go back."""
+        self._now_s = max(at_s, self._now_s)
+        out: list[Instruction] = []
+        match event:
+            case Progress(source, seen_bytes):
+                seen = self._sources[source]
+                seen.flow.advance(seen_bytes, self._now_s, bool(seen.asked))
+            case Arrived(cell, source):
+                self._arrived(cell, source, out)
+            case Failed(cell, source, fault):
+                self._failed(cell, source, fault)
+            case Placed(cell):
+                self.grid.placed(cell)
+            case Spoilt(cell):
+                self.grid.spoil(cell)
+            case Computed(seconds):
+                self._computed(seconds)
+            case Interrupted():
+                self._engine, self._span = Engine.IDLE, range(0)
+            case Tick():
+                pass
+        if not self.complete:
+            self._inject(out)
+            self._drive(out)
+            self._fetch(out)
+        return out
+
+    def _arrived(self, cell: Cell, source: int, out: list[Instruction]) -> None:
+        seen = self._sources[source]
+        if cell in seen.asked:  # or it was given up
+            self._forget(seen, cell)
+            seen.breaker = seen.breaker.succeeded()
+            self._give_up(cell, out)
+            self.grid.arrived(cell)
+
+    def _failed(self, cell: Cell, source: int, fault: Fault) -> None:
+        seen = self._sources[source]
+        if cell in seen.asked:
+            seen.breaker = seen.breaker.failed(seen.asked[cell], self._now_s)
+            seen.refused[cell] = seen.refused.get(cell, 0) + (fault == "cell")
+            self._forget(seen, cell)
+        seen.lost = seen.lost or fault == "source" or not seen.breaker.allows(self._now_s)
+        if self.grid.away(cell) and all(seen.lost or seen.refuses(cell) for seen in self._sources):
+            self.grid.spoil(cell)
+
+    def _computed(self, seconds: float) -> None:
+        expected_s = sum(map(self._compute_s, self._span)) / self._speed
+        if expected_s > 0:
+            self._speed += 0.5 * (min(max(seconds / expected_s, 0.1), 10.0) - self._speed)
+        for chunk in self._span:
+            self.grid.compute(chunk)
+        self._engine, self._span = Engine.IDLE, range(0)
+
+    def _give_up(self, cell: Cell, out: list[Instruction]) -> None:
+        for index, seen in enumerate(self._sources):
+            if cell in seen.asked:
+                self._forget(seen, cell)
+                out.append(Abandon(cell, index))
+
+    def _forget(self, seen: _Seen, cell: Cell) -> None:
+        del seen.asked[cell]
+        seen.owed_bytes -= self.grid.bytes(cell)
+        seen.whole_bytes = min(seen.whole_bytes + self.grid.bytes(cell), seen.flow.seen_bytes)
+
+    # What to do
+
+    def _inject(self, out: list[Instruction]) -> None:
+        """Hand over what is here, what the answer waits for first; nothing of a chunk that is being computed."""
+        free = INJECTIONS - self.grid.busy
+        ready = [cell for cell in self.grid.here if cell[0] not in self._span]
+        for cell in sorted(ready, key=lambda cell: (cell[1], -cell[0]))[: max(0, free)]:
+            self.grid.inject(cell)
+            out.append(Inject(cell))
+
+    def _drive(self, out: list[Instruction]) -> None:
+        """Begin, go on with or take back what the engine does."""
+        left = self.grid.left()
+        if self._engine is Engine.IDLE:
+            self._begin(left, out)
+        elif self._engine is Engine.COMPUTING and self._in_vain(left):
+            self._engine = Engine.STOPPING
+            self._interrupts += 1
+            out.append(Interrupt())
+        elif self._engine is Engine.ANSWERING and left:
+            wait_s, *others_s = self._finishes(left)
+            if wait_s > _RETRACT * min(others_s) + _RETRACT_S:
+                self._engine = Engine.STOPPING
+                out.append(Interrupt())
+        if self._engine is Engine.ANSWERING and self.grid.groups_in_place > self._opened:
+            self._opened = self.grid.groups_in_place
+            out.append(Open(self._opened))
+
+    def _begin(self, left: list[int], out: list[Instruction]) -> None:
+        """The engine is free: compute, answer, or wait for more to arrive."""
+        finishes = self._finishes(left)
+        count = finishes.index(min(finishes))
+        if count and finishes[count] < (1 - _WORTH) * finishes[0] - _WORTH_S:
+            if not self.grid.injecting(left[0]):
+                self._compute(left, count, out)
+        elif self.grid.groups_in_place:
+            self._engine = Engine.ANSWERING
+            out.append(Answer())
+
+    def _compute(self, left: list[int], count: int, out: list[Instruction]) -> None:
+        """Compute the first chunk that is left, and the next ones too if it is to be a good many anyway."""
+        stop, tokens = left[0] + 1, self._task.chunks[left[0]]
+        for chunk in left[1 : max(1, count // 2)]:
+            tokens += self._task.chunks[chunk]
+            begun = self.grid.left_bytes[chunk] < sum(self._task.cells[chunk]) or self.grid.injecting(chunk)
+            if chunk != stop or tokens > LONGEST_BATCH_TOKENS or begun:
+                break
+            stop += 1
+        self._engine, self._span = Engine.COMPUTING, range(left[0], stop)
+        self._until_s = self._now_s + sum(map(self._compute_s, self._span))
+        for chunk in self._span:
+            for cell in self.grid.cells(chunk):
+                self._give_up(cell, out)
+        out.append(Compute(left[0], stop))
+
+    def _in_vain(self, left: list[int]) -> bool:
+        """Whether the computation should rather not have been begun: what it computes is here, or will be sooner."""
+        rest = [c for c in left if c not in self._span]
+        goes_on_s = min(self._finishes(rest))
+        span, self._span = self._span, range(0)
+        instead_s = min(self._finishes(left))
+        self._span = span
+        here = not any(self.grid.away_bytes[c] for c in left)
+        enough = here or self._interrupts < _MOST_INTERRUPTS
+        return enough and instead_s < _INTERRUPT * goes_on_s - _INTERRUPT_S
+
+    # What to fetch
+
+    def _fetch(self, out: list[Instruction]) -> None:
+        """Ask for more, as long as the sources' windows have room."""
+        if not any(self._room(seen) for seen in self._usable()):
+            return
+        owed = sum(map(self.grid.bytes, self.grid.here)) + sum(seen.owed_bytes for seen in self._sources)
+        for cell in self._order(self.grid.left()):
+            index = self._source_for(cell)
+            if index is None:
+                continue
+            if owed and owed + self.grid.bytes(cell) > MOST_BYTES:
+                return
+            owed += self.grid.bytes(cell)
+            seen = self._sources[index]
+            if not seen.asked:
+                seen.flow.asked(self._now_s)
+            seen.asked[cell], seen.breaker = self._now_s, seen.breaker.asked()
+            seen.owed_bytes += self.grid.bytes(cell)
+            out.append(Fetch(cell, index))
+            if not any(self._room(seen) for seen in self._usable()):
+                return
+
+    def _room(self, seen: _Seen) -> bool:
+        if not seen.breaker.allows(self._now_s) or len(seen.asked) >= seen.source.most_requests:
+            return False
+        return not seen.asked or seen.owed_bytes - seen.partly_bytes < seen.flow.window_bytes(self.grid.mean_bytes)
+
+    def _source_for(self, cell: Cell) -> int | None:
+        """Who should be asked for a cell: somebody with room, and a second one only where the first is overdue."""
+        asked = [seen for seen in self._sources if cell in seen.asked]
+        if len(asked) > 1 or any(not self._overdue(seen, cell) for seen in asked):
+            return None
+        for index, seen in enumerate(self._sources):
+            if not (seen.lost or cell in seen.asked or seen.refuses(cell)) and self._room(seen):
+                return index
+        return None
+
+    def _overdue(self, seen: _Seen, cell: Cell) -> bool:
+        rate = seen.flow.bytes_s
+        expected_s = seen.flow.rtt_s + (seen.owed_bytes / rate if rate else 0.0)
+        return self._now_s - seen.asked[cell] > _OVERDUE_S + _OVERDUE * expected_s
+
+    def _order(self, left: list[int]) -> list[Cell]:
+        """Cells that are away, in the order in which they should come; see the module's beginning."""
+        grid = self.grid
+        todo = [c for c in left if c not in self._span and c not in grid.spoilt and grid.away_bytes[c]]
+        finishes = self._finishes(todo)
+        count = finishes.index(min(finishes))
+        computed, wave, tail = todo[:count], [], todo[count:]
+        wave_bytes = _WAVE * self._task.prompt_s * sum(seen.flow.bytes_s for seen in self._usable())
+        while tail and wave_bytes > 0:
+            wave_bytes -= grid.away_bytes[tail[0]]
+            wave.append(tail.pop(0))
+        order = [cell for c in reversed(tail) for cell in grid.cells(c)]
+        order += [(c, g) for g in range(grid.groups) for c in reversed(wave)]
+        order += [cell for c in reversed(computed) for cell in grid.cells(c)]
+        if self._span and self._now_s + self._load_s(*self._rest(left)) < self._until_s - _INTERRUPT_S:
+            order += [cell for c in self._span for cell in grid.cells(c)]
+        return [cell for cell in order if grid.away(cell)]
+
+    def _rest(self, left: list[int]) -> tuple[int, int]:
+        """Bytes of these chunks that are not in place, and not here."""
+        return sum(self.grid.left_bytes[c] for c in left), sum(self.grid.away_bytes[c] for c in left)
