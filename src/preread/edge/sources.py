@@ -21,7 +21,9 @@ MOST_PENDING_BYTES: Final = 16 * 2**20
 """Segments that wait for the disk; when it is slower than the link by so much, some are not kept."""
 
 _SILENCE_S: Final = 3.0
-"""A neighbour that has sent nothing for so long is no longer waited for alone."""
+"""A neighbour that has sent next to nothing for so long is no longer waited for alone."""
+
+_NEXT_TO_NOTHING_BYTES: Final = 16_384
 
 _log = logging.getLogger(__name__)
 Arrived = Callable[[ObjectRef, bytes], None]
@@ -224,13 +226,15 @@ class Sources:
         asked, cloud = asyncio.ensure_future(near.get(ref)), None
         try:
             before = near.received_bytes
-            while not (await asyncio.wait([asked], timeout=_SILENCE_S))[0] and near.received_bytes > before:
+            while not (await asyncio.wait([asked], timeout=_SILENCE_S))[0]:
+                if near.received_bytes - before < _NEXT_TO_NOTHING_BYTES:
+                    break
                 before = near.received_bytes
             if not asked.done():
                 cloud = asyncio.ensure_future(self._from_cloud(ref))
                 await asyncio.wait([asked, cloud], return_when=asyncio.FIRST_COMPLETED)
                 if not asked.done() and cloud.exception() is None:
-                    near.failed("it was silent for longer than the cloud took")
+                    near.failed("it was slower than the cloud")
                     return cloud.result()
                 await asyncio.wait([asked])
             try:
