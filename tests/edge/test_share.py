@@ -1,6 +1,7 @@
 """What an edge serves to its neighbours, over real HTTP: what it holds, what it may fetch, and nothing else."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -8,11 +9,10 @@ from typing import Any
 
 import httpx2
 import pytest
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from preread.cloud.app import create_app as create_cloud
 from preread.edge import share
-from preread.edge.neighbours import Introduction
 from preread.store.objects import Objects, open_store
 from preread.testing.cloud import FINGERPRINT, RandomPublisher, serving
 from preread.testing.edges import BareEdge, bare_edge, introduce, serving_here
@@ -164,9 +164,7 @@ def test_no_request_goes_in_circles(cloud_url: str, tmp_path: Path) -> None:
     run(cloud_url, tmp_path, work)
 
 
-def test_too_many_are_told_to_ask_the_cloud(
-    cloud_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_many_are_told_to_ask_the_cloud(cloud_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(share, "MOST_REQUESTS", 2)
     entered, door = asyncio.Event(), asyncio.Event()
     waiting = 0
@@ -192,26 +190,31 @@ def test_too_many_are_told_to_ask_the_cloud(
     asyncio.run(main())
 
 
-def test_pace(cloud_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    slept: list[float] = []
-    sleep = asyncio.sleep
+def test_pace() -> None:
+    """Bodies of 3 x 1,000 bytes at 10,000 bytes a second: the last leaves after 0.3 s at the earliest."""
+
+    async def body(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.body", "body": b"x" * 1000})
 
     async def main() -> None:
-        async with bare_edge(cloud_url, tmp_path, 1) as edge:
-            ref = edge.refs("manual")[0]
-            introduction = Introduction(edge.edge, FINGERPRINT)
-            app = share.create_app(introduction, edge.sources, edge.contexts, bytes_s=1000)
-            async with serving_here(app) as url, httpx2.AsyncClient(trust_env=False, base_url=url) as http:
-                monkeypatch.setattr(share.asyncio, "sleep", note)
-                first = await http.get(f"/v1/segments/{ref.id}")
-                second = await http.get(f"/v1/segments/{ref.id}")
-                monkeypatch.undo()
-                expected_s = ref.size_bytes / 1000
-                assert first.status_code == 200 and expected_s * 0.9 < sum(slept[:1]) <= expected_s
-                assert second.status_code == (503 if expected_s > 2 else 200)
+        pace, began, sent_s = share.Pace(body, 10_000), time.monotonic(), list[float]()
 
-    async def note(seconds: float) -> None:
-        slept.append(seconds)
-        await sleep(0)
+        async def send(message: Message) -> None:
+            sent_s.append(time.monotonic() - began)
+
+        async def receive() -> Message:
+            return {"type": "http.request"}
+
+        scope = {"type": "http"}
+        await asyncio.gather(*[pace(scope, receive, send) for _ in range(3)])
+        assert [sent >= least for sent, least in zip(sent_s, (0.1, 0.2, 0.3), strict=True)] == [True] * 3
+        pace._free_at = time.monotonic() + 60
+        answers = list[Message]()
+
+        async def keep(message: Message) -> None:
+            answers.append(message)
+
+        await pace(scope, receive, keep)
+        assert answers[0]["status"] == 503, "who would wait for long is told to ask the cloud"
 
     asyncio.run(main())

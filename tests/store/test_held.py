@@ -86,7 +86,9 @@ def test_order_of_use_outlives_a_restart(tmp_path: Path) -> None:
     assert again.ids() == [refs[number][0].id for number in (1, 2, 0)]
 
 
-@given(st.lists(st.tuples(st.integers(0, 9), st.sampled_from(["keep", "read", "drop", "scan", "protect"])), max_size=40))
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.sampled_from(["keep", "read", "drop", "scan", "protect"])), max_size=40)
+)
 def test_never_over_its_room_and_never_wrong(steps: list[tuple[int, str]]) -> None:
     sizes = [4 * (number * 7 % 11 + 1) for number in range(10)]
     with tempfile.TemporaryDirectory() as folder:

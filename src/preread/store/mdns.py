@@ -56,12 +56,21 @@ async def discovering(me: Announced, found: Found) -> AsyncGenerator[None, None]
     except ImportError as error:
         raise UsageError("--mdns needs the package zeroconf: install preread[lan], or name --neighbours") from error
     asking: set[asyncio.Task[None]] = set()
+    told: set[str] = set()
+
+    async def ask(zeroconf: "Zeroconf", name: str) -> None:
+        url = await _address(zeroconf, AsyncServiceInfo(SERVICE, name), me)
+        if url is not None:
+            told.add(name)
+            found(name, url)
 
     def changed(zeroconf: "Zeroconf", service_type: str, name: str, state_change: ServiceStateChange) -> None:
         if state_change is ServiceStateChange.Removed:
-            found(name, None)
+            if name in told:
+                told.discard(name)
+                found(name, None)
             return
-        task = asyncio.ensure_future(_ask(zeroconf, AsyncServiceInfo(service_type, name), me, found))
+        task = asyncio.ensure_future(ask(zeroconf, name))
         asking.add(task)
         task.add_done_callback(asking.discard)
 
@@ -81,17 +90,15 @@ async def discovering(me: Announced, found: Found) -> AsyncGenerator[None, None]
         await service.async_close()
 
 
-async def _ask(zeroconf: "Zeroconf", info: "AsyncServiceInfo", me: Announced, found: Found) -> None:
-    """Ask an edge that has shown up where it is, and report it unless it is this one or runs another model."""
+async def _address(zeroconf: "Zeroconf", info: "AsyncServiceInfo", me: Announced) -> str | None:
+    """Where an edge that has shown up shares; None where it is this one, runs another model, or does not say."""
     if not await info.async_request(zeroconf, _ANSWER_MS):
-        return
-    said = info.decoded_properties
-    if said.get("edge") == me.edge or said.get("model") != me.fingerprint or not info.port:
-        return
-    for address in info.parsed_addresses():
-        host = f"[{address}]" if ":" in address else address
-        found(info.name, f"http://{host}:{info.port}")
-        return
+        return None
+    said, addresses = info.decoded_properties, info.parsed_addresses()  # IPv4 first
+    if said.get("edge") == me.edge or said.get("model") != me.fingerprint or not (info.port and addresses):
+        return None
+    host = f"[{addresses[0]}]" if ":" in addresses[0] else addresses[0]
+    return f"http://{host}:{info.port}"
 
 
 def _service(me: Announced, address: tuple[str, int]) -> "AsyncServiceInfo":
