@@ -92,9 +92,9 @@ def test_one_after_the_other_needs_the_uplink_once_too(cloud_url: str, tmp_path:
     async def work(here: Site) -> None:
         edges = await here.edges(4)
         before = here.uplink.stats.bytes_down
-        whole = [await edge.load("manual") for edge in edges][0]
-        assert here.uplink.stats.bytes_down - before <= 1.1 * whole
-        assert len({edge.sources.disk.received_bytes for edge in edges}) == 4, "nobody was asked for what it holds"
+        whole = {await edge.load("manual") for edge in edges}
+        assert here.uplink.stats.bytes_down - before <= 1.1 * whole.pop() and not whole
+        assert all(edge.sources.disk.received_bytes for edge in edges), "somebody was not asked for what it holds"
 
     run(cloud_url, tmp_path, work)
 
