@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from preread.cli import listen
+from preread.cli import listen, options
 from preread.engine.download import locate
 from preread.errors import UsageError
 
@@ -27,6 +27,27 @@ def test_taken_port(preread: Run, taken: str, tmp_path: Path, command: str) -> N
     assert ran.code == 1 and f"port {taken} on 127.0.0.1 is taken" in ran.err and ran.err.count("\n") == 1
 
 
+def test_taken_port_of_sharing(preread: Run, taken: str) -> None:
+    ran = preread("edge", "--port", "0", "--share", f"127.0.0.1:{taken}")
+    assert (
+        ran.code == 1 and f"port {taken} on 127.0.0.1 is taken" in ran.err and "choose another with --share" in ran.err
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [("a:1", ("a", 1)), ("[::1]:8090", ("::1", 8090)), ("0.0.0.0:0", ("0.0.0.0", 0))],
+)
+def test_host_and_port(given: str, expected: tuple[str, int]) -> None:
+    assert options.host_and_port(given) == expected
+
+
+@pytest.mark.parametrize("given", ["", "a", ":1", "a:", "a:x", "a:99999", "a:٣"])
+def test_no_host_and_port(given: str) -> None:
+    with pytest.raises(UsageError):
+        options.host_and_port(given)
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -37,6 +58,10 @@ def test_taken_port(preread: Run, taken: str, tmp_path: Path, command: str) -> N
         (["edge", "--rung", "q99"], "unknown rung 'q99'"),
         (["cloud", "--api-key", " , "], "holds no key"),
         (["edge", "--api-key", ""], "holds no key"),
+        (["edge", "--prefetch", "some"], "--prefetch is one of off, recent, all"),
+        (["edge", "--neighbours", "http://a:1,nonsense"], "'nonsense' is not an address"),
+        (["edge", "--share", "8090"], "--share takes HOST:PORT, not '8090'"),
+        (["edge", "--share", "127.0.0.1:0", "--disk-cache", "0"], "needs --disk-cache"),
         (["cloud", "--host", "192.0.2.1"], "cannot listen on 192.0.2.1"),
     ],
 )

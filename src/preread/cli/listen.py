@@ -1,12 +1,13 @@
 """Serving an application over HTTP until a signal comes. It knows sockets and uvicorn, not what is served."""
 
+import asyncio
 import errno
 import ipaddress
 import logging
 import signal
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from types import FrameType
 from typing import Final
 
@@ -24,8 +25,8 @@ _KEEP_ALIVE_S: Final = 75
 _log = logging.getLogger(__name__)
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """Take an address before the slow work begins; nobody can connect to it yet.
+def bind(host: str, port: int, option: str = "--port") -> socket.socket:
+    """Take an address before the slow work begins; nobody can connect to it yet. `option` is where the user said it.
 
     Raises:
         UsageError: it is taken, or not one of this machine.
@@ -39,7 +40,7 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         if sock is not None:
             sock.close()
-        raise _not_bound(host, port, error) from error
+        raise _not_bound(host, port, error, option) from error
     return sock
 
 
@@ -53,6 +54,27 @@ def warn_if_open(sock: socket.socket, api_keys: frozenset[str]) -> None:
     """Say so when others on the network may ask without a key."""
     if not api_keys and not ipaddress.ip_address(sock.getsockname()[0].partition("%")[0]).is_loopback:
         _log.warning("%s can be used by everybody who reaches it: consider --api-key", url(sock))
+
+
+@asynccontextmanager
+async def beside(app: Starlette, sock: socket.socket) -> AsyncGenerator[None, None]:
+    """Serve a second application, which has no lifespan, as long as the context is open. The socket is closed then.
+
+    Raises:
+        UsageError: another process took the address meanwhile.
+    """
+    server = _Second(_config(app))
+    with sock:
+        serving = asyncio.create_task(server.serve([sock]))
+        try:
+            while not server.started and not serving.done():
+                await asyncio.sleep(0.005)  # uvicorn has no event for this
+            if serving.done():
+                raise UsageError(f"cannot listen on {url(sock)}: see the log above")
+            yield
+        finally:
+            server.should_exit = True
+            await asyncio.wait([serving])
 
 
 async def serve(app: Starlette, sock: socket.socket, ready: Callable[[], None]) -> bool:
@@ -69,7 +91,15 @@ async def serve(app: Starlette, sock: socket.socket, ready: Callable[[], None]) 
         UsageError: another process took the address meanwhile.
         PrereadError: as the application's start does.
     """
-    config = uvicorn.Config(
+    server = _Server(_config(app), sock.getsockname()[:2], ready)
+    with sock:
+        async with app.router.lifespan_context(app):
+            await server.serve([sock])
+    return server.interrupted
+
+
+def _config(app: Starlette) -> uvicorn.Config:
+    return uvicorn.Config(
         app,
         lifespan="off",
         log_config=None,
@@ -78,11 +108,14 @@ async def serve(app: Starlette, sock: socket.socket, ready: Callable[[], None]) 
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=_LEAVE_S,
     )
-    server = _Server(config, sock.getsockname()[:2], ready)
-    with sock:
-        async with app.router.lifespan_context(app):
-            await server.serve([sock])
-    return server.interrupted
+
+
+class _Second(uvicorn.Server):
+    """Leaves signals to the first server."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
 
 
 class _Server(uvicorn.Server):
@@ -113,7 +146,7 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def _not_bound(host: str, port: int, error: OSError) -> UsageError:
+def _not_bound(host: str, port: int, error: OSError, option: str = "--port") -> UsageError:
     if error.errno == errno.EADDRINUSE:
-        return UsageError(f"port {port} on {host} is taken: stop what listens there, or choose another with --port")
+        return UsageError(f"port {port} on {host} is taken: stop what listens there, or choose another with {option}")
     return UsageError(f"cannot listen on {host}, port {port}: {error.strerror or error}; check --host and --port")

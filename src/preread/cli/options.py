@@ -10,6 +10,8 @@ from preread.cli.terminal import byte_progress
 from preread.codec.ladder import ladder
 from preread.engine.download import pull
 from preread.errors import UsageError
+from preread.plan.place import POLICIES, Policy
+from preread.store.http11 import parse_origin
 
 _RUNGS: Final = ", ".join(ladder())
 _FITTED: Final = re.compile(r"b\d{1,2}(\.\d{1,2})?")
@@ -78,6 +80,40 @@ Window = Annotated[
 Threads = Annotated[
     int, typer.Option("--threads", "-t", min=0, metavar="N", help="CPU threads; 0: as many as this process may use.")
 ]
+DiskCache = Annotated[
+    int, typer.Option("--disk-cache", min=0, metavar="MIB", help="Disk for segments of published contexts; 0: none.")
+]
+Pin = Annotated[
+    list[str] | None,
+    typer.Option("--pin", metavar="NAME", help="Hold this context on disk whatever its use; may be given repeatedly."),
+]
+Prefetch = Annotated[
+    str,
+    typer.Option(
+        "--prefetch",
+        metavar="|".join(POLICIES),
+        help="Fetch to the disk ahead of need: only pinned contexts, also those used lately, or all.",
+    ),
+]
+Neighbours = Annotated[
+    str | None,
+    typer.Option("--neighbours", metavar="URL,…", help="Other edges of this site, that share what they hold."),
+]
+Mdns = Annotated[
+    bool, typer.Option("--mdns", help="Find other edges on the local network; with --share, be found by them.")
+]
+Share = Annotated[
+    str | None,
+    typer.Option("--share", metavar="HOST:PORT", help="Serve segments that are held to other edges, at this address."),
+]
+ShareMbps = Annotated[
+    float | None,
+    typer.Option("--share-mbps", min=0.1, metavar="MBPS", help="Send neighbours no more than this; by default all."),
+]
+SiteKey = Annotated[
+    str | None,
+    typer.Option("--site-key", envvar="PREREAD_SITE_KEY", metavar="KEY", help="Secret that all edges of a site share."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Say in detail what came from where.")]
 
@@ -123,6 +159,42 @@ def rung_names(given: str) -> tuple[str, ...]:
     for name in names:
         check_rung(name)
     return names
+
+
+def policy(given: str) -> Policy:
+    """What `--prefetch` says.
+
+    Raises:
+        UsageError: it says something else.
+    """
+    for known in POLICIES:
+        if given == known:
+            return known
+    raise UsageError(f"--prefetch is one of {', '.join(POLICIES)}, not {given!r}")
+
+
+def urls(given: str | None) -> tuple[str, ...]:
+    """The addresses in `http://a:1,http://b:2`, each once.
+
+    Raises:
+        UsageError: one cannot be an address.
+    """
+    found = tuple(dict.fromkeys(url.strip() for url in (given or "").split(",") if url.strip()))
+    for url in found:
+        parse_origin(url)
+    return found
+
+
+def host_and_port(given: str) -> tuple[str, int]:
+    """What is in `host:port` or `[ipv6]:port`.
+
+    Raises:
+        UsageError: it is no such text.
+    """
+    host, colon, port = given.rpartition(":")
+    if not (colon and host and port.isascii() and port.isdecimal() and int(port) <= 65535):
+        raise UsageError(f"--share takes HOST:PORT, not {given!r}")
+    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 def check_rung(name: str | None) -> None:

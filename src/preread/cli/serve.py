@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -125,16 +125,31 @@ def edge(
         int, typer.Option(min=0, metavar="MIB", help="Memory for the KV cache of contexts not in use at the moment.")
     ] = 1024,
     sync_s: Annotated[float, typer.Option(min=0.1, metavar="S", help="Ask for the cloud's catalogue so often.")] = 5.0,
+    disk_cache: options.DiskCache = 4096,
+    pin: options.Pin = None,
+    prefetch: options.Prefetch = "recent",
+    neighbours: options.Neighbours = None,
+    mdns: options.Mdns = False,
+    share: options.Share = None,
+    share_mbps: options.ShareMbps = None,
+    site_key: options.SiteKey = None,
 ) -> None:
     """Run an edge: an OpenAI-compatible server that streams shared contexts in and keeps prompts to itself."""
     from preread.cli.listen import bind, warn_if_open
     from preread.edge.edge import AsyncEdge
+    from preread.edge.near import Near
+    from preread.edge.prefetch import Wishes
 
     keys = options.client_keys(api_key)
     options.check_rung(rung)
     options.check_rung(refine)
-    with bind(host, port) as sock:
+    wishes, near_urls = Wishes(tuple(pin or ()), options.policy(prefetch)), options.urls(neighbours)
+    with ExitStack() as stack:
+        sock = stack.enter_context(bind(host, port))
+        shared = None if share is None else stack.enter_context(bind(*options.host_and_port(share), "--share"))
         warn_if_open(sock, keys)
+        address = None if shared is None else shared.getsockname()[:2]
+        near = Near(disk_cache << 20, wishes, near_urls, mdns, site_key, address)
         path = options.pulled(model)
         opened = AsyncEdge(
             model,
@@ -147,25 +162,44 @@ def edge(
             threads=threads,
             cache_ram_bytes=cache_ram << 20,
             sync_s=sync_s,
+            near=near,
         )
         _log.info("loading %s", options.shown_name(model, path))
-        interrupted = asyncio.run(_serve_edge(sock, opened, keys))
+        most_bytes_s = None if share_mbps is None else share_mbps * 1e6 / 8
+        interrupted = asyncio.run(_serve_edge(sock, opened, keys, shared, most_bytes_s))
     if interrupted:
         raise KeyboardInterrupt
 
 
-async def _serve_edge(sock: socket.socket, opened: "AsyncEdge", api_keys: frozenset[str]) -> bool:
+async def _serve_edge(
+    sock: socket.socket,
+    opened: "AsyncEdge",
+    api_keys: frozenset[str],
+    shared: socket.socket | None,
+    share_bytes_s: float | None,
+) -> bool:
     from preread.cli import listen
     from preread.edge.app import create_app
+    from preread.edge.share import create_share_app
 
     def ready() -> None:
         site, cloud = opened.site, opened.options.cloud
         away = " (cannot be reached)" if site.contexts.unreachable else ""
         link = f"cloud {cloud}{away}" if cloud else "no cloud"
-        where = f"{listen.url(sock)}, {link}, {_contexts(len(site.contexts.all()))}"
+        sharing = f", sharing on {listen.url(shared)}" if shared else ""
+        where = f"{listen.url(sock)}, {link}, {_contexts(len(site.contexts.all()))}{sharing}"
         print(f"preread edge: {site.engine.spec.name} on {where}", flush=True)
 
-    return await listen.serve(create_app(opened, api_keys=api_keys), sock, ready)
+    @asynccontextmanager
+    async def sharing() -> AsyncGenerator[None, None]:
+        if shared is None:
+            yield
+            return
+        app = create_share_app(opened, bytes_s=share_bytes_s)
+        async with listen.beside(app, shared):
+            yield
+
+    return await listen.serve(create_app(opened, api_keys=api_keys, beside=sharing), sock, ready)
 
 
 def _contexts(count: int) -> str:

@@ -90,8 +90,8 @@ def loads(data: bytes) -> Profile:
     """Read a profile, and check that nothing in it can do worse than make bad answers.
 
     Raises:
-        CorruptData: "magic", "version", "json", "schema", "shape" (impossible sizes), "length" (not exactly the bytes that
-            head implies), "range" (a number that is not finite, or not positive where it must be).
+        CorruptData: "magic", "version", "json", "schema", "shape" (impossible sizes), "length" (not exactly the bytes
+            that the head implies), "range" (a number that is not finite, or not positive where it must be).
     """
     head, rest = _head(data)
     if not (1 <= head.geometry.layers <= _MAX_LAYERS and head.geometry.kv_heads >= 1 and head.geometry.head_dim >= 1):

@@ -9,7 +9,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, nullcontext
 from functools import partial
 from typing import Final
 
@@ -45,15 +45,21 @@ Pieces = AsyncGenerator[Piece | Done, None]
 Read = Callable[[bytes, Bounds, int], Call]
 
 
-def create_app(edge: AsyncEdge, *, api_keys: frozenset[str] = frozenset()) -> Starlette:
+def create_app(
+    edge: AsyncEdge,
+    *,
+    api_keys: frozenset[str] = frozenset(),
+    beside: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
+) -> Starlette:
     """The edge as an ASGI application. With `api_keys`, everything but /health needs one of them as bearer token.
 
-    `edge` is opened at startup, so a model that cannot be had or loaded keeps the server from starting.
+    `edge` is opened at startup, so a model that cannot be had or loaded keeps the server from starting. `beside` is
+    entered then, and left before it is closed.
     """
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncGenerator[None, None]:
-        async with edge:
+        async with edge, beside():
             yield
 
     return Starlette(

@@ -10,6 +10,7 @@ import logging
 import os
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,13 +18,13 @@ from preread.edge.profiles import Profiles, wanted
 from preread.errors import CorruptData, PrereadError, TransportError, UnknownContext
 from preread.plan.match import PrefixIndex, Tokens, prefix_index
 from preread.store.egress import CloudLink
-from preread.values import ContextId, Fingerprint, ObjectRef
+from preread.values import ContextId, Fingerprint, ObjectId, ObjectRef
 from preread.wire import catalogue as catalogues
 from preread.wire import manifest as manifests
 from preread.wire import tokens as token_objects
 from preread.wire.catalogue import Entry
 from preread.wire.digest import context_id, object_id
-from preread.wire.fields import MAX_TOKENS
+from preread.wire.fields import MAX_TOKENS, SizedId
 from preread.wire.manifest import Manifest
 
 _log = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ class Contexts:
         self._folder, self._fingerprint = folder, fingerprint
         self.profiles = Profiles(fingerprint)
         self._state, self._etag = _State(), ""
+        self._segments: tuple[_State, dict[ObjectId, SizedId]] | None = None
         self._syncing = asyncio.Lock()
         self.unreachable: str | None = "the cloud was not asked yet"
         """Why the last sync failed; None after one that did not."""
@@ -84,6 +86,15 @@ class Contexts:
     def all(self) -> list[Known]:
         """Every known context, by name."""
         return [self._state.by_name[name] for name in sorted(self._state.by_name)]
+
+    def segment(self, id: ObjectId) -> ObjectRef | None:
+        """The segment of this id, if a context of this edge's own model has it in any rung."""
+        state = self._state
+        if self._segments is None or self._segments[0] is not state:
+            cells = (cell for known in state.by_id.values() for cell in _cells(known.manifest))
+            self._segments = state, {cell.id: cell for cell in cells}
+        found = self._segments[1].get(id)
+        return None if found is None else ObjectRef("segments", found.id, found.size_bytes)
 
     def restore(self) -> None:
         """Read what an earlier process kept. What is damaged is left out; it will be fetched again."""
@@ -240,8 +251,14 @@ class Contexts:
 
     def _forget_others(self, names: set[str]) -> None:
         for path in self._folder.glob("*"):
-            if path.name not in names:
+            if path.name not in names and not path.is_dir():
                 path.unlink(missing_ok=True)
+
+
+def _cells(manifest: Manifest | None) -> Iterator[SizedId]:
+    for rung in () if manifest is None else manifest.rungs:
+        for row in rung.segments:
+            yield from row
 
 
 def _files(contexts: list[Known]) -> set[str]:

@@ -9,7 +9,7 @@ with Edge(model="smollm2-135m-instruct", cloud="http://cloud:8000") as edge:
 import hashlib
 from collections.abc import AsyncGenerator, Generator
 from contextlib import AsyncExitStack, ExitStack, aclosing, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
@@ -19,6 +19,8 @@ import platformdirs
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from preread.edge.answer import answer
+from preread.edge.near import Near, open_near
+from preread.edge.neighbours import Introduction
 from preread.edge.request import Ask, Done, Piece, Timings
 from preread.edge.site import Site, open_site
 from preread.engine.download import pull
@@ -45,6 +47,7 @@ class Options:
         folder: where the catalogue is kept; by default in the user's cache folder.
         sync_s: how often the catalogue is asked for.
         refine: rung that a streamed context is brought to after the first token; None: it stays as it was streamed.
+        near: what is kept on disk, and which neighbours are asked; by default none of either.
     """
 
     model: str
@@ -58,6 +61,7 @@ class Options:
     folder: Path | None = None
     sync_s: float = 5.0
     refine: str | None = None
+    near: Near = field(default_factory=Near)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,7 @@ class AsyncEdge:
     def __init__(self, model: str, cloud: str | None = None, **options: Any) -> None:
         self.options = Options(model, cloud, **options)
         self._site: Site | None = None
+        self._introduction: Introduction | None = None
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -87,12 +92,13 @@ class AsyncEdge:
         options = self.options
         path = pull(options.model, lambda *_: None)
         link = CloudLink(options.cloud, api_key=options.api_key) if options.cloud else None
-        self._site = await self._stack.enter_async_context(
+        folder = options.folder or _folder(options.cloud)
+        site = await self._stack.enter_async_context(
             open_site(
                 path,
                 path.stem if options.model.endswith(".gguf") else options.model,
                 link,
-                options.folder or _folder(options.cloud),
+                folder,
                 rung=options.rung,
                 max_dloss=options.max_dloss,
                 window_tokens=options.window_tokens,
@@ -102,13 +108,30 @@ class AsyncEdge:
                 refine=options.refine,
             )
         )
+        try:
+            self._introduction = await self._stack.enter_async_context(open_near(site, options.near, folder / "held"))
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        self._site = site
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._stack.aclose()
-        self._site = None
+        self._site = self._introduction = None
+
+    @property
+    def introduction(self) -> Introduction:
+        """Who this edge is to its neighbours.
+
+        Raises:
+            UsageError: it is not open.
+        """
+        if self._introduction is None:
+            raise UsageError("the edge is not open: use it in a `with` statement")
+        return self._introduction
 
     @property
     def site(self) -> Site:

@@ -12,6 +12,8 @@ from preread.edge.estimates import Estimates
 from preread.edge.profiles import Preparations
 from preread.edge.refine import Refinement
 from preread.edge.shelf import Shelf
+from preread.edge.sources import Sources
+from preread.edge.uses import Uses
 from preread.engine.llamacpp import LlamaCpp
 from preread.engine.selftest import self_test
 from preread.engine.worker import Worker
@@ -38,6 +40,9 @@ class Site:
         refine: rung that a held context is brought to while it is in use; None: it stays as it was loaded.
         refinement: how far that has come, for the context that is held.
         breaker: the cloud's health, as loads found it; a sync that succeeds closes it.
+        sources: where segments come from.
+        uses: how often contexts were used, if that is counted.
+        idle, busy: whether nobody wants the engine, or somebody does.
     """
 
     def __init__(
@@ -60,15 +65,28 @@ class Site:
         self.held: ContextId | None = None
         self.refinement: Refinement | None = None
         self.breaker = Breaker()
-        self._turn = asyncio.Lock()
+        self.sources = Sources(link)
+        self.uses: Uses | None = None
+        self.idle, self.busy = asyncio.Event(), asyncio.Event()
+        self.idle.set()
+        self._turn, self._wanted = asyncio.Lock(), 0
 
     @asynccontextmanager
     async def turn(self) -> AsyncGenerator[None, None]:
         """Wait for the engine; requests get it in the order in which they come. A refinement makes way for them."""
-        async with self._turn:
-            if self.refinement is not None:
-                await self.refinement.pause()
-            yield
+        self._wanted += 1
+        self.idle.clear()
+        self.busy.set()
+        try:
+            async with self._turn:
+                if self.refinement is not None:
+                    await self.refinement.pause()
+                yield
+        finally:
+            self._wanted -= 1
+            if not self._wanted:
+                self.busy.clear()
+                self.idle.set()
 
     async def sync(self) -> None:
         """Bring the catalogue up to date, and learn the link's round trip.

@@ -1,6 +1,7 @@
 """From what was asked to token ids: which context, which tokens follow it. All of it happens on this machine."""
 
 import asyncio
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -52,6 +53,8 @@ async def understand(ask: Ask, site: Site) -> Question:
     if question.prompt_tokens >= window:
         over = question.prompt_tokens - window + 1
         raise UsageError(f"the prompt has {question.prompt_tokens} tokens, {over} too many for a window of {window}")
+    if question.known is not None and site.uses is not None:
+        site.uses.used(question.known.entry.context, time.time())
     return question
 
 

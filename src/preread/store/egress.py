@@ -1,8 +1,9 @@
 """The one way out: everything that an edge ever says to the outside is said in this module.
 
-It can ask for the catalogue, and for manifests, tokens, profiles and segments by id: GET, fixed paths, constant
-headers. So nothing that derives from a prompt has a place to be. It knows how objects are named and verified; it must
-not know prompts, what objects mean, or which of them to ask for.
+It can ask a cloud for the catalogue, and for manifests, tokens, profiles and segments by id, and a neighbouring edge
+for segments and for who it is: GET, fixed paths, constant headers. So nothing that derives from a prompt has a place to
+be. It knows how objects are named and verified; it must not know prompts, what objects mean, or which of them to ask
+for. (What an edge announces on the local network, when it is told to, is in `mdns.py`.)
 """
 
 import asyncio
@@ -17,14 +18,18 @@ from preread.wire.digest import is_id, object_id
 from preread.wire.fields import MAX_CATALOGUE_BYTES
 
 CATALOGUE: Final = "/v1/catalogue"
+INTRODUCTION: Final = "/v1/edge"
+MAX_INTRODUCTION_BYTES: Final = 1024
 _KINDS: Final = frozenset(get_args(Kind))
 _ETAG: Final = re.compile(r'(?:W/)?"[\x21\x23-\x7e]{0,128}"')
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,512}")
 _PATIENCE: Final = Patience()
+_NEAR: Final = Patience(connect_s=0.5, stall_s=5.0, grace_s=15.0)
+_IF_HELD: Final[Headers] = (("Cache-Control", "only-if-cached"),)
 
 
 class CloudLink:
-    """A link to one cloud, or to a cache or neighbour that speaks like one.
+    """A link to one cloud, or to a cache that speaks like one.
 
     Args:
         url: `http(s)://host[:port][/prefix]`.
@@ -73,10 +78,13 @@ class CloudLink:
             RemoteError: the cloud does not have it, or answers with any other error or redirect.
             CorruptData: "length" or "digest"; the bytes were thrown away.
         """
+        return await self._object(ref, self._headers)
+
+    async def _object(self, ref: ObjectRef, headers: Headers) -> bytes:
         if ref.kind not in _KINDS or not is_id(ref.id):
             raise UsageError(f"{ref.kind!r}, {ref.id!r} does not name an object")
         path = f"/v1/{ref.kind}/{ref.id}"
-        answer = await self._pool.get(Wanted(path, self._headers, ref.size_bytes, ref.size_bytes))
+        answer = await self._pool.get(Wanted(path, headers, ref.size_bytes, ref.size_bytes))
         self._check(answer, f"{ref.kind}/{ref.id[:12]}…")
         if object_id(answer.body) != ref.id:
             raise CorruptData("digest", f"{path} from {self._origin} is not the object of that name")
@@ -130,3 +138,30 @@ class CloudLink:
             raise RemoteError(f"{self._origin} answers {what} with status {status}: look at its log")
         if answer.headers.get(b"content-encoding", b"identity") != b"identity":
             raise RemoteError(f"{self._origin} encodes {what} although that was not asked for: look at caches between")
+
+
+class NeighbourLink(CloudLink):
+    """A link to a neighbouring edge, which serves segments and nothing else.
+
+    It is never given the cloud's API key: a neighbour is whoever answers. `site_key` is the secret that the edges of a
+    site share, if they do.
+    """
+
+    def __init__(self, url: str, *, site_key: str | None = None) -> None:
+        super().__init__(url, api_key=site_key, patience=_NEAR, connections=8)
+        self.url = str(self._origin)
+
+    async def get_held(self, ref: ObjectRef) -> bytes:
+        """As `get`, but the neighbour is not to fetch what it does not hold: RemoteError then (RFC 9111, 5.2.1.7)."""
+        return await self._object(ref, self._headers + _IF_HELD)
+
+    async def introduction(self) -> bytes:
+        """What the neighbour says about itself, at most 1 KiB, unverified.
+
+        Raises:
+            TransportError, RemoteError, UsageError: as for `get`.
+            CorruptData: "length".
+        """
+        answer = await self._pool.get(Wanted(INTRODUCTION, self._headers, 1, MAX_INTRODUCTION_BYTES))
+        self._check(answer, "an introduction")
+        return answer.body

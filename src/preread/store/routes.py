@@ -54,7 +54,39 @@ class ObjectSource(Protocol):
 
 def object_routes(source: ObjectSource, cache_control: str = SHARED) -> list[Route]:
     """GET and HEAD of /v1/{kind}/{id} for every kind of object."""
-    return [_object_route(source, kind, cache_control) for kind in _MEDIA]
+    return [object_route(kind, lambda request: source, cache_control) for kind in _MEDIA]
+
+
+def object_route(
+    kind: Kind,
+    source_for: Callable[[Request], ObjectSource],
+    cache_control: str,
+    absence: Callable[[Request, ObjectId], Response] | None = None,
+) -> Route:
+    """GET and HEAD of /v1/{kind}/{id}.
+
+    Args:
+        kind: of the objects.
+        source_for: where a request is answered from.
+        cache_control: of the objects.
+        absence: the answer where the source does not have the object; by default 404.
+    """
+
+    async def answer(request: Request) -> Response:
+        id = request.path_params["id"]
+        if not is_id(id):
+            return error_response(400, f"an id is 64 lower-case hex digits, not {id[:80]!r}", "bad_id")
+        headers = {
+            "ETag": f'"{id}"',
+            "Cache-Control": cache_control,
+            "Accept-Ranges": "bytes",
+            "X-Content-Type-Options": "nosniff",
+        }
+        named = ObjectId(id)
+        found = await _answer_object(request, source_for(request), kind, named, headers)
+        return found or (_absent(kind, named) if absence is None else absence(request, named))
+
+    return Route(f"/v1/{kind}/{{id}}", answer, methods=["GET"])
 
 
 def catalogue_route(read: Callable[[], Awaitable[bytes]]) -> Route:
@@ -114,34 +146,20 @@ async def on_disconnect(request: Request, error: Exception) -> Response:
     return Response(status_code=400)
 
 
-def _object_route(source: ObjectSource, kind: Kind, cache_control: str) -> Route:
-    async def answer(request: Request) -> Response:
-        id = request.path_params["id"]
-        if not is_id(id):
-            return error_response(400, f"an id is 64 lower-case hex digits, not {id[:80]!r}", "bad_id")
-        etag = f'"{id}"'
-        headers = {
-            "ETag": etag,
-            "Cache-Control": cache_control,
-            "Accept-Ranges": "bytes",
-            "X-Content-Type-Options": "nosniff",
-        }
-        return await _answer_object(request, source, kind, ObjectId(id), headers)
-
-    return Route(f"/v1/{kind}/{{id}}", answer, methods=["GET"])
-
-
 async def _answer_object(
     request: Request, source: ObjectSource, kind: Kind, id: ObjectId, headers: dict[str, str]
-) -> Response:
-    """One read, one answer: segments have 50 to 500 KB, which is less than streaming machinery would cost."""
+) -> Response | None:
+    """One read, one answer: segments have 50 to 500 KB, which is less than streaming machinery would cost.
+
+    None where the source does not have the object.
+    """
     asked, media, etag = request.headers, _MEDIA[kind], headers["ETag"]
     if request.method == "GET" and "range" not in asked and "if-none-match" not in asked:
         data = await source.read(kind, id)
-        return _absent(kind, id) if data is None else Response(data, headers=headers, media_type=media)
+        return None if data is None else Response(data, headers=headers, media_type=media)
     size_bytes = await source.size(kind, id)
     if size_bytes is None:
-        return _absent(kind, id)
+        return None
     if not none_match(asked.get("if-none-match"), etag):
         return Response(status_code=304, headers=headers)
     if request.method == "HEAD":
@@ -149,13 +167,13 @@ async def _answer_object(
     span = parse_range(asked.get("range"), size_bytes) if range_applies(asked.get("if-range"), etag) else None
     if span is None:
         data = await source.read(kind, id)
-        return _absent(kind, id) if data is None else Response(data, headers=headers, media_type=media)
+        return None if data is None else Response(data, headers=headers, media_type=media)
     if len(span) == 0:
         message = f"object has {size_bytes} bytes, none of them is in {asked['range'][:80]!r}"
         return error_response(416, message, "range_not_satisfiable", headers={"Content-Range": f"bytes */{size_bytes}"})
     data = await source.read(kind, id, span.start, span.stop)
     if data is None:
-        return _absent(kind, id)
+        return None
     part = {**headers, "Content-Range": f"bytes {span.start}-{span.stop - 1}/{size_bytes}"}
     return Response(data, 206, headers=part, media_type=media)
 

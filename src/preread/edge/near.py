@@ -1,0 +1,134 @@
+"""What an edge holds on disk and which neighbours it has, opened together around a site that is already open."""
+
+import asyncio
+import logging
+import os
+import re
+import secrets
+import tempfile
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from preread.edge.neighbours import Introduction, Neighbours
+from preread.edge.prefetch import Prefetch, Wishes
+from preread.edge.site import Site
+from preread.edge.sources import Sources
+from preread.edge.uses import Uses
+from preread.errors import UsageError
+from preread.store.held import Held
+from preread.store.mdns import Announced, Found, discovering
+
+_ID = re.compile(r"[0-9a-f]{16}")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Near:
+    """How an edge uses its disk and its neighbours.
+
+    Attributes:
+        disk_bytes: room for segments on disk; 0: none are kept there.
+        wishes: which contexts are fetched to the disk ahead of need.
+        neighbours: URLs where other edges share.
+        mdns: whether to look for other edges on the local network, and to announce this one if it shares.
+        site_key: secret that the edges of the site share, if they do.
+        share: host and port where somebody serves this edge's segments; None: nobody does.
+    """
+
+    disk_bytes: int = 0
+    wishes: Wishes = field(default_factory=Wishes)
+    neighbours: tuple[str, ...] = ()
+    mdns: bool = False
+    site_key: str | None = None
+    share: tuple[str, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.share is not None and not self.disk_bytes:
+            raise UsageError("an edge that shares needs --disk-cache: it shares what is on its disk")
+
+
+@asynccontextmanager
+async def open_near(site: Site, near: Near, folder: Path) -> AsyncGenerator[Introduction, None]:
+    """Give a site its disk and its neighbours, as `site.sources`; who it is to them.
+
+    Args:
+        site: an open one; `site.sources` and `site.uses` are replaced.
+        near: what is wanted.
+        folder: where segments and counts of uses are kept, a folder for each model below it.
+
+    Raises:
+        UsageError: a neighbour's URL is none, or `mdns` cannot be used.
+    """
+    fingerprint = site.engine.spec.fingerprint
+    below = folder / fingerprint[:16]
+    edge = await asyncio.to_thread(_edge_id, below) if near.disk_bytes else secrets.token_hex(8)
+    async with AsyncExitStack() as stack:
+        held = Held(below, near.disk_bytes) if near.disk_bytes else None
+        if held is not None:
+            await asyncio.to_thread(held.scan)
+        neighbours = None
+        if near.neighbours or near.mdns:
+            sharing = near.share is not None
+            neighbours = Neighbours(edge, fingerprint, site_key=near.site_key, sharing=sharing, urls=near.neighbours)
+            stack.push_async_callback(neighbours.aclose)
+            await neighbours.probe()
+            await stack.enter_async_context(_running(neighbours.keep_probing()))
+        if neighbours is not None and near.mdns:
+            announced = Announced(edge, fingerprint, near.share)
+            await stack.enter_async_context(discovering(announced, _telling(neighbours)))
+        site.sources = Sources(site.link, held, neighbours)
+        stack.push_async_callback(site.sources.flush)
+        if held is not None:
+            site.uses = Uses(below / "uses.json")
+            await asyncio.to_thread(site.uses.restore)
+            prefetch = Prefetch(site, site.sources, held, site.uses, near.wishes)
+            stack.push_async_callback(prefetch.save)
+            await stack.enter_async_context(_running(prefetch.keep_going()))
+        yield Introduction(edge, fingerprint)
+
+
+@asynccontextmanager
+async def _running(work: Coroutine[Any, Any, None]) -> AsyncGenerator[None, None]:
+    """Have something run as long as the context is open."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+def _telling(neighbours: Neighbours) -> Found:
+    def found(name: str, url: str | None) -> None:
+        if url is None:
+            neighbours.remove(name)
+            return
+        try:
+            neighbours.add(name, url)
+        except UsageError as error:
+            _log.info("an edge announces an address that cannot be used: %s", error)
+
+    return found
+
+
+def _edge_id(folder: Path) -> str:
+    """This edge's id, the same after a restart: other edges take it for the owner of what it holds."""
+    path = folder / "edge"
+    try:
+        kept = path.read_text("ascii")
+        if _ID.fullmatch(kept):
+            return kept
+    except (OSError, ValueError):
+        pass
+    made = secrets.token_hex(8)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".new-", delete=False) as file:
+            file.write(made)
+        os.replace(file.name, path)
+    except OSError as error:
+        _log.info("this edge has another id after a restart: %s", error)
+    return made

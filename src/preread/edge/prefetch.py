@@ -1,0 +1,146 @@
+"""Fetching contexts to the disk before anyone asks, while the edge has nothing else to do.
+
+What is worth holding is `plan.place`'s to say; here are the catalogue, the disk and the clock. A request interrupts it
+at once, and what was being fetched is fetched again later.
+"""
+
+import asyncio
+import logging
+import time
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from typing import Final
+
+from preread.edge.contexts import Known
+from preread.edge.load import Parcel
+from preread.edge.rungs import chosen
+from preread.edge.site import Site
+from preread.edge.sources import Sources
+from preread.edge.uses import Uses
+from preread.errors import PrereadError, UnknownContext
+from preread.plan.place import Candidate, Placement, Policy, place
+from preread.store.fetch import fetch_all
+from preread.store.held import Held
+from preread.values import ContextId, ObjectId, ObjectRef
+
+EVERY_S: Final = 10.0
+_AFTER_FAILURE_S: Final = 60.0
+_NOT_KEPT_S: Final = 600.0
+_IN_FLIGHT, _IN_FLIGHT_BYTES = 2, 2**21
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What to hold: contexts by name, whatever their use, and which others."""
+
+    pins: tuple[str, ...] = ()
+    policy: Policy = "recent"
+
+
+class Prefetch:
+    """Brings what is on the disk near to what should be there. It belongs to the event loop."""
+
+    def __init__(self, site: Site, sources: Sources, held: Held, uses: Uses, wishes: Wishes) -> None:
+        self._site, self._sources, self._held, self._uses, self._wishes = site, sources, held, uses, wishes
+        self._parcels: dict[ObjectId, Parcel] = {}
+        self._failing = False
+
+    async def keep_going(self, every_s: float = EVERY_S) -> None:
+        """Look for ever, and fetch when nobody asks anything."""
+        while True:
+            pause_s = every_s
+            try:
+                await self._site.idle.wait()
+                await self.save()
+                if not await self._fetch(await self.look()):
+                    pause_s = _NOT_KEPT_S
+                self._failing = False
+            except PrereadError as error:
+                if not self._failing:
+                    _log.info("contexts are not fetched ahead of need for now: %s", error)
+                self._failing, pause_s = True, _AFTER_FAILURE_S
+            except Exception:
+                _log.exception("fetching ahead of need failed in a way that nobody foresaw")
+                pause_s = _NOT_KEPT_S
+            await asyncio.sleep(pause_s)
+
+    async def look(self) -> list[ObjectRef]:
+        """Decide what to hold, make room for it, and tell which segments are missing, the most wanted first."""
+        found = self._streamable()
+        placement = place(
+            [self._candidate(known, what) for known, what in found.values()],
+            self._held.room_bytes,
+            self._wishes.policy,
+            time.time(),
+        )
+        wanted = {id: [piece.ref for piece in found[id][1].places] for id in placement.hold}
+        self._held.protect(ref.id for refs in wanted.values() for ref in refs)
+        await asyncio.to_thread(self._held.drop, self._superfluous(placement, found))
+        return [ref for refs in wanted.values() for ref in refs if ref.id not in self._held]
+
+    async def save(self) -> None:
+        """Keep the counts of uses."""
+        write = self._uses.saving(time.time())
+        if write is not None:
+            await asyncio.to_thread(write)
+
+    async def _fetch(self, refs: list[ObjectRef]) -> bool:
+        """Fetch until a request comes; False if the disk keeps nothing, so that trying again soon is in vain."""
+        if not refs:
+            return True
+        fetching = asyncio.ensure_future(self._fetch_all(refs))
+        busy = asyncio.ensure_future(self._site.busy.wait())
+        try:
+            await asyncio.wait([fetching, busy], return_when=asyncio.FIRST_COMPLETED)
+            return fetching.result() if fetching.done() else True
+        finally:
+            for task in (fetching, busy):
+                task.cancel()
+            await asyncio.wait([fetching, busy])
+
+    async def _fetch_all(self, refs: list[ObjectRef]) -> bool:
+        flight = fetch_all(self._sources, refs, in_flight=_IN_FLIGHT, in_flight_bytes=_IN_FLIGHT_BYTES)
+        async with aclosing(flight) as frames:
+            async for index, _ in frames:
+                await self._sources.flush()
+                if refs[index].id not in self._held:
+                    return False
+        return True
+
+    def _streamable(self) -> dict[ContextId, tuple[Known, Parcel]]:
+        """The contexts that this edge could stream, at the rung that it would."""
+        site, found = self._site, dict[ContextId, tuple[Known, Parcel]]()
+        if site.engine.no_injection:
+            return found
+        for known in site.contexts.all():
+            if known.manifest is None or known.entry.fingerprint != site.engine.spec.fingerprint:
+                continue
+            with suppress(PrereadError):
+                found[known.entry.context] = known, self._parcel(known)
+        self._parcels = {known.entry.manifest.id: what for known, what in found.values()}
+        return found
+
+    def _parcel(self, known: Known) -> Parcel:
+        what = self._parcels.get(known.entry.manifest.id)
+        return chosen(known, self._site) if what is None else what
+
+    def _candidate(self, known: Known, what: Parcel) -> Candidate:
+        context = known.entry.context
+        held_bytes = sum(piece.ref.size_bytes for piece in what.places if piece.ref.id in self._held)
+        return Candidate(context, what.size_bytes, held_bytes, self._uses.of(context), context in self._pinned())
+
+    def _pinned(self) -> set[ContextId]:
+        pinned = set()
+        for name in self._wishes.pins:
+            with suppress(UnknownContext):
+                pinned.add(self._site.contexts.named(name).entry.context)
+        return pinned
+
+    def _superfluous(self, placement: Placement, found: dict[ContextId, tuple[Known, Parcel]]) -> list[ObjectId]:
+        """What makes room, and what the cloud has taken back."""
+        gone = {piece.ref.id for context in placement.drop for piece in found[context][1].places}
+        wanted = {piece.ref.id for context in placement.hold for piece in found[context][1].places}
+        if self._site.contexts.unreachable is None:
+            gone |= {id for id in self._held.ids() if self._site.contexts.segment(id) is None}
+        return [id for id in gone - wanted if id in self._held]

@@ -1,0 +1,252 @@
+"""Where an edge gets segments: its own disk, the other edges of its site, the cloud. One seam for all of them.
+
+It knows who has what and in which order to ask; it must not know what segments mean, or why one is wanted. Whatever
+comes from outside is verified by then, and is put on disk behind the caller's back.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Final, Protocol
+
+from preread.edge.neighbours import Neighbour, Neighbours
+from preread.errors import PrereadError, RemoteError, TransportError
+from preread.store.collapse import Collapsed
+from preread.store.egress import CloudLink
+from preread.store.held import Held
+from preread.values import ObjectId, ObjectRef
+
+MOST_PENDING_BYTES: Final = 16 * 2**20
+"""Segments that wait for the disk; when it is slower than the link by so much, some are not kept."""
+
+_SILENCE_S: Final = 3.0
+"""A neighbour that has sent next to nothing for so long is no longer waited for alone."""
+
+_NEXT_TO_NOTHING_BYTES: Final = 16_384
+
+_log = logging.getLogger(__name__)
+Arrived = Callable[[ObjectRef, bytes], None]
+
+
+class NotHeld(RemoteError):
+    """A source does not have the object: nothing is wrong with it."""
+
+
+class Supply(Protocol):
+    """One place that segments come from.
+
+    Attributes:
+        name: "disk", "cloud" or "near:" and an edge's id.
+    """
+
+    name: str
+
+    async def get(self, ref: ObjectRef) -> bytes:
+        """The object, verified; PrereadError if it cannot be had here. Concurrent calls for one are one request."""
+        ...
+
+    def holds(self, ref: ObjectRef) -> bool | None:
+        """Whether it has the object. None: it can get it, at its own pace. Never waits."""
+        ...
+
+    @property
+    def received_bytes(self) -> int:
+        """All that ever came from there, unfinished answers included."""
+        ...
+
+
+class Disk:
+    """What this edge holds itself, and what is on its way to the disk."""
+
+    name = "disk"
+
+    def __init__(self, held: Held | None) -> None:
+        self._held = held
+        self._pending: dict[ObjectId, bytes] = {}
+        self._pending_bytes = 0
+        self._work: asyncio.Task[None] | None = None
+        self.received_bytes = 0
+
+    def holds(self, ref: ObjectRef) -> bool:
+        return ref.id in self._pending or (self._held is not None and ref.id in self._held)
+
+    async def get(self, ref: ObjectRef) -> bytes:
+        data = self._pending.get(ref.id)
+        if data is None and self._held is not None and ref.id in self._held:
+            data = await asyncio.to_thread(self._held.read, ref)
+        if data is None:
+            raise NotHeld(f"segment {ref.id[:12]}… is not on this disk")
+        self.received_bytes += len(data)
+        return data
+
+    def keep(self, ref: ObjectRef, data: bytes) -> None:
+        """Have it written soon, unless too much waits for that already."""
+        held = self._held
+        if held is None or ref.kind != "segments" or ref.id in self._pending or ref.id in held:
+            return
+        if self._pending_bytes + len(data) > MOST_PENDING_BYTES:
+            _log.debug("the disk is too slow to keep segment %s…", ref.id[:12])
+            return
+        self._pending[ref.id] = data
+        self._pending_bytes += len(data)
+        if self._work is None or self._work.done():
+            self._work = asyncio.create_task(self._write(held))
+
+    async def flush(self) -> None:
+        """Wait until everything that is to be kept has been written."""
+        while self._work is not None and not self._work.done():
+            await asyncio.wait([self._work])
+
+    async def _write(self, held: Held) -> None:
+        while self._pending:
+            id, data = next(iter(self._pending.items()))
+            try:
+                await asyncio.to_thread(held.keep, ObjectRef("segments", id, len(data)), data)
+            except Exception:
+                _log.exception("keeping a segment failed in a way that nobody foresaw")
+            del self._pending[id]
+            self._pending_bytes -= len(data)
+
+
+class Cloud:
+    """The cloud that everything comes from in the end."""
+
+    name = "cloud"
+
+    def __init__(self, link: CloudLink, arrived: Arrived) -> None:
+        self._link, self._collapsed, self._arrived = link, Collapsed(link), arrived
+
+    @property
+    def received_bytes(self) -> int:
+        return self._link.received_bytes
+
+    def holds(self, ref: ObjectRef) -> bool:
+        return True
+
+    async def get(self, ref: ObjectRef) -> bytes:
+        data = await self._collapsed.get(ref)
+        self._arrived(ref, data)
+        return data
+
+
+class Near:
+    """One other edge of the site, seen by the segments that are its to fetch."""
+
+    def __init__(self, neighbour: Neighbour, owner: Callable[[ObjectId], str], arrived: Arrived) -> None:
+        self.name, self._edge = f"near:{neighbour.edge}", neighbour.edge
+        self._neighbour, self._owner, self._arrived = neighbour, owner, arrived
+
+    @property
+    def received_bytes(self) -> int:
+        return self._neighbour.received_bytes
+
+    def holds(self, ref: ObjectRef) -> bool | None:
+        return None if self._neighbour.usable and self._owner(ref.id) == self._edge else False
+
+    async def get(self, ref: ObjectRef) -> bytes:
+        data = await self._neighbour.get(ref)
+        self._arrived(ref, data)
+        return data
+
+
+class Sources:
+    """All of them. `get` asks one after the other; whoever plans by itself takes `supplies`.
+
+    Args:
+        link: to the cloud, if there is one; whoever made it closes it.
+        held: segments on disk, if any are kept.
+        neighbours: other edges of the site, if any are known; closed with the site's.
+    """
+
+    def __init__(self, link: CloudLink | None, held: Held | None = None, neighbours: Neighbours | None = None) -> None:
+        self.disk = Disk(held)
+        self.cloud = None if link is None else Cloud(link, self.disk.keep)
+        self.held, self.neighbours = held, neighbours
+
+    def supplies(self) -> tuple[Supply, ...]:
+        """What can be asked now, the most preferred first: the disk, neighbours, the cloud.
+
+        For each segment at most one neighbour says that it can get it: the one that fetches it for the site.
+        """
+        found: list[Supply] = [] if self.held is None else [self.disk]
+        if self.neighbours is not None:
+            owner = lru_cache(maxsize=None)(self.neighbours.owner())
+            found += [Near(one, owner, self.disk.keep) for one in self.neighbours.usable()]
+        return (*found, *([] if self.cloud is None else [self.cloud]))
+
+    async def get(self, ref: ObjectRef) -> bytes:
+        """An object from wherever it can be had soonest: disk, neighbours, cloud.
+
+        Raises:
+            PrereadError: why the last of them did not have it.
+        """
+        if self.disk.holds(ref):
+            try:
+                return await self.disk.get(ref)
+            except NotHeld:
+                pass  # it was damaged, or another process removed it
+        near, only_held = self._nearest(ref)
+        if near is None:
+            return await self._from_cloud(ref)
+        data = await (self._if_held(near, ref) if only_held else self._unless_silent(near, ref))
+        self.disk.keep(ref, data)
+        return data
+
+    async def flush(self) -> None:
+        """Wait until everything that is to be kept has been written."""
+        await self.disk.flush()
+
+    def _nearest(self, ref: ObjectRef) -> tuple[Neighbour | None, bool]:
+        """The neighbour to ask, and whether only for what it holds.
+
+        That is so where this edge is to fetch the segment: who did so before it joined may have it.
+        """
+        ranking = [] if self.neighbours is None else self.neighbours.candidates(ref.id)
+        if not ranking or ranking == [None]:
+            return None, False
+        return (ranking[0], False) if ranking[0] is not None else (ranking[1], True)
+
+    async def _from_cloud(self, ref: ObjectRef) -> bytes:
+        if self.cloud is None:
+            raise TransportError("this edge has no cloud")
+        return await self.cloud.get(ref)
+
+    async def _if_held(self, near: Neighbour, ref: ObjectRef) -> bytes:
+        """From a neighbour if it holds the object, or else from the cloud."""
+        try:
+            async with asyncio.timeout(_SILENCE_S):
+                return await near.get_held(ref)
+        except (PrereadError, TimeoutError) as error:
+            _log.debug("segment %s… does not come from %s: %s", ref.id[:12], near.url, error)
+        return await self._from_cloud(ref)
+
+    async def _unless_silent(self, near: Neighbour, ref: ObjectRef) -> bytes:
+        """From a neighbour; when that fails, from the cloud; when it is silent for long, from whoever is first."""
+        asked, cloud = asyncio.ensure_future(near.get(ref)), None
+        try:
+            before = near.received_bytes
+            while not (await asyncio.wait([asked], timeout=_SILENCE_S))[0]:
+                if near.received_bytes - before < _NEXT_TO_NOTHING_BYTES:
+                    break
+                before = near.received_bytes
+            if not asked.done():
+                cloud = asyncio.ensure_future(self._from_cloud(ref))
+                await asyncio.wait([asked, cloud], return_when=asyncio.FIRST_COMPLETED)
+                if not asked.done() and cloud.exception() is None:
+                    near.failed("it was slower than the cloud")
+                    return cloud.result()
+                await asyncio.wait([asked])
+            try:
+                return asked.result()
+            except PrereadError as error:
+                _log.debug("segment %s… does not come from %s: %s", ref.id[:12], near.url, error)
+            return await (cloud or self._from_cloud(ref))
+        finally:
+            under_way = [task for task in (asked, cloud) if task is not None]
+            for task in under_way:
+                task.cancel()
+            await asyncio.wait(under_way)
+            for task in under_way:
+                if not task.cancelled():
+                    task.exception()  # taken, so that asyncio does not report it

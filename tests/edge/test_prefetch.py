@@ -1,0 +1,150 @@
+"""Contexts are on disk before anyone asks, and requests go first. A real model, a real cloud."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from preread.edge.edge import AsyncEdge
+from preread.edge.near import Near
+from preread.edge.prefetch import Wishes
+from preread.edge.uses import Uses
+from preread.errors import UsageError
+from preread.plan.place import Policy, Use
+from preread.testing.proxy import Blackout, Proxy
+from preread.values import ContextId
+from preread.wire import manifest as manifests
+from preread.wire.digest import object_id
+
+
+@asynccontextmanager
+async def opened(
+    cloud_url: str, model: Path, folder: Path, policy: Policy = "recent", pins: tuple[str, ...] = ()
+) -> AsyncGenerator[AsyncEdge, None]:
+    near = Near(disk_bytes=1 << 30, wishes=Wishes(pins, policy))
+    options: dict[str, Any] = {"rung": "lossless", "window_tokens": 1024, "threads": 1, "folder": folder, "near": near}
+    async with AsyncEdge(str(model), cloud_url, **options) as edge:
+        yield edge
+
+
+def missing(edge: AsyncEdge, name: str) -> int:
+    manifest = edge.site.contexts.named(name).manifest
+    assert manifest is not None
+    held = edge.site.sources.held
+    assert held is not None
+    return sum(place.ref.id not in held for place in manifests.places(manifest, "lossless"))
+
+
+async def until_held(edge: AsyncEdge, name: str) -> None:
+    async with asyncio.timeout(30):
+        while missing(edge, name):
+            await asyncio.sleep(0.02)
+
+
+def test_pinned_contexts_are_fetched_and_a_restart_finds_them(cloud: Any, smollm: Path, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with Proxy(("127.0.0.1", int(cloud.url.rpartition(":")[2]))) as proxy:
+            async with opened(proxy.url, smollm, tmp_path, "off", ("manual", "never published")) as edge:
+                await until_held(edge, "manual")
+            proxy.faults = [Blackout()]
+            await asyncio.sleep(0)
+        async with opened(proxy.url, smollm, tmp_path) as edge:
+            assert missing(edge, "manual") == 0
+            manifest = edge.site.contexts.named("manual").manifest
+            assert manifest is not None
+            refs = [place.ref for place in manifests.places(manifest, "lossless")]
+            assert all([object_id(await edge.site.sources.get(ref)) == ref.id for ref in refs])
+
+    asyncio.run(main())
+
+
+def test_nothing_is_fetched_unasked_by_default(cloud: Any, smollm: Path, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with opened(cloud.url, smollm, tmp_path) as edge:
+            for _ in range(50):
+                await asyncio.sleep(0.01)
+            assert missing(edge, "manual") > 0 and edge.site.sources.held.used_bytes == 0  # type: ignore[union-attr]
+
+    asyncio.run(main())
+
+
+def test_what_was_used_is_fetched_after_a_restart(cloud: Any, smollm: Path, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with opened(cloud.url, smollm, tmp_path, "off") as edge:
+            await edge.ask("What is this?", context="manual", max_tokens=1)
+        (kept,) = tmp_path.glob("held/*/uses.json")
+        assert b"What" not in kept.read_bytes() and b"manual" not in kept.read_bytes()
+        async with opened(cloud.url, smollm, tmp_path, "recent") as edge:
+            await until_held(edge, "manual")
+
+    asyncio.run(main())
+
+
+def test_a_request_goes_first(cloud: Any, smollm: Path, tmp_path: Path) -> None:
+    """While somebody has the turn nothing is fetched; what was begun is given up, and goes on afterwards."""
+
+    async def main() -> None:
+        async with opened(cloud.url, smollm, tmp_path, "all") as edge:
+            site = edge.site
+            async with site.turn():
+                assert site.busy.is_set() and not site.idle.is_set()
+                before = missing(edge, "manual")
+                for _ in range(30):
+                    await asyncio.sleep(0.01)
+                await site.sources.flush()
+                assert before and missing(edge, "manual") == before
+            assert site.idle.is_set() and not site.busy.is_set()
+
+    asyncio.run(main())
+
+
+def test_what_the_cloud_has_taken_back_is_removed(cloud: Any, smollm: Path, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with opened(cloud.url, smollm, tmp_path, "off") as edge:
+            held = edge.site.sources.held
+            assert held is not None
+            stray = await cloud_put(b"a segment of no context")
+            held.keep(stray, b"a segment of no context")
+            async with asyncio.timeout(30):
+                while stray.id in held:
+                    edge.site.idle.set()
+                    await asyncio.sleep(0.05)
+
+    async def cloud_put(data: bytes) -> Any:
+        return await cloud.store.put("segments", data)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("preread.edge.prefetch.EVERY_S", 0.05)
+        patched.setattr("preread.edge.prefetch.Prefetch.keep_going.__defaults__", (0.05,))
+        asyncio.run(main())
+
+
+def test_uses_outlive_a_restart_and_damage_costs_only_them(tmp_path: Path) -> None:
+    path, context = tmp_path / "below" / "uses.json", ContextId(object_id(b"x"))
+    uses = Uses(path)
+    uses.restore()
+    assert uses.saving(0) is None and uses.of(context) == Use()
+    uses.used(context, 100.0)
+    uses.used(context, 100.0)
+    write = uses.saving(100.0)
+    assert write is not None and uses.saving(100.0) is None
+    write()
+    again = Uses(path)
+    again.restore()
+    assert again.of(context) == Use(2, 100.0) and [file.name for file in path.parent.iterdir()] == ["uses.json"]
+    for damage in (b"", b"{", b"[]", b'{"contexts": {"x": [1, 1]}}', b'{"contexts": {"x": ["a", 1]}}', b"\xff" * 100):
+        path.write_bytes(damage)
+        damaged = Uses(path)
+        damaged.restore()
+        assert damaged.of(context) == Use()
+    unwritable = Uses(path / "below a file" / "uses.json")
+    unwritable.used(context, 1)
+    (unwritable.saving(1) or print)()
+
+
+def test_sharing_needs_a_disk() -> None:
+    with pytest.raises(UsageError, match="--disk-cache"):
+        Near(share=("127.0.0.1", 1))
