@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from preread.plan import events
 from preread.plan.cost import Link, Need, Prefill, floor_s
 from preread.plan.events import Cell, Event, Instruction
-from preread.plan.plan import INJECTIONS, Plan, Source, Task
+from preread.plan.plan import INJECTIONS, Plan
+from preread.plan.task import Source, Task
 
 MBIT = 1e6 / 8
 STEP_S = 0.001

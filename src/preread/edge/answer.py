@@ -88,11 +88,11 @@ def _way(question: Question, known: Known, site: Site) -> Parcel | str:
         return site.engine.no_injection
     if entry.fingerprint != spec.fingerprint:
         return f"it was published for {entry.model}, and {spec.name} of this edge has other weights or settings"
-    if site.link is None:
-        return "this edge has no cloud"
-    if site.contexts.unreachable:
-        return site.contexts.unreachable
+    away = "this edge has no cloud" if site.link is None else site.contexts.unreachable
     try:
-        return chosen(known, site)
+        what = chosen(known, site)
     except PrereadError as error:
-        return str(error)
+        return away or str(error)
+    if away and not site.sources.without_cloud(what.places):
+        return away
+    return what

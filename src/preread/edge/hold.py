@@ -16,11 +16,12 @@ from preread.edge.contexts import Known
 from preread.edge.load import Loaded, Loading, Parcel
 from preread.edge.refine import Refinement
 from preread.edge.rungs import parcel_at
-from preread.edge.site import Site
+from preread.edge.site import CLOUD, Site
+from preread.edge.sources import Supply, holder
 from preread.edge.understand import Question
 from preread.engine.sampling import Step
 from preread.errors import Cancelled, PrereadError, TransportError
-from preread.plan.plan import Source, Task
+from preread.plan.task import Source, Task
 from preread.values import KVBlock, Span
 
 _SILENCE_S = 0.3  # no link is called silent sooner
@@ -87,10 +88,10 @@ async def streamed(
     Raises:
         NotStreamed: before the first token; what went wrong is its cause.
     """
-    assert site.link is not None
     reserve = partial(_reserve, site, len(known.tokens))
-    task = _task(question, what, site)
-    loading = Loading(what, known.tokens, task, (site.link,), site.engine, site.worker, reserve, done)
+    supplies = site.sources.supplies()
+    task = _task(question, what, supplies, site)
+    loading = Loading(what, known.tokens, task, supplies, site.engine, site.worker, reserve, done)
     try:
         async with loading, aclosing(_behind_the_gate(question, loading, site)) as steps:
             async for step in steps:
@@ -109,7 +110,7 @@ async def streamed(
             _log.exception("loading a context failed in a way that nobody foresaw")
         raise NotStreamed(str(error)) from error
     finally:
-        _learn(site, what, loading, done)
+        _learn(site, what, supplies, loading, done)
         if site.held is None:
             # Whatever a failed load left behind must not reach a later answer.
             await _stay(site)
@@ -131,14 +132,14 @@ async def _behind_the_gate(question: Question, loading: Loading, site: Site) -> 
                 raise
 
 
-def _task(question: Question, what: Parcel, site: Site) -> Task:
-    """What the plan has to know of a load."""
+def _task(question: Question, what: Parcel, supplies: tuple[Supply, ...], site: Site) -> Task:
+    """What the plan has to know of a load. The first supply that has a segment, or can get it, is to be asked."""
     chunks = tuple(stop - start for start, stop in what.manifest.chunks)
     beliefs = site.estimates
     prompt_s = beliefs.prefill.seconds(question.reuse, len(question.prompt))
-    link = beliefs.link
-    source = Source(None if link is None else link.bytes_s, beliefs.rtt_s, site.breaker)
-    return Task(chunks, what.cells, beliefs.prefill, prompt_s, beliefs.decode_bytes_s(what.rung), (source,))
+    sources = tuple(site.believed(supply.name) for supply in supplies)
+    first = what.grid(lambda place: holder(place, supplies))
+    return Task(chunks, what.cells, beliefs.prefill, prompt_s, beliefs.decode_bytes_s(what.rung), sources, first)
 
 
 def refinement(known: Known, loaded: Parcel, site: Site) -> Refinement | None:
@@ -154,7 +155,7 @@ def refinement(known: Known, loaded: Parcel, site: Site) -> Refinement | None:
     except PrereadError as error:
         _log.info("context %r stays at %s: %s", known.entry.name, loaded.rung, error)
         return None
-    return Refinement(what, site.engine, site.worker, site.link)
+    return Refinement(what, site.engine, site.worker, site.sources)
 
 
 async def computed(question: Question, known: Known, site: Site) -> Question:
@@ -195,14 +196,22 @@ def _put_back(site: Site, block: KVBlock) -> None:
     engine.open_layers(len(block.layers))
 
 
-def _learn(site: Site, what: Parcel, loading: Loading, done: Loaded) -> None:
-    """Remember how the link and this machine did."""
-    (flow,), (site.breaker,) = loading.plan.flows, loading.plan.breakers
-    if done.seen_bytes:
-        site.estimates.flowed(done.seen_bytes, flow.bytes_s)
-    elif time.monotonic() - done.started > _SILENCE_S + 3 * flow.rtt_s:
-        site.estimates.gave_up(0, time.monotonic() - done.started)
+def _learn(site: Site, what: Parcel, supplies: tuple[Supply, ...], loading: Loading, done: Loaded) -> None:
+    """Remember how the links and this machine did."""
+    for supply, flow, breaker in zip(supplies, loading.plan.flows, loading.plan.breakers, strict=True):
+        if supply.name != CLOUD:
+            site.others[supply.name] = Source(flow.bytes_s, flow.rtt_s, breaker)
+            continue
+        site.breaker = breaker
+        if flow.seen_bytes:
+            site.estimates.flowed(flow.seen_bytes, flow.bytes_s)
+        elif loading.plan.asked_of(supplies.index(supply)) and _silent(done, flow.rtt_s):
+            site.estimates.gave_up(0, time.monotonic() - done.started)
     site.estimates.decoded(what.rung, done.decoded_bytes, done.decoded_s)
     if isinstance(done.failure, TransportError) and site.breaker.tripped:
         # The next request need not find out again; the catalogue's sync notices when the cloud is back.
         site.contexts.unreachable = str(done.failure)
+
+
+def _silent(done: Loaded, rtt_s: float) -> bool:
+    return time.monotonic() - done.started > _SILENCE_S + 3 * rtt_s

@@ -14,13 +14,14 @@ from typing import Any, Self, TypeVar
 from preread.codec.fitted import joined
 from preread.codec.ladder import by_version
 from preread.edge.profiles import Reader
+from preread.edge.sources import Supply
 from preread.engine.llamacpp import LlamaCpp, Tokens
 from preread.engine.worker import Worker
 from preread.errors import Cancelled, CorruptData, PrereadError, TransportError, UsageError
 from preread.plan import events
 from preread.plan.events import Cell, Event, Instruction
-from preread.plan.plan import Plan, Task
-from preread.store.egress import CloudLink
+from preread.plan.plan import Plan
+from preread.plan.task import Task
 from preread.store.fetch import Source
 from preread.values import KVBlock, ObjectRef
 from preread.wire import manifest as manifests
@@ -49,9 +50,13 @@ class Parcel:
     @property
     def cells(self) -> tuple[tuple[int, ...], ...]:
         """Sizes of the segments in bytes, [chunk][group]."""
+        return self.grid(lambda place: place.size_bytes)
+
+    def grid(self, of: Callable[[SegmentPlace], int]) -> tuple[tuple[int, ...], ...]:
+        """A number for each segment, [chunk][group]."""
         groups, chunks = len(self.manifest.groups), len(self.manifest.chunks)
-        sizes = {(place.chunk, place.group): place.size_bytes for place in self.places}
-        return tuple(tuple(sizes[c, g] for g in range(groups)) for c in range(chunks))
+        numbers = {(place.chunk, place.group): of(place) for place in self.places}
+        return tuple(tuple(numbers[c, g] for g in range(groups)) for c in range(chunks))
 
 
 @dataclass(slots=True)
@@ -126,7 +131,7 @@ class Loading:
         what: Parcel,
         tokens: Tokens,
         task: Task,
-        links: tuple[CloudLink, ...],
+        links: tuple[Supply, ...],
         engine: LlamaCpp,
         worker: Worker,
         reserve: Callable[[], Coroutine[Any, Any, None]],

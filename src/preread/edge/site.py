@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Final
 
 from preread.edge.contexts import Contexts
 from preread.edge.estimates import Estimates
@@ -20,12 +21,17 @@ from preread.engine.worker import Worker
 from preread.errors import PrereadError
 from preread.plan.choose import MAX_DLOSS
 from preread.plan.health import Breaker
+from preread.plan.task import Source
 from preread.store.egress import CloudLink
 from preread.store.fetch import IN_FLIGHT
 from preread.values import ContextId
 
 _WARM_S = 30.0
 """Connections are used at least so often, so that no server in between closes them: a new one costs a round trip."""
+
+CLOUD: Final = "cloud"
+_ON_DISK, _NEAR = Source(200e6, 0.001), Source(10e6, 0.01)
+"""What is believed before anything was seen."""
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +46,7 @@ class Site:
         refine: rung that a held context is brought to while it is in use; None: it stays as it was loaded.
         refinement: how far that has come, for the context that is held.
         breaker: the cloud's health, as loads found it; a sync that succeeds closes it.
-        sources: where segments come from.
+        sources: where segments come from; others: what is believed of those that are not the cloud, by name.
         uses: how often contexts were used, if that is counted.
         idle, busy: whether nobody wants the engine, or somebody does.
     """
@@ -65,11 +71,19 @@ class Site:
         self.held: ContextId | None = None
         self.refinement: Refinement | None = None
         self.breaker = Breaker()
+        self.others: dict[str, Source] = {}
         self.sources = Sources(link)
         self.uses: Uses | None = None
         self.idle, self.busy = asyncio.Event(), asyncio.Event()
         self.idle.set()
         self._turn, self._wanted = asyncio.Lock(), 0
+
+    def believed(self, supply: str) -> Source:
+        """What is believed of a supply of this name."""
+        if supply == CLOUD:
+            link = self.estimates.link
+            return Source(None if link is None else link.bytes_s, self.estimates.rtt_s, self.breaker)
+        return self.others.get(supply, _ON_DISK if supply == "disk" else _NEAR)
 
     @asynccontextmanager
     async def turn(self) -> AsyncGenerator[None, None]:

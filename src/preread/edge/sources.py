@@ -6,7 +6,7 @@ comes from outside is verified by then, and is put on disk behind the caller's b
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Final, Protocol
 
@@ -16,6 +16,7 @@ from preread.store.collapse import Collapsed
 from preread.store.egress import CloudLink
 from preread.store.held import Held
 from preread.values import ObjectId, ObjectRef
+from preread.wire.manifest import SegmentPlace
 
 MOST_PENDING_BYTES: Final = 16 * 2**20
 """Segments that wait for the disk; when it is slower than the link by so much, some are not kept."""
@@ -54,6 +55,12 @@ class Supply(Protocol):
     def received_bytes(self) -> int:
         """All that ever came from there, unfinished answers included."""
         ...
+
+
+def holder(place: SegmentPlace, supplies: Sequence[Supply]) -> int:
+    """The first that has a place's objects, or can get them; the last if none says so."""
+    able = (index for index, supply in enumerate(supplies) if all(supply.holds(ref) is not False for ref in place.refs))
+    return next(able, len(supplies) - 1)
 
 
 class Disk:
@@ -192,6 +199,10 @@ class Sources:
         data = await (self._if_held(near, ref) if only_held else self._unless_silent(near, ref))
         self.disk.keep(ref, data)
         return data
+
+    def without_cloud(self, places: Sequence[SegmentPlace]) -> bool:
+        """Whether this edge holds all of these itself."""
+        return all(self.disk.holds(ref) for place in places for ref in place.refs)
 
     async def flush(self) -> None:
         """Wait until everything that is to be kept has been written."""

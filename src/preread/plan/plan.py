@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
-from preread.plan.cost import Prefill
 from preread.plan.events import (
     Abandon,
     Answer,
@@ -40,6 +39,7 @@ from preread.plan.events import (
 from preread.plan.flow import Flow
 from preread.plan.grid import Grid
 from preread.plan.health import Breaker
+from preread.plan.task import Source, Task
 
 INJECTIONS: Final = 2
 """Cells that are decoded and injected at once."""
@@ -61,44 +61,6 @@ _TRIES: Final = 2
 _OVERDUE_S, _OVERDUE = 0.25, 3.0
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where cells can come from.
-
-    Attributes:
-        bytes_s: rate that is believed; None: nothing is known.
-        rtt_s: one round trip.
-        breaker: its health.
-        most_requests: how many requests it takes at once.
-    """
-
-    bytes_s: float | None = None
-    rtt_s: float = 0.05
-    breaker: Breaker = field(default_factory=Breaker)
-    most_requests: int = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """What is to be done, and what is believed beforehand.
-
-    Attributes:
-        chunks: tokens of each chunk.
-        cells: bytes of each cell, [chunk][group].
-        prefill: how long computing takes.
-        prompt_s: P, how long the prompt takes once everything is in place.
-        decode_bytes_s: how fast cells are decoded and injected.
-        sources: where cells can come from, the one to prefer first.
-    """
-
-    chunks: tuple[int, ...]
-    cells: tuple[tuple[int, ...], ...]
-    prefill: Prefill
-    prompt_s: float
-    decode_bytes_s: float
-    sources: tuple[Source, ...]
-
-
 class Engine(Enum):
     """What the engine is doing."""
 
@@ -112,6 +74,7 @@ class Engine(Enum):
 class _Seen:
     """The state of one source in this load."""
 
+    index: int
     source: Source
     flow: Flow
     breaker: Breaker
@@ -120,6 +83,7 @@ class _Seen:
     owed_bytes: int = 0  # of cells that are asked for
     whole_bytes: int = 0  # of cells that arrived or were given up
     lost: bool = False
+    ever: bool = False  # something was asked for
 
     def refuses(self, cell: Cell) -> bool:
         """Whether a cell is not to be had here."""
@@ -138,12 +102,14 @@ class Plan:
         self._task, self._now_s, self.grid = task, at_s, Grid(task.cells)
         self._starts = [sum(task.chunks[:c]) for c in range(len(task.chunks))]
         self._sources = [
-            _Seen(source, Flow.begin(source.bytes_s, source.rtt_s, at_s), source.breaker) for source in task.sources
+            _Seen(index, source, Flow.begin(source.bytes_s, source.rtt_s, at_s), source.breaker)
+            for index, source in enumerate(task.sources)
         ]
         self._engine, self._until_s = Engine.IDLE, at_s
         self._span = range(0)  # chunks that are being computed
         self._speed = 1.0  # seconds that computing takes ÷ what was believed
         self._opened = self._interrupts = 0
+        self._due = self._wanted()
 
     @property
     def complete(self) -> bool:
@@ -160,6 +126,10 @@ class Plan:
         """What each source was seen to do."""
         return tuple(seen.flow for seen in self._sources)
 
+    def asked_of(self, source: int) -> bool:
+        """Whether anything was ever asked of a source."""
+        return self._sources[source].ever
+
     # What is believed
 
     def _compute_s(self, chunk: int) -> float:
@@ -174,7 +144,7 @@ class Plan:
         decode_s = left_bytes / self._task.decode_bytes_s
         if not away_bytes:
             return decode_s
-        usable = self._usable()
+        usable = [seen for seen in self._usable() if seen.index in self._due]
         rate = sum(seen.flow.bytes_s for seen in usable)
         if not rate:
             return float("inf")
@@ -224,6 +194,7 @@ class Plan:
             case Tick():
                 pass
         if not self.complete:
+            self._due = self._wanted()
             self._inject(out)
             self._drive(out)
             self._fetch(out)
@@ -244,7 +215,7 @@ class Plan:
             seen.refused[cell] = seen.refused.get(cell, 0) + (fault == "cell")
             self._forget(seen, cell)
         seen.lost = seen.lost or fault == "source" or not seen.breaker.allows(self._now_s)
-        if self.grid.away(cell) and all(seen.lost or seen.refuses(cell) for seen in self._sources):
+        if self.grid.away(cell) and all(seen.lost or seen.refuses(cell) for seen in self._having(cell)):
             self.grid.spoil(cell)
 
     def _computed(self, seconds: float) -> None:
@@ -349,7 +320,7 @@ class Plan:
             seen = self._sources[index]
             if not seen.asked:
                 seen.flow.asked(self._now_s)
-            seen.asked[cell], seen.breaker = self._now_s, seen.breaker.asked()
+            seen.asked[cell], seen.breaker, seen.ever = self._now_s, seen.breaker.asked(), True
             seen.owed_bytes += self.grid.bytes(cell)
             out.append(Fetch(cell, index))
             if not any(self._room(seen) for seen in self._usable()):
@@ -365,10 +336,32 @@ class Plan:
         asked = [seen for seen in self._sources if cell in seen.asked]
         if len(asked) > 1 or any(not self._overdue(seen, cell) for seen in asked):
             return None
-        for index, seen in enumerate(self._sources):
-            if not (seen.lost or cell in seen.asked or seen.refuses(cell)) and self._room(seen):
-                return index
+        for seen in self._having(cell):
+            if seen.lost or cell in seen.asked or seen.refuses(cell):
+                continue
+            if self._room(seen):
+                return seen.index
+            if self._task.first:
+                return None  # it is worth waiting for: the last one would do the same work again
         return None
+
+    def _having(self, cell: Cell) -> list[_Seen]:
+        """Who has a cell, or can get it, in the order in which they are to be asked."""
+        last = len(self._sources) - 1
+        chosen = [self._task.first[cell[0]][cell[1]], last] if self._task.first else range(last + 1)
+        return [self._sources[index] for index in dict.fromkeys(chosen)]
+
+    def _wanted(self) -> set[int]:
+        """The sources that something is still to come from."""
+        if not self._task.first:
+            return set(range(len(self._sources)))
+        able = [
+            next((seen.index for seen in self._having(cell) if not (seen.lost or seen.refuses(cell))), None)
+            for chunk in self.grid.left()
+            for cell in self.grid.cells(chunk)
+            if self.grid.away(cell)
+        ]
+        return {index for index in able if index is not None}
 
     def _overdue(self, seen: _Seen, cell: Cell) -> bool:
         rate = seen.flow.bytes_s

@@ -1,0 +1,47 @@
+"""What a plan is told of a load before it begins."""
+
+from dataclasses import dataclass, field
+
+from preread.plan.cost import Prefill
+from preread.plan.health import Breaker
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where cells can come from.
+
+    Attributes:
+        bytes_s: rate that is believed; None: nothing is known.
+        rtt_s: one round trip.
+        breaker: its health.
+        most_requests: how many requests it takes at once.
+    """
+
+    bytes_s: float | None = None
+    rtt_s: float = 0.05
+    breaker: Breaker = field(default_factory=Breaker)
+    most_requests: int = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is to be done, and what is believed beforehand.
+
+    Attributes:
+        chunks: tokens of each chunk.
+        cells: bytes of each cell, [chunk][group].
+        prefill: how long computing takes.
+        prompt_s: P, how long the prompt takes once everything is in place.
+        decode_bytes_s: how fast cells are decoded and injected.
+        sources: where cells can come from, the one to prefer first.
+        first: for each cell [chunk][group] the source that is to be asked; any other but the last then lacks it, and
+            the last is asked only where that one fails or is overdue. Empty: every source has everything.
+    """
+
+    chunks: tuple[int, ...]
+    cells: tuple[tuple[int, ...], ...]
+    prefill: Prefill
+    prompt_s: float
+    decode_bytes_s: float
+    sources: tuple[Source, ...]
+    first: tuple[tuple[int, ...], ...] = ()
