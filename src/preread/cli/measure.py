@@ -123,6 +123,39 @@ def codec(
     bench_codec(path, options.shown_name(model, path), chosen, Console(width=_WIDTH), token_progress())
 
 
+@bench.command("chaos")
+def chaos(
+    model: Annotated[
+        str, typer.Option("--model", "-m", metavar="NAME", help="As elsewhere; tiny: random weights, many requests.")
+    ] = "tiny",
+    requests: Annotated[int, typer.Option("--requests", min=1)] = 300,
+    seed: Annotated[int, typer.Option("--seed", help="Contexts, questions and faults follow from it.")] = 0,
+    context_tokens: Annotated[
+        str, typer.Option("--context-tokens", metavar="FEWEST,MOST", help="Tokens of the contexts, more or less.")
+    ] = "64,400",
+    answer_tokens: Annotated[int, typer.Option("--answer-tokens", min=1)] = 4,
+    only: Annotated[int | None, typer.Option("--only", min=0, metavar="INDEX", help="Play this request alone.")] = None,
+    start: Annotated[int, typer.Option("--from", min=0, metavar="INDEX", help="Begin with this request.")] = 0,
+) -> None:
+    """Requests under random faults and kills: is each answer that of local prefill, and in time?"""
+    from rich.console import Console
+
+    from preread.bench.chaos import Options
+    from preread.bench.chaos import bench as bench_chaos
+    from preread.testing.tiny import NAME
+
+    lengths = [int(count) for count in _numbers("--context-tokens", context_tokens)]
+    if len(lengths) != 2 or not 8 <= lengths[0] <= lengths[1]:
+        raise UsageError("--context-tokens is the fewest and the most tokens, at least 8")
+    if max(start, only or 0) >= requests:
+        raise UsageError(f"--requests {requests} has no request {max(start, only or 0)}: they count from 0")
+    path = options.pulled(DEFAULT if model == NAME else model)
+    name = options.shown_name(model, path)
+    chosen = Options(path, name, requests, seed, (lengths[0], lengths[1]), answer_tokens, only, start)
+    with token_progress() as report:
+        asyncio.run(bench_chaos(chosen, Console(width=_WIDTH), report))
+
+
 def _numbers(option: str, text: str) -> tuple[float, ...]:
     try:
         numbers = tuple(float(part) for part in text.split(","))

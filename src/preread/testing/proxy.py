@@ -42,6 +42,7 @@ from preread.testing.toxics import (
     Blackout,
     Corrupt,
     Fault,
+    HalfOpen,
     Link,
     Refuse,
     Reset,
@@ -54,7 +55,8 @@ from preread.testing.toxics import (
 )
 
 __all__ = [
-    "Blackout", "Corrupt", "Fault", "Link", "Proxy", "ProxyProcess", "Refuse", "Reset", "Slicer", "Stats", "Truncate",
+    "Blackout", "Corrupt", "Fault", "HalfOpen", "Link", "Proxy", "ProxyProcess", "Refuse", "Reset", "Slicer", "Stats",
+    "Truncate",
 ]  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from typing import Self, cast
 
 from preread.errors import UsageError
 from preread.testing.lane import Flow, Lane, finish
-from preread.testing.toxics import Blackout, Ending, Fault, Link, Refuse, Stats
+from preread.testing.toxics import Blackout, Ending, Fault, HalfOpen, Link, Refuse, Stats
 
 _LOG = logging.getLogger(__name__)
 _SCRATCH_BYTES = 262_144
@@ -20,6 +20,7 @@ _BACKLOG = 512
 class End(asyncio.BufferedProtocol):
     """One socket of a connection. Reading is off until the connection is open, that is, until `outgoing` is set.
 
+    One that is half-open reads without an `outgoing`, and forgets what it reads, so as to see its client leave.
     `scratch` is shared by all sockets of a loop: asyncio fills it and hands it over without a turn in between.
     """
 
@@ -40,17 +41,16 @@ class End(asyncio.BufferedProtocol):
         self._on_made(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        assert self.outgoing is not None
-        return self._scratch[: self.outgoing.room_bytes]
+        return self._scratch if self.outgoing is None else self._scratch[: self.outgoing.room_bytes]
 
     def buffer_updated(self, nbytes: int) -> None:
-        assert self.outgoing is not None
-        self.outgoing.accept(bytes(self._scratch[:nbytes]))
+        if self.outgoing is not None:
+            self.outgoing.accept(bytes(self._scratch[:nbytes]))
 
     def eof_received(self) -> bool:
         if self.outgoing is not None:
             self.outgoing.accept(Ending.HALF_CLOSE)
-        return True
+        return self.outgoing is not None
 
     def pause_writing(self) -> None:
         if self.incoming is not None:
@@ -206,6 +206,9 @@ class Proxy:
         self._accepted += 1
         if self._leaving or any(isinstance(fault, Refuse) for fault in self._faults):
             finish(client.transport, Ending.RESET)
+            return
+        if any(isinstance(fault, HalfOpen) for fault in self._faults):
+            client.transport.resume_reading()
             return
         task = self._loop.create_task(self._open(client))
         self._opening.add(task)
