@@ -23,7 +23,7 @@ from typing import Any, Final, Literal
 import httpx2
 from rich.console import Console
 
-from preread.bench.faults import Document, Turn, schedule, standing
+from preread.bench.faults import QUESTIONS, Document, Turn, schedule, standing
 from preread.bench.processes import Server
 from preread.bench.reference import Reference, asked, body, referring
 from preread.cloud import client
@@ -35,7 +35,6 @@ from preread.testing.tiny import write_tiny
 
 Report = Callable[[str, int, int | None], None]
 Verdict = Literal["ok", "wrong", "error", "late"]
-_QUESTIONS: Final = 6
 _PATIENCE_S: Final = 120.0
 _SETTLE_S: Final = 60.0
 _PACE_TURNS: Final = 20
@@ -137,7 +136,7 @@ async def bench(options: Options, console: Console, report: Report) -> dict[str,
     with tempfile.TemporaryDirectory(prefix="preread-chaos-") as scratch:
         async with AsyncExitStack() as stack:
             stage = await _stage(options, Path(scratch), stack, console)
-            turns = schedule(options.seed, options.requests, *options.context_tokens, questions=_QUESTIONS)
+            turns = schedule(options.seed, options.requests, *options.context_tokens)
             first = options.start if options.only is None else options.only
             turn = standing(turns, first) if first else next(turns)
             count = 1 if options.only is not None else options.requests - first
@@ -162,7 +161,9 @@ async def _stage(options: Options, scratch: Path, stack: AsyncExitStack, console
     model, window = options.model, (options.context_tokens[1] * 2 + 767) // 256 * 256
     if options.name == TINY:
         model = write_tiny(scratch / f"{TINY}.gguf", model)
-    common = ["--model", str(model), "-c", str(window)]
+    # One thread is enough for it, and bears better that its core is shared with the cloud and the link.
+    threads = 1 if options.name == TINY else 0
+    common = ["--model", str(model), "-c", str(window), "--threads", str(threads)]
     store = str(scratch / "store")
     cloud = Server(
         ["--log-level", "error", "cloud", *common, "--store", store, "--rungs", "lossless"],
@@ -178,7 +179,7 @@ async def _stage(options: Options, scratch: Path, stack: AsyncExitStack, console
     await cloud.ready()
     edge.start()
     reference = await stack.enter_async_context(
-        referring(model, options.name, cloud.url, scratch / "reference", window, options.answer_tokens)
+        referring(model, options.name, cloud.url, scratch / "reference", window, threads, options.answer_tokens)
     )
     http = await stack.enter_async_context(httpx2.AsyncClient(trust_env=False, timeout=_PATIENCE_S))
     await edge.ready()
@@ -326,7 +327,7 @@ class _Stage:
         self._published[document.name] = document
 
     async def _learn(self, document: Document) -> None:
-        await self._reference.learn(document, range(_QUESTIONS))
+        await self._reference.learn(document, range(QUESTIONS))
 
     async def _cloud_up(self) -> None:
         if not self._cloud.runs:

@@ -3,9 +3,9 @@
 Pure: no clock, no I/O. Turn *i* depends on the seed and on *i* only through what is drawn before it, so a run of more
 requests begins like one of fewer, and any turn can be played again by itself.
 
-Faults come in episodes of one to four requests, with none to five calm ones between; half of them are there before the request
-begins, the other half come while it is under way. Contexts are replaced while requests run, removed and brought back
-in calm turns: what is asked for is always published under its name, though perhaps just replaced.
+Faults come in episodes of one to four requests, with none to five calm ones between; half of them are there before
+the request begins, the other half come while it is under way. Contexts are replaced while requests run, removed and
+brought back in calm turns: what is asked for is always published under its name, though perhaps just replaced.
 """
 
 import random
@@ -36,7 +36,7 @@ _LATEST_S: Final = 0.25
 _CALM_TURNS: Final = 5
 _EPISODE_TURNS: Final = 4
 _REMOVED_TURNS: Final = 12
-_QUESTIONS: Final = 6
+QUESTIONS: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class Turn:
 
 
 def schedule(
-    seed: int, requests: int, least_tokens: int, most_tokens: int, contexts: int = 10, questions: int = _QUESTIONS
+    seed: int, requests: int, least_tokens: int, most_tokens: int, contexts: int = 8, questions: int = QUESTIONS
 ) -> Iterator[Turn]:
     """The turns of a run.
 
@@ -173,7 +173,7 @@ def _changes(
     for document in back:
         del away[document.name]
         there[document.name] = document
-    if len(there) < 3 or source.random() > 0.05:
+    if len(there) < 3 or source.random() > 0.03:
         return back, ()
     name = source.choice(sorted(name for name in there if there[name] not in back) or [""])
     if not name:

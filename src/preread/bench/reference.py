@@ -109,11 +109,11 @@ def asked(document: Document, number: int) -> dict[str, Any]:
 
 @asynccontextmanager
 async def referring(
-    model: Path, name: str, cloud: str, folder: Path, window_tokens: int, answer_tokens: int
+    model: Path, name: str, cloud: str, folder: Path, window_tokens: int, threads: int, answer_tokens: int
 ) -> AsyncGenerator[Reference, None]:
     """Open the engine for it; `cloud` is where names and token ids come from."""
     async with (
         CloudLink(cloud) as link,
-        open_site(model, name, None, folder, window_tokens=window_tokens, shelf_bytes=0) as site,
+        open_site(model, name, None, folder, window_tokens=window_tokens, threads=threads, shelf_bytes=0) as site,
     ):
         yield Reference(site, link, answer_tokens)
