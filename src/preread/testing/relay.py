@@ -11,6 +11,7 @@ from typing import Self, cast
 from preread.errors import UsageError
 from preread.testing.lane import Flow, Lane, finish
 from preread.testing.toxics import Blackout, Ending, Fault, HalfOpen, Link, Refuse, Stats
+from preread.testing.traces import Trace
 
 _LOG = logging.getLogger(__name__)
 _SCRATCH_BYTES = 262_144
@@ -117,6 +118,7 @@ class Proxy:
         self._ends: set[End] = set()
         self._opening: set[asyncio.Task[None]] = set()
         self._expiries: list[asyncio.TimerHandle] = []
+        self._next_step: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> Self:
         """Raises UsageError if the address to listen on cannot be had."""
@@ -138,6 +140,7 @@ class Proxy:
     ) -> None:
         self._leaving = True
         self._server.close()
+        self._stand_still()
         for timer in self._expiries:
             timer.cancel()
         for task in self._opening:
@@ -149,13 +152,35 @@ class Proxy:
 
     @property
     def link(self) -> Link:
-        """The link as it is now. Assigning changes it for all that has not yet left the bottleneck."""
+        """The link as it is now. Assigning changes it for all that has not yet left the bottleneck.
+
+        It also ends a trace.
+        """
         return self._link
 
     @link.setter
     def link(self, link: Link) -> None:
+        self._stand_still()
         self._link = link
         self._change()
+
+    def follow(self, trace: Trace) -> None:
+        """From now on the link changes as the trace says; after its last step it stays as that was."""
+        self._stand_still()
+        self._step(trace, 0, self._loop.time())
+
+    def _step(self, trace: Trace, number: int, began: float) -> None:
+        self._link = trace[number].link
+        self._change()
+        ends = began + trace[number].seconds
+        self._next_step = None
+        if number + 1 < len(trace):
+            self._next_step = self._loop.call_at(ends, self._step, trace, number + 1, ends)
+
+    def _stand_still(self) -> None:
+        if self._next_step is not None:
+            self._next_step.cancel()
+            self._next_step = None
 
     @property
     def faults(self) -> tuple[Fault, ...]:
