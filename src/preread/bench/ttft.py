@@ -322,10 +322,9 @@ def _kept(grid: Grid, name: str) -> list[Row]:
                 rows.append(Row(**told | {"estimated": tuple(told["estimated"])}))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{grid.out} holds no rows of `preread bench ttft`: {error}; name another file") from error
-    there = [row for row in rows if row.mbps in grid.mbps and row.rtt_ms in grid.rtt_ms]
-    return [
-        row for row in there if row.context_tokens in grid.context_tokens and (grid.choose or row.rung in grid.rungs)
-    ]
+    rows = [row for row in rows if row.mbps in grid.mbps and row.rtt_ms in grid.rtt_ms]
+    rows = [row for row in rows if row.context_tokens in grid.context_tokens]
+    return rows if grid.choose else [row for row in rows if row.rung in grid.rungs]
 
 
 def _keep(grid: Grid, name: str, row: Row) -> None:
