@@ -13,7 +13,7 @@ from preread.errors import UsageError
 
 bench = typer.Typer(help="Measure; each bench prints a table and last one line of JSON.", no_args_is_help=True)
 
-_WIDTH = 118
+_WIDTH, _WIDE = 118, 150
 
 _Profile = Annotated[
     Path | None,
@@ -104,7 +104,7 @@ def ttft(
         out=out,
     )
     path = options.pulled(model)
-    name, console = options.shown_name(model, path), Console(width=_WIDTH)
+    name, console = options.shown_name(model, path), Console(width=_WIDE)
     if trace is not None:
         asyncio.run(traced.bench(path, name, chosen, trace, requests, seed, console))
     else:
