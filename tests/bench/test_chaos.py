@@ -16,7 +16,7 @@ QUIET = Console(quiet=True)
 
 
 def options(smollm: Path, requests: int) -> Options:
-    return Options(smollm, "tiny", requests, seed=4, context_tokens=(32, 160), answer_tokens=3)
+    return Options(smollm, "tiny", requests, seed=4, context_tokens=(32, 160), answer_tokens=3, shelf_mib=0)
 
 
 def test_no_answer_of_300_is_wrong_or_missing_whatever_breaks(smollm: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -27,7 +27,8 @@ def test_no_answer_of_300_is_wrong_or_missing_whatever_breaks(smollm: Path, caps
     assert isinstance(faults, dict) and isinstance(ways, dict)
     expected = {turn.episode.kind for turn in schedule(4, 300, 32, 160)}
     assert faults.keys() == expected and len(expected) >= 12
-    assert ways["streamed"] > 10 and ways["computed"] > 10 and ways["resident"] > 10, ways
+    assert ways["computed"] > 10 and ways["resident"] > 10, ways
+    assert sum(ways.values()) - ways["computed"] - ways["resident"] > 10, "some come from the cloud"
     assert told["retried"], "the edge was killed in the middle of a request"
 
 

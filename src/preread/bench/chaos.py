@@ -38,7 +38,6 @@ Verdict = Literal["ok", "wrong", "error", "late"]
 _PATIENCE_S: Final = 120.0
 _SETTLE_S: Final = 60.0
 _PACE_TURNS: Final = 20
-_SHELF_MIB: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +50,7 @@ class Options:
         requests, seed: of the schedule.
         context_tokens: fewest and most tokens of a context, more or less.
         answer_tokens: tokens of each answer.
+        shelf_mib: the edge's memory for contexts that are not in use; with much of it, few are loaded.
         only: play this turn alone.
         start: begin with this turn.
     """
@@ -61,6 +61,7 @@ class Options:
     seed: int
     context_tokens: tuple[int, int] = (64, 400)
     answer_tokens: int = 4
+    shelf_mib: int = 1
     only: int | None = None
     start: int = 0
 
@@ -172,7 +173,7 @@ async def _stage(options: Options, scratch: Path, stack: AsyncExitStack, console
     stack.callback(cloud.kill)
     cloud.start()
     proxy = stack.enter_context(ProxyProcess(cloud.port))
-    flags = ["--rung", "lossless", "--cache-ram", str(_SHELF_MIB), "--sync-s", "0.5"]
+    flags = ["--rung", "lossless", "--cache-ram", str(options.shelf_mib), "--sync-s", "0.5"]
     edge = Server(["edge", *common, "--cloud", proxy.url, *flags], scratch / "edge-cache", options.model.parent)
     stack.callback(edge.kill)
     console.print(f"starting a cloud and an edge with {options.name} …", style="dim")

@@ -169,6 +169,7 @@ def chaos(
         str, typer.Option("--context-tokens", metavar="FEWEST,MOST", help="Tokens of the contexts, more or less.")
     ] = "64,400",
     answer_tokens: Annotated[int, typer.Option("--answer-tokens", min=1)] = 4,
+    cache_ram: Annotated[int, typer.Option(min=0, metavar="MIB", help="As for `preread edge`.")] = 1,
     only: Annotated[int | None, typer.Option("--only", min=0, metavar="INDEX", help="Play this request alone.")] = None,
     start: Annotated[int, typer.Option("--from", min=0, metavar="INDEX", help="Begin with this request.")] = 0,
 ) -> None:
@@ -186,7 +187,7 @@ def chaos(
         raise UsageError(f"--requests {requests} has no request {max(start, only or 0)}: they count from 0")
     path = options.pulled(DEFAULT if model == NAME else model)
     name = options.shown_name(model, path)
-    chosen = Options(path, name, requests, seed, (lengths[0], lengths[1]), answer_tokens, only, start)
+    chosen = Options(path, name, requests, seed, (lengths[0], lengths[1]), answer_tokens, cache_ram, only, start)
     with token_progress() as report:
         asyncio.run(bench_chaos(chosen, Console(width=_WIDTH), report))
 
