@@ -26,7 +26,7 @@ context gets another text under the same name. The others are what they are call
 
 WEIGHTS: Final[dict[Kind, int]] = {
     "link": 5, "refuse": 3, "blackout": 4, "hiccup": 3, "half-open": 3, "reset": 5, "truncated": 5,
-    "corrupt": 5, "drip": 4, "cloud-kill": 1, "cloud-sleep": 3, "edge-kill": 1, "edge-sleep": 2, "disk-full": 2,
+    "corrupt": 5, "drip": 4, "cloud-kill": 1, "cloud-sleep": 3, "edge-kill": 6, "edge-sleep": 2, "disk-full": 2,
     "replaced": 2,
 }  # fmt: skip
 _RATES_MBPS: Final = {1.0: 1, 10.0: 2, 50.0: 3, 100.0: 5, 300.0: 8, 1000.0: 8}

@@ -1,4 +1,4 @@
-"""A model of random weights that is quick to run: a llama of four layers, with the tokenizer of a real model's file.
+"""A model of random weights that is quick to run: a llama of eight layers, with the tokenizer of a real model's file.
 
 What it says is nonsense, but it is a real GGUF through all of llama.cpp: its answers are as reproducible as any
 model's, and they change when the context's KV does. It is shaped so that streaming pays on ordinary links although the
@@ -19,8 +19,8 @@ import numpy.typing as npt
 from preread.errors import CorruptData
 
 NAME: Final = "tiny"
-LAYERS: Final = 4
-_WIDTH, _HEADS, _KV_HEADS, _HEAD_DIM, _HIDDEN = 256, 4, 1, 64, 4096
+LAYERS: Final = 8
+_WIDTH, _HEADS, _KV_HEADS, _HEAD_DIM, _HIDDEN = 256, 4, 1, 64, 2048
 _WINDOW: Final = 2048
 _ALIGNMENT: Final = 32
 _U32, _F32, _STRING, _ARRAY = 4, 6, 8, 9  # gguf_metadata_value_type
