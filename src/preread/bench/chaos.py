@@ -35,7 +35,7 @@ from preread.testing.tiny import write_tiny
 
 Report = Callable[[str, int, int | None], None]
 Verdict = Literal["ok", "wrong", "error", "late"]
-_PATIENCE_S: Final = 120.0
+_PATIENCE_S: Final = 60.0
 _SETTLE_S: Final = 60.0
 _PACE_TURNS: Final = 20
 
@@ -244,6 +244,11 @@ class _Stage:
         started = time.monotonic()
         try:
             answer = await self._http.post(f"{self._edge.url}/v1/chat/completions", json=request)
+        except httpx2.TimeoutException:
+            # It is stuck: where, it says at its end, and then it is started again.
+            stuck = "\n".join(await self._edge.abort())
+            await self._restart_edge()
+            return _Said(_PATIENCE_S, None, failure=f"nothing within {_PATIENCE_S:g} s\n{stuck}\n")
         except httpx2.HTTPError as error:
             return _Said(time.monotonic() - started, None, failure=f"{type(error).__name__}: {error}")
         seconds = time.monotonic() - started - self._slept_s

@@ -22,7 +22,7 @@ from preread.errors import TransportError
 CAN_FILL_DISK: Final = hasattr(resource, "prlimit")
 """Only Linux can take room for files from a process that runs."""
 
-_KEPT_LINES: Final = 400
+_KEPT_LINES, _TOLD_LINES = 400, 120
 
 
 class Server:
@@ -41,7 +41,8 @@ class Server:
             self.port: int = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         kept = {name: value for name, value in os.environ.items() if not name.startswith("PREREAD_")}
-        self._environment = kept | {"XDG_CACHE_HOME": str(folder), "PREREAD_MODELS": str(models)}
+        own = {"XDG_CACHE_HOME": str(folder), "PREREAD_MODELS": str(models), "PYTHONFAULTHANDLER": "1"}
+        self._environment = kept | own
         self._command = [sys.executable, "-m", "preread.cli", *arguments, "--port", str(self.port)]
         if nice:
             self._command = ["nice", "-n", str(nice), *self._command]
@@ -92,6 +93,16 @@ class Server:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+    async def abort(self) -> list[str]:
+        """End it, and have it say where its threads are: the end of its log, as Python's faulthandler writes it."""
+        if self._process is None:
+            return []
+        self._process.send_signal(signal.SIGABRT)
+        await asyncio.to_thread(self._process.wait)
+        await asyncio.sleep(0.2)  # the thread that listens reads the rest
+        self._process = None
+        return self.log[-_TOLD_LINES:]
 
     def stop(self) -> None:
         """Stop it where it is, as when a laptop sleeps."""
