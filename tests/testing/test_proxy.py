@@ -12,8 +12,21 @@ from dataclasses import asdict
 import pytest
 
 from preread.errors import TransportError
-from preread.testing.proxy import Blackout, Link, Proxy, ProxyProcess, Refuse, Reset, Slicer, Stats, Truncate, answer
+from preread.testing.proxy import (
+    Blackout,
+    HalfOpen,
+    Link,
+    Proxy,
+    ProxyProcess,
+    Refuse,
+    Reset,
+    Slicer,
+    Stats,
+    Truncate,
+    answer,
+)
 from preread.testing.toxics import fault_to_json
+from preread.testing.traces import Step
 
 PATTERN = bytes(range(251)) * 8_400  # 2.1 MB in which every offset shows
 
@@ -95,6 +108,38 @@ def test_process_that_is_gone_is_reported(echo_port: int) -> None:
         proxy._process.kill()
         with pytest.raises(TransportError, match="ended with status -9"):
             _ = proxy.stats
+
+
+def test_half_open_connections_are_made_and_never_answered(echo_port: int) -> None:
+    with ProxyProcess(echo_port) as proxy, connected(proxy) as before:
+        assert echoed(before, b"x") == b"x"
+        proxy.set_faults([HalfOpen()])
+        with connected(proxy) as mute:
+            mute.sendall(b"anybody?")
+            assert echoed(before, b"y") == b"y", "open ones go on"
+            proxy.set_faults([])
+            with connected(proxy) as after:
+                assert echoed(after, b"z") == b"z"
+            mute.settimeout(0.1)
+            with pytest.raises(TimeoutError):
+                mute.recv(1)
+            mute.shutdown(socket.SHUT_WR)
+            mute.settimeout(20)
+            assert mute.recv(1) == b"", "a client that leaves is let go"
+
+
+def test_the_link_follows_a_trace_and_stays_as_it_ends(echo_port: int) -> None:
+    with ProxyProcess(echo_port) as proxy, connected(proxy) as connection:
+        assert echoed(connection, b"x") == b"x"
+        proxy.follow((Step(0.2, Link(mbps=0)), Step(0.05, Link(mbps=8)), Step(0.05, Link())))
+        start = time.perf_counter()
+        assert echoed(connection, b"after the outage") == b"after the outage"
+        assert time.perf_counter() - start >= 0.2 - 0.05
+        assert echoed(connection, PATTERN) == PATTERN
+        proxy.follow((Step(0.05, Link()), Step(0.05, Link(mbps=0))))
+        proxy.set_link(Link())
+        time.sleep(0.2)  # a trace that went on would have stopped the link by now
+        assert echoed(connection, b"a link that is set ends a trace") == b"a link that is set ends a trace"
 
 
 def test_commands_answer_on_one_line() -> None:

@@ -13,6 +13,7 @@ from preread.testing.toxics import (
     Corrupt,
     Ending,
     Fault,
+    HalfOpen,
     Link,
     Refuse,
     Reset,
@@ -40,6 +41,7 @@ FAULTS = st.one_of(
     st.builds(Corrupt, OFFSETS, st.integers(1, 255), st.none() | st.integers(1, 20)),
     st.builds(Blackout, st.none() | st.floats(0, 9)),
     st.builds(Refuse),
+    st.builds(HalfOpen),
     st.builds(Slicer, st.integers(1, 9), st.floats(0, 9)),
 )
 

@@ -1,14 +1,20 @@
-"""Time to first token: computed here, context resident, context streamed; against the floor that physics sets.
+"""Time to first token: the edge as it decides by itself, against what it could have done, and the floor of physics.
 
-Runs alternate between the ways, so that whatever disturbs the machine disturbs all of them; medians are reported.
+Runs alternate between the ways (`ways.py`), so that whatever disturbs the machine disturbs all of them; medians are
+reported. What needs no link (local prefill, and the context resident) is the same on every link: with `local_every`
+above 1 it is measured again only in every so many cells of a context length, and the medians of its last three
+measurements are taken. The baselines that load all of the context are measured where that takes up to 1.5 × local
+prefill; where it would take longer, the time of the bytes alone is given (`estimated`), and they are out of the race.
+The oracle knows the link: it is the better of local prefill and loading all at the same rung.
 """
 
 import json
 import pydoc_data.topics
 import statistics
 import tempfile
-from collections.abc import Iterable
-from contextlib import aclosing
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,35 +23,45 @@ from rich.console import Console
 from rich.table import Table
 
 from preread.bench.stage import served
+from preread.bench.ways import CONNECTIONS, Run, Ways
 from preread.cloud.profiles import Stored, keep, profile_for
 from preread.cloud.publish import Tokens, needed, publish
 from preread.codec import profile_bytes as profiles
-from preread.edge.answer import answer
-from preread.edge.estimates import Estimates
 from preread.edge.machine import machine
-from preread.edge.request import Ask, Done, Timings
-from preread.edge.site import Site, open_site
+from preread.edge.site import open_site
 from preread.engine.llamacpp import LlamaCpp
-from preread.engine.sampling import Sampling
 from preread.engine.worker import Worker
-from preread.errors import EngineError, UsageError
+from preread.errors import UsageError
 from preread.fit.sample import TAIL_TOKENS
-from preread.plan.cost import Link, Need, floor_s
+from preread.plan.cost import Link, Need, floor_s, load_s
 from preread.store.egress import CloudLink
 from preread.store.objects import Objects, open_store
 from preread.testing.proxy import Link as Wire
 from preread.testing.proxy import ProxyProcess
 
-_CONNECTIONS = 8
+ISSUE_MBPS = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 300.0, 1000.0)
+ISSUE_RTT_MS = (5.0, 20.0, 80.0)
+ISSUE_CONTEXT_TOKENS = (300, 1000, 4000)
+_LOSSLESS = "lossless"
+_WORTH = 1.5
+"""Loading is measured where it is expected to take up to this many times local prefill."""
 _HEADINGS = (
-    "Mbit/s", "RTT ms", "context", "rung", "B/token", "local s", "resident s", "streamed s", "floor s", "÷ floor",
-    "speedup", "same output",
+    "Mbit/s", "RTT", "context", "rung", "B/token", "local", "lossless", "loaded", "planned", "floor", "÷ floor",
+    "÷ local", "÷ oracle", "same", "way",
 )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """What to measure: every combination of the lists. `profile`: a file, for rungs that need one; or it is fitted."""
+    """What to measure: every combination of the lists. `profile`: a file, for rungs that need one; or it is fitted.
+
+    Attributes:
+        rungs: what is published; each gives a row, or, with `choose`, there is one for the edge's own choice.
+        runs: of each way in each cell.
+        local_every: in every how many cells of a context length the ways without a link are measured.
+        out: rows are added to this file as they are measured, a line of JSON each; those that it has are not
+            measured again.
+    """
 
     mbps: tuple[float, ...]
     rtt_ms: tuple[float, ...]
@@ -55,11 +71,18 @@ class Grid:
     rungs: tuple[str, ...]
     runs: int
     profile: Path | None = None
+    choose: bool = False
+    local_every: int = 1
+    out: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One cell of the grid; times are medians in seconds, `bytes_per_token` is what crossed the wire."""
+    """One cell of the grid; times are medians in seconds, None: never. `bytes_per_token` is that of the whole rung.
+
+    `lossless_s` and `loaded_s`: all of the context loaded, at the lossless rung and at this one; `streamed_s`: as the
+    edge decides, by `way` in most runs.
+    """
 
     mbps: float
     rtt_ms: float
@@ -69,22 +92,17 @@ class Row:
     bytes_per_token: int
     local_s: float
     resident_s: float
+    lossless_s: float | None
+    loaded_s: float | None
+    estimated: tuple[str, ...]
     streamed_s: float
     floor_s: float
     ratio_to_floor: float
+    ratio_to_local: float
+    ratio_to_oracle: float
     speedup: float
     same_output: bool
     way: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    timings: Timings
-    output: str
-
-    @property
-    def ttft_s(self) -> float:
-        return self.timings.ttft_ms / 1e3
 
 
 def text() -> str:
@@ -96,30 +114,86 @@ async def bench(model: Path, name: str, grid: Grid, console: Console) -> dict[st
     """Publish contexts, measure the grid, print a table and last one line of JSON, which is also returned.
 
     Raises:
-        UsageError: a context does not fit the model's window.
+        UsageError: a context does not fit the model's window; `out` cannot be read or written.
     """
+    rows = _kept(grid, name)
+    table = Table(*_HEADINGS, title=f"time to first token (s), {name}, medians of {grid.runs}")
+    async with staged(model, name, grid, console) as (ways, proxy):
+        without = WithoutLink(ways, grid)
+        for mbps, rtt_ms in ((m, r) for m in grid.mbps for r in grid.rtt_ms):
+            missing = _missing(rows, grid, mbps, rtt_ms)
+            if not missing:
+                continue
+            proxy.set_link(Wire(mbps=mbps, rtt_ms=rtt_ms))
+            await ways.learn_link()
+            # Not counted: from here on the edge knows its link, as one that is in use does.
+            await ways.planned(f"t{missing[0]}", None if grid.choose else grid.rungs[-1])
+            for context_tokens in missing:
+                for row in await _cell(ways, without, grid, mbps, rtt_ms, context_tokens):
+                    rows.append(row)
+                    console.print(" ".join(_cells(row)), style="dim")
+                    _keep(grid, name, row)
+    for row in rows:
+        table.add_row(*_cells(row))
+    console.print(table)
+    result: dict[str, object] = {
+        "bench": "ttft", "model": name, "rows": [asdict(row) for row in rows], **summary(rows),
+        "machine": asdict(machine()),
+    }  # fmt: skip
+    print(json.dumps(result))
+    return result
+
+
+@asynccontextmanager
+async def staged(
+    model: Path, name: str, grid: Grid, console: Console
+) -> AsyncGenerator[tuple[Ways, ProxyProcess], None]:
+    """Publish the contexts; a cloud, a link, and an edge in this process, that knows them and has its window."""
     with tempfile.TemporaryDirectory(prefix="preread-bench-") as scratch:
         store, cache = Path(scratch) / "store", Path(scratch) / "edge"
         console.print(f"publishing contexts of {', '.join(map(str, grid.context_tokens))} tokens with {name} …")
         prompt = await _publish(model, name, grid, store)
-        rows: list[Row] = []
-        table = Table(*_HEADINGS, title=f"time to first token, {name}, medians of {grid.runs}")
         with served(store) as port, ProxyProcess(port) as proxy:
-            link = CloudLink(proxy.url, connections=_CONNECTIONS)
-            async with open_site(model, name, link, cache, shelf_bytes=0, sync_s=3600) as site:
-                for mbps, rtt_ms in ((m, r) for m in grid.mbps for r in grid.rtt_ms):
-                    proxy.set_link(Wire(mbps=mbps, rtt_ms=rtt_ms))
-                    for context_tokens in grid.context_tokens:
-                        for row in await _cell(site, link, grid, mbps, rtt_ms, context_tokens, prompt):
-                            rows.append(row)
-                            table.add_row(*_cells(row))
-                            console.print(" ".join(_cells(row)), style="dim")
-        result: dict[str, object] = {
-            "bench": "ttft", "model": name, "rows": [asdict(row) for row in rows], "machine": asdict(machine())
-        }  # fmt: skip
-        console.print(table)
-        print(json.dumps(result))
-        return result
+            link = CloudLink(proxy.url, connections=CONNECTIONS)
+            window = _window(grid)
+            async with open_site(model, name, link, cache, window_tokens=window, shelf_bytes=0, sync_s=3600) as site:
+                yield Ways(site, link, prompt, grid.answer_tokens), proxy
+
+
+class WithoutLink:
+    """Local prefill and a resident context, for every context length: the last few runs of each."""
+
+    def __init__(self, ways: Ways, grid: Grid) -> None:
+        self._ways, self._every = ways, grid.local_every
+        self._most = grid.runs if grid.local_every == 1 else 3
+        self._runs: dict[int, deque[tuple[Run, Run]]] = {}
+        self._asked: dict[int, int] = {}
+
+    async def measure(self, context_tokens: int) -> None:
+        """Measure both, if it is time."""
+        asked = self._asked.get(context_tokens, 0)
+        self._asked[context_tokens] = asked + 1
+        if asked % self._every == 0:
+            context = f"t{context_tokens}"
+            pair = await self._ways.local(context), await self._ways.resident(context)
+            self._runs.setdefault(context_tokens, deque(maxlen=self._most)).append(pair)
+
+    def local_s(self, context_tokens: int) -> float:
+        """Seconds to the first token."""
+        return statistics.median(local.ttft_s for local, _ in self._runs[context_tokens])
+
+    def resident_s(self, context_tokens: int) -> float:
+        """Seconds to the first token."""
+        return statistics.median(resident.ttft_s for _, resident in self._runs[context_tokens])
+
+    def prefill_tokens_s(self, context_tokens: int) -> float:
+        """Rate at which the context was computed."""
+        seconds = statistics.median(local.timings.context_ms / 1e3 for local, _ in self._runs[context_tokens])
+        return context_tokens / seconds
+
+    def output(self, context_tokens: int) -> str:
+        """What local prefill answers."""
+        return self._runs[context_tokens][-1][0].output
 
 
 async def _publish(model: Path, name: str, grid: Grid, store: Path) -> Tokens:
@@ -157,70 +231,125 @@ def _window(grid: Grid) -> int:
 
 
 async def _cell(
-    site: Site, link: CloudLink, grid: Grid, mbps: float, rtt_ms: float, context_tokens: int, prompt: Tokens
+    ways: Ways, without: WithoutLink, grid: Grid, mbps: float, rtt_ms: float, context_tokens: int
 ) -> list[Row]:
     """All rungs at one link and context length, in one interleaved run."""
-    ask = Ask(
-        prompt=tuple(map(int, prompt)), context=f"t{context_tokens}", sampling=Sampling(max_tokens=grid.answer_tokens)
-    )
-    runs: dict[str, list[_Run]] = {way: [] for way in ("local", "resident", *grid.rungs)}
-    site.link = link
-    site.estimates, site.rung = Estimates(site.estimates.prefill_tokens_s), grid.rungs[-1]
-    await site.sync()
-    await _run(site, ask, cold=True)  # not counted: from here on the edge knows its link, as one that is in use does
+    context, link = f"t{context_tokens}", Link(mbps * 1e6 / 8, rtt_ms / 1e3)
+    asked: dict[str | None, str] = {None: ways.rung(context)} if grid.choose else {rung: rung for rung in grid.rungs}
+    planned: dict[str | None, list[Run]] = {rung: [] for rung in asked}
+    loaded: dict[str, list[float]] = {}
     for _ in range(grid.runs):
-        site.link = None
-        runs["local"].append(await _run(site, ask, cold=True))
-        runs["resident"].append(await _run(site, ask, cold=False))
-        site.link = link
-        for rung in grid.rungs:
-            site.rung = rung
-            await link.warm(_CONNECTIONS)  # as the edge does itself from time to time
-            runs[rung].append(await _run(site, ask, cold=True))
-    local_s, resident_s = (statistics.median(run.ttft_s for run in runs[way]) for way in ("local", "resident"))
-    prefill_s = statistics.median(run.timings.context_ms / 1e3 for run in runs["local"])
+        await without.measure(context_tokens)
+        for rung in asked:
+            planned[rung].append(await ways.planned(context, rung))
+        for rung in dict.fromkeys([*asked.values(), *({_LOSSLESS} & set(grid.rungs))]):
+            arrived_s = load_s(Need(context_tokens, ways.size_bytes(context, rung), 1.0, 0.0), link)
+            if arrived_s <= _WORTH * without.local_s(context_tokens):
+                loaded.setdefault(rung, []).append(await ways.loaded_or_never_s(context, rung))
+    place = _Place(mbps, rtt_ms, context_tokens, link)
+    return [_row(ways, without, grid, place, asked[rung], runs, loaded) for rung, runs in planned.items()]
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    mbps: float
+    rtt_ms: float
+    context_tokens: int
+    link: Link
+
+
+def _row(
+    ways: Ways, without: WithoutLink, grid: Grid, at: _Place, rung: str, runs: list[Run], loaded: dict[str, list[float]]
+) -> Row:
+    context_tokens = at.context_tokens
+    size_bytes = ways.size_bytes(f"t{context_tokens}", rung)
+    local_s, resident_s = without.local_s(context_tokens), without.resident_s(context_tokens)
+    need = Need(context_tokens, size_bytes, without.prefill_tokens_s(context_tokens), resident_s)
+    streamed_s, floor = statistics.median(run.ttft_s for run in runs), floor_s(need, at.link)
+
+    def all_s(name: str) -> float:
+        if name in loaded:
+            return statistics.median(loaded[name])
+        return load_s(Need(context_tokens, ways.size_bytes(f"t{context_tokens}", name), 1.0, 0.0), at.link)
+
+    baselines = {rung: all_s(rung)} | ({_LOSSLESS: all_s(_LOSSLESS)} if _LOSSLESS in grid.rungs else {})
+    return Row(
+        mbps=at.mbps,
+        rtt_ms=at.rtt_ms,
+        context_tokens=context_tokens,
+        prompt_tokens=grid.prompt_tokens,
+        rung=rung,
+        bytes_per_token=round(size_bytes / context_tokens),
+        local_s=round(local_s, 4),
+        resident_s=round(resident_s, 4),
+        lossless_s=_finite(baselines.get(_LOSSLESS)),
+        loaded_s=_finite(baselines[rung]),
+        estimated=tuple(name for name in baselines if name not in loaded),
+        streamed_s=round(streamed_s, 4),
+        floor_s=round(floor, 4),
+        ratio_to_floor=round(streamed_s / floor, 3),
+        ratio_to_local=round(streamed_s / local_s, 3),
+        ratio_to_oracle=round(streamed_s / min(local_s, baselines[rung]), 3),
+        speedup=round(local_s / streamed_s, 2),
+        same_output=all(run.output == without.output(context_tokens) for run in runs),
+        way=statistics.mode(run.timings.way for run in runs),
+    )
+
+
+def _finite(seconds: float | None) -> float | None:
+    return None if seconds is None or seconds == float("inf") else round(seconds, 4)
+
+
+def summary(rows: Sequence[Row]) -> dict[str, object]:
+    """Median and worst of each ratio over the grid."""
+    found: dict[str, object] = {}
+    for to in ("floor", "local", "oracle"):
+        ratios = [getattr(row, f"ratio_to_{to}") for row in rows]
+        found[f"median_to_{to}"] = round(statistics.median(ratios), 3) if ratios else None
+        found[f"worst_to_{to}"] = max(ratios, default=None)
+    return found
+
+
+def _kept(grid: Grid, name: str) -> list[Row]:
+    """The rows of this model that an earlier run has left, those of this grid only."""
+    if grid.out is None or not grid.out.exists():
+        return []
     rows = []
-    for rung in grid.rungs:
-        size_bytes = statistics.median(run.timings.bytes_received for run in runs[rung])
-        need = Need(context_tokens, int(size_bytes), context_tokens / prefill_s, resident_s)
-        floor = floor_s(need, Link(mbps * 1e6 / 8, rtt_ms / 1e3))
-        streamed_s = statistics.median(run.ttft_s for run in runs[rung])
-        rows.append(
-            Row(
-                mbps=mbps,
-                rtt_ms=rtt_ms,
-                context_tokens=context_tokens,
-                prompt_tokens=grid.prompt_tokens,
-                rung=rung,
-                bytes_per_token=round(size_bytes / context_tokens),
-                local_s=round(local_s, 4),
-                resident_s=round(resident_s, 4),
-                streamed_s=round(streamed_s, 4),
-                floor_s=round(floor, 4),
-                ratio_to_floor=round(streamed_s / floor, 3),
-                speedup=round(local_s / streamed_s, 2),
-                same_output=all(run.output == runs["local"][0].output for run in runs[rung]),
-                way=statistics.mode(run.timings.way for run in runs[rung]),
-            )
-        )
-    return rows
+    try:
+        for line in grid.out.read_text().splitlines():
+            told = json.loads(line)
+            if told.pop("model") == name and told["prompt_tokens"] == grid.prompt_tokens:
+                rows.append(Row(**told | {"estimated": tuple(told["estimated"])}))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{grid.out} holds no rows of `preread bench ttft`: {error}; name another file") from error
+    rows = [row for row in rows if row.mbps in grid.mbps and row.rtt_ms in grid.rtt_ms]
+    rows = [row for row in rows if row.context_tokens in grid.context_tokens]
+    return rows if grid.choose else [row for row in rows if row.rung in grid.rungs]
 
 
-async def _run(site: Site, ask: Ask, *, cold: bool) -> _Run:
-    if cold:
-        await site.forget()
-    texts: list[str] = []
-    async with aclosing(answer(ask, site)) as pieces:
-        async for piece in pieces:
-            if isinstance(piece, Done):
-                return _Run(piece.timings, "".join(texts))
-            texts.append(piece.text)
-    raise EngineError("the answer ended without an end: this is a bug in preread")
+def _keep(grid: Grid, name: str, row: Row) -> None:
+    if grid.out is None:
+        return
+    try:
+        with grid.out.open("a") as file:
+            file.write(json.dumps({"model": name} | asdict(row)) + "\n")
+    except OSError as error:
+        raise UsageError(f"{grid.out} cannot be written: {error.strerror or error}") from error
 
 
-def _cells(row: Row) -> Iterable[str]:
+def _missing(rows: Sequence[Row], grid: Grid, mbps: float, rtt_ms: float) -> list[int]:
+    """Context lengths at this link of which rows are not there."""
+    there = [(row.context_tokens, row.rung) for row in rows if (row.mbps, row.rtt_ms) == (mbps, rtt_ms)]
+    if grid.choose:
+        return [count for count in grid.context_tokens if count not in dict(there)]
+    return [count for count in grid.context_tokens if not {(count, rung) for rung in grid.rungs} <= set(there)]
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    times = (row.local_s, row.lossless_s, row.loaded_s, row.streamed_s, row.floor_s)
     return (
         f"{row.mbps:g}", f"{row.rtt_ms:g}", str(row.context_tokens), row.rung, str(row.bytes_per_token),
-        f"{row.local_s:.3f}", f"{row.resident_s:.3f}", f"{row.streamed_s:.3f}", f"{row.floor_s:.3f}",
-        f"{row.ratio_to_floor:.2f}", f"{row.speedup:.1f}", "yes" if row.same_output else "no",
+        *("–" if seconds is None else f"{seconds:.3f}" for seconds in times),
+        f"{row.ratio_to_floor:.2f}", f"{row.ratio_to_local:.2f}", f"{row.ratio_to_oracle:.2f}",
+        "yes" if row.same_output else "no", row.way,
     )  # fmt: skip

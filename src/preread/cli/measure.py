@@ -13,7 +13,7 @@ from preread.errors import UsageError
 
 bench = typer.Typer(help="Measure; each bench prints a table and last one line of JSON.", no_args_is_help=True)
 
-_WIDTH = 118
+_WIDTH, _WIDE = 118, 150
 
 _Profile = Annotated[
     Path | None,
@@ -46,32 +46,69 @@ def demo(
 @bench.command("ttft")
 def ttft(
     model: options.Model = DEFAULT,
-    mbps: Annotated[str, typer.Option("--mbps", metavar="LIST", help="Link rates, Mbit/s.")] = "20,100",
+    mbps: Annotated[str, typer.Option("--mbps", metavar="LIST", help="Link rates, Mbit/s; 0: black.")] = "20,100",
     rtt_ms: Annotated[str, typer.Option("--rtt-ms", metavar="LIST", help="Round trips, milliseconds.")] = "20",
     context_tokens: Annotated[str, typer.Option("--context-tokens", metavar="LIST")] = "1000",
     prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", min=1)] = 32,
     answer_tokens: Annotated[int, typer.Option("--answer-tokens", min=1, help="Compared for `same_output`.")] = 16,
-    rung: Annotated[str, typer.Option("--rung", metavar="LIST", help="Rungs to stream.")] = "lossless,q8,q4",
+    rung: Annotated[
+        str, typer.Option("--rung", metavar="LIST", help="Rungs to publish and stream.")
+    ] = "lossless,q8,q4",
+    choose: Annotated[
+        bool, typer.Option("--choose", help="One row a cell, for the rung that the edge chooses by its budget.")
+    ] = False,
     runs: Annotated[int, typer.Option("--runs", min=1, help="Of each way; medians are reported.")] = 5,
     profile: _Profile = None,
+    grid: Annotated[
+        str | None,
+        typer.Option("--grid", metavar="issue", help="issue: 99 cells, from 0 to 1000 Mbit/s; implies --choose."),
+    ] = None,
+    local_every: Annotated[
+        int | None,
+        typer.Option("--local-every", min=1, metavar="N", help="Measure local prefill in every N-th cell only."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Add rows to this file; go on where it ends.")
+    ] = None,
+    trace: Annotated[
+        str | None, typer.Option("--trace", metavar="NAME", help="A link that changes: cellular, wifi or satellite.")
+    ] = None,
+    requests: Annotated[int, typer.Option("--requests", min=1, help="With --trace: how many.")] = 30,
+    seed: Annotated[int, typer.Option("--seed", help="With --trace: of the trace.")] = 0,
 ) -> None:
-    """Time to first token: local, resident, streamed, and the floor."""
+    """Time to first token: the edge against local prefill, loading everything, an oracle, and the floor."""
     from rich.console import Console
 
-    from preread.bench.ttft import Grid, bench
+    from preread.bench import traced
+    from preread.bench import ttft as measured
+    from preread.testing.traces import TRACES
 
-    path = options.pulled(model)
-    grid = Grid(
-        _numbers("--mbps", mbps),
-        _numbers("--rtt-ms", rtt_ms),
-        tuple(int(count) for count in _numbers("--context-tokens", context_tokens)),
+    if grid not in (None, "issue"):
+        raise UsageError(f"unknown grid {grid!r}: there is one, called issue")
+    if trace is not None and trace not in TRACES:
+        raise UsageError(f"unknown trace {trace!r}; known traces: {', '.join(TRACES)}")
+    if trace is not None and (grid or out):
+        raise UsageError("--trace has one link: leave --grid and --out away")
+    whole = grid is not None
+    chosen = measured.Grid(
+        measured.ISSUE_MBPS if whole else _numbers("--mbps", mbps),
+        measured.ISSUE_RTT_MS if whole else _numbers("--rtt-ms", rtt_ms),
+        measured.ISSUE_CONTEXT_TOKENS if whole else _counts("--context-tokens", context_tokens),
         prompt_tokens,
         answer_tokens,
         options.rung_names(rung),
         runs,
         profile,
+        choose=choose or whole,
+        local_every=local_every or (4 if whole else 3 if trace else 1),
+        out=out,
     )
-    asyncio.run(bench(path, options.shown_name(model, path), grid, Console(width=_WIDTH)))
+    path = options.pulled(model)
+    name, console = options.shown_name(model, path), Console(width=_WIDE)
+    if trace is not None:
+        asyncio.run(traced.bench(path, name, chosen, trace, requests, seed, console))
+    else:
+        asyncio.run(measured.bench(path, name, chosen, console))
 
 
 @bench.command("decode")
@@ -113,14 +150,53 @@ def codec(
     from preread.bench.codec import bench as bench_codec
     from preread.fit.text import evaluation, read
 
-    lengths = _numbers("--context-tokens", context_tokens)
-    if min(lengths) < 1 or any(count % 1 for count in lengths):
-        raise UsageError("--context-tokens is a list of whole numbers of at least 1")
+    lengths = _counts("--context-tokens", context_tokens)
     names = tuple(dict.fromkeys(name.strip() for name in (rungs or "").split(",") if name.strip()))
     path = options.pulled(model)
-    texts, counts = read(text) if text else evaluation(), tuple(dict.fromkeys(map(int, lengths)))
+    texts, counts = read(text) if text else evaluation(), tuple(dict.fromkeys(lengths))
     chosen = Options(texts, names, windows, counts, tail, profile, plot)
     bench_codec(path, options.shown_name(model, path), chosen, Console(width=_WIDTH), token_progress())
+
+
+@bench.command("chaos")
+def chaos(
+    model: Annotated[
+        str, typer.Option("--model", "-m", metavar="NAME", help="As elsewhere; tiny: random weights, many requests.")
+    ] = "tiny",
+    requests: Annotated[int, typer.Option("--requests", min=1)] = 300,
+    seed: Annotated[int, typer.Option("--seed", help="Contexts, questions and faults follow from it.")] = 0,
+    context_tokens: Annotated[
+        str, typer.Option("--context-tokens", metavar="FEWEST,MOST", help="Tokens of the contexts, more or less.")
+    ] = "64,400",
+    answer_tokens: Annotated[int, typer.Option("--answer-tokens", min=1)] = 4,
+    cache_ram: Annotated[int, typer.Option(min=0, metavar="MIB", help="As for `preread edge`.")] = 1,
+    only: Annotated[int | None, typer.Option("--only", min=0, metavar="INDEX", help="Play this request alone.")] = None,
+    start: Annotated[int, typer.Option("--from", min=0, metavar="INDEX", help="Begin with this request.")] = 0,
+) -> None:
+    """Requests under random faults and kills: is each answer that of local prefill, and in time?"""
+    from rich.console import Console
+
+    from preread.bench.chaos import Options
+    from preread.bench.chaos import bench as bench_chaos
+    from preread.testing.tiny import NAME
+
+    lengths = _counts("--context-tokens", context_tokens)
+    if len(lengths) != 2 or not 8 <= lengths[0] <= lengths[1]:
+        raise UsageError("--context-tokens is the fewest and the most tokens, at least 8")
+    if max(start, only or 0) >= requests:
+        raise UsageError(f"--requests {requests} has no request {max(start, only or 0)}: they count from 0")
+    path = options.pulled(DEFAULT if model == NAME else model)
+    name = options.shown_name(model, path)
+    chosen = Options(path, name, requests, seed, (lengths[0], lengths[1]), answer_tokens, cache_ram, only, start)
+    with token_progress() as report:
+        asyncio.run(bench_chaos(chosen, Console(width=_WIDTH), report))
+
+
+def _counts(option: str, text: str) -> tuple[int, ...]:
+    counts = _numbers(option, text)
+    if min(counts) < 1 or any(count % 1 for count in counts):
+        raise UsageError(f"{option} is a list of whole numbers of at least 1")
+    return tuple(map(int, counts))
 
 
 def _numbers(option: str, text: str) -> tuple[float, ...]:

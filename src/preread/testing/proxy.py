@@ -11,8 +11,8 @@ In one that does not, or whose loop is busy: `with ProxyProcess(port, Link(mbps=
     python -m preread.testing.proxy --target 127.0.0.1:8000 --mbps 20 --rtt-ms 40
 
 prints `listening on http://127.0.0.1:PORT`, then reads one JSON object a line and answers each with one:
-`{"link": {"mbps": 5}}`, `{"faults": [{"type": "reset", "after_bytes": 1000}]}`, `{"stats": true}`; it exits at the end
-of its input.
+`{"link": {"mbps": 5}}`, `{"faults": [{"type": "reset", "after_bytes": 1000}]}`, `{"stats": true}`, and for a link that
+changes `{"trace": [[2.5, {"mbps": 5}], [1, {"mbps": 0}]]}`; it exits at the end of its input.
 
 What is emulated: a bottleneck of `mbps` in each direction, one queue for all connections; propagation of half the round
 trip each way, with jitter; one more round trip before the first byte of a connection, for the TCP handshake (the
@@ -42,6 +42,7 @@ from preread.testing.toxics import (
     Blackout,
     Corrupt,
     Fault,
+    HalfOpen,
     Link,
     Refuse,
     Reset,
@@ -52,10 +53,14 @@ from preread.testing.toxics import (
     fault_to_json,
     link_from_json,
 )
+from preread.testing.traces import Trace, trace_from_json
 
 __all__ = [
-    "Blackout", "Corrupt", "Fault", "Link", "Proxy", "ProxyProcess", "Refuse", "Reset", "Slicer", "Stats", "Truncate",
+    "Blackout", "Corrupt", "Fault", "HalfOpen", "Link", "Proxy", "ProxyProcess", "Refuse", "Reset", "Slicer", "Stats",
+    "Truncate",
 ]  # fmt: skip
+
+_COMMANDS = frozenset({"link", "trace", "faults", "stats"})
 
 
 class ProxyProcess:
@@ -90,8 +95,12 @@ class ProxyProcess:
         self._process.communicate()  # closes its input, which ends it, and waits
 
     def set_link(self, link: Link) -> None:
-        """In force when this returns."""
+        """In force when this returns; it ends a trace."""
         self._ask({"link": asdict(link)})
+
+    def follow(self, trace: Trace) -> None:
+        """The trace's first step is in force when this returns; after its last, the link stays as that was."""
+        self._ask({"trace": [[step.seconds, asdict(step.link)] for step in trace]})
 
     def set_faults(self, faults: Sequence[Fault]) -> None:
         """In force when this returns. Byte offsets count from now."""
@@ -126,9 +135,10 @@ def answer(proxy: Proxy, line: str) -> dict[str, object]:
     """Carry out one command, all of it or nothing, and say so: {"ok": true}, {"stats": …} or {"error": …}."""
     try:
         command = json.loads(line)
-        if not isinstance(command, dict) or not command or not command.keys() <= {"link", "faults", "stats"}:
-            raise UsageError("a command is an object with any of link, faults, stats")
+        if not isinstance(command, dict) or not command or not command.keys() <= _COMMANDS:
+            raise UsageError(f"a command is an object with any of {', '.join(sorted(_COMMANDS))}")
         link = link_from_json(command["link"]) if "link" in command else proxy.link
+        trace = trace_from_json(command["trace"]) if "trace" in command else None
         listed = command.get("faults", [])
         if not isinstance(listed, list):
             raise UsageError("faults is a list")
@@ -139,6 +149,8 @@ def answer(proxy: Proxy, line: str) -> dict[str, object]:
         return {"error": str(error)}
     if "link" in command:
         proxy.link = link
+    if trace is not None:
+        proxy.follow(trace)
     if "faults" in command:
         proxy.faults = faults
     return {"stats": asdict(proxy.stats)} if "stats" in command else {"ok": True}

@@ -10,7 +10,8 @@ from typing import Self, cast
 
 from preread.errors import UsageError
 from preread.testing.lane import Flow, Lane, finish
-from preread.testing.toxics import Blackout, Ending, Fault, Link, Refuse, Stats
+from preread.testing.toxics import Blackout, Ending, Fault, HalfOpen, Link, Refuse, Stats
+from preread.testing.traces import Trace
 
 _LOG = logging.getLogger(__name__)
 _SCRATCH_BYTES = 262_144
@@ -20,6 +21,7 @@ _BACKLOG = 512
 class End(asyncio.BufferedProtocol):
     """One socket of a connection. Reading is off until the connection is open, that is, until `outgoing` is set.
 
+    One that is half-open reads without an `outgoing`, and forgets what it reads, so as to see its client leave.
     `scratch` is shared by all sockets of a loop: asyncio fills it and hands it over without a turn in between.
     """
 
@@ -40,17 +42,16 @@ class End(asyncio.BufferedProtocol):
         self._on_made(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        assert self.outgoing is not None
-        return self._scratch[: self.outgoing.room_bytes]
+        return self._scratch if self.outgoing is None else self._scratch[: self.outgoing.room_bytes]
 
     def buffer_updated(self, nbytes: int) -> None:
-        assert self.outgoing is not None
-        self.outgoing.accept(bytes(self._scratch[:nbytes]))
+        if self.outgoing is not None:
+            self.outgoing.accept(bytes(self._scratch[:nbytes]))
 
     def eof_received(self) -> bool:
         if self.outgoing is not None:
             self.outgoing.accept(Ending.HALF_CLOSE)
-        return True
+        return self.outgoing is not None
 
     def pause_writing(self) -> None:
         if self.incoming is not None:
@@ -117,6 +118,7 @@ class Proxy:
         self._ends: set[End] = set()
         self._opening: set[asyncio.Task[None]] = set()
         self._expiries: list[asyncio.TimerHandle] = []
+        self._next_step: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> Self:
         """Raises UsageError if the address to listen on cannot be had."""
@@ -138,6 +140,7 @@ class Proxy:
     ) -> None:
         self._leaving = True
         self._server.close()
+        self._stand_still()
         for timer in self._expiries:
             timer.cancel()
         for task in self._opening:
@@ -149,13 +152,35 @@ class Proxy:
 
     @property
     def link(self) -> Link:
-        """The link as it is now. Assigning changes it for all that has not yet left the bottleneck."""
+        """The link as it is now. Assigning changes it for all that has not yet left the bottleneck.
+
+        It also ends a trace.
+        """
         return self._link
 
     @link.setter
     def link(self, link: Link) -> None:
+        self._stand_still()
         self._link = link
         self._change()
+
+    def follow(self, trace: Trace) -> None:
+        """From now on the link changes as the trace says; after its last step it stays as that was."""
+        self._stand_still()
+        self._step(trace, 0, self._loop.time())
+
+    def _step(self, trace: Trace, number: int, began: float) -> None:
+        self._link = trace[number].link
+        self._change()
+        ends = began + trace[number].seconds
+        self._next_step = None
+        if number + 1 < len(trace):
+            self._next_step = self._loop.call_at(ends, self._step, trace, number + 1, ends)
+
+    def _stand_still(self) -> None:
+        if self._next_step is not None:
+            self._next_step.cancel()
+            self._next_step = None
 
     @property
     def faults(self) -> tuple[Fault, ...]:
@@ -206,6 +231,9 @@ class Proxy:
         self._accepted += 1
         if self._leaving or any(isinstance(fault, Refuse) for fault in self._faults):
             finish(client.transport, Ending.RESET)
+            return
+        if any(isinstance(fault, HalfOpen) for fault in self._faults):
+            client.transport.resume_reading()
             return
         task = self._loop.create_task(self._open(client))
         self._opening.add(task)

@@ -1,9 +1,9 @@
 """The values of the fault proxy: a link, the faults on it, and what passed; with their JSON form. Pure.
 
 The vocabulary is toxiproxy's: bandwidth and latency and jitter (`Link`), reset_peer (`Reset`), limit_data (`Truncate`),
-timeout (`Blackout`), slicer (`Slicer`); `Corrupt` and `Refuse` are added. "Down" is target to client, "up" is client to
-target. Byte offsets count the down bytes of one connection, from its beginning or from the moment the faults were set,
-whichever is later; a fault stays in force for every later connection until it is cleared.
+timeout (`Blackout`), slicer (`Slicer`); `Corrupt`, `Refuse` and `HalfOpen` are added. "Down" is target to client, "up"
+is client to target. Byte offsets count the down bytes of one connection, from its beginning or from the moment the
+faults were set, whichever is later; a fault stays in force for every later connection until it is cleared.
 """
 
 import math
@@ -106,6 +106,11 @@ class Refuse:
 
 
 @dataclass(frozen=True, slots=True)
+class HalfOpen:
+    """New connections are accepted and never answered, also after the fault was cleared; open ones go on."""
+
+
+@dataclass(frozen=True, slots=True)
 class Slicer:
     """What comes down drips: at most `bytes` bytes of a connection in every `delay_ms`."""
 
@@ -117,7 +122,7 @@ class Slicer:
         _require(_amount(self.delay_ms), f"delay_ms must be a number >= 0, not {self.delay_ms!r}")
 
 
-Fault = Reset | Truncate | Corrupt | Blackout | Refuse | Slicer
+Fault = Reset | Truncate | Corrupt | Blackout | Refuse | HalfOpen | Slicer
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,13 +173,14 @@ _FAULTS: dict[str, type[Fault]] = {
     "corrupt": Corrupt,
     "blackout": Blackout,
     "refuse": Refuse,
+    "half-open": HalfOpen,
     "slicer": Slicer,
 }
 
 
 def fault_to_json(fault: Fault) -> dict[str, object]:
     """For example `{"type": "reset", "after_bytes": 1000}`."""
-    return {"type": type(fault).__name__.lower(), **asdict(fault)}
+    return {"type": next(name for name, kind in _FAULTS.items() if kind is type(fault)), **asdict(fault)}
 
 
 def fault_from_json(value: object) -> Fault:

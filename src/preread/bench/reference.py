@@ -1,0 +1,119 @@
+"""What this machine answers by itself: the right answers of a chaos run, and how long they take without any link.
+
+The engine is one of its own, in this process. It takes nothing but names and token ids from the cloud, over no emulated
+link, and computes every context. Its first answer about each document is timed from cold; the pace of the last few
+such answers is what local prefill takes at the moment, since the speed of a shared machine wanders.
+"""
+
+import random
+import statistics
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from preread.bench.faults import Document
+from preread.bench.ttft import text
+from preread.edge.answer import answer
+from preread.edge.request import Ask, Done
+from preread.edge.site import Site, open_site
+from preread.engine.sampling import Sampling
+from preread.errors import EngineError
+from preread.store.egress import CloudLink
+
+_LETTERS_PER_TOKEN = 4
+_PACED = 7
+
+
+def body(document: Document) -> str:
+    """The text of a document: so many tokens, more or less, of real prose."""
+    whole, letters = text(), document.tokens * _LETTERS_PER_TOKEN
+    start = int(document.start * (len(whole) - letters))
+    return whole[start : start + letters]
+
+
+def question(name: str, number: int) -> str:
+    """What is asked about all versions of a document: 5 to 160 letters from elsewhere."""
+    source, whole = random.Random(f"{name}/{number}"), text()
+    start = source.randrange(len(whole) - 200)
+    return whole[start : start + source.randint(5, 160)].strip() or "?"
+
+
+class Reference:
+    """Right answers, by document and question."""
+
+    def __init__(self, site: Site, cloud: CloudLink, answer_tokens: int) -> None:
+        self._site, self._cloud, self._answer_tokens = site, cloud, answer_tokens
+        self._answers: dict[tuple[str, int], dict[int, str]] = {}
+        self._paces_s: deque[float] = deque(maxlen=_PACED)
+
+    async def learn(self, document: Document, questions: Sequence[int]) -> None:
+        """Answer these questions about a document that is published now, the first one from cold."""
+        await self._sync()
+        await self._site.forget()
+        found = self._answers.setdefault((document.name, document.version), {})
+        for number in dict.fromkeys(questions):
+            started = time.monotonic()
+            done, found[number] = await self._ask(document, number)
+            if done.timings.way == "computed":
+                self._paces_s.append((time.monotonic() - started) / done.prompt_tokens)
+
+    async def pace(self, document: Document) -> None:
+        """Answer about a document that is published now from cold once more, for the time that it takes."""
+        await self._site.forget()
+        started = time.monotonic()
+        done, _ = await self._ask(document, 0)
+        self._paces_s.append((time.monotonic() - started) / done.prompt_tokens)
+
+    def local_s(self, prompt_tokens: int) -> float:
+        """What a whole answer takes here at present, from cold, with so many tokens before it."""
+        return statistics.median(self._paces_s) * prompt_tokens
+
+    @property
+    def last_pace_s(self) -> float:
+        """Seconds a token, of the last answer from cold."""
+        return self._paces_s[-1]
+
+    def right(self, name: str, number: int) -> dict[int, str]:
+        """The answers to a question for every version of a document that was published under this name."""
+        return {
+            version: answers[number]
+            for (other, version), answers in self._answers.items()
+            if other == name and number in answers
+        }
+
+    async def _sync(self) -> None:
+        self._site.link = self._cloud
+        try:
+            await self._site.sync()
+        finally:
+            self._site.link = None
+
+    async def _ask(self, document: Document, number: int) -> tuple[Done, str]:
+        texts: list[str] = []
+        ask = Ask(**asked(document, number), sampling=Sampling(max_tokens=self._answer_tokens, temperature=0.0))
+        async with aclosing(answer(ask, self._site)) as pieces:
+            async for piece in pieces:
+                if isinstance(piece, Done):
+                    return piece, "".join(texts)
+                texts.append(piece.text)
+        raise EngineError("the answer ended without an end: this is a bug in preread")
+
+
+def asked(document: Document, number: int) -> dict[str, Any]:
+    """The fields of a request that say what is asked."""
+    return {"context": document.name, "messages": ({"role": "user", "content": question(document.name, number)},)}
+
+
+@asynccontextmanager
+async def referring(
+    model: Path, name: str, cloud: str, folder: Path, window_tokens: int, threads: int, answer_tokens: int
+) -> AsyncGenerator[Reference, None]:
+    """Open the engine for it; `cloud` is where names and token ids come from."""
+    async with (
+        CloudLink(cloud) as link,
+        open_site(model, name, None, folder, window_tokens=window_tokens, threads=threads, shelf_bytes=0) as site,
+    ):
+        yield Reference(site, link, answer_tokens)

@@ -1,0 +1,177 @@
+"""The ways in which one question about one context is answered, each timed to its first token.
+
+`local` and `resident` need no link. `planned` is the edge as it is: whatever it decides. `loaded` is a baseline that
+decides nothing: all of the context at one rung over the link, injected as it arrives, whatever that takes; it has a
+loader of its own, the plainest that there is, so that it stays the same while the edge's gets better.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+
+from preread.edge.answer import answer
+from preread.edge.request import Ask, Done, Timings
+from preread.edge.rungs import chosen, parcel_at
+from preread.edge.site import Site
+from preread.engine.sampling import Sampling
+from preread.errors import EngineError, PrereadError
+from preread.plan.match import Tokens
+from preread.store.egress import CloudLink
+from preread.store.fetch import fetch_all
+from preread.wire import manifest as manifests
+from preread.wire import segment
+
+Begin = Callable[[], None]
+
+CONNECTIONS = 8
+_DEAD_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One answer: how it came about, and its text."""
+
+    timings: Timings
+    output: str
+
+    @property
+    def ttft_s(self) -> float:
+        """Seconds to the first token."""
+        return self.timings.ttft_ms / 1e3
+
+
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """One prompt and its ways to an answer. `site` is opened with `link`, which leads to the cloud."""
+
+    site: Site
+    link: CloudLink
+    prompt: Tokens
+    answer_tokens: int
+
+    async def local(self, context: str) -> Run:
+        """Computed here from cold, without a cloud."""
+        return await self._answered(context, None, cold=True)
+
+    async def resident(self, context: str) -> Run:
+        """With the context in the engine's cache, which the way before must have left there."""
+        return await self._answered(context, None, cold=False)
+
+    async def planned(self, context: str, rung: str | None, begin: Begin = lambda: None) -> Run:
+        """As the edge decides by itself, from cold; rung None: it also chooses that, within its budget.
+
+        `begin` is called right before it is asked.
+        """
+        self.site.rung = rung
+        await self.site.forget()
+        await self.warm()
+        begin()
+        return await self._answered(context, self.link, cold=False)
+
+    async def learn_link(self) -> None:
+        """Have an edge that believes nothing of its link, except its round trip, which a sync has shown."""
+        self.site.estimates = type(self.site.estimates)(self.site.estimates.prefill_tokens_s)
+        await self.sync()
+
+    async def sync(self) -> None:
+        """As the edge does every few seconds; in vain where the link is black."""
+        self.site.link = self.link
+        with suppress(PrereadError, TimeoutError):
+            async with asyncio.timeout(_DEAD_S):
+                await self.site.sync()
+
+    async def warm(self) -> None:
+        """Have connections open, as an edge has that runs for a while; in vain where the link is black."""
+        with suppress(PrereadError, TimeoutError):
+            async with asyncio.timeout(_DEAD_S):
+                await self.link.warm(CONNECTIONS)
+
+    async def loaded(self, context: str, rung: str, begin: Begin = lambda: None) -> float:
+        """Seconds to the first token with all of the context loaded at a rung; `begin` is called right before.
+
+        Raises:
+            PrereadError: it cannot be loaded.
+        """
+        site, engine = self.site, self.site.engine
+        known = site.contexts.named(context)
+        await site.forget()
+        await self.warm()
+        begin()
+        started = time.monotonic()
+        async with site.turn():
+            reserving = asyncio.ensure_future(site.worker.run(lambda: engine.reserve(len(known.tokens))))
+            loading = asyncio.create_task(self._load(context, rung, reserving))
+            try:
+                await asyncio.shield(reserving)
+                make = lambda: engine.generate(self.prompt, Sampling(max_tokens=1), reuse=len(known.tokens))  # noqa: E731
+                async with aclosing(site.worker.stream(make, engine.cancel)) as steps:
+                    await anext(steps)
+                    seconds = time.monotonic() - started
+                await loading
+            finally:
+                loading.cancel()
+                await asyncio.wait([loading, reserving])
+        await site.forget()
+        return seconds
+
+    async def loaded_or_never_s(self, context: str, rung: str, begin: Begin = lambda: None) -> float:
+        """The same, but infinite where it cannot be loaded."""
+        try:
+            return await self.loaded(context, rung, begin)
+        except PrereadError:
+            return float("inf")
+
+    async def _load(self, context: str, rung: str, reserving: asyncio.Future[None]) -> None:
+        """All segments, in layer order, into the engine once it has made room."""
+        site, engine = self.site, self.site.engine
+        what = parcel_at(site.contexts.named(context), rung, site)
+        geometry = what.manifest.model.geometry
+        missing = [len(what.manifest.chunks)] * len(what.manifest.groups)
+        complete = 0
+
+        def inject(index: int, frame: bytes) -> None:
+            place = what.places[index]
+            payload = segment.unpack(frame, manifests.header(what.manifest, rung, place))
+            engine.inject(what.codec.decode(payload, place.tokens, place.layers, geometry))
+
+        try:
+            await asyncio.to_thread(what.codec.ready)
+            async with aclosing(fetch_all(self.link, [place.ref for place in what.places])) as frames:
+                async for index, frame in frames:
+                    await asyncio.shield(reserving)
+                    await asyncio.to_thread(inject, index, frame)
+                    missing[what.places[index].group] -= 1
+                    while complete < len(missing) and not missing[complete]:
+                        engine.open_layers(what.manifest.groups[complete][1])
+                        complete += 1
+        except BaseException:
+            engine.cancel()
+            raise
+
+    def rung(self, context: str) -> str:
+        """The rung that the edge's budget allows for a context.
+
+        Raises:
+            PrereadError: there is none.
+        """
+        self.site.rung = None
+        return chosen(self.site.contexts.named(context), self.site).rung
+
+    def size_bytes(self, context: str, rung: str) -> int:
+        """Bytes of a whole context at a rung."""
+        return parcel_at(self.site.contexts.named(context), rung, self.site).size_bytes
+
+    async def _answered(self, context: str, link: CloudLink | None, *, cold: bool) -> Run:
+        self.site.link = link
+        if cold:
+            await self.site.forget()
+        ask = Ask(prompt=tuple(map(int, self.prompt)), context=context, sampling=Sampling(self.answer_tokens))
+        texts: list[str] = []
+        async with aclosing(answer(ask, self.site)) as pieces:
+            async for piece in pieces:
+                if isinstance(piece, Done):
+                    return Run(piece.timings, "".join(texts))
+                texts.append(piece.text)
+        raise EngineError("the answer ended without an end: this is a bug in preread")

@@ -1,0 +1,147 @@
+"""A model of random weights that is quick to run: a llama of eight layers, with the tokenizer of a real model's file.
+
+What it says is nonsense, but it is a real GGUF through all of llama.cpp: its answers are as reproducible as any
+model's, and they change when the context's KV does. It is shaped so that streaming pays on ordinary links although the
+model is small: one narrow KV head, and much to compute for each token.
+
+GGUF (github.com/ggml-org/ggml, docs/gguf.md), version 3: a magic, two counts, typed key-value pairs, the tensors'
+names, shapes, types and offsets, and then their data. Only as much is read here as copying key-value pairs takes.
+"""
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from preread.errors import CorruptData
+
+NAME: Final = "tiny"
+LAYERS: Final = 8
+_WIDTH, _HEADS, _KV_HEADS, _HEAD_DIM, _HIDDEN = 256, 4, 1, 64, 2048
+_WINDOW: Final = 2048
+_ALIGNMENT: Final = 32
+_U32, _F32, _STRING, _ARRAY = 4, 6, 8, 9  # gguf_metadata_value_type
+_SIZES: Final = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+_TENSOR_F32, _TENSOR_F16 = 0, 1  # ggml_type
+_Weights = npt.NDArray[np.float16] | npt.NDArray[np.float32]
+
+
+def write_tiny(path: Path, vocabulary: Path, seed: int = 0) -> Path:
+    """Write such a model, some 50 MB.
+
+    Args:
+        path: where to.
+        vocabulary: GGUF file whose tokenizer and chat template it gets.
+        seed: of the weights.
+
+    Raises:
+        CorruptData: `vocabulary` is not a GGUF file.
+    """
+    with vocabulary.open("rb") as file:
+        kept = [pair for key, pair in _pairs(file) if key.startswith("tokenizer.")]
+        size = _vocabulary_size(file)
+    tensors = list(_tensors(size, np.random.default_rng(seed)))
+    pairs = [*_described(size), *kept]
+    with path.open("wb") as out:
+        out.write(b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(pairs)) + b"".join(pairs))
+        offset = 0
+        for name, values in tensors:
+            kind = _TENSOR_F16 if values.dtype == np.float16 else _TENSOR_F32
+            shape = values.shape[::-1]  # GGUF names the fastest axis first
+            out.write(_string(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset))
+            offset += _padded(values.nbytes)
+        out.write(bytes(-out.tell() % _ALIGNMENT))
+        for _, values in tensors:
+            out.write(values.tobytes() + bytes(_padded(values.nbytes) - values.nbytes))
+    return path
+
+
+def _described(vocabulary_size: int) -> Iterator[bytes]:
+    yield _string("general.architecture") + struct.pack("<I", _STRING) + _string("llama")
+    yield _string("general.name") + struct.pack("<I", _STRING) + _string(NAME)
+    counts = {
+        "block_count": LAYERS, "context_length": _WINDOW, "embedding_length": _WIDTH, "feed_forward_length": _HIDDEN,
+        "attention.head_count": _HEADS, "attention.head_count_kv": _KV_HEADS, "vocab_size": vocabulary_size,
+        "rope.dimension_count": _HEAD_DIM,
+    }  # fmt: skip
+    for key, count in counts.items():
+        yield _string(f"llama.{key}") + struct.pack("<II", _U32, count)
+    for key, value in {"attention.layer_norm_rms_epsilon": 1e-5, "rope.freq_base": 10_000.0}.items():
+        yield _string(f"llama.{key}") + struct.pack("<If", _F32, value)
+
+
+def _tensors(vocabulary_size: int, random: np.random.Generator) -> Iterator[tuple[str, _Weights]]:
+    """Weights of unit gain, so that what each layer adds matters and the residual stream does not explode."""
+
+    def drawn(rows: int, columns: int, gain: float = 1.0) -> _Weights:
+        weights = random.standard_normal((rows, columns), np.float32)
+        return (weights * np.float32(gain / columns**0.5)).astype(np.float16)
+
+    ones = np.ones(_WIDTH, np.float32)
+    yield "token_embd.weight", drawn(vocabulary_size, _WIDTH)
+    yield "output_norm.weight", ones
+    for layer in range(LAYERS):
+        for norm in ("attn_norm", "ffn_norm"):
+            yield f"blk.{layer}.{norm}.weight", ones
+        # Queries and keys of more than unit gain: attention then looks at few tokens, which ones depends on the text.
+        yield f"blk.{layer}.attn_q.weight", drawn(_HEADS * _HEAD_DIM, _WIDTH, 2.0)
+        yield f"blk.{layer}.attn_k.weight", drawn(_KV_HEADS * _HEAD_DIM, _WIDTH, 2.0)
+        yield f"blk.{layer}.attn_v.weight", drawn(_KV_HEADS * _HEAD_DIM, _WIDTH)
+        yield f"blk.{layer}.attn_output.weight", drawn(_WIDTH, _HEADS * _HEAD_DIM, 2.0)
+        yield f"blk.{layer}.ffn_gate.weight", drawn(_HIDDEN, _WIDTH)
+        yield f"blk.{layer}.ffn_up.weight", drawn(_HIDDEN, _WIDTH)
+        yield f"blk.{layer}.ffn_down.weight", drawn(_WIDTH, _HIDDEN)
+
+
+def _pairs(file: BinaryIO) -> Iterator[tuple[str, bytes]]:
+    """Key-value pairs: the key, and the whole pair as it stands in the file."""
+    if file.read(4) != b"GGUF":
+        raise CorruptData("magic", f"{file.name} is not a GGUF file")
+    _, _, count = struct.unpack("<IQQ", file.read(20))
+    for _ in range(count):
+        began = file.tell()
+        key = _read_string(file).decode()
+        (kind,) = struct.unpack("<I", file.read(4))
+        _skip(file, kind)
+        ended = file.tell()
+        file.seek(began)
+        yield key, file.read(ended - began)
+
+
+def _vocabulary_size(file: BinaryIO) -> int:
+    """Tokens in the list of a file's tokenizer."""
+    file.seek(0)
+    pair = dict(_pairs(file)).get("tokenizer.ggml.tokens")
+    if pair is None:
+        raise CorruptData("schema", f"{file.name} has no tokenizer")
+    at = len(_string("tokenizer.ggml.tokens")) + 8
+    return int(struct.unpack("<Q", pair[at : at + 8])[0])
+
+
+def _skip(file: BinaryIO, kind: int) -> None:
+    if kind == _STRING:
+        _read_string(file)
+    elif kind == _ARRAY:
+        item, count = struct.unpack("<IQ", file.read(12))
+        if item in _SIZES:
+            file.seek(_SIZES[item] * count, 1)
+        else:
+            for _ in range(count):
+                _skip(file, item)
+    else:
+        file.seek(_SIZES[kind], 1)
+
+
+def _read_string(file: BinaryIO) -> bytes:
+    return file.read(struct.unpack("<Q", file.read(8))[0])
+
+
+def _string(text: str) -> bytes:
+    return struct.pack("<Q", len(text.encode())) + text.encode()
+
+
+def _padded(size_bytes: int) -> int:
+    return -(-size_bytes // _ALIGNMENT) * _ALIGNMENT
