@@ -14,7 +14,7 @@ from preread.edge.prefetch import Wishes
 from preread.edge.uses import Uses
 from preread.errors import UsageError
 from preread.plan.place import Policy, Use
-from preread.testing.proxy import Blackout, Proxy
+from preread.testing.proxy import Blackout, Link, Proxy
 from preread.values import ContextId
 from preread.wire import manifest as manifests
 from preread.wire.digest import object_id
@@ -25,8 +25,14 @@ async def opened(
     cloud_url: str, model: Path, folder: Path, policy: Policy = "recent", pins: tuple[str, ...] = ()
 ) -> AsyncGenerator[AsyncEdge, None]:
     near = Near(disk_bytes=1 << 30, wishes=Wishes(pins, policy))
-    options: dict[str, Any] = {"rung": "lossless", "window_tokens": 1024, "threads": 1, "folder": folder, "near": near}
-    async with AsyncEdge(str(model), cloud_url, **options) as edge:
+    options: dict[str, Any] = {
+        "rung": "lossless",
+        "window_tokens": 1024,
+        "threads": 1,
+        "folder": folder,
+        "sync_s": 3600,
+    }
+    async with AsyncEdge(str(model), cloud_url, near=near, **options) as edge:
         yield edge
 
 
@@ -87,15 +93,23 @@ def test_a_request_goes_first(cloud: Any, smollm: Path, tmp_path: Path) -> None:
     """While somebody has the turn nothing is fetched; what was begun is given up, and goes on afterwards."""
 
     async def main() -> None:
-        async with opened(cloud.url, smollm, tmp_path, "all") as edge:
-            site = edge.site
+        link = Link(mbps=4)
+        async with (
+            Proxy(("127.0.0.1", int(cloud.url.rpartition(":")[2])), link) as proxy,
+            opened(proxy.url, smollm, tmp_path, "all") as edge,
+        ):
+            site, whole = edge.site, missing(edge, "manual")
+            while missing(edge, "manual") == whole:
+                await asyncio.sleep(0.02)
             async with site.turn():
                 assert site.busy.is_set() and not site.idle.is_set()
-                before = missing(edge, "manual")
-                for _ in range(30):
+                proxy.link = Link()
+                for _ in range(30):  # what had arrived by then is still written
                     await asyncio.sleep(0.01)
-                await site.sources.flush()
-                assert before and missing(edge, "manual") == before
+                left, before = missing(edge, "manual"), proxy.stats.bytes_down
+                for _ in range(50):
+                    await asyncio.sleep(0.01)
+                assert 0 < left == missing(edge, "manual") and proxy.stats.bytes_down == before
             assert site.idle.is_set() and not site.busy.is_set()
 
     asyncio.run(main())

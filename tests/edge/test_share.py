@@ -154,12 +154,16 @@ def test_no_request_goes_in_circles(cloud_url: str, tmp_path: Path) -> None:
         async with bare_edge(uplink.url, tmp_path, 2) as other:
             await introduce(edge, other)
             for one in (edge, other):
-                one.neighbours._edge = "0" * 16  # which owns other segments than the others believe
+                one.neighbours._sharing = False  # so that each takes the other for the owner of everything
             uplink.faults = [Blackout()]
             await asyncio.gather(edge.link.aclose(), other.link.aclose())
+            neighbours = [*edge.neighbours.usable(), *other.neighbours.usable()]
+            before = [one.received_bytes for one in neighbours]
             asked = [http.get(f"/v1/segments/{ref.id}") for ref in edge.refs("manual")]
             assert {answer.status_code for answer in await asyncio.gather(*asked)} == {504}
-            assert sum(one.received_bytes for one in edge.neighbours.usable()) < 1000, "a neighbour was asked"
+            assert len(neighbours) == 2
+            assert [one.received_bytes for one in neighbours] == before, "a neighbour was asked"
+            assert all(one.usable for one in neighbours), "a neighbour was asked in vain"
 
     run(cloud_url, tmp_path, work)
 

@@ -246,6 +246,7 @@ def test_a_bad_neighbour_costs_little_and_is_left_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sources_module, "_SILENCE_S", 0.2)
+    monkeypatch.setattr("preread.store.egress._NEAR", Patience(0.5, 3600, 3600, 1))  # so that only the cloud's helps
     seen: list[Request] = []
 
     async def work(here: Site) -> None:
