@@ -239,7 +239,7 @@ class Loading:
         event: Event = events.Failed(cell, source)
         try:
             frame = await self._links[source].get(self._places[cell].ref)
-            self._frames[cell], event = frame, events.Arrived(cell, source)
+            event = events.Arrived(cell, source)
             self._done.received_bytes += len(frame)
         except UsageError as error:
             self._done.failure, event = error, events.Failed(cell, source, "source")
@@ -247,8 +247,10 @@ class Loading:
             self._done.failure = error
         except PrereadError as error:
             self._done.failure, event = error, events.Failed(cell, source, "cell")
-        if self._fetching.pop((cell, source), None) is not None:
-            self._progress()
+        self._progress()
+        if self._fetching.pop((cell, source), None) is not None:  # or it was given up just now
+            if isinstance(event, events.Arrived):
+                self._frames[cell] = frame
             self._tell(event)
 
     async def _prepare(self) -> None:
