@@ -41,6 +41,11 @@ class Bench:
     def ask(self, question: str = QUESTION, context: str | None = "manual") -> Answer:
         return self.edge.ask(question, context=context, max_tokens=8)
 
+    @property
+    def held(self) -> bool:
+        """Whether the engine holds a context."""
+        return self.site.held is not None
+
     def rows(self) -> KVBlock:
         """All that the engine holds."""
         engine, worker = self.site.engine, self.site.worker
@@ -106,19 +111,18 @@ def test_a_second_question_costs_no_transfer(bench: Bench, local: Answer) -> Non
     [[Corrupt(at_byte=60_000)], [Truncate(after_bytes=60_000)], [Reset(after_bytes=60_000)]],
     ids=["corrupt", "truncated", "reset"],
 )
-def test_a_broken_transfer_ends_in_the_same_answer_computed_here(
-    bench: Bench, local: Answer, faults: list[Fault]
-) -> None:
+def test_a_broken_transfer_ends_in_the_same_answer(bench: Bench, local: Answer, faults: list[Fault]) -> None:
+    """What is asked for again may come; what does not come is computed."""
     bench.cold()
     bench.proxy.set_faults(faults)
     answer = bench.ask()
-    assert (answer.text, answer.timings.way) == (local.text, "computed")
-    assert answer.timings.reason and answer.timings.cache_n == 0
+    assert (answer.text, bench.held) == (local.text, True)
+    assert answer.timings.way in ("streamed", "mixed", "computed")
     # the next request is not harmed: neither what is held now, nor streaming again
     assert bench.ask().text == local.text
     bench.cold()
     again = bench.ask()
-    assert (again.text, again.timings.way) == (local.text, "streamed")
+    assert again.text == local.text and again.timings.way in ("streamed", "mixed")
 
 
 def test_a_bug_in_loading_ends_in_the_same_answer_too(

@@ -257,7 +257,7 @@ class Loading:
         event: Event = events.Failed(cell, source)
         try:
             frames = await Segments(self._links[source]).get(self._places[cell])
-            self._frames[cell], event = frames, events.Arrived(cell, source)
+            event = events.Arrived(cell, source)
             self._done.received_bytes += sum(map(len, frames))
         except UsageError as error:
             self._done.failure, event = error, events.Failed(cell, source, "source")
@@ -265,8 +265,10 @@ class Loading:
             self._done.failure = error
         except PrereadError as error:
             self._done.failure, event = error, events.Failed(cell, source, "cell")
-        if self._fetching.pop((cell, source), None) is not None:
-            self._progress()
+        self._progress()
+        if self._fetching.pop((cell, source), None) is not None:  # or it was given up just now
+            if isinstance(event, events.Arrived):
+                self._frames[cell] = frames
             self._tell(event)
 
     async def _prepare(self) -> None:

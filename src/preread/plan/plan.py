@@ -79,6 +79,7 @@ class _Seen:
     flow: Flow
     breaker: Breaker
     asked: dict[Cell, float] = field(default_factory=dict)
+    due: dict[Cell, float] = field(default_factory=dict)  # when another source should be asked for it too
     refused: dict[Cell, int] = field(default_factory=dict)  # how often a cell failed there
     owed_bytes: int = 0  # of cells that are asked for
     whole_bytes: int = 0  # of cells that arrived or were given up
@@ -233,7 +234,7 @@ class Plan:
                 out.append(Abandon(cell, index))
 
     def _forget(self, seen: _Seen, cell: Cell) -> None:
-        del seen.asked[cell]
+        del seen.asked[cell], seen.due[cell]
         seen.owed_bytes -= self.grid.bytes(cell)
         seen.whole_bytes = min(seen.whole_bytes + self.grid.bytes(cell), seen.flow.seen_bytes)
 
@@ -322,6 +323,9 @@ class Plan:
                 seen.flow.asked(self._now_s)
             seen.asked[cell], seen.breaker, seen.ever = self._now_s, seen.breaker.asked(), True
             seen.owed_bytes += self.grid.bytes(cell)
+            rate = seen.flow.bytes_s
+            expected_s = seen.flow.rtt_s + (seen.owed_bytes / rate if rate else 0.0)
+            seen.due[cell] = self._now_s + _OVERDUE_S + _OVERDUE * expected_s
             out.append(Fetch(cell, index))
             if not any(self._room(seen) for seen in self._usable()):
                 return
@@ -333,8 +337,7 @@ class Plan:
 
     def _source_for(self, cell: Cell) -> int | None:
         """Who should be asked for a cell: somebody with room, and a second one only where the first is overdue."""
-        asked = [seen for seen in self._sources if cell in seen.asked]
-        if len(asked) > 1 or any(not self._overdue(seen, cell) for seen in asked):
+        if any(self._now_s < seen.due.get(cell, 0.0) for seen in self._sources):
             return None
         for seen in self._having(cell):
             if seen.lost or cell in seen.asked or seen.refuses(cell):
@@ -362,11 +365,6 @@ class Plan:
             if self.grid.away(cell)
         ]
         return {index for index in able if index is not None}
-
-    def _overdue(self, seen: _Seen, cell: Cell) -> bool:
-        rate = seen.flow.bytes_s
-        expected_s = seen.flow.rtt_s + (seen.owed_bytes / rate if rate else 0.0)
-        return self._now_s - seen.asked[cell] > _OVERDUE_S + _OVERDUE * expected_s
 
     def _order(self, left: list[int]) -> list[Cell]:
         """Cells that are away, in the order in which they should come; see the module's beginning."""

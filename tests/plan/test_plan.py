@@ -1,0 +1,249 @@
+"""The plan in simulated loads, and against random orders of events."""
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from preread.plan import events
+from preread.plan.cost import Link, Prefill
+from preread.plan.health import Breaker
+from preread.plan.plan import MOST_BYTES, Plan, Source, Task
+
+from .simulate import MBIT, Load, Machine, Wire, slowed, steady, task_for
+
+THIN, LOSSLESS = 1200.0, 12288.0
+MACHINE = Machine()
+
+
+@pytest.mark.parametrize("bytes_per_token", [THIN, LOSSLESS])
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("tokens", [300, 1000])
+def test_no_link_makes_it_slower_than_local_prefill(bytes_per_token: float, known: bool, tokens: int) -> None:
+    ratios = []
+    for mbps in (0, 0.5, 1, 2, 5, 10, 20, 50, 100, 300):
+        outcome, floor_s, local_s = steady(tokens, MACHINE, bytes_per_token, mbps, 0.02, known=known)
+        assert outcome.ttft_s <= 1.05 * local_s, mbps
+        assert outcome.most_bytes <= MOST_BYTES
+        ratios.append(outcome.ttft_s / floor_s)
+    assert sorted(ratios)[len(ratios) // 2] <= 1.4, ratios
+    assert max(ratios) <= 2.2, ratios
+
+
+def test_a_fast_link_that_is_known_is_not_computed_beside() -> None:
+    outcome, _, _ = steady(1000, MACHINE, THIN, 100, 0.02)
+    assert outcome.computed_tokens == 0 and outcome.interrupts == 0
+
+
+def test_a_dead_link_is_computed_beside_in_large_batches() -> None:
+    outcome, _, _ = steady(4000, MACHINE, THIN, 0, 0.02, known=False)
+    assert outcome.computed_tokens == 4000 and outcome.seen_bytes == 0
+
+
+def test_a_slow_link_and_the_machine_meet_in_the_middle() -> None:
+    outcome, floor_s, local_s = steady(1000, MACHINE, LOSSLESS, 20, 0.02)
+    assert 0 < outcome.computed_tokens < 1000
+    assert outcome.ttft_s < 0.7 * local_s and outcome.ttft_s < 1.2 * floor_s
+
+
+@pytest.mark.parametrize("dies_s", [0.0, 0.1, 0.25, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("believed", [2, 20, 200])
+def test_a_link_that_falls_silent_gives_way_to_computing(dies_s: float, believed: float) -> None:
+    task = task_for(1000, MACHINE, LOSSLESS, [Link(believed * MBIT, 0.02)])
+    outcome = Load(task, MACHINE, [Wire(lambda at_s: believed * MBIT if at_s < dies_s else 0.0)]).run()
+    # what is lost is the time in which the link could still have been slow, and a batch
+    assert outcome.ttft_s <= 1.05 * MACHINE.local_s(1000) + min(dies_s, 0.3) + 0.5
+
+
+def test_a_link_that_becomes_faster_is_used() -> None:
+    task = task_for(1000, MACHINE, LOSSLESS, [Link(2 * MBIT, 0.02)])
+    outcome = Load(task, MACHINE, [Wire(lambda at_s: (2 if at_s < 0.5 else 200) * MBIT)]).run()
+    assert outcome.ttft_s < 0.5 * MACHINE.local_s(1000)
+
+
+@pytest.mark.parametrize("factor", [0.5, 2.0, 4.0])
+def test_a_machine_that_is_not_what_it_was_believed_to_be(factor: float) -> None:
+    true = slowed(MACHINE, factor)
+    for mbps in (0, 5, 20, 100):
+        link = Link(mbps * MBIT, 0.02)
+        task = task_for(1000, true, LOSSLESS, [link], believed=MACHINE)
+        outcome = Load(task, true, [Wire(lambda at_s, rate=link.bytes_s: rate)]).run()
+        assert outcome.ttft_s <= 1.05 * true.local_s(1000) + 0.05
+
+
+def test_connections_that_break_are_asked_again_and_then_left_alone() -> None:
+    task = task_for(1000, MACHINE, LOSSLESS, [Link(20 * MBIT, 0.02)])
+    once = Load(task, MACHINE, [Wire(lambda at_s: 20 * MBIT, fails=lambda at_s: 0.3 <= at_s < 0.302)])
+    outcome = once.run()
+    assert 0 < outcome.computed_tokens < 1000 and not once.plan.breakers[0].tripped
+    always = Load(task, MACHINE, [Wire(lambda at_s: 20 * MBIT, fails=lambda at_s: True)])
+    outcome = always.run()
+    assert outcome.computed_tokens == 1000 and always.plan.breakers[0].tripped
+    assert outcome.ttft_s <= 1.05 * MACHINE.local_s(1000)
+    again = Load(
+        Task(*task_fields(task), sources=(Source(20 * MBIT, 0.02, always.plan.breakers[0]),)), MACHINE, [Wire(_none)]
+    )
+    again.plan._now_s = 0.0
+    assert again.run().computed_tokens == 1000
+
+
+def test_a_second_source_hedges_the_first() -> None:
+    links = [Link(20 * MBIT, 0.02), Link(10 * MBIT, 0.01)]
+    task = task_for(1000, MACHINE, LOSSLESS, links)
+    wires = [Wire(lambda at_s: 20 * MBIT if at_s < 0.2 else 0.0), Wire(lambda at_s: 10 * MBIT, 0.01)]
+    load = Load(task, MACHINE, wires)
+    outcome = load.run()
+    assert outcome.ttft_s < 0.9 * MACHINE.local_s(1000)
+    assert wires[1].seen_bytes > wires[0].seen_bytes
+
+
+def test_two_sources_are_used_at_once() -> None:
+    links = [Link(20 * MBIT, 0.02), Link(20 * MBIT, 0.02)]
+    task = task_for(1000, MACHINE, LOSSLESS, links)
+    both = Load(task, MACHINE, [Wire(lambda at_s: 20 * MBIT), Wire(lambda at_s: 20 * MBIT)]).run()
+    one, _, _ = steady(1000, MACHINE, LOSSLESS, 20, 0.02)
+    assert both.ttft_s < 0.8 * one.ttft_s
+
+
+def _none(at_s: float) -> float:
+    return 0.0
+
+
+def task_fields(task: Task) -> tuple[object, ...]:
+    return task.chunks, task.cells, task.prefill, task.prompt_s, task.decode_bytes_s
+
+
+# Random orders of events
+
+
+class World:
+    """Performs instructions in an order that a seed draws, and checks that they are legal."""
+
+    def __init__(self, seed: int, chunks: int, groups: int, links: list[Link | None], faults: float) -> None:
+        self.draw, self.faults, self.now_s = random.Random(seed), faults, 0.0
+        sizes = tuple(tuple(self.draw.randrange(1, 200_000) for _ in range(groups)) for _ in range(chunks))
+        tokens = tuple(self.draw.randrange(64, 200) for _ in range(chunks))
+        sources = tuple(Source(link and link.bytes_s, link.rtt_s if link else 0.05, most_requests=5) for link in links)
+        self.task = Task(tokens, sizes, Prefill(self.draw.choice((1e-4, 4e-3))), 0.1, 1e7, sources)
+        self.plan, self.groups, self.chunks = Plan(self.task, 0.0), groups, chunks
+        self.asked: set[tuple[events.Cell, int]] = set()
+        self.here: set[events.Cell] = set()
+        self.injecting: list[events.Cell] = []
+        self.rows: dict[events.Cell, str] = {}
+        self.span, self.answering, self.stopping, self.opened = range(0), False, False, 0
+        self.seen = [0] * len(links)
+
+    def do(self, out: list[events.Instruction]) -> None:
+        for instruction in out:
+            match instruction:
+                case events.Fetch(cell, source):
+                    assert (cell, source) not in self.asked and cell not in self.here and cell not in self.rows
+                    self.asked.add((cell, source))
+                    assert sum(of == source for _, of in self.asked) <= 5
+                case events.Abandon(cell, source):
+                    self.asked.remove((cell, source))
+                case events.Inject(cell):
+                    self.here.remove(cell)
+                    assert cell not in self.rows and cell[0] not in self.span
+                    self.injecting.append(cell)
+                case events.Compute(start, stop):
+                    assert not self.span and not self.answering and start < stop
+                    assert all((c, g) in self.rows for c in range(start) for g in range(self.groups))
+                    assert not any(cell[0] in range(start, stop) for cell in self.injecting)
+                    self.span = range(start, stop)
+                case events.Interrupt():
+                    assert self.span or self.answering
+                    self.stopping = True
+                case events.Answer():
+                    assert not self.span and not self.answering
+                    self.answering = True
+                case events.Open(groups):
+                    assert self.answering and not self.stopping and groups > self.opened
+                    assert all((c, g) in self.rows for c in range(self.chunks) for g in range(groups))
+                    self.opened = groups
+        size = {cell for cell, _ in self.asked} | self.here | set(self.injecting)
+        assert len(size) <= 1 or sum(self.task.cells[c][g] for c, g in size) <= MOST_BYTES + 200_000
+
+    def happens(self) -> None:
+        """One thing that can happen now."""
+        self.now_s += self.draw.choice((0.0, 0.001, 0.02, 0.3))
+        choices = ["tick", "progress"]
+        choices += ["link"] * 2 * bool(self.asked) + ["inject"] * 3 * bool(self.injecting)
+        choices += ["engine"] * 2 * bool(self.span or self.stopping)
+        match self.draw.choice(choices):
+            case "progress" if self.seen:
+                source = self.draw.randrange(len(self.seen))
+                self.seen[source] += self.draw.randrange(100_000)
+                self.tell(events.Progress(source, self.seen[source]))
+            case "link":
+                cell, source = self.draw.choice(sorted(self.asked))
+                self.seen[source] += self.task.cells[cell[0]][cell[1]]
+                self.tell(events.Progress(source, self.seen[source]))
+                if (cell, source) not in self.asked:
+                    return  # it was given up just now
+                self.asked.remove((cell, source))
+                if self.draw.random() < self.faults:
+                    self.tell(events.Failed(cell, source, self.draw.choice(("link", "link", "cell", "source"))))
+                else:
+                    self.here.add(cell)
+                    self.tell(events.Arrived(cell, source))
+            case "inject":
+                cell = self.injecting.pop(self.draw.randrange(len(self.injecting)))
+                if self.draw.random() < self.faults / 2:
+                    self.tell(events.Spoilt(cell))
+                else:
+                    self.rows[cell] = "injected"
+                    self.tell(events.Placed(cell))
+            case "engine":
+                self.engine()
+            case _:
+                self.tell(events.Tick())
+
+    def engine(self) -> None:
+        span, stopped, self.stopping = self.span, self.stopping, False
+        if stopped and (self.answering or self.draw.random() < 0.8):
+            self.span, self.answering = range(0), False
+            self.tell(events.Interrupted())
+            return
+        for chunk in span:
+            for g in range(self.groups):
+                self.here.discard((chunk, g))
+                self.rows[chunk, g] = "computed"
+        self.span = range(0)
+        self.tell(events.Computed(self.draw.random()))
+
+    def tell(self, event: events.Event) -> None:
+        self.do(self.plan.step(event, self.now_s))
+        if self.plan.complete:
+            return
+        if not (self.span or self.answering or self.injecting):
+            assert self.asked, "it waits for something that nobody fetches"
+        if self.answering and not self.stopping and self.opened < self.groups:
+            assert self.asked or self.here or self.injecting, "the answer waits for what nobody brings"
+
+
+links = st.lists(st.none() | st.builds(Link, st.sampled_from([0.0, 1e4, 1e6, 1e8]), st.floats(0, 0.2)), max_size=3)
+
+
+@settings(max_examples=150)
+@given(st.integers(0, 2**32), st.integers(1, 6), st.integers(1, 5), links, st.sampled_from([0.0, 0.1, 0.5]))
+def test_every_row_gets_there_once_and_the_plan_ends(
+    seed: int, chunks: int, groups: int, links: list[Link | None], faults: float
+) -> None:
+    world = World(seed, chunks, groups, links, faults)
+    world.tell(events.Tick())
+    for _ in range(20_000):
+        if world.plan.complete:
+            break
+        world.happens()
+    assert world.plan.complete, "it does not end"
+    assert len(world.rows) == chunks * groups
+    assert world.answering and world.opened == groups
+
+
+def test_health_and_flows_are_told_after_a_load() -> None:
+    load = Load(task_for(300, MACHINE, THIN, [Link(20 * MBIT, 0.02)]), MACHINE, [Wire(lambda at_s: 20 * MBIT)])
+    load.run()
+    assert load.plan.breakers == (Breaker(),)
+    assert load.plan.flows[0].bytes_s == pytest.approx(20 * MBIT, rel=0.3)
