@@ -41,6 +41,7 @@ class Wire:
     bytes_s: Callable[[float], float]
     rtt_s: float = 0.02
     fails: Callable[[float], bool] = lambda at_s: False
+    breaks: bool = False  # before any cell is whole
     asked: dict[Cell, tuple[float, float]] = field(default_factory=dict)  # when its bytes may flow, bytes left
     seen_bytes: float = 0.0
 
@@ -50,7 +51,7 @@ class Wire:
         whole = []
         for cell in active:
             ready_s, left = self.asked[cell]
-            share = min(left, self.bytes_s(at_s) * STEP_S / len(active))
+            share = min(left - 1 if self.breaks else left, self.bytes_s(at_s) * STEP_S / len(active))
             self.seen_bytes += share
             self.asked[cell] = ready_s, left - share
             if left - share <= 1e-6:

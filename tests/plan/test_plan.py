@@ -88,6 +88,17 @@ def test_connections_that_break_are_asked_again_and_then_left_alone() -> None:
     assert again.run().computed_tokens == 1000
 
 
+def test_answers_that_all_break_off_are_not_asked_for_without_end() -> None:
+    """Their bytes make the link look fast, and always some are under way when others fail."""
+    task = task_for(1000, MACHINE, LOSSLESS, [Link(20 * MBIT, 0.02)])
+    draw = random.Random(1)
+    load = Load(task, MACHINE, [Wire(lambda at_s: 20 * MBIT, fails=lambda at_s: draw.random() < 0.05)])
+    load.wires[0].breaks = True
+    outcome = load.run()
+    assert outcome.computed_tokens == 1000 and load.plan.breakers[0].tripped
+    assert outcome.ttft_s <= 1.05 * MACHINE.local_s(1000)
+
+
 def test_a_second_source_hedges_the_first() -> None:
     links = [Link(20 * MBIT, 0.02), Link(10 * MBIT, 0.01)]
     task = task_for(1000, MACHINE, LOSSLESS, links)

@@ -17,7 +17,7 @@ class Breaker:
 
     Attributes:
         failures: in a row. Requests that were under way together fail together: they count once.
-        failed_s: when the last of them was.
+        failed_s: when the last of them that counts was.
         trying: a request that tries the half-open breaker is under way.
     """
 
@@ -51,4 +51,6 @@ class Breaker:
 
     def failed(self, asked_s: float, at_s: float) -> "Breaker":
         """A request that had been sent at `asked_s` failed."""
-        return Breaker(self.failures + (asked_s >= self.failed_s), at_s, False)
+        if asked_s < self.failed_s:
+            return self  # it was under way when the last one that counts failed
+        return Breaker(self.failures + 1, at_s, False)

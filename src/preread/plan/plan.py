@@ -57,7 +57,8 @@ _INTERRUPT_S, _INTERRUPT = 0.05, 0.7
 _MOST_INTERRUPTS: Final = 3
 _WAVE: Final = 1.5
 """The last wave is larger than what should arrive during the prompt: a link may be faster than it seems."""
-_TRIES: Final = 2
+_TRIES: Final = 4
+"""A source is asked for a cell twice that turns out wrong, and four times where the link breaks."""
 _OVERDUE_S, _OVERDUE = 0.25, 3.0
 
 
@@ -213,7 +214,7 @@ class Plan:
         seen = self._sources[source]
         if cell in seen.asked:
             seen.breaker = seen.breaker.failed(seen.asked[cell], self._now_s)
-            seen.refused[cell] = seen.refused.get(cell, 0) + (fault == "cell")
+            seen.refused[cell] = seen.refused.get(cell, 0) + (2 if fault == "cell" else 1)
             self._forget(seen, cell)
         seen.lost = seen.lost or fault == "source" or not seen.breaker.allows(self._now_s)
         if self.grid.away(cell) and all(seen.lost or seen.refuses(cell) for seen in self._having(cell)):
