@@ -1,6 +1,7 @@
 """The plan in simulated loads, and against random orders of events."""
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -117,6 +118,29 @@ def test_two_sources_are_used_at_once() -> None:
     assert both.ttft_s < 0.8 * one.ttft_s
 
 
+def _halves(bytes_s: list[float], fails: bool = False) -> tuple[Load, list[Wire]]:
+    """Every other chunk is a neighbour's to fetch, the rest comes from the cloud."""
+    task = task_for(1000, MACHINE, LOSSLESS, [Link(rate, 0.01) for rate in bytes_s])
+    first = tuple((chunk % 2,) * MACHINE.groups for chunk in range(len(task.chunks)))
+    wires = [Wire(lambda at_s, rate=rate: rate) for rate in bytes_s]  # type: ignore[misc]
+    wires[0].fails = lambda at_s: fails
+    return Load(replace(task, first=first), MACHINE, wires), wires
+
+
+def test_what_is_anothers_to_fetch_is_not_asked_of_the_cloud_too() -> None:
+    load, wires = _halves([40 * MBIT, 40 * MBIT])
+    outcome = load.run()
+    theirs = sum(sum(load.task.cells[c]) for c in range(0, len(load.task.chunks), 2))
+    assert wires[0].seen_bytes <= theirs and outcome.ttft_s < MACHINE.local_s(1000) / 2
+
+
+def test_the_cloud_stands_in_for_a_neighbour_that_fails() -> None:
+    load, wires = _halves([40 * MBIT, 40 * MBIT], fails=True)
+    outcome = load.run()
+    assert outcome.computed_tokens < 900 and wires[1].seen_bytes > 0
+    assert outcome.ttft_s < 1.05 * MACHINE.local_s(1000)
+
+
 def _none(at_s: float) -> float:
     return 0.0
 
@@ -136,7 +160,10 @@ class World:
         sizes = tuple(tuple(self.draw.randrange(1, 200_000) for _ in range(groups)) for _ in range(chunks))
         tokens = tuple(self.draw.randrange(64, 200) for _ in range(chunks))
         sources = tuple(Source(link and link.bytes_s, link.rtt_s if link else 0.05, most_requests=5) for link in links)
-        self.task = Task(tokens, sizes, Prefill(self.draw.choice((1e-4, 4e-3))), 0.1, 1e7, sources)
+        first: tuple[tuple[int, ...], ...] = ()
+        if links and self.draw.random() < 0.5:
+            first = tuple(tuple(self.draw.randrange(len(links)) for _ in range(groups)) for _ in range(chunks))
+        self.task = Task(tokens, sizes, Prefill(self.draw.choice((1e-4, 4e-3))), 0.1, 1e7, sources, first)
         self.plan, self.groups, self.chunks = Plan(self.task, 0.0), groups, chunks
         self.asked: set[tuple[events.Cell, int]] = set()
         self.here: set[events.Cell] = set()
@@ -151,6 +178,8 @@ class World:
                 case events.Fetch(cell, source):
                     assert (cell, source) not in self.asked and cell not in self.here and cell not in self.rows
                     self.asked.add((cell, source))
+                    if self.task.first:
+                        assert source in (self.task.first[cell[0]][cell[1]], len(self.seen) - 1)
                     assert sum(of == source for _, of in self.asked) <= 5
                 case events.Abandon(cell, source):
                     self.asked.remove((cell, source))
