@@ -19,6 +19,7 @@ def options(smollm: Path, requests: int) -> Options:
     return Options(smollm, "tiny", requests, seed=4, context_tokens=(32, 160), answer_tokens=3, shelf_mib=0)
 
 
+@pytest.mark.timeout(600)  # a busy machine is slow
 def test_no_answer_of_300_is_wrong_or_missing_whatever_breaks(smollm: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = asyncio.run(bench(options(smollm, 300), Console(width=200), lambda *_: None))
     shown = capsys.readouterr().out
