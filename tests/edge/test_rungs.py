@@ -62,6 +62,7 @@ class Bench:
     def ask(self) -> Answer:
         """Cold, and as if computing here took for ever."""
         self.site.estimates = Estimates(prefill_tokens_s=1.0)
+        self.site.estimates.flowed(2**20, 1e8)
         self.edge.portal.call(self.site.forget)
         return self.edge.ask("What code has the fan?", context="codes", max_tokens=6)
 
