@@ -35,13 +35,14 @@ class Bench:
         return self.edge.ask(question, context=context, max_tokens=max_tokens)
 
     def cold(self, refine: str | None = "lossless") -> None:
-        """A whole link, nothing held, nothing believed of the link."""
+        """A whole link, nothing held, and loading is believed to be far better than computing."""
         self.proxy.set_faults([])
         self.proxy.set_link(FAST)
         self.site.refine = refine
         self.edge.portal.call(self.site.sync)
         self.edge.portal.call(self.site.forget)
-        self.site.estimates = type(self.site.estimates)(self.site.estimates.prefill_tokens_s)
+        self.site.estimates = type(self.site.estimates)(1.0)
+        self.site.estimates.flowed(2**20, 1e8)
 
     @property
     def refinement(self) -> Refinement:
