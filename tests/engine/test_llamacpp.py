@@ -291,6 +291,15 @@ def test_self_test_switches_injection_off_when_it_does_not_reproduce(
         engine.no_injection = None
 
 
+def test_self_test_notices_rows_that_are_computed_elsewhere(engine: LlamaCpp, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = LlamaCpp.compute
+    monkeypatch.setattr(LlamaCpp, "compute", lambda self, tokens, start: right(self, tokens[::-1].copy(), start))
+    try:
+        assert "computed alone" in (self_test(engine).no_injection or "")
+    finally:
+        engine.no_injection = None
+
+
 def test_self_test_notices_an_engine_that_does_not_wait(engine: LlamaCpp, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("preread.engine.selftest._PATIENCE_S", 0.5)
     arm = engine._gate.arm

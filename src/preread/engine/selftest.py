@@ -2,7 +2,7 @@
 
 A context is prefilled and a prompt decoded; then the cache is emptied, the same KV streamed in layer by layer from
 another thread, each layer only once the engine waits for it, and the prompt decoded again. The logits must be the same
-bits.
+bits. So must the rows of a context whose beginning is computed after its end was injected.
 """
 
 import threading
@@ -18,6 +18,9 @@ from preread.errors import PrereadError
 from preread.values import KVBlock, Span
 
 _CONTEXT_TOKENS, _PROMPT_TOKENS = 160, 8
+_COMPUTED_TOKENS = 80
+"""Of the context, from its start; shorter batches than 64 tokens would be computed in another way."""
+
 _PATIENCE_S = 10.0
 
 
@@ -63,6 +66,20 @@ def _differs(engine: LlamaCpp, context: npt.NDArray[np.int32], prompt: npt.NDArr
         return f"the engine's self-test failed: the engine did not wait for layer {late[0]}"
     if not np.array_equal(local, streamed):
         return f"the engine's self-test failed: logits differ by up to {np.abs(local - streamed).max():.3g}"
+    return _misplaced(engine, context, block)
+
+
+def _misplaced(engine: LlamaCpp, context: npt.NDArray[np.int32], block: KVBlock) -> str | None:
+    """Compute the context's beginning where it belongs, before an end that is there already."""
+    rest = Span(_COMPUTED_TOKENS, len(context))
+    engine.reserve(len(context))
+    engine.inject(
+        KVBlock(rest, block.layers, block.k[:, :, _COMPUTED_TOKENS:].copy(), block.v[:, :, _COMPUTED_TOKENS:].copy())
+    )
+    engine.compute(context[:_COMPUTED_TOKENS], 0)
+    mixed = engine.export(block.tokens, block.layers)
+    if not (np.array_equal(mixed.k, block.k) and np.array_equal(mixed.v, block.v)):
+        return "the engine's self-test failed: what is computed before injected rows is not what is computed alone"
     return None
 
 
