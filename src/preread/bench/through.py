@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from preread.bench.rates import Sample
-from preread.cloud.publish import CHUNK_TOKENS
+from preread.cloud.publish import chunked
 from preread.codec.base import Codec
+from preread.codec.fitted import Fitted
 from preread.engine.llamacpp import LlamaCpp, Tokens
 from preread.errors import UsageError
 from preread.fit.quality import Single, compare, reference
@@ -74,7 +75,7 @@ def sample(engine: LlamaCpp, codec: Codec, window: int, exact: Exact, group_laye
     geometry, context = engine.spec.geometry, context_id(engine.spec.fingerprint, exact.tokens)
     headers = [
         segment.SegmentHeader(context, codec.rung, chunk, group, geometry.kv_heads, geometry.head_dim)
-        for chunk in _spans(len(exact.tokens), CHUNK_TOKENS)
+        for chunk in chunked(len(exact.tokens))
         for group in _spans(geometry.layers, group_layers)
     ]
 
@@ -97,7 +98,9 @@ def sample(engine: LlamaCpp, codec: Codec, window: int, exact: Exact, group_laye
         decode_s = prepare_s + time.perf_counter() - started
     engine.open_layers(geometry.layers)
     score = compare(engine.score(exact.tail), exact.tail, exact.log_probabilities)
-    size_bytes, tokens = sum(map(len, frames)), len(exact.tokens)
+    # What refines another rung is a segment of its own, with a header, where a frame here only has a length.
+    more_bytes = segment.HEADER.size - 4 if isinstance(codec, Fitted) and codec.base else 0
+    size_bytes, tokens = sum(len(frame) + more_bytes for frame in frames), len(exact.tokens)
     bits = 8 * size_bytes / (tokens * geometry.values_per_token)
     return Sample(window, tokens, bits, size_bytes / tokens, score, encode_s, decode_s)
 

@@ -12,6 +12,7 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass
 
 from preread.edge.answer import answer
+from preread.edge.load import Segments, decoded
 from preread.edge.request import Ask, Done, Timings
 from preread.edge.rungs import chosen, parcel_at
 from preread.edge.site import Site
@@ -20,8 +21,6 @@ from preread.errors import EngineError, PrereadError
 from preread.plan.match import Tokens
 from preread.store.egress import CloudLink
 from preread.store.fetch import fetch_all
-from preread.wire import manifest as manifests
-from preread.wire import segment
 
 Begin = Callable[[], None]
 
@@ -127,21 +126,18 @@ class Ways:
         """All segments, in layer order, into the engine once it has made room."""
         site, engine = self.site, self.site.engine
         what = parcel_at(site.contexts.named(context), rung, site)
-        geometry = what.manifest.model.geometry
         missing = [len(what.manifest.chunks)] * len(what.manifest.groups)
         complete = 0
 
-        def inject(index: int, frame: bytes) -> None:
-            place = what.places[index]
-            payload = segment.unpack(frame, manifests.header(what.manifest, rung, place))
-            engine.inject(what.codec.decode(payload, place.tokens, place.layers, geometry))
+        def inject(index: int, frames: list[bytes]) -> None:
+            engine.inject(decoded(what, what.places[index], frames))
 
         try:
             await asyncio.to_thread(what.codec.ready)
-            async with aclosing(fetch_all(self.link, [place.ref for place in what.places])) as frames:
-                async for index, frame in frames:
+            async with aclosing(fetch_all(Segments(self.link), what.places)) as arrivals:
+                async for index, frames in arrivals:
                     await asyncio.shield(reserving)
-                    await asyncio.to_thread(inject, index, frame)
+                    await asyncio.to_thread(inject, index, frames)
                     missing[what.places[index].group] -= 1
                     while complete < len(missing) and not missing[complete]:
                         engine.open_layers(what.manifest.groups[complete][1])

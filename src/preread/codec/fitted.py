@@ -49,6 +49,11 @@ class Fitted:
         return VERSION
 
     @property
+    def base(self) -> str | None:
+        """The rung that this one refines, if it does: then what is encoded and decoded is both."""
+        return self._rung.base
+
+    @property
     def _rung(self) -> FittedRung:
         return self.prepared.profile.rungs[self.index]
 

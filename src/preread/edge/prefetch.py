@@ -74,7 +74,7 @@ class Prefetch:
             self._wishes.policy,
             time.time(),
         )
-        wanted = {id: [piece.ref for piece in found[id][1].places] for id in placement.hold}
+        wanted = {id: [ref for piece in found[id][1].places for ref in piece.refs] for id in placement.hold}
         self._held.protect(ref.id for refs in wanted.values() for ref in refs)
         await asyncio.to_thread(self._held.drop, self._superfluous(placement, found))
         return [ref for refs in wanted.values() for ref in refs if ref.id not in self._held]
@@ -127,7 +127,7 @@ class Prefetch:
 
     def _candidate(self, known: Known, what: Parcel) -> Candidate:
         context = known.entry.context
-        held_bytes = sum(piece.ref.size_bytes for piece in what.places if piece.ref.id in self._held)
+        held_bytes = sum(ref.size_bytes for piece in what.places for ref in piece.refs if ref.id in self._held)
         return Candidate(context, what.size_bytes, held_bytes, self._uses.of(context), context in self._pinned())
 
     def _pinned(self) -> set[ContextId]:
@@ -139,8 +139,8 @@ class Prefetch:
 
     def _superfluous(self, placement: Placement, found: dict[ContextId, tuple[Known, Parcel]]) -> list[ObjectId]:
         """What makes room, and what the cloud has taken back."""
-        gone = {piece.ref.id for context in placement.drop for piece in found[context][1].places}
-        wanted = {piece.ref.id for context in placement.hold for piece in found[context][1].places}
+        gone = {ref.id for context in placement.drop for piece in found[context][1].places for ref in piece.refs}
+        wanted = {ref.id for context in placement.hold for piece in found[context][1].places for ref in piece.refs}
         if self._site.contexts.unreachable is None:
             gone |= {id for id in self._held.ids() if self._site.contexts.segment(id) is None}
         return [id for id in gone - wanted if id in self._held]

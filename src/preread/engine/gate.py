@@ -93,8 +93,8 @@ class Gate:
 
     @property
     def waiting(self) -> int:
-        """The layer that the engine waits to compute; -1 when it does not wait."""
-        return int(self._library.preread_gate_waiting(self._gate))
+        """The layer that the engine waits to compute; -1 when it does not wait, or when the gate is closed for good."""
+        return int(self._library.preread_gate_waiting(self._gate)) if self._gate else -1
 
     @property
     def cancelled(self) -> bool:

@@ -36,7 +36,7 @@ class BareEdge:
         """The segments of a published context."""
         manifest = self.contexts.named(name).manifest
         assert manifest is not None
-        return [place.ref for place in manifests.places(manifest, rung)]
+        return [ref for place in manifests.places(manifest, rung) for ref in place.refs]
 
     async def load(self, name: str) -> int:
         """Get all of a context, eight segments at once; how many bytes."""
