@@ -16,7 +16,7 @@ QUIET = Console(quiet=True)
 
 
 def options(smollm: Path, requests: int) -> Options:
-    return Options(smollm, "tiny", requests, seed=4, context_tokens=(32, 160), answer_tokens=3, shelf_mib=0)
+    return Options(smollm, "tiny", requests, seed=4, context_tokens=(150, 400), answer_tokens=3, shelf_mib=0)
 
 
 @pytest.mark.timeout(600)  # a busy machine is slow
@@ -26,7 +26,7 @@ def test_no_answer_of_300_is_wrong_or_missing_whatever_breaks(smollm: Path, caps
     assert (told["requests"], told["wrong"], told["errors"]) == (300, 0, 0), shown
     faults, ways = told["faults"], told["ways"]
     assert isinstance(faults, dict) and isinstance(ways, dict)
-    expected = {turn.episode.kind for turn in schedule(4, 300, 32, 160)}
+    expected = {turn.episode.kind for turn in schedule(4, 300, 150, 400)}
     assert faults.keys() == expected and len(expected) >= 12
     assert ways["computed"] > 10 and ways["resident"] > 10, ways
     assert sum(ways.values()) - ways["computed"] - ways["resident"] > 10, "some come from the cloud"
