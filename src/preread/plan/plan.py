@@ -44,7 +44,7 @@ from preread.plan.task import Source, Task
 INJECTIONS: Final = 2
 """Cells that are decoded and injected at once."""
 
-MOST_BYTES: Final = 16 * 2**20
+MOST_BYTES: Final = 12 * 2**20
 """Cells that are under way or wait to be injected have no more bytes than this, but for one that is larger itself."""
 
 LONGEST_BATCH_TOKENS: Final = 512
