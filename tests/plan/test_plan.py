@@ -37,6 +37,15 @@ def test_a_fast_link_that_is_known_is_not_computed_beside() -> None:
     assert outcome.computed_tokens == 0 and outcome.interrupts == 0
 
 
+@pytest.mark.parametrize("mbps", [50, 300])
+def test_a_fast_link_of_which_nothing_is_known_shows_itself_to_a_context_of_one_chunk(mbps: float) -> None:
+    """The chunk that is being computed is asked for too, and computing it ends when it is here."""
+    outcome, floor_s, local_s = steady(175, MACHINE, LOSSLESS, mbps, 0.02, known=False)
+    assert outcome.ttft_s < 0.6 * local_s and outcome.ttft_s < 2 * floor_s
+    dead, _, local_s = steady(175, MACHINE, LOSSLESS, 0, 0.02, known=False)
+    assert dead.ttft_s <= 1.05 * local_s
+
+
 def test_a_dead_link_is_computed_beside_in_large_batches() -> None:
     outcome, _, _ = steady(4000, MACHINE, THIN, 0, 0.02, known=False)
     assert outcome.computed_tokens == 4000 and outcome.seen_bytes == 0
@@ -132,6 +141,16 @@ def test_what_is_anothers_to_fetch_is_not_asked_of_the_cloud_too() -> None:
     outcome = load.run()
     theirs = sum(sum(load.task.cells[c]) for c in range(0, len(load.task.chunks), 2))
     assert wires[0].seen_bytes <= theirs and outcome.ttft_s < MACHINE.local_s(1000) / 2
+
+
+def test_a_disk_that_has_nothing_is_no_reason_to_believe_in_the_link() -> None:
+    """A fast source that nothing will come from does not hide that nothing is known of the other."""
+    task = task_for(175, MACHINE, LOSSLESS, [Link(200e6, 0.001), Link(0, 0.02)])
+    first = tuple((1,) * MACHINE.groups for _ in task.chunks)
+    for rate, bound in ((300 * MBIT, 0.6), (0.0, 1.05)):
+        wires = [Wire(lambda at_s: 200e6, 0.001), Wire(lambda at_s, rate=rate: rate)]  # type: ignore[misc]
+        outcome = Load(replace(task, first=first), MACHINE, wires).run()
+        assert outcome.ttft_s <= bound * MACHINE.local_s(175) and not wires[0].seen_bytes
 
 
 def test_the_cloud_stands_in_for_a_neighbour_that_fails() -> None:

@@ -141,12 +141,16 @@ class Plan:
         """Sources that something is expected of."""
         return [seen for seen in self._sources if not seen.lost and (seen.asked or seen.breaker.allows(self._now_s))]
 
+    def _expected(self) -> list[_Seen]:
+        """Those of them that something is still to come from."""
+        return [seen for seen in self._usable() if seen.index in self._due]
+
     def _load_s(self, left_bytes: int, away_bytes: int) -> float:
         """Seconds until cells of so many bytes are in place, if they are fetched."""
         decode_s = left_bytes / self._task.decode_bytes_s
         if not away_bytes:
             return decode_s
-        usable = [seen for seen in self._usable() if seen.index in self._due]
+        usable = self._expected()
         rate = sum(seen.flow.bytes_s for seen in usable)
         if not rate:
             return float("inf")
@@ -190,7 +194,7 @@ class Plan:
             case Spoilt(cell):
                 self.grid.spoil(cell)
             case Computed(seconds):
-                self._computed(seconds)
+                self._computed(seconds, out)
             case Interrupted():
                 self._engine, self._span = Engine.IDLE, range(0)
             case Tick():
@@ -220,11 +224,13 @@ class Plan:
         if self.grid.away(cell) and all(seen.lost or seen.refuses(cell) for seen in self._having(cell)):
             self.grid.spoil(cell)
 
-    def _computed(self, seconds: float) -> None:
+    def _computed(self, seconds: float, out: list[Instruction]) -> None:
         expected_s = sum(map(self._compute_s, self._span)) / self._speed
         if expected_s > 0:
             self._speed += 0.5 * (min(max(seconds / expected_s, 0.1), 10.0) - self._speed)
         for chunk in self._span:
+            for cell in self.grid.cells(chunk):
+                self._give_up(cell, out)
             self.grid.compute(chunk)
         self._engine, self._span = Engine.IDLE, range(0)
 
@@ -374,14 +380,15 @@ class Plan:
         finishes = self._finishes(todo)
         count = finishes.index(min(finishes))
         computed, wave, tail = todo[:count], [], todo[count:]
-        wave_bytes = _WAVE * self._task.prompt_s * sum(seen.flow.bytes_s for seen in self._usable())
+        wave_bytes = _WAVE * self._task.prompt_s * sum(seen.flow.bytes_s for seen in self._expected())
         while tail and wave_bytes > 0:
             wave_bytes -= grid.away_bytes[tail[0]]
             wave.append(tail.pop(0))
         order = [cell for c in reversed(tail) for cell in grid.cells(c)]
         order += [(c, g) for g in range(grid.groups) for c in reversed(wave)]
         order += [cell for c in reversed(computed) for cell in grid.cells(c)]
-        if self._span and self._now_s + self._load_s(*self._rest(left)) < self._until_s - _INTERRUPT_S:
+        unknown = not any(seen.flow.bytes_s for seen in self._expected())  # it may well be the faster way
+        if unknown or self._now_s + self._load_s(*self._rest(left)) < self._until_s - _INTERRUPT_S:
             order += [cell for c in self._span for cell in grid.cells(c)]
         return [cell for cell in order if grid.away(cell)]
 
