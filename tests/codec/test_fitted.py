@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from preread.codec import fitted, symbols
 from preread.codec import profile_bytes as profile
 from preread.codec.base import Codec, Payload
-from preread.codec.fitted import Fitted, apart
-from preread.codec.profile import Basis, Prepared, Profile, Steps, prepare
+from preread.codec.fitted import Fitted, apart, synthesised
+from preread.codec.profile import Basis, Prepared, Profile, Steps, prepare, synthesis
 from preread.codec.rope import Rope
 from preread.codec.symbols import CLASSES, LEVELS, Coder, read, write
 from preread.errors import CorruptData, UsageError
@@ -280,6 +280,22 @@ def test_foreign_bytes_are_corrupt(junk: bytes) -> None:
     codec = Fitted(prepared(GEOMETRY, 2, 0.1, tokens=64), 1)
     with pytest.raises(CorruptData):
         codec.decode(junk, Span(0, 32), Span(0, 2), GEOMETRY)
+
+
+@pytest.mark.parametrize("loudest", [0.0, 1.0, 1e4])
+def test_the_product_is_the_same_with_vectors_of_any_width(loudest: float) -> None:
+    source = np.random.default_rng(4)
+    basis = prepared(GEOMETRY, 2, 0.1).profile.bases[0]
+    to = synthesis(basis)
+    a = source.normal(size=(12, len(to.scales))).astype(np.float32) * (source.random((12, len(to.scales))) < 0.3)
+    a[:, 0] *= loudest
+    a[3] = 0
+    rows = np.vstack([basis.predicted(), basis.vectors(len(basis.rows))])
+    exact = basis.mean + a[:, : len(rows)].astype(np.float64) @ rows
+    narrow, wide, widest = (synthesised(a, to, bits) for bits in (64, 256, 512))
+    assert np.array_equal(narrow, wide) and np.array_equal(narrow, widest)
+    near = np.abs(narrow[:, : exact.shape[1]] - exact).max(axis=1)
+    assert (near <= 1e-4 * np.abs(exact - basis.mean).max(axis=1) + 1e-6).all()
 
 
 def test_golden_payload() -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from preread.codec.base import Payload, block_shape, check_block
-from preread.codec.profile import FittedRung, Prepared, Steps
+from preread.codec.profile import FittedRung, Prepared, Steps, Synthesis
 from preread.codec.rope import Single, unrotate
 from preread.codec.shuffle import Shuffle
 from preread.codec.symbols import Coder, Symbols, read, write
@@ -130,17 +130,18 @@ class Fitted:
         """Vectors (tokens, padded N) from the coded symbols of one rung, or of a base and what refines it."""
         profile = self.prepared.profile
         features = self.prepared.features[tokens.start : tokens.stop]
-        first = 1 + features.shape[1]
+        first = features.shape[1]
         older = max(self._older(tokens), 0)
         blocks = [
             block for rung, coded in parts for block in _uncoded(coded, rung, group, profile.coder, older, len(tokens))
         ]
         most = max(symbols.shape[1] for _, _, symbols, _ in blocks)
-        a = np.zeros((padded_rows(len(tokens)), first + most), np.float32)
-        a[: len(tokens), 0], a[: len(tokens), 1:first] = 1, features
+        depth = (first + most + 1) // 2 * 2
+        a = np.zeros((padded_rows(len(tokens)), depth), np.float32)
+        a[: len(tokens), :first] = features
         for rows, steps, symbols, bias in blocks:
             restore(symbols, steps, bias, a[rows, first:], 1)
-        return product(a, profile.synthesis(group))[: len(tokens)]
+        return synthesised(a, profile.synthesis(group))[: len(tokens)]
 
 
 def _parts(rung: FittedRung, older: int, tokens: int) -> list[tuple[slice, Steps]]:
@@ -212,28 +213,36 @@ def coefficients(prepared: Prepared, block: KVBlock, group: int, sinks: int) -> 
     features = prepared.features[tokens.start : tokens.stop]
     a = np.zeros((padded_rows(len(tokens)), x.shape[1] + features.shape[1]), np.float32)
     a[: len(tokens), : x.shape[1]], a[: len(tokens), x.shape[1] :] = x, features
-    return product(a, profile.analysis(group))[: len(tokens), : len(profile.bases[group].rows)]
+    return analysed(a, profile.analysis(group))[: len(tokens), : len(profile.bases[group].rows)]
 
 
-def product(a: Single, panels: Single) -> Single:
-    """a (tokens, K) by panels of the first K rows of a matrix (…, N): (tokens, padded N); `tokens` is padded too."""
-    tokens, depth = a.shape
-    blocks = tokens // _ROWS
-    out = np.empty((tokens, panels.shape[0] * panels.shape[2]), np.float32)
-    picked, values = np.empty((blocks, depth), np.int32), np.empty((blocks, depth, _ROWS), np.float32)
-    counts = np.empty(blocks, np.int64)
-    _compiled().preread_product(
+def analysed(a: Single, panels: Single) -> Single:
+    """a (tokens, K) by panels of a matrix (K, N): (tokens, padded N); `tokens` is padded too."""
+    out = np.empty((len(a), panels.shape[0] * panels.shape[2]), np.float32)
+    _compiled().preread_analysis(a.ctypes.data, panels.ctypes.data, *a.shape, out.shape[1], out.ctypes.data)
+    return out
+
+
+def synthesised(a: Single, to: Synthesis, bits: int = 512) -> Single:
+    """Vectors (tokens, padded N) from features and coefficients (tokens, K), K even; `tokens` is padded too.
+
+    `bits` is the width of the processor's vectors that may be used.
+    """
+    out = np.empty((len(a), len(to.means)), np.float32)
+    failed = _compiled().preread_synthesis(
         a.ctypes.data,
-        panels.ctypes.data,
-        tokens,
-        depth,
-        panels.shape[1],
+        to.scales.ctypes.data,
+        *a.shape,
+        to.panels.ctypes.data,
+        2 * to.panels.shape[1],
         out.shape[1],
-        picked.ctypes.data,
-        values.ctypes.data,
-        counts.ctypes.data,
+        to.means.ctypes.data,
+        to.columns.ctypes.data,
+        bits,
         out.ctypes.data,
     )
+    if failed:
+        raise MemoryError("the codec's product ran out of memory")
     return out
 
 
@@ -250,42 +259,35 @@ def vectors(k: Single, v: Single) -> Single:
 
 def _rows(x: Single, k: Half, v: Half, first: int, cosines: Single, sines: Single, near: bool) -> None:
     """Write vectors into rows `first` … of K (rotated) and V."""
-    layers, heads, _, dim = k.shape
-    pairs = cosines.shape[1]
-    for half, offset in ((k, 0), (v, layers * heads * dim)):
-        turned = half is k and pairs > 0
-        for n in range(layers * heads):
-            out = half[n // heads, n % heads, first:]
-            _compiled().preread_rows(
-                x.ctypes.data + 4 * (offset + n * dim),
-                *x.shape,
-                dim,
-                cosines.ctypes.data if turned else None,
-                sines.ctypes.data if turned else None,
-                pairs,
-                near,
-                out.ctypes.data,
-            )
+    layers, heads, room, dim = k.shape
+    values = layers * heads * dim
+    for half, offset, pairs in ((k, 0, cosines.shape[1]), (v, values, 0)):
+        _compiled().preread_rows(
+            x.ctypes.data + x.itemsize * offset,
+            *x.shape,
+            layers * heads,
+            dim,
+            cosines.ctypes.data,
+            sines.ctypes.data,
+            pairs,
+            near,
+            room,
+            half.ctypes.data + half.itemsize * first * dim,
+        )
 
 
 def _compiled() -> ctypes.CDLL:
     part = library("preread.codec._fitted")
     if part.preread_values.argtypes is None:
         pointer, count = ctypes.c_void_p, ctypes.c_int64
-        part.preread_product.argtypes = [
-            pointer,
-            pointer,
-            count,
-            count,
-            count,
-            count,
-            pointer,
-            pointer,
-            pointer,
-            pointer,
+        part.preread_analysis.argtypes = [pointer, pointer, count, count, count, pointer]
+        part.preread_analysis.restype = None
+        part.preread_synthesis.argtypes = [
+            *[pointer, pointer, count, count, pointer, count, count, pointer, pointer, ctypes.c_int, pointer]
         ]
-        part.preread_product.restype = None
-        part.preread_rows.argtypes = [pointer, count, count, count, pointer, pointer, count, ctypes.c_int, pointer]
+        part.preread_rows.argtypes = [
+            *[pointer, count, count, count, count, pointer, pointer, count, ctypes.c_int, count, pointer]
+        ]
         part.preread_rows.restype = None
         part.preread_values.argtypes = [pointer, count, count, count, ctypes.c_float, pointer, pointer]
         part.preread_values.restype = None

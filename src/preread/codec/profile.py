@@ -110,6 +110,23 @@ class Basis:
 
 
 @dataclass(frozen=True, slots=True)
+class Synthesis:
+    """How features and coefficients of one layer group become vectors: x = mean + column · Σ a · scale · row.
+
+    Attributes:
+        panels: rows of prediction and basis, two and two interleaved, (padded N / COLUMNS, (R + C) / 2, COLUMNS, 2)
+            int16, R + C made even by a row of zeros.
+        scales: of each row, (R + C,) float32.
+        means, columns: (padded N,) float32.
+    """
+
+    panels: npt.NDArray[np.int16]
+    scales: Single
+    means: Single
+    columns: Single
+
+
+@dataclass(frozen=True, slots=True)
 class Profile:
     """Everything that the fitted rungs of one model share.
 
@@ -138,7 +155,8 @@ class Profile:
     bases: tuple[Basis, ...]
     coder: Coder
     rungs: tuple[FittedRung, ...]
-    _panels: dict[tuple[int, str], Single] = field(default_factory=dict, compare=False, repr=False)
+    _synthesis: dict[int, Synthesis] = field(default_factory=dict, compare=False, repr=False)
+    _analysis: dict[int, Single] = field(default_factory=dict, compare=False, repr=False)
 
     def group(self, layers: Span) -> int | None:
         """Index of the layer group that is exactly `layers`."""
@@ -158,25 +176,22 @@ class Profile:
         """
         return {rung.name: rung for rung in self.rungs}[name]
 
-    def synthesis(self, group: int) -> Single:
-        """Mean, features and coefficients to vectors, (1 + R + C) by N, as panels for the compiled product; kept."""
-        key = group, "synthesis"
-        if key not in self._panels:
-            basis = self.bases[group]
-            self._panels[key] = panels(np.vstack([basis.mean, basis.predicted(), basis.vectors(len(basis.rows))]))
-        return self._panels[key]
+    def synthesis(self, group: int) -> Synthesis:
+        """Features and coefficients to vectors, as the compiled product wants it; kept."""
+        if group not in self._synthesis:
+            self._synthesis[group] = synthesis(self.bases[group])
+        return self._synthesis[group]
 
     def analysis(self, group: int) -> Single:
         """Vectors less their mean, and features, to coefficients, (N + R) by C, as panels; kept."""
-        key = group, "analysis"
-        if key not in self._panels:
+        if group not in self._analysis:
             basis = self.bases[group]
             rows = basis.vectors(len(basis.rows))
             weighted = (rows * basis.weight).astype(np.float64)
             # The rows are orthonormal but for their rounding to int8, which this takes back.
             back = np.linalg.solve(weighted @ rows.T, weighted).T
-            self._panels[key] = panels(np.vstack([back, -basis.predicted() @ back]).astype(np.float32))
-        return self._panels[key]
+            self._analysis[group] = panels(np.vstack([back, -basis.predicted() @ back]).astype(np.float32))
+        return self._analysis[group]
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +230,20 @@ def normalised(embeddings: Single) -> Single:
     """Rows brought to a root mean square of 1, as the model's first layer sees them."""
     rows: Single = embeddings / np.sqrt(np.mean(embeddings * embeddings, axis=1, keepdims=True) + np.float32(1e-12))
     return rows
+
+
+def synthesis(basis: Basis) -> Synthesis:
+    """A basis in the order in which the compiled product reads it."""
+    rows = np.vstack([basis.prediction, basis.rows])
+    depth, width = len(rows) + len(rows) % 2, padded_width(rows.shape[1])
+    padded = np.zeros((depth, width), np.int16)
+    padded[: len(rows), : rows.shape[1]] = rows
+    scales, means, columns = np.zeros(depth, np.float32), np.zeros(width, np.float32), np.zeros(width, np.float32)
+    scales[: len(rows)] = np.concatenate([basis.prediction_scales, basis.row_scales])
+    means[: len(basis.mean)] = basis.mean
+    columns[: len(basis.mean)] = 1 / np.sqrt(basis.weight)
+    pairs = padded.reshape(depth // 2, 2, -1, COLUMNS).transpose(2, 0, 3, 1)
+    return Synthesis(np.ascontiguousarray(pairs), scales, means, columns)
 
 
 def panels(matrix: Single) -> Single:

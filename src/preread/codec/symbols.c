@@ -60,7 +60,8 @@ typedef struct {
     const Coder *coder;
     uint8_t previous[CLASSES][PREVIOUS]; /* ratio index of twice the size before plus that earlier */
     uint32_t *expected;                  /* of the blocks that are looked back to, for each block */
-    uint8_t *before, *earlier, *ratios;  /* sizes of two tokens; index of their ratio */
+    uint8_t *before, *earlier;           /* sizes of two tokens */
+    uint16_t *places;                    /* where in the levels a component's class and the ratio of these stand */
     uint8_t *shifted;                    /* whether a block has symbols with plain bits */
 } Context;
 
@@ -74,11 +75,11 @@ static int context_start(Context *x, const Coder *coder, int64_t components, con
             x->previous[k][n] = (uint8_t)ratio(256u * (uint32_t)n, 3u * coder->means[k], 1, BEFORE);
     int64_t room = x->blocks * BLOCK;
     x->expected = calloc((size_t)x->blocks + 1, sizeof *x->expected);
-    x->shifted = calloc((size_t)(room * 3 + x->blocks) + 1, 1);
-    if (!x->expected || !x->shifted) return 0;
+    x->shifted = calloc((size_t)(room * 2 + x->blocks) + 1, 1);
+    x->places = calloc((size_t)room + 1, sizeof *x->places);
+    if (!x->expected || !x->shifted || !x->places) return 0;
     x->before = x->shifted + x->blocks;
     x->earlier = x->before + room;
-    x->ratios = x->earlier + room;
     for (int64_t c = 0; c < components; c++) { /* nothing comes before the first token: what is usual */
         x->before[c] = x->earlier[c] = (uint8_t)capped((coder->means[classes[c]] + 128) >> 8);
         x->shifted[c / BLOCK] |= shift_of(classes[c]) > 0;
@@ -92,11 +93,14 @@ static int context_start(Context *x, const Coder *coder, int64_t components, con
 static void context_end(Context *x) {
     free(x->expected);
     free(x->shifted);
+    free(x->places);
 }
 
 static inline void context_token(Context *x) {
-    for (int64_t c = 0; c < x->components; c++)
-        x->ratios[c] = x->previous[x->classes[c]][2 * x->before[c] + x->earlier[c]];
+    for (int64_t c = 0; c < x->components; c++) {
+        const int k = x->classes[c];
+        x->places[c] = (uint16_t)(k * (AROUND * BEFORE) + x->previous[k][2 * x->before[c] + x->earlier[c]]);
+    }
 }
 
 /* The sizes of this token take the place of the earlier ones: `earlier` may be written while the token is coded. */
@@ -129,7 +133,7 @@ int preread_symbols_contexts(const int16_t *q, int64_t tokens, int64_t component
             for (int64_t c = b * BLOCK; c < stop; c++) {
                 int size = q[t * components + c];
                 size = capped((size < 0 ? -size : size) >> shift_of(classes[c]));
-                out[t * components + c] = (uint8_t)(row * BEFORE + x.ratios[c]);
+                out[t * components + c] = (uint8_t)(row * BEFORE + x.places[c] % BEFORE);
                 x.earlier[c] = (uint8_t)size;
                 sums[b] += (uint32_t)size;
             }
@@ -218,7 +222,7 @@ static void quantise(const float *y, int64_t tokens, Context *x, const float *pr
             sums[b] = 0;
             for (int64_t c = b * BLOCK; c < stop; c++, y++, q++, levels++) {
                 int k = x->classes[c], shift = shift_of(k), sign = *y < 0 ? -1 : 1;
-                int level = *levels = x->coder->levels[(k * AROUND * BEFORE) + row + x->ratios[c]];
+                int level = *levels = x->coder->levels[row + x->places[c]];
                 const float *costs = price + level * ALPHABET;
                 float size = *y < 0 ? -*y : *y, least = 0;
                 int high = size < 32000.0f ? (int)(size + 0.5f) : 32000, best = high;
@@ -247,6 +251,15 @@ static void put_u32(uint8_t *out, uint32_t value) {
 
 static uint32_t get_u32(const uint8_t *in) {
     return in[0] | (uint32_t)in[1] << 8 | (uint32_t)in[2] << 16 | (uint32_t)in[3] << 24;
+}
+
+static inline uint32_t get_u16(const uint8_t *in) {
+    uint16_t word;
+    memcpy(&word, in, sizeof word);
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    word = (uint16_t)(word << 8 | word >> 8);
+#endif
+    return word;
 }
 
 /* Write symbols backwards, as the coder wants it: words end up in the order in which they are read.
@@ -334,6 +347,30 @@ static int complete(const Context *x, int64_t first, int64_t stop, const uint8_t
     return 1;
 }
 
+/* Note the sizes of a block's symbols, and their sum. Returns the largest symbol. */
+static inline int sized(Context *x, int64_t first, int64_t stop, const int16_t *restrict row, uint32_t *sum) {
+    uint8_t *restrict sizes = x->earlier;
+    int16_t added = 0, largest = -LARGEST;
+    for (int64_t c = first; c < stop; c++) {
+        const int16_t size = (int16_t)(row[c] < 0 ? -row[c] : row[c]);
+        sizes[c] = (uint8_t)size;
+        added = (int16_t)(added + size);
+        largest = largest > row[c] ? largest : row[c];
+    }
+    *sum = (uint32_t)added;
+    return largest;
+}
+
+/* The same where some have bits that were written plainly. Returns the sum. */
+static uint32_t coarse(Context *x, int64_t first, int64_t stop, const int16_t *row) {
+    uint32_t sum = 0;
+    for (int64_t c = first; c < stop; c++) {
+        x->earlier[c] = (uint8_t)capped((row[c] < 0 ? -row[c] : row[c]) >> shift_of(x->classes[c]));
+        sum += x->earlier[c];
+    }
+    return sum;
+}
+
 /* Read what `preread_symbols_write` wrote; slots: as `preread_symbols_slots` makes them of valid frequencies.
  * Returns 0, or -1 when the bytes are not exactly that many symbols. */
 int preread_symbols_read(const uint8_t *in, int64_t size, int64_t tokens, int64_t components, const uint8_t *classes,
@@ -357,52 +394,43 @@ int preread_symbols_read(const uint8_t *in, int64_t size, int64_t tokens, int64_
             const int64_t first = b * BLOCK, stop = first + BLOCK < components ? first + BLOCK : components;
             const uint8_t *choice = levels + ratio(256u * around(sums, b), x.expected[b], 0, AROUND) * BEFORE;
             const int whole = stop - first == BLOCK && end - at >= 2 * BLOCK;
-            int others = x.shifted[b];
-            uint32_t sum = 0;
-#define NEXT(c, state)                                                                                                  \
+            const uint16_t *restrict places = x.places + first;
+            int16_t *restrict found = row + first;
+#define NEXT(n, state)                                                                                                  \
     {                                                                                                                   \
-        uint32_t slot = slots[((uint32_t)choice[classes[c] * (AROUND * BEFORE) + x.ratios[c]] << BITS) + (state & ((1 << BITS) - 1))]; \
+        const uint32_t slot = slots[((uint32_t)choice[places[n]] << BITS) + (state & ((1 << BITS) - 1))];               \
         state = (((slot >> 5) & ((1 << BITS) - 1)) + 1) * (state >> BITS) + (slot >> 17);                               \
-        int value = (int)(slot & 31) - LARGEST;                                                                         \
-        row[c] = (int16_t)value;                                                                                        \
-        others |= value == OTHER - LARGEST;                                                                             \
-        value = value < 0 ? -value : value;                                                                             \
-        x.earlier[c] = (uint8_t)value;                                                                                  \
-        sum += (uint32_t)value;                                                                                         \
+        found[n] = (int16_t)((int)(slot & 31) - LARGEST);                                                               \
     }
             if (whole) { /* the same as below, without a look at the end of the words for each symbol */
                 uint32_t s0 = states[0], s1 = states[1], s2 = states[2], s3 = states[3];
 #define REFILL(state)                                                                                                   \
     {                                                                                                                   \
-        uint32_t more = (state << 16) | at[0] | (uint32_t)at[1] << 8;                                                   \
-        int low = state < LOW;                                                                                          \
+        const uint32_t more = (state << 16) | get_u16(at);                                                              \
+        const int low = state < LOW;                                                                                    \
         state = low ? more : state;                                                                                     \
         at += 2 * low;                                                                                                  \
     }
-                for (int64_t c = first; c < stop; c += STATES) {
-                    NEXT(c, s0) NEXT(c + 1, s1) NEXT(c + 2, s2) NEXT(c + 3, s3)
+                for (int n = 0; n < BLOCK; n += STATES) {
+                    NEXT(n, s0) NEXT(n + 1, s1) NEXT(n + 2, s2) NEXT(n + 3, s3)
                     REFILL(s0) REFILL(s1) REFILL(s2) REFILL(s3)
                 }
                 states[0] = s0, states[1] = s1, states[2] = s2, states[3] = s3;
             } else {
                 for (int64_t c = first; good && c < stop; c++) {
                     uint32_t *state = &states[c % STATES];
-                    NEXT(c, *state)
+                    NEXT(c - first, *state)
                     if (*state >= LOW) continue;
                     good = end - at >= 2;
-                    if (good) *state = (*state << 16) | at[0] | (uint32_t)at[1] << 8, at += 2;
+                    if (good) *state = (*state << 16) | get_u16(at), at += 2;
                 }
             }
-            if (others && good) {
+            if (!good) break;
+            int largest = sized(&x, first, stop, row, &sums[b]);
+            if (x.shifted[b] || largest == OTHER - LARGEST) {
                 good = complete(&x, first, stop, plain, plain_size, &bit, row);
-                sum = 0;
-                for (int64_t c = first; c < stop; c++) {
-                    int value = (row[c] < 0 ? -row[c] : row[c]) >> shift_of(classes[c]);
-                    x.earlier[c] = (uint8_t)capped(value);
-                    sum += x.earlier[c];
-                }
+                sums[b] = coarse(&x, first, stop, row);
             }
-            sums[b] = sum;
         }
     }
     for (int i = 0; i < STATES; i++) good = good && states[i] == LOW;
