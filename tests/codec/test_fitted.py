@@ -154,6 +154,24 @@ def test_recent_tokens_are_finer_wherever_chunks_are_cut() -> None:
     assert ready.profile.recent_tokens == 8
 
 
+@pytest.mark.parametrize("tokens", [3, 64, 200])
+def test_in_a_long_context_a_part_is_recent(tokens: int) -> None:
+    profile_ = replace(prepared(GEOMETRY, 2, 0.5).profile, recent_part=10)
+    ready = prepare(profile_, np.random.default_rng(1).normal(size=(tokens, 16)).astype(np.float32))
+    assert ready.recent == {3: 4, 64: 64 - 8, 200: 200 - 20}[tokens]
+
+
+@pytest.mark.parametrize(("repeated", "sinks"), [(1, 4), (4, 4), (9, 9), (80, 64)])
+def test_tokens_that_repeat_the_first_one_are_sinks(repeated: int, sinks: int) -> None:
+    profile_ = replace(prepared(GEOMETRY, 2, 0.5).profile, sink_runs=True)
+    embeddings = np.random.default_rng(1).normal(size=(80, 16)).astype(np.float32)
+    embeddings[:repeated] = embeddings[0]
+    ready, block = prepare(profile_, embeddings), sample_block((2, 2, 80, 8))
+    back = Fitted(ready, 1).decode(Fitted(ready, 1).encode(block), block.tokens, block.layers, GEOMETRY)
+    exact = [np.array_equal(back.v[:, :, t], block.v[:, :, t]) for t in range(80)]
+    assert ready.sinks == sinks and exact == [t < sinks for t in range(80)]
+
+
 def test_a_refining_rung_is_its_base_and_better() -> None:
     ready, block = prepared(GEOMETRY, 2, 0.4), sample_block((2, 2, 64, 8))
     alone, refining = Fitted(ready, 1), Fitted(ready, 0)
@@ -331,9 +349,17 @@ def _small() -> bytes:
     return profile.dumps(prepared(Geometry(2, 1, 4), 1, 0.1).profile)
 
 
-def test_profiles_come_back() -> None:
-    data = _small()
-    assert profile.dumps(profile.loads(data)) == data
+@pytest.mark.parametrize(("part", "runs", "version"), [(0, False, b"2"), (16, False, b"3"), (0, True, b"3")])
+def test_profiles_come_back(part: int, runs: bool, version: bytes) -> None:
+    data = profile.dumps(replace(profile.loads(_small()), recent_part=part, sink_runs=runs))
+    back = profile.loads(data)
+    assert profile.dumps(back) == data and (back.recent_part, back.sink_runs) == (part, runs)
+    assert b'"version":' + version + b"}" in data
+    with pytest.raises(CorruptData, match="version"):
+        profile.loads(data.replace(b'"version":' + version, b'"version":4'))
+    if version == b"3":
+        with pytest.raises(CorruptData, match="version 2 has neither"):
+            profile.loads(data.replace(b'"version":3', b'"version":2'))
 
 
 def test_profile_cut_or_extended_is_corrupt() -> None:

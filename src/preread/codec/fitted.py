@@ -108,12 +108,11 @@ class Fitted:
         return self.prepared.profile.group(layers)
 
     def _sinks(self, tokens: Span) -> int:
-        return max(0, min(self.prepared.profile.sink_tokens, tokens.stop) - tokens.start)
+        return max(0, min(self.prepared.sinks, tokens.stop) - tokens.start)
 
     def _older(self, tokens: Span) -> int:
         """How many tokens of a span are not recent."""
-        last = max(len(self.prepared.features) - self.prepared.profile.recent_tokens, self.prepared.profile.sink_tokens)
-        return min(max(last - tokens.start, 0), len(tokens))
+        return min(max(self.prepared.recent - tokens.start, 0), len(tokens))
 
     def _read_sinks(self, view: memoryview, k: Half, v: Half) -> memoryview:
         if len(view) < 4:
@@ -131,7 +130,7 @@ class Fitted:
         profile = self.prepared.profile
         features = self.prepared.features[tokens.start : tokens.stop]
         first = features.shape[1]
-        older = max(self._older(tokens), 0)
+        older = self._older(tokens)
         blocks = [
             block for rung, coded in parts for block in _uncoded(coded, rung, group, profile.coder, older, len(tokens))
         ]

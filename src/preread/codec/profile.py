@@ -25,6 +25,9 @@ from preread.values import Fingerprint, Geometry, Span
 COLUMNS: Final = 64
 """Vectors are padded to a multiple of this, for the compiled product."""
 
+MAX_SINKS: Final = 64
+"""No more tokens of a context are sinks."""
+
 Bytes8 = npt.NDArray[np.int8]
 
 
@@ -134,13 +137,16 @@ class Profile:
         fingerprint, geometry: of the model.
         group_layers: layers coded together; the last group may have fewer.
         sink_tokens: so many tokens at the context's start are kept lossless: attention sinks, unlike all others.
-        recent_tokens: so many tokens at the context's end are recent.
+        recent_tokens: at least so many tokens at the context's end are recent.
         calibration: what text it was fitted on; for people.
         rope: how the model rotates K.
         feature_mean, features: token features are (normalised embedding − mean (E,)) · features (E, R) float16.
         bases: one for each layer group.
         coder: tables that symbols are coded with.
         rungs: best first; one that another refines stands alone.
+        recent_part: one in so many tokens is recent, in a long context; 0: no more than recent_tokens.
+        sink_runs: whether tokens that repeat the context's first one, without a gap, are sinks too: what they attend to
+            is the same token over and over, so their KV (before rotation) is the same.
     """
 
     fingerprint: Fingerprint
@@ -155,6 +161,8 @@ class Profile:
     bases: tuple[Basis, ...]
     coder: Coder
     rungs: tuple[FittedRung, ...]
+    recent_part: int = 0
+    sink_runs: bool = False
     _synthesis: dict[int, Synthesis] = field(default_factory=dict, compare=False, repr=False)
     _analysis: dict[int, Single] = field(default_factory=dict, compare=False, repr=False)
 
@@ -202,12 +210,16 @@ class Prepared:
         profile: what was made ready.
         features: of the context's tokens, (tokens, R).
         cosines, sines: of the angles by which K is rotated at their positions, (tokens, pairs).
+        sinks: so many tokens at the start are lossless.
+        recent: tokens from here on are recent; no sink is.
     """
 
     profile: Profile
     features: Single
     cosines: Single
     sines: Single
+    sinks: int
+    recent: int
 
 
 def prepare(profile: Profile, embeddings: Single) -> Prepared:
@@ -223,7 +235,12 @@ def prepare(profile: Profile, embeddings: Single) -> Prepared:
     if embeddings.ndim != 2 or embeddings.shape[1] != len(profile.feature_mean):
         raise UsageError(f"embeddings of shape {embeddings.shape} do not fit a profile for {len(profile.feature_mean)}")
     features = (normalised(embeddings) - profile.feature_mean) @ profile.features.astype(np.float32)
-    return Prepared(profile, features, *angles(profile.rope, Span(0, len(features))))
+    tokens, sinks = len(features), profile.sink_tokens
+    if profile.sink_runs and sinks:
+        repeated = (embeddings == embeddings[:1]).all(axis=1)
+        sinks = max(sinks, min(int(np.argmin(repeated)) if not repeated.all() else tokens, MAX_SINKS))
+    recent = max(profile.recent_tokens, tokens // profile.recent_part if profile.recent_part else 0)
+    return Prepared(profile, features, *angles(profile.rope, Span(0, tokens)), sinks, max(tokens - recent, sinks))
 
 
 def normalised(embeddings: Single) -> Single:

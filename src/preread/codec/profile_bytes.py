@@ -19,7 +19,7 @@ from preread.errors import CorruptData
 from preread.values import Fingerprint, Geometry
 
 MAGIC: Final = b"PRPF"
-VERSION: Final = 2
+VERSION: Final = 3
 _MAX_HEAD_BYTES = 1 << 16
 _MAX_LAYERS, _MAX_WIDTH = 1024, 1 << 16
 
@@ -31,11 +31,11 @@ class _Stamp(msgspec.Struct, frozen=True):
     version: int
 
 
-class _Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The head's fields; arrays follow it. Numbers with fractions are in the arrays."""
+class _Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The head's fields; arrays follow it. Numbers with fractions are in the arrays. Version 2 lacks the last two."""
 
     format: Literal["preread-profile"]
-    version: Literal[2]
+    version: Literal[2, 3]
     fingerprint: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
     geometry: Geometry
     group_layers: Annotated[int, msgspec.Meta(ge=1, le=_MAX_LAYERS)]
@@ -48,13 +48,15 @@ class _Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     feature_count: Count
     components: tuple[Count, ...]
     rungs: tuple[tuple[RungName, RungName | None, tuple[Count, ...], tuple[Count, ...]], ...]
+    recent_part: Count = 0
+    sink_runs: bool = False
 
 
 def dumps(profile: Profile) -> bytes:
     """Write a profile."""
     head = _Head(
         "preread-profile",
-        VERSION,
+        VERSION if profile.recent_part or profile.sink_runs else 2,
         profile.fingerprint,
         profile.geometry,
         profile.group_layers,
@@ -67,6 +69,8 @@ def dumps(profile: Profile) -> bytes:
         profile.features.shape[1],
         tuple(len(basis.rows) for basis in profile.bases),
         tuple((rung.name, rung.base, _counts(rung.older), _counts(rung.recent)) for rung in profile.rungs),
+        profile.recent_part,
+        profile.sink_runs,
     )
     text = msgspec.json.encode(head, order="sorted")
     parts = [MAGIC, struct.pack("<I", len(text)), text, _raw(profile.rope.frequencies, "<f4")]
@@ -125,6 +129,8 @@ def loads(data: bytes) -> Profile:
         bases,
         coder,
         rungs,
+        head.recent_part,
+        head.sink_runs,
     )
 
 
@@ -139,9 +145,11 @@ def _head(data: bytes) -> tuple[_Head, memoryview]:
         raise CorruptData("length", f"profile states a head of {length} bytes")
     try:
         version = msgspec.json.decode(data[8 : 8 + length], type=_Stamp).version
-        if version != VERSION:
-            raise CorruptData("version", f"profile has version {version}, this preread reads {VERSION}")
+        if version not in (2, VERSION):
+            raise CorruptData("version", f"profile has version {version}, this preread reads 2 and {VERSION}")
         head = msgspec.json.decode(data[8 : 8 + length], type=_Head)
+        if version == 2 and (head.recent_part or head.sink_runs):
+            raise CorruptData("schema", "profile's head: version 2 has neither `recent_part` nor `sink_runs`")
     except msgspec.ValidationError as error:
         raise CorruptData("schema", f"profile's head: {error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -56,8 +56,8 @@ and headers 13 % more at 512 tokens, 3 % at 2,048."""
 
 GROUP_LAYERS = 4
 SINK_TOKENS = 1
-RECENT_TOKENS, RECENT_STEP = 64, 0.5
-"""The context's last tokens, and how much finer they are quantised."""
+RECENT_TOKENS, RECENT_PART, RECENT_STEP = 64, 16, 0.5
+"""How many of the context's last tokens, or which part of a long one, are quantised how much more finely."""
 
 FEATURES = 128
 
@@ -153,6 +153,8 @@ def _bases(engine: LlamaCpp, text: Text, sample: list[Window], costs: npt.NDArra
         (),
         tables.start(),
         (),
+        RECENT_PART,
+        sink_runs=True,
     )
     means, weights, weighted = [], [], []
     for layers in frame.groups:
