@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from preread.bench.stage import served
-from preread.bench.ways import CONNECTIONS, Run, Ways
+from preread.bench.ways import Run, Ways
 from preread.cloud.profiles import Stored, keep, profile_for
 from preread.cloud.publish import Tokens, needed, publish
 from preread.codec import profile_bytes as profiles
@@ -154,7 +154,7 @@ async def staged(
         console.print(f"publishing contexts of {', '.join(map(str, grid.context_tokens))} tokens with {name} …")
         prompt = await _publish(model, name, grid, store)
         with served(store) as port, ProxyProcess(port) as proxy:
-            link = CloudLink(proxy.url, connections=CONNECTIONS)
+            link = CloudLink(proxy.url)
             window = _window(grid)
             async with open_site(model, name, link, cache, window_tokens=window, shelf_bytes=0, sync_s=3600) as site:
                 yield Ways(site, link, prompt, grid.answer_tokens), proxy

@@ -24,7 +24,7 @@ from preread.store.fetch import fetch_all
 
 Begin = Callable[[], None]
 
-CONNECTIONS = 8
+_WARM_CONNECTIONS = 16
 _DEAD_S = 2.0
 
 
@@ -85,7 +85,7 @@ class Ways:
         """Have connections open, as an edge has that runs for a while; in vain where the link is black."""
         with suppress(PrereadError, TimeoutError):
             async with asyncio.timeout(_DEAD_S):
-                await self.link.warm(CONNECTIONS)
+                await self.link.warm(_WARM_CONNECTIONS)
 
     async def loaded(self, context: str, rung: str, begin: Begin = lambda: None) -> float:
         """Seconds to the first token with all of the context loaded at a rung; `begin` is called right before.

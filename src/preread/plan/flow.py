@@ -15,8 +15,9 @@ _LEAST_S = 0.02
 _UNKNOWN_WINDOW = 8
 """Requests under way while the rate is unknown."""
 
-_GROWTH = 2.0
-"""A window that is just as large as what was seen to fit would never see more fit."""
+_GROWTH = 1.25
+"""A window that is just as large as what was seen to fit would hardly see more fit; one that is much larger brings
+what is wanted last as early as what is wanted first, since requests share a link evenly."""
 
 
 @dataclass(slots=True)
@@ -67,4 +68,4 @@ class Flow:
         """How much may be under way: what the link holds, one cell that is being received and one that is due."""
         if not self._bytes:
             return _UNKNOWN_WINDOW * cell_bytes
-        return _GROWTH * self.bytes_s * (self.rtt_s + _LEAST_S) + 2 * cell_bytes
+        return _GROWTH * self.bytes_s * self.rtt_s + 2 * cell_bytes

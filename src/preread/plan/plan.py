@@ -340,7 +340,10 @@ class Plan:
     def _room(self, seen: _Seen) -> bool:
         if not seen.breaker.allows(self._now_s) or len(seen.asked) >= seen.source.most_requests:
             return False
-        return not seen.asked or seen.owed_bytes - seen.partly_bytes < seen.flow.window_bytes(self.grid.mean_bytes)
+        # Cells that share a link end together: half of the places are for what is asked for while these come.
+        most_bytes = self.grid.mean_bytes * (seen.source.most_requests // 2 + 1)
+        window_bytes = min(seen.flow.window_bytes(self.grid.mean_bytes), most_bytes)
+        return not seen.asked or seen.owed_bytes - seen.partly_bytes < window_bytes
 
     def _source_for(self, cell: Cell) -> int | None:
         """Who should be asked for a cell: somebody with room, and a second one only where the first is overdue."""

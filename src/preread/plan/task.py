@@ -20,7 +20,7 @@ class Source:
     bytes_s: float | None = None
     rtt_s: float = 0.05
     breaker: Breaker = field(default_factory=Breaker)
-    most_requests: int = 16
+    most_requests: int = 48
 
 
 @dataclass(frozen=True, slots=True)
