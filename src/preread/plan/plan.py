@@ -330,7 +330,8 @@ class Plan:
                 seen.flow.asked(self._now_s)
             seen.asked[cell], seen.breaker, seen.ever = self._now_s, seen.breaker.asked(), True
             seen.owed_bytes += self.grid.bytes(cell)
-            rate = seen.flow.bytes_s
+            # What another one would have brought by now is overdue, however slow this one has become.
+            rate = max((usable.flow.bytes_s for usable in self._usable()), default=0.0)
             expected_s = seen.flow.rtt_s + (seen.owed_bytes / rate if rate else 0.0)
             seen.due[cell] = self._now_s + _OVERDUE_S + _OVERDUE * expected_s
             out.append(Fetch(cell, index))
