@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from preread.plan import events
 from preread.plan.cost import Link, Prefill
 from preread.plan.health import Breaker
-from preread.plan.plan import MOST_BYTES, Plan, Source, Task
+from preread.plan.plan import MOST_BYTES, Plan
+from preread.plan.task import Source, Task
 
 from .simulate import MBIT, Load, Machine, Wire, slowed, steady, task_for
 

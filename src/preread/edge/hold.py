@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -21,7 +22,7 @@ from preread.edge.sources import Supply, holder
 from preread.edge.understand import Question
 from preread.engine.sampling import Step
 from preread.errors import Cancelled, PrereadError, TransportError
-from preread.plan.task import Source, Task
+from preread.plan.task import Task
 from preread.values import KVBlock, Span
 
 _SILENCE_S = 0.3  # no link is called silent sooner
@@ -200,7 +201,7 @@ def _learn(site: Site, what: Parcel, supplies: tuple[Supply, ...], loading: Load
     """Remember how the links and this machine did."""
     for supply, flow, breaker in zip(supplies, loading.plan.flows, loading.plan.breakers, strict=True):
         if supply.name != CLOUD:
-            site.others[supply.name] = Source(flow.bytes_s, flow.rtt_s, breaker)
+            site.others[supply.name] = replace(site.believed(supply.name), bytes_s=flow.bytes_s, breaker=breaker)
             continue
         site.breaker = breaker
         if flow.seen_bytes:

@@ -11,6 +11,18 @@ from preread.edge.understand import Question
 from preread.engine.sampling import Step
 
 
+def why_computed(loaded: Loaded) -> str:
+    """Why nothing of a load that has ended was streamed. That it was not sooner need not be the link's fault: a short
+    context is computed within a round trip."""
+    seconds, seen_bytes = loaded.seconds or 0.0, loaded.seen_bytes
+    if loaded.failure is not None:
+        return str(loaded.failure)
+    if not seen_bytes:
+        return f"nothing came before it was computed, within {seconds:.1f} s"
+    mbps = f" ({seen_bytes * 8e-6 / seconds:.2f} Mbit/s)" if seconds else ""
+    return f"computing was sooner: in {seconds:.1f} s {seen_bytes / 1e6:.2f} MB came{mbps}"
+
+
 class Record:
     """Keeps the timings of one answer."""
 
@@ -47,9 +59,7 @@ class Record:
             context_ms=loaded.computed_s * 1e3,
         )
         if computed_n == question.reuse:
-            mbps = loaded.seen_bytes * 8e-6 / (loaded.seconds or 1.0)
-            slow = f"the link is too slow: {mbps:.2f} Mbit/s in the first {loaded.seconds or 0.0:.1f} s"
-            self.note(way="computed", rung=None, load_ms=0.0, reason=str(loaded.failure or slow))
+            self.note(way="computed", rung=None, load_ms=0.0, reason=why_computed(loaded))
 
     def note_refinement(self, refinement: Refinement | None) -> None:
         """How far the context has been brought to a better rung; None: it was not."""

@@ -30,8 +30,8 @@ _WARM_S = 30.0
 """Connections are used at least so often, so that no server in between closes them: a new one costs a round trip."""
 
 CLOUD: Final = "cloud"
-_ON_DISK, _NEAR = Source(200e6, 0.001), Source(10e6, 0.01)
-"""What is believed before anything was seen."""
+_ON_DISK, _NEAR = Source(200e6, 0.001, silence_s=3.0), Source(10e6, 0.01, silence_s=3.0)
+"""What is believed before anything was seen. A disk may have to spin up, a neighbour to ask the cloud itself."""
 
 _log = logging.getLogger(__name__)
 

@@ -27,10 +27,12 @@ class Flow:
     Attributes:
         rtt_s: one round trip.
         seen_bytes: all that came in this load.
+        heard_s: when some of it came last.
     """
 
     rtt_s: float
     seen_bytes: int
+    heard_s: float
     _bytes: float
     _seconds: float
     _counted_s: float
@@ -39,7 +41,7 @@ class Flow:
     def begin(cls, bytes_s: float | None, rtt_s: float, at_s: float) -> "Flow":
         """Nothing has come yet; the rate and the round trip that are believed, None: no rate is known."""
         known_s = 0.0 if bytes_s is None else _PRIOR_S
-        return cls(rtt_s, 0, (bytes_s or 0.0) * known_s, known_s, at_s)
+        return cls(rtt_s, 0, at_s, (bytes_s or 0.0) * known_s, known_s, at_s)
 
     @property
     def bytes_s(self) -> float:
@@ -53,6 +55,7 @@ class Flow:
     def advance(self, seen_bytes: int, at_s: float, busy: bool) -> None:
         """So many bytes had come in all; `busy`: something was under way since the last call."""
         new, self.seen_bytes = max(0, seen_bytes - self.seen_bytes), max(seen_bytes, self.seen_bytes)
+        self.heard_s = at_s if new else self.heard_s
         passed_s = max(0.0, at_s - self._counted_s)
         if not (busy or new):
             self._counted_s = max(self._counted_s, at_s)

@@ -48,10 +48,6 @@ class Grid:
         """Whether a cell would have to be fetched."""
         return self._at[cell] is At.AWAY
 
-    def in_place(self, chunk: int) -> bool:
-        """Whether all of a chunk is where it belongs."""
-        return not self._unplaced[chunk]
-
     def left(self) -> list[int]:
         """Chunks that are not in place, in order."""
         return [chunk for chunk, cells in enumerate(self._unplaced) if cells]
@@ -75,11 +71,10 @@ class Grid:
         return next((group for group, missing in enumerate(self._missing) if missing), self.groups)
 
     def arrived(self, cell: Cell) -> None:
-        """It is here now; nothing changes where it was already."""
-        if self._at[cell] is At.AWAY:
-            self._at[cell] = At.HERE
-            self.here.add(cell)
-            self.away_bytes[cell[0]] -= self.bytes(cell)
+        """A cell that was away is here now."""
+        self._at[cell] = At.HERE
+        self.here.add(cell)
+        self.away_bytes[cell[0]] -= self.bytes(cell)
 
     def inject(self, cell: Cell) -> None:
         """A cell that is here is being injected."""

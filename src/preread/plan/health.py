@@ -1,7 +1,7 @@
 """A circuit breaker: a source that fails again and again is left alone for a while. Pure: times are arguments.
 
-closed (it may be asked) → open (it may not) after `FAILURES` → half-open after a backoff: one request may try. Its
-success closes the breaker, its failure opens it for twice as long.
+closed (it may be asked) → open (it may not) after `FAILURES`, or once it is silent → half-open after a backoff: one
+request may try. Its success closes the breaker, its failure or silence opens it for twice as long.
 """
 
 from dataclasses import dataclass
@@ -54,3 +54,7 @@ class Breaker:
         if asked_s < self.failed_s:
             return self  # it was under way when the last one that counts failed
         return Breaker(self.failures + 1, at_s, False)
+
+    def silent(self, at_s: float) -> "Breaker":
+        """Nothing came for long, whatever was asked for: that is as bad as failing again and again."""
+        return Breaker(max(self.failures + 1, FAILURES), at_s, False)

@@ -7,11 +7,10 @@ the prompt itself is computed (the last wave, nearest to the meeting point) are 
 can be computed through the layers that are there.
 
 A state machine without clock and I/O: `Plan.step` takes what happened, and when, and returns what to do now. Every
-decision compares predicted finishes. A link of which nothing is known is taken to carry nothing until it shows
-otherwise, so that one that is dead costs nothing; whatever arrives is used.
+decision compares predicted finishes. A link of which nothing is known, or that failed, is taken to carry nothing
+until it shows otherwise, so that one that is dead costs nothing; whatever arrives is used.
 """
 
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
@@ -34,12 +33,12 @@ from preread.plan.events import (
     Placed,
     Progress,
     Spoilt,
-    Tick,
 )
 from preread.plan.flow import Flow
 from preread.plan.grid import Grid
 from preread.plan.health import Breaker
-from preread.plan.task import Source, Task
+from preread.plan.seen import Seen
+from preread.plan.task import Task
 
 INJECTIONS: Final = 2
 """Cells that are decoded and injected at once."""
@@ -57,8 +56,6 @@ _INTERRUPT_S, _INTERRUPT = 0.05, 0.7
 _MOST_INTERRUPTS: Final = 3
 _WAVE: Final = 1.5
 """The last wave is larger than what should arrive during the prompt: a link may be faster than it seems."""
-_TRIES: Final = 4
-"""A source is asked for a cell twice that turns out wrong, and four times where the link breaks."""
 _OVERDUE_S, _OVERDUE = 0.25, 3.0
 
 
@@ -71,42 +68,13 @@ class Engine(Enum):
     STOPPING = 3
 
 
-@dataclass(slots=True)
-class _Seen:
-    """The state of one source in this load."""
-
-    index: int
-    source: Source
-    flow: Flow
-    breaker: Breaker
-    asked: dict[Cell, float] = field(default_factory=dict)
-    due: dict[Cell, float] = field(default_factory=dict)  # when another source should be asked for it too
-    refused: dict[Cell, int] = field(default_factory=dict)  # how often a cell failed there
-    owed_bytes: int = 0  # of cells that are asked for
-    whole_bytes: int = 0  # of cells that arrived or were given up
-    lost: bool = False
-    ever: bool = False  # something was asked for
-
-    def refuses(self, cell: Cell) -> bool:
-        """Whether a cell is not to be had here."""
-        return self.refused.get(cell, 0) >= _TRIES
-
-    @property
-    def partly_bytes(self) -> int:
-        """What has come of the cells that are asked for."""
-        return min(self.owed_bytes, max(0, self.flow.seen_bytes - self.whole_bytes))
-
-
 class Plan:
     """One load of one context. It begins with the first `step`, and is over when `complete`."""
 
     def __init__(self, task: Task, at_s: float) -> None:
         self._task, self._now_s, self.grid = task, at_s, Grid(task.cells)
         self._starts = [sum(task.chunks[:c]) for c in range(len(task.chunks))]
-        self._sources = [
-            _Seen(index, source, Flow.begin(source.bytes_s, source.rtt_s, at_s), source.breaker)
-            for index, source in enumerate(task.sources)
-        ]
+        self._sources = [Seen.begin(index, source, at_s) for index, source in enumerate(task.sources)]
         self._engine, self._until_s = Engine.IDLE, at_s
         self._span = range(0)  # chunks that are being computed
         self._speed = 1.0  # seconds that computing takes ÷ what was believed
@@ -137,11 +105,11 @@ class Plan:
     def _compute_s(self, chunk: int) -> float:
         return self._speed * self._task.prefill.seconds(self._starts[chunk], self._task.chunks[chunk])
 
-    def _usable(self) -> list[_Seen]:
-        """Sources that something is expected of."""
-        return [seen for seen in self._sources if not seen.lost and (seen.asked or seen.breaker.allows(self._now_s))]
+    def _usable(self) -> list[Seen]:
+        """Sources that may be asked. What is under way from others is used when it comes, but not waited for."""
+        return [seen for seen in self._sources if seen.usable(self._now_s)]
 
-    def _expected(self) -> list[_Seen]:
+    def _expected(self) -> list[Seen]:
         """Those of them that something is still to come from."""
         return [seen for seen in self._usable() if seen.index in self._due]
 
@@ -197,8 +165,8 @@ class Plan:
                 self._computed(seconds, out)
             case Interrupted():
                 self._engine, self._span = Engine.IDLE, range(0)
-            case Tick():
-                pass
+        for seen in self._sources:
+            seen.listen(self._now_s)
         if not self.complete:
             self._due = self._wanted()
             self._inject(out)
@@ -210,7 +178,7 @@ class Plan:
         seen = self._sources[source]
         if cell in seen.asked:  # or it was given up
             self._forget(seen, cell)
-            seen.breaker = seen.breaker.succeeded()
+            seen.breaker, seen.flow.heard_s = seen.breaker.succeeded(), self._now_s
             self._give_up(cell, out)
             self.grid.arrived(cell)
 
@@ -220,14 +188,15 @@ class Plan:
             seen.breaker = seen.breaker.failed(seen.asked[cell], self._now_s)
             seen.refused[cell] = seen.refused.get(cell, 0) + (2 if fault == "cell" else 1)
             self._forget(seen, cell)
-        seen.lost = seen.lost or fault == "source" or not seen.breaker.allows(self._now_s)
-        if self.grid.away(cell) and all(seen.lost or seen.refuses(cell) for seen in self._having(cell)):
+        seen.lost = seen.lost or fault == "source" or seen.breaker.tripped
+        hopeless = all(cell not in seen.asked and (seen.lost or seen.refuses(cell)) for seen in self._having(cell))
+        if hopeless and self.grid.away(cell):
             self.grid.spoil(cell)
 
     def _computed(self, seconds: float, out: list[Instruction]) -> None:
         expected_s = sum(map(self._compute_s, self._span)) / self._speed
-        if expected_s > 0:
-            self._speed += 0.5 * (min(max(seconds / expected_s, 0.1), 10.0) - self._speed)
+        slower = seconds / max(expected_s, 1e-9)
+        self._speed += 0.5 * (min(max(slower, 0.1), 10.0) - self._speed)
         for chunk in self._span:
             for cell in self.grid.cells(chunk):
                 self._give_up(cell, out)
@@ -240,7 +209,7 @@ class Plan:
                 self._forget(seen, cell)
                 out.append(Abandon(cell, index))
 
-    def _forget(self, seen: _Seen, cell: Cell) -> None:
+    def _forget(self, seen: Seen, cell: Cell) -> None:
         del seen.asked[cell], seen.due[cell]
         seen.owed_bytes -= self.grid.bytes(cell)
         seen.whole_bytes = min(seen.whole_bytes + self.grid.bytes(cell), seen.flow.seen_bytes)
@@ -338,8 +307,8 @@ class Plan:
             if not any(self._room(seen) for seen in self._usable()):
                 return
 
-    def _room(self, seen: _Seen) -> bool:
-        if not seen.breaker.allows(self._now_s) or len(seen.asked) >= seen.source.most_requests:
+    def _room(self, seen: Seen) -> bool:
+        if len(seen.asked) >= seen.source.most_requests:
             return False
         # Cells that share a link end together: half of the places are for what is asked for while these come.
         most_bytes = self.grid.mean_bytes * (seen.source.most_requests // 2 + 1)
@@ -351,7 +320,7 @@ class Plan:
         if any(self._now_s < seen.due.get(cell, 0.0) for seen in self._sources):
             return None
         for seen in self._having(cell):
-            if seen.lost or cell in seen.asked or seen.refuses(cell):
+            if cell in seen.asked or seen.refuses(cell) or not seen.usable(self._now_s):
                 continue
             if self._room(seen):
                 return seen.index
@@ -359,7 +328,7 @@ class Plan:
                 return None  # it is worth waiting for: the last one would do the same work again
         return None
 
-    def _having(self, cell: Cell) -> list[_Seen]:
+    def _having(self, cell: Cell) -> list[Seen]:
         """Who has a cell, or can get it, in the order in which they are to be asked."""
         last = len(self._sources) - 1
         chosen = [self._task.first[cell[0]][cell[1]], last] if self._task.first else range(last + 1)
@@ -369,8 +338,9 @@ class Plan:
         """The sources that something is still to come from."""
         if not self._task.first:
             return set(range(len(self._sources)))
+        usable = {seen.index for seen in self._usable()}
         able = [
-            next((seen.index for seen in self._having(cell) if not (seen.lost or seen.refuses(cell))), None)
+            next((seen.index for seen in self._having(cell) if seen.index in usable and not seen.refuses(cell)), None)
             for chunk in self.grid.left()
             for cell in self.grid.cells(chunk)
             if self.grid.away(cell)

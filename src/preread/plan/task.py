@@ -15,12 +15,14 @@ class Source:
         rtt_s: one round trip.
         breaker: its health.
         most_requests: how many requests it takes at once.
+        silence_s: for how long, besides some round trips, not a byte may come before it counts as failed.
     """
 
     bytes_s: float | None = None
     rtt_s: float = 0.05
     breaker: Breaker = field(default_factory=Breaker)
     most_requests: int = 48
+    silence_s: float = 0.5
 
 
 @dataclass(frozen=True, slots=True)
