@@ -54,3 +54,12 @@ def test_the_backoff_is_bounded(failures: int) -> None:
     breaker = Breaker(FAILURES + failures, 100.0)
     assert 101.0 <= breaker.retry_s <= 160.0
     assert breaker.retry_s == pytest.approx(100 + min(60, 2.0**failures))
+
+
+@given(st.integers(0, 100))
+def test_silence_opens_it_at_once_and_again_for_longer(failures: int) -> None:
+    silent = Breaker(failures).silent(10.0)
+    assert silent.tripped and not silent.allows(10.5) and silent.failures > failures
+    again = silent.asked().silent(20.0)
+    assert again.retry_s - 20.0 >= min(60.0, 2 * (silent.retry_s - 10.0))
+    assert not again.trying and again.succeeded() == Breaker()

@@ -22,7 +22,7 @@ class Grid:
     Attributes:
         here: cells that arrived and wait to be injected.
         left_bytes: of each chunk, of cells that are not in place.
-        away_bytes: of each chunk, of cells that are not here.
+        away_bytes: of each chunk, of cells that would have to be fetched.
         computed: chunks that were computed.
         spoilt: chunks that can only be computed.
     """
@@ -90,6 +90,7 @@ class Grid:
     def spoil(self, cell: Cell) -> None:
         """It can neither be had nor be decoded."""
         self._injecting[cell[0]] -= self._at[cell] is At.INJECTING
+        self.away_bytes[cell[0]] -= self.bytes(cell) if self.away(cell) else 0
         self._at[cell] = At.SPOILT
         self.spoilt.add(cell[0])
 
@@ -100,7 +101,7 @@ class Grid:
         for cell in self.cells(chunk):
             if self._at[cell] is not At.PLACED:
                 self.here.discard(cell)
-                self.away_bytes[chunk] -= self.bytes(cell) if self._at[cell] is At.AWAY else 0
+                self.away_bytes[chunk] -= self.bytes(cell) if self.away(cell) else 0
                 self._place(cell)
 
     def _place(self, cell: Cell) -> None:

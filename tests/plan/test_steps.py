@@ -1,0 +1,201 @@
+"""What the plan says at single events."""
+
+from dataclasses import replace
+
+import pytest
+
+from preread.plan import events
+from preread.plan.cost import Prefill
+from preread.plan.events import Cell, Event, Instruction
+from preread.plan.health import FAILURES, Breaker
+from preread.plan.plan import MOST_BYTES, Plan
+from preread.plan.task import Source, Task
+
+FAST = Source(1e7, 0.01, silence_s=0.5)
+SLOW_MACHINE = Prefill(0.01)
+
+
+def task(*sources: Source, chunks: int = 2, groups: int = 2, size: int = 1000, first: int | None = None) -> Task:
+    """A context of equal cells; `first`: the source that is to be asked for all of them."""
+    asked = () if first is None else ((first,) * groups,) * chunks
+    return Task((128,) * chunks, ((size,) * groups,) * chunks, SLOW_MACHINE, 0.1, 1e7, sources, asked)
+
+
+def fetched(out: list[Instruction]) -> list[tuple[Cell, int]]:
+    return [(one.cell, one.source) for one in out if isinstance(one, events.Fetch)]
+
+
+def tell(plan: Plan, at_s: float, *said: Event) -> list[Instruction]:
+    return [instruction for event in said for instruction in plan.step(event, at_s)]
+
+
+def test_what_arrives_is_injected_and_opened_and_then_nothing_is_left_to_do() -> None:
+    plan = Plan(task(FAST, chunks=1), 0.0)
+    (first, _), (second, _) = fetched(tell(plan, 0.0, events.Tick()))
+    assert plan.asked_of(0) and not plan.complete
+    out = tell(plan, 0.1, events.Progress(0, 2000), events.Arrived(first, 0), events.Arrived(second, 0))
+    assert [one for one in out if isinstance(one, events.Inject)] == [events.Inject(first), events.Inject(second)]
+    out = tell(plan, 0.2, events.Placed(first), events.Placed(second))
+    assert events.Open(2) in out and plan.complete
+    assert tell(plan, 0.3, events.Tick(), events.Progress(0, 3000)) == []
+    assert plan.flows[0].seen_bytes == 3000
+
+
+def test_a_source_that_nothing_was_asked_of_is_told_apart() -> None:
+    plan = Plan(task(FAST, FAST, first=1), 0.0)
+    tell(plan, 0.0, events.Tick())
+    assert [plan.asked_of(0), plan.asked_of(1)] == [False, True]
+
+
+def test_cells_under_way_are_bounded_in_bytes_but_one_may_be_larger() -> None:
+    unknown = replace(FAST, bytes_s=None)
+    third = fetched(tell(Plan(task(unknown, chunks=1, groups=8, size=MOST_BYTES // 3), 0.0), 0.0, events.Tick()))
+    assert len(third) == 3
+    assert len(fetched(tell(Plan(task(unknown, size=2 * MOST_BYTES), 0.0), 0.0, events.Tick()))) == 1
+
+
+@pytest.mark.parametrize("late", [events.Arrived, events.Failed])
+def test_what_was_given_up_is_not_wanted_when_it_comes(late: type[events.Arrived] | type[events.Failed]) -> None:
+    """Two sources are asked for a cell, since one is overdue; what the slower one does then is of no matter."""
+    plan = Plan(task(FAST, FAST, chunks=1, groups=1), 0.0)
+    assert fetched(tell(plan, 0.0, events.Tick())) == [((0, 0), 0)]
+    assert fetched(tell(plan, 0.4, events.Tick())) == [((0, 0), 1)]
+    out = tell(plan, 0.41, events.Arrived((0, 0), 1))
+    assert events.Abandon((0, 0), 0) in out and events.Inject((0, 0)) in out
+    before = plan.grid.away_bytes, plan.grid.busy, plan.breakers
+    assert tell(plan, 0.42, late((0, 0), 0)) == []
+    assert (plan.grid.away_bytes, plan.grid.busy, plan.breakers) == before and not plan.grid.spoilt
+
+
+def test_a_cell_that_is_nowhere_is_computed() -> None:
+    """A source is asked twice for what turns out wrong, and then the next one."""
+    plan, cell = Plan(task(FAST, FAST), 0.0), (1, 0)
+    asked = dict(fetched(tell(plan, 0.0, events.Tick())))
+    tried = []
+    while not plan.grid.spoilt:
+        tried.append(asked[cell])
+        asked |= dict(fetched(tell(plan, 0.1, events.Failed(cell, asked[cell], "cell"))))
+    assert tried == [0, 0, 1, 1] and plan.grid.spoilt == {1}
+    assert not any(breaker.tripped for breaker in plan.breakers), "nothing is wrong with the links"
+
+
+def test_a_cell_is_not_nowhere_while_somebody_is_about_to_bring_it() -> None:
+    """It is asked of both, since the first is overdue; both have nothing more, but the second has begun to send it."""
+    plan = Plan(task(FAST, FAST), 0.0)
+    first = fetched(tell(plan, 0.0, events.Tick()))
+    both = fetched(tell(plan, 0.4, events.Tick()))
+    (mine, _), (other, _) = both[0], both[1]
+    assert {source for _, source in first} == {0} and {source for _, source in both} == {1} and mine[0] == 1
+    tell(plan, 0.41, events.Failed(other, 1, "source"), events.Failed(mine, 0, "source"))
+    assert mine[0] not in plan.grid.spoilt
+    assert events.Inject(mine) in tell(plan, 0.42, events.Arrived(mine, 1))
+
+
+def test_a_source_that_is_left_alone_is_not_waited_for_where_another_can_stand_in() -> None:
+    tripped = replace(FAST, breaker=Breaker(FAILURES, -0.1))
+    out = fetched(tell(Plan(task(tripped, FAST, first=0), 0.0), 0.0, events.Tick()))
+    assert len(out) == 4 and {source for _, source in out} == {1}
+
+
+def test_one_request_tries_a_source_that_had_failed_and_the_others_go_elsewhere() -> None:
+    tripped = replace(FAST, breaker=Breaker(FAILURES, -100.0))
+    plan = Plan(task(tripped, FAST, first=0), 0.0)
+    out = fetched(tell(plan, 0.0, events.Tick()))
+    assert sorted(source for _, source in out) == [0, 1, 1, 1]
+    tried = next(cell for cell, source in out if source == 0)
+    tell(plan, 0.02, events.Progress(0, 1000), events.Arrived(tried, 0))
+    assert plan.breakers[0] == Breaker()
+
+
+def test_a_source_that_falls_silent_is_replaced_and_one_that_speaks_again_is_used() -> None:
+    silent_s = FAST.silence_s + 4 * FAST.rtt_s
+    plan = Plan(task(FAST, FAST, first=0, chunks=40), 0.0)
+    asked = fetched(tell(plan, 0.0, events.Tick()))
+    assert {source for _, source in asked} == {0}
+    overdue = fetched(tell(plan, silent_s - 0.01, events.Tick()))
+    assert not plan.breakers[0].tripped and set(overdue) <= {(cell, 1) for cell, _ in asked}
+    tell(plan, silent_s + 0.01, events.Progress(0, 0), events.Tick())
+    assert plan.breakers[0].tripped
+    *others, (cell, _) = overdue
+    brought = [events.Arrived(cell, source) for cell, source in others]
+    new = fetched(tell(plan, silent_s + 0.1, *brought))
+    assert {source for _, source in new} == {1} and not {cell for cell, _ in new} & {cell for cell, _ in asked}
+    out = tell(plan, silent_s + 0.1, events.Progress(0, 1000), events.Arrived(cell, 0))
+    assert not plan.breakers[0].tripped and not plan.grid.away(cell), "whatever arrives is used"
+    assert 0 in {source for _, source in fetched(out)}
+
+
+@pytest.mark.parametrize("seconds", [0.0, 100.0])
+def test_a_machine_that_is_believed_to_take_no_time_is_computed_on(seconds: float) -> None:
+    plan = Plan(replace(task(), prefill=Prefill(0.0)), 0.0)
+    assert tell(plan, 0.0, events.Tick()) == [events.Compute(0, 1)]
+    assert events.Compute(1, 2) in tell(plan, seconds, events.Computed(seconds))
+
+
+def test_a_source_takes_as_many_requests_as_it_says_and_then_the_next_one_is_asked() -> None:
+    one, two = replace(FAST, most_requests=1), replace(FAST, most_requests=2)
+    plan = Plan(task(one, two), 0.0)
+    assert sorted(source for _, source in fetched(tell(plan, 0.0, events.Tick()))) == [0, 1, 1]
+    assert fetched(tell(plan, 0.01, events.Tick())) == []
+
+
+def test_without_sources_chunks_are_computed_in_batches_but_for_the_last() -> None:
+    plan = Plan(task(chunks=6), 0.0)
+    assert tell(plan, 0.0, events.Tick()) == [events.Compute(0, 3)]
+    assert tell(plan, 4.0, events.Computed(4.0)) == [events.Compute(3, 4)]
+
+
+def test_a_batch_has_at_most_512_tokens() -> None:
+    assert tell(Plan(task(chunks=30), 0.0), 0.0, events.Tick()) == [events.Compute(0, 4)]
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_batch_ends_before_a_chunk_that_has_begun_to_get_in_place(begun: bool) -> None:
+    plan = Plan(task(replace(FAST, bytes_s=None), chunks=8), 0.0)
+    assert events.Compute(0, 4) in tell(plan, 0.0, events.Tick())
+    if begun:
+        assert events.Inject((5, 0)) in tell(plan, 0.1, events.Arrived((5, 0), 0))
+        tell(plan, 0.2, events.Placed((5, 0)))
+    tell(plan, 0.3, events.Failed((5, 1), 0, "source"))
+    assert tell(plan, 4.0, events.Computed(4.0))[-1] == events.Compute(4, 5 if begun else 6)
+
+
+def test_a_chunk_that_cannot_be_decoded_is_computed_in_its_turn_and_not_fetched_again() -> None:
+    plan = Plan(task(FAST), 0.0)
+    asked = fetched(tell(plan, 0.0, events.Tick()))
+    tell(plan, 0.1, events.Progress(0, 4000), *[events.Arrived(cell, 0) for cell, _ in asked])
+    out = tell(plan, 0.1, events.Spoilt((1, 0)), events.Placed((0, 0)), events.Placed((0, 1)), events.Placed((1, 1)))
+    assert out[-1] == events.Compute(1, 2) and not fetched(out)
+    out = tell(plan, 1.0, events.Computed(0.9))
+    assert out == [events.Answer(), events.Open(2)] and plan.complete
+
+
+def test_what_is_being_injected_is_waited_for_before_its_chunk_is_computed() -> None:
+    plan = Plan(task(FAST, chunks=1), 0.0)
+    (first, _), (second, _) = fetched(tell(plan, 0.0, events.Tick()))
+    assert events.Inject(first) in tell(plan, 0.1, events.Progress(0, 1000), events.Arrived(first, 0))
+    assert tell(plan, 0.2, events.Failed(second, 0, "source")) == []
+    assert tell(plan, 0.3, events.Placed(first)) == [events.Compute(0, 1)]
+
+
+def test_a_computation_ends_when_its_chunk_has_come_meanwhile() -> None:
+    plan = Plan(task(replace(FAST, bytes_s=None), chunks=1), 0.0)
+    out = tell(plan, 0.0, events.Tick())
+    assert out[0] == events.Compute(0, 1) and len(fetched(out)) == 2, "it may well be the faster way"
+    out = tell(plan, 0.1, events.Progress(0, 2000), events.Arrived((0, 0), 0), events.Arrived((0, 1), 0))
+    assert out == [events.Interrupt()], "and nothing is injected below it"
+    out = tell(plan, 0.11, events.Interrupted())
+    assert out[:2] == [events.Inject((0, 0)), events.Inject((0, 1))]
+
+
+def test_an_answer_that_has_begun_is_taken_back_when_the_link_falls_silent() -> None:
+    plan = Plan(task(replace(FAST, silence_s=100.0), chunks=1), 0.0)
+    tell(plan, 0.0, events.Tick(), events.Progress(0, 1000), events.Arrived((0, 0), 0))
+    assert tell(plan, 0.01, events.Placed((0, 0))) == [events.Answer(), events.Open(1)]
+    out: list[Instruction] = []
+    now_s = 0.01
+    while not out:
+        now_s += 0.02
+        out = [one for one in tell(plan, now_s, events.Progress(0, 1000)) if not isinstance(one, events.Fetch)]
+    assert out == [events.Interrupt()] and now_s < 10
+    assert tell(plan, now_s, events.Interrupted())[-1] == events.Compute(0, 1)
