@@ -1,6 +1,6 @@
 # make demo      see it work: local prefill against a streamed context, over an emulated link
 # make install   only make .venv
-# make test      lint and the test suite
+# make test      lint, the test suite, and that single-event tests reach every branch of the planner
 .PHONY: install demo test lint clean
 
 COMPILED = src/preread/engine/gate.c $(wildcard src/preread/codec/*.[ch])
@@ -11,6 +11,8 @@ demo: .venv/.installed
 
 test: lint
 	.venv/bin/python -m pytest
+	.venv/bin/coverage run -m pytest tests/plan --ignore=tests/plan/test_plan.py --ignore=tests/plan/test_orders.py
+	.venv/bin/coverage report
 
 lint: .venv/.dev
 	.venv/bin/ruff check src tests

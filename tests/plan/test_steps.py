@@ -93,8 +93,9 @@ def test_a_cell_is_not_nowhere_while_somebody_is_about_to_bring_it() -> None:
 
 def test_a_source_that_is_left_alone_is_not_waited_for_where_another_can_stand_in() -> None:
     tripped = replace(FAST, breaker=Breaker(FAILURES, -0.1))
-    out = fetched(tell(Plan(task(tripped, FAST, first=0), 0.0), 0.0, events.Tick()))
-    assert len(out) == 4 and {source for _, source in out} == {1}
+    out = tell(Plan(task(tripped, FAST, first=0), 0.0), 0.0, events.Tick())
+    assert sorted(fetched(out)) == [((chunk, group), 1) for chunk in (0, 1) for group in (0, 1)]
+    assert len(out) == 4, "its rate is counted on: nothing is computed beside"
 
 
 def test_one_request_tries_a_source_that_had_failed_and_the_others_go_elsewhere() -> None:
@@ -149,15 +150,18 @@ def test_a_batch_has_at_most_512_tokens() -> None:
     assert tell(Plan(task(chunks=30), 0.0), 0.0, events.Tick()) == [events.Compute(0, 4)]
 
 
-@pytest.mark.parametrize("begun", [False, True])
-def test_a_batch_ends_before_a_chunk_that_has_begun_to_get_in_place(begun: bool) -> None:
-    plan = Plan(task(replace(FAST, bytes_s=None), chunks=8), 0.0)
-    assert events.Compute(0, 4) in tell(plan, 0.0, events.Tick())
-    if begun:
-        assert events.Inject((5, 0)) in tell(plan, 0.1, events.Arrived((5, 0), 0))
-        tell(plan, 0.2, events.Placed((5, 0)))
-    tell(plan, 0.3, events.Failed((5, 1), 0, "source"))
-    assert tell(plan, 4.0, events.Computed(4.0))[-1] == events.Compute(4, 5 if begun else 6)
+@pytest.mark.parametrize(("here", "stop"), [(0, 7), (1, 5), (2, 5)])
+def test_a_batch_ends_before_a_chunk_of_which_some_or_all_is_in_place(here: int, stop: int) -> None:
+    unknown = replace(FAST, bytes_s=None)
+    plan = Plan(task(unknown, unknown, chunks=10), 0.0)
+    out = tell(plan, 0.0, events.Tick())
+    asked = dict(fetched(out))
+    assert events.Compute(0, 4) in out
+    for cell in [(5, 0), (5, 1)][:here]:
+        assert events.Inject(cell) in tell(plan, 0.1, events.Arrived(cell, asked[cell]))
+        tell(plan, 0.1, events.Placed(cell))
+    tell(plan, 0.2, *[events.Failed((9, 1), source, "source") for source in (0, 1)])
+    assert tell(plan, 4.0, events.Computed(4.0))[-1] == events.Compute(4, stop)
 
 
 def test_a_chunk_that_cannot_be_decoded_is_computed_in_its_turn_and_not_fetched_again() -> None:
@@ -199,3 +203,11 @@ def test_an_answer_that_has_begun_is_taken_back_when_the_link_falls_silent() -> 
         out = [one for one in tell(plan, now_s, events.Progress(0, 1000)) if not isinstance(one, events.Fetch)]
     assert out == [events.Interrupt()] and now_s < 10
     assert tell(plan, now_s, events.Interrupted())[-1] == events.Compute(0, 1)
+
+
+def test_a_cell_that_arrives_breaks_the_silence_whether_its_bytes_were_told_or_not() -> None:
+    plan = Plan(task(FAST), 0.0)
+    (cell, _), *_ = fetched(tell(plan, 0.0, events.Tick()))
+    tell(plan, 0.53, events.Arrived(cell, 0), events.Tick())
+    tell(plan, 0.8, events.Tick())
+    assert not plan.breakers[0].tripped
