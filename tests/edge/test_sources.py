@@ -17,12 +17,14 @@ from preread.cloud.app import create_app as create_cloud
 from preread.edge import sources as sources_module
 from preread.edge.sources import NotHeld, Sources
 from preread.errors import CorruptData, PrereadError, TransportError
+from preread.store.held import Held
 from preread.store.http11 import Patience
 from preread.store.objects import open_store
 from preread.testing.cloud import FINGERPRINT, RandomPublisher, serving
 from preread.testing.edges import BareEdge, bare_edge, introduce, serving_here
 from preread.testing.proxy import Blackout, Link, Proxy
 from preread.values import ObjectRef
+from preread.wire.digest import object_id
 
 LIAR = "f" * 16
 SIZES: dict[str, int] = {}
@@ -159,6 +161,40 @@ def test_nothing_is_asked_of_a_cloud_that_is_not_there(tmp_path: Path) -> None:
         with pytest.raises(TransportError, match="no cloud"):
             await Sources(None).get(ObjectRef("segments", "0" * 64, 1))  # type: ignore[arg-type]
         assert Sources(None).supplies() == ()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("turns", range(8))
+def test_what_has_just_arrived_is_not_asked_for_again(tmp_path: Path, turns: int) -> None:
+    """A neighbour's request may come at any turn of the loop, also right after the cloud's answer did."""
+    data = os.urandom(1000)
+    ref = ObjectRef("segments", object_id(data), len(data))
+
+    class Slow:
+        asked, received_bytes = 0, 0
+
+        def __init__(self) -> None:
+            self.answer = asyncio.Event()
+
+        async def get(self, ref: ObjectRef) -> bytes:
+            self.asked += 1
+            await self.answer.wait()
+            return data
+
+    async def main() -> None:
+        link, held = Slow(), Held(tmp_path, 1 << 20)
+        held.scan()
+        sources = Sources(link, held)  # type: ignore[arg-type]
+        first = asyncio.create_task(sources.get(ref))
+        while not link.asked:
+            await asyncio.sleep(0)
+        link.answer.set()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        assert await sources.get(ref) == await first == data
+        assert link.asked == 1
+        await sources.flush()
 
     asyncio.run(main())
 

@@ -1,5 +1,6 @@
 """One context length on one window of text: exact KV, and what becomes of it on the way through a rung's real bytes."""
 
+import statistics
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from preread.values import KVBlock, Span
 from preread.wire import segment
 from preread.wire.digest import context_id
 
-_DECODING_THREADS = 2
+_DECODING_THREADS, _DECODINGS = 2, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,18 +92,20 @@ def sample(engine: LlamaCpp, codec: Codec, window: int, exact: Exact, group_laye
         frames = list(pool.map(encode, headers))
         encode_s = prepare_s + time.perf_counter() - started
     engine.reserve(len(exact.tokens))
+    decode_s = []
     with ThreadPoolExecutor(_DECODING_THREADS) as pool:
-        started = time.perf_counter()
-        for _ in pool.map(decode, headers, frames):
-            pass
-        decode_s = prepare_s + time.perf_counter() - started
+        for _ in range(_DECODINGS):
+            started = time.perf_counter()
+            for _ in pool.map(decode, headers, frames):
+                pass
+            decode_s.append(prepare_s + time.perf_counter() - started)
     engine.open_layers(geometry.layers)
     score = compare(engine.score(exact.tail), exact.tail, exact.log_probabilities)
     # What refines another rung is a segment of its own, with a header, where a frame here only has a length.
     more_bytes = segment.HEADER.size - 4 if isinstance(codec, Fitted) and codec.base else 0
     size_bytes, tokens = sum(len(frame) + more_bytes for frame in frames), len(exact.tokens)
     bits = 8 * size_bytes / (tokens * geometry.values_per_token)
-    return Sample(window, tokens, bits, size_bytes / tokens, score, encode_s, decode_s)
+    return Sample(window, tokens, bits, size_bytes / tokens, score, encode_s, statistics.median(decode_s))
 
 
 def cached(engine: LlamaCpp, bits: float, window: int, exact: Exact) -> Sample:

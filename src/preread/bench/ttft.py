@@ -207,7 +207,7 @@ async def _publish(model: Path, name: str, grid: Grid, store: Path) -> Tokens:
         if len(tokens) < longest + grid.prompt_tokens:
             raise UsageError(f"a context of {longest} tokens is longer than the benchmark's text")
         objects, rungs = open_store(str(store)), tuple(dict.fromkeys(grid.rungs))
-        profile = await _profile(grid, objects, engine, worker)
+        profile = await stored_profile(rungs, grid.profile, objects, engine, worker)
         for count in sorted(set(grid.context_tokens)):
             await publish(objects, engine, worker, f"t{count}", tokens[:count], "text", rungs, lambda *_: None, profile)
         return np.ascontiguousarray(tokens[longest : longest + grid.prompt_tokens])
@@ -216,13 +216,15 @@ async def _publish(model: Path, name: str, grid: Grid, store: Path) -> Tokens:
         worker.close()
 
 
-async def _profile(grid: Grid, objects: Objects, engine: LlamaCpp, worker: Worker) -> Stored | None:
+async def stored_profile(
+    rungs: tuple[str, ...], file: Path | None, objects: Objects, engine: LlamaCpp, worker: Worker
+) -> Stored | None:
     """The profile that the rungs need, if any: from a file, or fitted now."""
-    if not needed(grid.rungs):
+    if not needed(rungs):
         return None
-    if grid.profile is None:
+    if file is None:
         return await profile_for(objects, engine, worker, lambda *_: None)
-    return await keep(objects, profiles.loads(grid.profile.read_bytes()))
+    return await keep(objects, profiles.loads(file.read_bytes()))
 
 
 def _window(grid: Grid) -> int:

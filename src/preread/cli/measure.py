@@ -111,6 +111,37 @@ def ttft(
         asyncio.run(measured.bench(path, name, chosen, console))
 
 
+@bench.command("site")
+def site(
+    model: options.Model = DEFAULT,
+    edges: Annotated[str, typer.Option("--edges", metavar="LIST", help="How many ask at once.")] = "1,2,4",
+    mbps: Annotated[float, typer.Option(min=0.1, help="Rate of the uplink that all share, Mbit/s.")] = 20,
+    rtt_ms: Annotated[float, typer.Option("--rtt-ms", min=0, help="Its round trip, milliseconds.")] = 20,
+    context_tokens: Annotated[int, typer.Option("--context-tokens", min=64)] = 1000,
+    prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", min=1)] = 32,
+    answer_tokens: Annotated[int, typer.Option("--answer-tokens", min=1)] = 4,
+    rung: Annotated[str, typer.Option("--rung", metavar="RUNG", help="What is published and streamed.")] = "lossless",
+    runs: Annotated[int, typer.Option("--runs", min=1, help="Of each; medians are reported.")] = 3,
+    threads: Annotated[
+        int, typer.Option("--threads", "-t", min=0, help="Of each edge; 0: the cores divided by the most edges.")
+    ] = 0,
+    profile: _Profile = None,
+) -> None:
+    """Several edges behind one uplink, one cold context: bytes and time to first token, with neighbours or without."""
+    from rich.console import Console
+
+    from preread.bench.site import Options
+    from preread.bench.site import bench as bench_site
+
+    options.check_rung(rung)
+    counts = _counts("--edges", edges)
+    chosen = Options(
+        counts, mbps, rtt_ms, context_tokens, prompt_tokens, answer_tokens, rung, runs, threads, profile
+    )  # fmt: skip
+    path = options.pulled(model)
+    asyncio.run(bench_site(path, options.shown_name(model, path), chosen, Console(width=_WIDTH)))
+
+
 @bench.command("decode")
 def decode(
     model: options.Model = DEFAULT,

@@ -234,19 +234,28 @@ def prepare(profile: Profile, embeddings: Single) -> Prepared:
     """
     if embeddings.ndim != 2 or embeddings.shape[1] != len(profile.feature_mean):
         raise UsageError(f"embeddings of shape {embeddings.shape} do not fit a profile for {len(profile.feature_mean)}")
-    features = (normalised(embeddings) - profile.feature_mean) @ profile.features.astype(np.float32)
+    # (normalised(embeddings) - mean) · features, in an order that makes no copies of the embeddings
+    onto = profile.features.astype(np.float32)
+    features: Single = embeddings @ onto / _rms(embeddings) - profile.feature_mean @ onto
     tokens, sinks = len(features), profile.sink_tokens
     if profile.sink_runs and sinks:
-        repeated = (embeddings == embeddings[:1]).all(axis=1)
-        sinks = max(sinks, min(int(np.argmin(repeated)) if not repeated.all() else tokens, MAX_SINKS))
+        repeated = (embeddings[:MAX_SINKS] == embeddings[:1]).all(axis=1)
+        sinks = max(sinks, len(repeated) if repeated.all() else int(np.argmin(repeated)))
     recent = max(profile.recent_tokens, tokens // profile.recent_part if profile.recent_part else 0)
     return Prepared(profile, features, *angles(profile.rope, Span(0, tokens)), sinks, max(tokens - recent, sinks))
 
 
 def normalised(embeddings: Single) -> Single:
     """Rows brought to a root mean square of 1, as the model's first layer sees them."""
-    rows: Single = embeddings / np.sqrt(np.mean(embeddings * embeddings, axis=1, keepdims=True) + np.float32(1e-12))
+    rows: Single = embeddings / _rms(embeddings)
     return rows
+
+
+def _rms(rows: Single) -> Single:
+    """Root mean square of each row, (rows, 1)."""
+    squares = np.einsum("te,te->t", rows, rows) / np.float32(rows.shape[1])
+    rms: Single = np.sqrt(squares + np.float32(1e-12))[:, None]
+    return rms
 
 
 def synthesis(basis: Basis) -> Synthesis:

@@ -115,6 +115,8 @@ class Neighbour:
             self.well = False
             return
         self.edge = said.edge if said.model == fingerprint else ""
+        if not self.well:
+            _log.info("neighbour %s %s", self.url, "is there" if self.edge else "runs another model: it is not asked")
         self.well = True
 
     async def aclose(self) -> None:

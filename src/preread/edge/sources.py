@@ -116,13 +116,28 @@ class Disk:
             self._pending_bytes -= len(data)
 
 
+class _Keeping:
+    """The link to the cloud; what comes over it is told before anybody who waits for it goes on.
+
+    So at every moment a segment is under way, or known to be here: a neighbour that asks in between fetches no copy.
+    """
+
+    def __init__(self, link: CloudLink, arrived: Arrived) -> None:
+        self._link, self._arrived = link, arrived
+
+    async def get(self, ref: ObjectRef) -> bytes:
+        data = await self._link.get(ref)
+        self._arrived(ref, data)
+        return data
+
+
 class Cloud:
     """The cloud that everything comes from in the end."""
 
     name = "cloud"
 
     def __init__(self, link: CloudLink, arrived: Arrived) -> None:
-        self._link, self._collapsed, self._arrived = link, Collapsed(link), arrived
+        self._link, self._collapsed = link, Collapsed(_Keeping(link, arrived))
 
     @property
     def received_bytes(self) -> int:
@@ -132,9 +147,7 @@ class Cloud:
         return True
 
     async def get(self, ref: ObjectRef) -> bytes:
-        data = await self._collapsed.get(ref)
-        self._arrived(ref, data)
-        return data
+        return await self._collapsed.get(ref)
 
 
 class Near:

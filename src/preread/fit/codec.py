@@ -210,10 +210,10 @@ def _rungs(made: _Fit, windows: Windows) -> tuple[FittedRung, ...]:
 
 
 def _refining(base: FittedRung, coder: Coder, windows: Windows, target: Target) -> FittedRung:
-    """A rung that codes what its base leaves. It takes recent tokens as finely as others: their base is finer."""
+    """A rung that codes what its base leaves, of recent tokens with half the step too."""
     left, recent = (_left(windows, steps, base.bias, coder) for steps in (base.older, base.recent))
     rung = _rung(_spread(left), coder, left, target, target.bits * _OTHER_TEXT - base.bits)
-    return replace(rung, bits=rung.bits + base.bits, recent=_steps(_spread(recent), rung.older.step))
+    return replace(rung, bits=rung.bits + base.bits, recent=_steps(_spread(recent), RECENT_STEP * rung.older.step))
 
 
 def _left(windows: Windows, steps: Steps, bias: tuple[float, float], coder: Coder) -> Windows:
