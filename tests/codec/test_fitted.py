@@ -172,6 +172,15 @@ def test_tokens_that_repeat_the_first_one_are_sinks(repeated: int, sinks: int) -
     assert ready.sinks == sinks and exact == [t < sinks for t in range(80)]
 
 
+def test_embeddings_of_the_different_tokens_are_enough() -> None:
+    known = replace(prepared(GEOMETRY, 2, 0.5).profile, sink_runs=True)
+    different = np.random.default_rng(1).normal(size=(7, 16)).astype(np.float32)
+    places = np.array([3, 3, 3, 3, 3, 0, 6, 3, 1])
+    whole, short = prepare(known, different[places]), prepare(known, different, places)
+    assert np.allclose(whole.features, short.features, atol=1e-5) and len(short.cosines) == len(places)
+    assert (short.sinks, short.recent) == (whole.sinks, whole.recent) == (5, 5)
+
+
 def test_a_refining_rung_is_its_base_and_better() -> None:
     ready, block = prepared(GEOMETRY, 2, 0.4), sample_block((2, 2, 64, 8))
     alone, refining = Fitted(ready, 1), Fitted(ready, 0)

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -156,7 +157,10 @@ def _others(engine: LlamaCpp, rungs: tuple[str, ...], report: Report) -> dict[st
 def _prepared(engine: LlamaCpp, profile: Profile | None, tokens: Tokens) -> tuple[Prepared | None, float]:
     """The profile for these tokens, and how many seconds that took."""
     started = time.perf_counter()
-    prepared = None if profile is None else prepare(profile, engine.embeddings(tokens))
+    if profile is None:
+        return None, 0.0
+    different, places = np.unique(tokens, return_inverse=True)
+    prepared = prepare(profile, engine.embeddings(different), places)
     return prepared, time.perf_counter() - started
 
 

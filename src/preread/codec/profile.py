@@ -222,12 +222,13 @@ class Prepared:
     recent: int
 
 
-def prepare(profile: Profile, embeddings: Single) -> Prepared:
+def prepare(profile: Profile, embeddings: Single, places: npt.NDArray[np.intp] | None = None) -> Prepared:
     """Make a profile ready for a context.
 
     Args:
         profile: of the model.
         embeddings: the model's own, of the context's tokens, (tokens, E).
+        places: which of the embeddings each token has, (tokens,): a text uses few different tokens. None: its own.
 
     Raises:
         UsageError: the embeddings are not of this model.
@@ -237,9 +238,11 @@ def prepare(profile: Profile, embeddings: Single) -> Prepared:
     # (normalised(embeddings) - mean) · features, in an order that makes no copies of the embeddings
     onto = profile.features.astype(np.float32)
     features: Single = embeddings @ onto / _rms(embeddings) - profile.feature_mean @ onto
-    tokens, sinks = len(features), profile.sink_tokens
+    places = np.arange(len(embeddings)) if places is None else places
+    features, tokens, sinks = features[places], len(places), profile.sink_tokens
     if profile.sink_runs and sinks:
-        repeated = (embeddings[:MAX_SINKS] == embeddings[:1]).all(axis=1)
+        first = embeddings[places[:MAX_SINKS]]
+        repeated = (first == first[:1]).all(axis=1)
         sinks = max(sinks, len(repeated) if repeated.all() else int(np.argmin(repeated)))
     recent = max(profile.recent_tokens, tokens // profile.recent_part if profile.recent_part else 0)
     return Prepared(profile, features, *angles(profile.rope, Span(0, tokens)), sinks, max(tokens - recent, sinks))

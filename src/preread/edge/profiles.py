@@ -132,7 +132,8 @@ class Preparations:
         key = context, id
         with self._lock:
             if key not in self._made:
-                self._made[key] = prepare(profile, self._embed(tokens))
+                different, places = np.unique(tokens, return_inverse=True)
+                self._made[key] = prepare(profile, self._embed(different), places)
             self._made.move_to_end(key)
             while len(self._made) > _MOST_PREPARED:
                 self._made.popitem(last=False)

@@ -90,15 +90,14 @@ class Embeddings:
 
     def rows(self, tokens: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
         """Embeddings (tokens, width) of token ids, which must be of the vocabulary. Thread-safe."""
-        different, places = np.unique(tokens, return_inverse=True)  # a text uses few of its tokens often
-        out = np.empty((len(different), self._width), np.float32)
-        for row, token in zip(out, different.tolist(), strict=True):
+        out = np.empty((len(tokens), self._width), np.float32)
+        for row, token in zip(out, tokens.tolist(), strict=True):
             source = self._data + token * self._row_bytes
             if self._type == _F32:
                 ctypes.memmove(row.ctypes.data, source, self._row_bytes)
             else:
                 self._traits.to_float(source, row.ctypes.data, self._width)
-        return out[places]
+        return out
 
 
 class CacheTensors:
