@@ -325,6 +325,17 @@ def test_the_product_is_the_same_with_vectors_of_any_width(loudest: float) -> No
     assert (near <= 1e-4 * np.abs(exact - basis.mean).max(axis=1) + 1e-6).all()
 
 
+@pytest.mark.parametrize("size", [1e-38, 1e38, np.inf, np.nan])
+def test_coefficients_that_no_scale_fits_add_nothing(size: float) -> None:
+    """A profile's numbers are finite, but not their products: no conversion to an integer may be left undefined."""
+    basis = prepared(GEOMETRY, 2, 0.1).profile.bases[0]
+    to = synthesis(basis)
+    a = np.zeros((6, len(to.scales)), np.float32)
+    a[1], a[2, 0] = size, 1
+    x = synthesised(a, replace(to, scales=np.ones_like(to.scales)))
+    assert np.array_equal(x[1], x[0]) and np.array_equal(x[0], to.means) and not np.array_equal(x[2], to.means)
+
+
 def test_golden_payload() -> None:
     """Symbols are integers: every machine reads the same ones, for ever."""
     lines = (VECTORS / "symbols.txt").read_text().splitlines()

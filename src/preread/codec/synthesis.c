@@ -107,7 +107,10 @@ WIDE static float rounded(const float *restrict from, const float *restrict scal
         most = most > size ? most : size;
         added += size;
     }
-    if (!(added > 0)) added = most = 1;
+    if (!(most > 1e-30f && added < 1e38f)) { /* nothing, or what no sound profile makes: no finite scale fits it */
+        memset(to, 0, (size_t)depth * sizeof *to);
+        return 0;
+    }
     const float by = LARGEST / most < ADDED / added ? LARGEST / most : ADDED / added;
     for (int64_t k = 0; k < depth; k++) {
         const float value = scaled[k] * by;
