@@ -106,6 +106,8 @@ class Load:
             whole = wire.flow(self.now_s)
             if whole or (wire.seen_bytes > before and steps % 20 == 0) or steps % 50 == 0:
                 self.tell(events.Progress(index, int(wire.seen_bytes)))
+                if not whole:
+                    self.tell(events.Tick())
             for cell in whole:
                 if cell in wire.asked:
                     del wire.asked[cell]

@@ -200,9 +200,15 @@ def test_an_answer_that_has_begun_is_taken_back_when_the_link_falls_silent() -> 
     now_s = 0.01
     while not out:
         now_s += 0.02
-        out = [one for one in tell(plan, now_s, events.Progress(0, 1000)) if not isinstance(one, events.Fetch)]
+        said = tell(plan, now_s, events.Progress(0, 1000), events.Tick())
+        out = [one for one in said if not isinstance(one, events.Fetch)]
     assert out == [events.Interrupt()] and now_s < 10
     assert tell(plan, now_s, events.Interrupted())[-1] == events.Compute(0, 1)
+
+
+def test_progress_alone_is_only_noted() -> None:
+    plan = Plan(task(FAST), 0.0)
+    assert tell(plan, 0.0, events.Progress(0, 0)) == [] and fetched(tell(plan, 0.0, events.Tick()))
 
 
 def test_a_cell_that_arrives_breaks_the_silence_whether_its_bytes_were_told_or_not() -> None:

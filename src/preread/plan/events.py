@@ -16,7 +16,7 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """So many bytes came from a source in all, unfinished cells included."""
+    """So many bytes came from a source in all, unfinished cells included. It is noted; the next event is acted upon."""
 
     source: int
     seen_bytes: int

@@ -11,6 +11,7 @@ decision compares predicted finishes. A link of which nothing is known, or that 
 until it shows otherwise, so that one that is dead costs nothing; whatever arrives is used.
 """
 
+import itertools
 from enum import Enum
 from typing import Final
 
@@ -167,7 +168,7 @@ class Plan:
                 self._engine, self._span = Engine.IDLE, range(0)
         for seen in self._sources:
             seen.listen(self._now_s)
-        if not self.complete:
+        if not self.complete and not isinstance(event, Progress):
             self._due = self._wanted()
             self._inject(out)
             self._drive(out)
@@ -338,14 +339,13 @@ class Plan:
         """The sources that something is still to come from."""
         if not self._task.first:
             return set(range(len(self._sources)))
-        usable = {seen.index for seen in self._usable()}
-        able = [
-            next((seen.index for seen in self._having(cell) if seen.index in usable and not seen.refuses(cell)), None)
-            for chunk in self.grid.left()
-            for cell in self.grid.cells(chunk)
-            if self.grid.away(cell)
-        ]
-        return {index for index in able if index is not None}
+        usable, wanted = {seen.index for seen in self._usable()}, set[int]()
+        for cell in (cell for chunk in self.grid.left() for cell in self.grid.cells(chunk) if self.grid.away(cell)):
+            if wanted == usable:
+                break
+            having = (seen.index for seen in self._having(cell) if seen.index in usable and not seen.refuses(cell))
+            wanted |= {*itertools.islice(having, 1)}
+        return wanted
 
     def _order(self, left: list[int]) -> list[Cell]:
         """Cells that are away, in the order in which they should come; see the module's beginning."""
