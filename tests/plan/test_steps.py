@@ -206,6 +206,15 @@ def test_an_answer_that_has_begun_is_taken_back_when_the_link_falls_silent() -> 
     assert tell(plan, now_s, events.Interrupted())[-1] == events.Compute(0, 1)
 
 
+def test_until_the_answer_can_begin_little_is_asked_for_beyond_its_first_group() -> None:
+    plan = Plan(task(replace(FAST, bytes_s=1e5, rtt_s=0.02), chunks=4, groups=4), 0.0)
+    asked = [cell for cell, _ in fetched(tell(plan, 0.0, events.Tick()))]
+    assert [group for _, group in asked] == [0, 0, 0, 0, 1, 1]
+    came = [event for cell in asked[:4] for event in (events.Arrived(cell, 0), events.Placed(cell))]
+    out = tell(plan, 0.1, events.Progress(0, 4000), *came)
+    assert events.Answer() in out and len(asked + fetched(out)) - 4 > 6, "as many are under way"
+
+
 def test_progress_alone_is_only_noted() -> None:
     plan = Plan(task(FAST), 0.0)
     assert tell(plan, 0.0, events.Progress(0, 0)) == [] and fetched(tell(plan, 0.0, events.Tick()))

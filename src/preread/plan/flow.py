@@ -72,8 +72,12 @@ class Flow:
         self._seconds = self._seconds * fading + passed_s
         self._counted_s = max(self._counted_s, at_s)
 
-    def window_bytes(self, cell_bytes: float) -> float:
-        """How much may be under way: what the link holds, one cell that is being received and one that is due."""
+    def window_bytes(self, cell_bytes: float, behind: bool = False) -> float:
+        """How much may be under way: what the link holds, one cell that is being received and one that is due.
+
+        behind: what was asked for before is needed sooner, so that no more is asked for than keeps the link busy.
+        """
         if not self._bytes:
             return _UNKNOWN_WINDOW * cell_bytes
-        return _GROWTH * self.bytes_s * (self.rtt_s + _TURN_S) + 2 * cell_bytes
+        fits_bytes = self.bytes_s * (self.rtt_s + _TURN_S)
+        return fits_bytes + cell_bytes if behind else _GROWTH * fits_bytes + 2 * cell_bytes

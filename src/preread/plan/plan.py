@@ -288,8 +288,9 @@ class Plan:
         if not any(self._room(seen) for seen in self._usable()):
             return
         owed = sum(map(self.grid.bytes, self.grid.here)) + sum(seen.owed_bytes for seen in self._sources)
-        for cell in self._order(self.grid.left()):
-            index = self._source_for(cell)
+        order, begins = self._order(self.grid.left())
+        for cell in order:
+            index = self._source_for(cell, behind=begins and cell[1] > 0)
             if index is None:
                 continue
             if owed and owed + self.grid.bytes(cell) > MOST_BYTES:
@@ -308,22 +309,23 @@ class Plan:
             if not any(self._room(seen) for seen in self._usable()):
                 return
 
-    def _room(self, seen: Seen) -> bool:
+    def _room(self, seen: Seen, behind: bool = False) -> bool:
+        """Whether a source should be asked for one more; `behind`: what it was asked for before is needed sooner."""
         if len(seen.asked) >= seen.source.most_requests:
             return False
         # Cells that share a link end together: half of the places are for what is asked for while these come.
         most_bytes = self.grid.mean_bytes * (seen.source.most_requests // 2 + 1)
-        window_bytes = min(seen.flow.window_bytes(self.grid.mean_bytes), most_bytes)
+        window_bytes = min(seen.flow.window_bytes(self.grid.mean_bytes, behind), most_bytes)
         return not seen.asked or seen.owed_bytes - seen.partly_bytes < window_bytes
 
-    def _source_for(self, cell: Cell) -> int | None:
+    def _source_for(self, cell: Cell, behind: bool) -> int | None:
         """Who should be asked for a cell: somebody with room, and a second one only where the first is overdue."""
         if any(self._now_s < seen.due.get(cell, 0.0) for seen in self._sources):
             return None
         for seen in self._having(cell):
             if cell in seen.asked or seen.refuses(cell) or not seen.usable(self._now_s):
                 continue
-            if self._room(seen):
+            if self._room(seen, behind):
                 return seen.index
             if self._task.first:
                 return None  # it is worth waiting for: the last one would do the same work again
@@ -347,8 +349,11 @@ class Plan:
             wanted |= {*itertools.islice(having, 1)}
         return wanted
 
-    def _order(self, left: list[int]) -> list[Cell]:
-        """Cells that are away, in the order in which they should come; see the module's beginning."""
+    def _order(self, left: list[int]) -> tuple[list[Cell], bool]:
+        """Cells that are away, in the order in which they should come; see the module's beginning.
+
+        And whether the answer begins with the first group of those that are asked for now.
+        """
         grid = self.grid
         todo = [c for c in left if c not in self._span and c not in grid.spoilt and grid.away_bytes[c]]
         finishes = self._finishes(todo)
@@ -364,7 +369,8 @@ class Plan:
         unknown = not any(seen.flow.bytes_s for seen in self._expected())  # it may well be the faster way
         if unknown or self._now_s + self._load_s(*self._rest(left)) < self._until_s - _INTERRUPT_S:
             order += [cell for c in self._span for cell in grid.cells(c)]
-        return [cell for cell in order if grid.away(cell)]
+        begins = not (tail or computed or grid.groups_in_place)
+        return [cell for cell in order if grid.away(cell)], begins
 
     def _rest(self, left: list[int]) -> tuple[int, int]:
         """Bytes of these chunks that are not in place, and not here."""
