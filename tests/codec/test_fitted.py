@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from preread.codec import fitted, symbols
 from preread.codec import profile_bytes as profile
 from preread.codec.base import Codec, Payload
-from preread.codec.fitted import Fitted, apart, synthesised
+from preread.codec.fitted import Fitted, apart
+from preread.codec.product import synthesised
 from preread.codec.profile import Basis, Prepared, Profile, Steps, prepare, synthesis
 from preread.codec.rope import Rope
 from preread.codec.symbols import CLASSES, LEVELS, Coder, read, write

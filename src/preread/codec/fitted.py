@@ -8,19 +8,18 @@ leaves, in the same way; its sinks are that one's. What is encoded and decoded h
 say how.
 """
 
-import ctypes
 import struct
 from dataclasses import dataclass
 
 import numpy as np
 
 from preread.codec.base import Payload, block_shape, check_block
-from preread.codec.profile import FittedRung, Prepared, Steps, Synthesis
+from preread.codec.product import analysed, compiled, padded_rows, synthesised
+from preread.codec.profile import FittedRung, Prepared, Steps
 from preread.codec.rope import Single, unrotate
 from preread.codec.shuffle import Shuffle
 from preread.codec.symbols import Coder, Symbols, read, write
 from preread.codec.zstd import Zstd
-from preread.compiled import library
 from preread.errors import CorruptData, UsageError
 from preread.values import Geometry, Half, KVBlock, Span
 
@@ -28,9 +27,6 @@ VERSION = "fitted/2"
 
 _NOTHING = b"\0"
 """What refines sinks: they are exact, and a payload has at least one byte."""
-
-_ROWS = 6
-"""Tokens that the compiled product takes at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +194,7 @@ def quantised(y: Single, steps: Steps, bias: tuple[float, float], group: int, co
 def restore(symbols: Symbols, steps: Steps, bias: tuple[float, float], y: Single, sign: int) -> None:
     """Add what symbols stand for, `sign` times, to the first coefficients of y (tokens, …), whose rows lie close."""
     near = np.array(bias, np.float32)
-    _compiled().preread_values(
+    compiled().preread_values(
         symbols.ctypes.data, *symbols.shape, y.strides[0] // 4, sign * steps.step, near.ctypes.data, y.ctypes.data
     )
 
@@ -215,41 +211,6 @@ def coefficients(prepared: Prepared, block: KVBlock, group: int, sinks: int) -> 
     return analysed(a, profile.analysis(group))[: len(tokens), : len(profile.bases[group].rows)]
 
 
-def analysed(a: Single, panels: Single) -> Single:
-    """a (tokens, K) by panels of a matrix (K, N): (tokens, padded N); `tokens` is padded too."""
-    out = np.empty((len(a), panels.shape[0] * panels.shape[2]), np.float32)
-    _compiled().preread_analysis(a.ctypes.data, panels.ctypes.data, *a.shape, out.shape[1], out.ctypes.data)
-    return out
-
-
-def synthesised(a: Single, to: Synthesis, bits: int = 512) -> Single:
-    """Vectors (tokens, padded N) from features and coefficients (tokens, K), K even; `tokens` is padded too.
-
-    `bits` is the width of the processor's vectors that may be used.
-    """
-    out = np.empty((len(a), len(to.means)), np.float32)
-    failed = _compiled().preread_synthesis(
-        a.ctypes.data,
-        to.scales.ctypes.data,
-        *a.shape,
-        to.panels.ctypes.data,
-        2 * to.panels.shape[1],
-        out.shape[1],
-        to.means.ctypes.data,
-        to.columns.ctypes.data,
-        bits,
-        out.ctypes.data,
-    )
-    if failed:
-        raise MemoryError("the codec's product ran out of memory")
-    return out
-
-
-def padded_rows(tokens: int) -> int:
-    """`tokens` rounded up to what the compiled product takes at a time."""
-    return -(-tokens // _ROWS) * _ROWS
-
-
 def vectors(k: Single, v: Single) -> Single:
     """K and V (layers, kv_heads, tokens, head_dim) as one vector for each token, (tokens, N)."""
     halves = (half.transpose(2, 0, 1, 3).reshape(half.shape[2], -1) for half in (k, v))
@@ -261,7 +222,7 @@ def _rows(x: Single, k: Half, v: Half, first: int, cosines: Single, sines: Singl
     layers, heads, room, dim = k.shape
     values = layers * heads * dim
     for half, offset, pairs in ((k, 0, cosines.shape[1]), (v, values, 0)):
-        _compiled().preread_rows(
+        compiled().preread_rows(
             x.ctypes.data + x.itemsize * offset,
             *x.shape,
             layers * heads,
@@ -273,21 +234,3 @@ def _rows(x: Single, k: Half, v: Half, first: int, cosines: Single, sines: Singl
             room,
             half.ctypes.data + half.itemsize * first * dim,
         )
-
-
-def _compiled() -> ctypes.CDLL:
-    part = library("preread.codec._fitted")
-    if part.preread_values.argtypes is None:
-        pointer, count = ctypes.c_void_p, ctypes.c_int64
-        part.preread_analysis.argtypes = [pointer, pointer, count, count, count, pointer]
-        part.preread_analysis.restype = None
-        part.preread_synthesis.argtypes = [
-            *[pointer, pointer, count, count, pointer, count, count, pointer, pointer, ctypes.c_int, pointer]
-        ]
-        part.preread_rows.argtypes = [
-            *[pointer, count, count, count, count, pointer, pointer, count, ctypes.c_int, count, pointer]
-        ]
-        part.preread_rows.restype = None
-        part.preread_values.argtypes = [pointer, count, count, count, ctypes.c_float, pointer, pointer]
-        part.preread_values.restype = None
-    return part

@@ -17,13 +17,11 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from preread.codec.product import COLUMNS, Synthesis, analysed, padded_rows, padded_width, panels
 from preread.codec.rope import Rope, Single, angles
 from preread.codec.symbols import Classes, Coder
 from preread.errors import UsageError
 from preread.values import Fingerprint, Geometry, Span
-
-COLUMNS: Final = 64
-"""Vectors are padded to a multiple of this, for the compiled product."""
 
 MAX_SINKS: Final = 64
 """No more tokens of a context are sinks."""
@@ -110,23 +108,6 @@ class Basis:
     def predicted(self) -> Single:
         """What a feature of 1 adds to x, (R, N)."""
         return (self.prediction * self.prediction_scales[:, None] / np.sqrt(self.weight)).astype(np.float32)
-
-
-@dataclass(frozen=True, slots=True)
-class Synthesis:
-    """How features and coefficients of one layer group become vectors: x = mean + column · Σ a · scale · row.
-
-    Attributes:
-        panels: rows of prediction and basis, two and two interleaved, (padded N / COLUMNS, (R + C) / 2, COLUMNS, 2)
-            int16, R + C made even by a row of zeros.
-        scales: of each row, (R + C,) float32.
-        means, columns: (padded N,) float32.
-    """
-
-    panels: npt.NDArray[np.int16]
-    scales: Single
-    means: Single
-    columns: Single
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,9 +216,11 @@ def prepare(profile: Profile, embeddings: Single, places: npt.NDArray[np.intp] |
     """
     if embeddings.ndim != 2 or embeddings.shape[1] != len(profile.feature_mean):
         raise UsageError(f"embeddings of shape {embeddings.shape} do not fit a profile for {len(profile.feature_mean)}")
-    # (normalised(embeddings) - mean) · features, in an order that makes no copies of the embeddings
-    onto = profile.features.astype(np.float32)
-    features: Single = embeddings @ onto / _rms(embeddings) - profile.feature_mean @ onto
+    # (normalised(embeddings) - mean) · features; the mean is the last row, so that one product does
+    rows = np.zeros((padded_rows(len(embeddings) + 1), embeddings.shape[1]), np.float32)
+    rows[: len(embeddings)], rows[len(embeddings)] = embeddings, profile.feature_mean
+    onto = analysed(rows, panels(profile.features.astype(np.float32)))[:, : profile.features.shape[1]]
+    features: Single = onto[: len(embeddings)] / _rms(embeddings) - onto[len(embeddings)]
     places = np.arange(len(embeddings)) if places is None else places
     features, tokens, sinks = features[places], len(places), profile.sink_tokens
     if profile.sink_runs and sinks:
@@ -273,19 +256,6 @@ def synthesis(basis: Basis) -> Synthesis:
     columns[: len(basis.mean)] = 1 / np.sqrt(basis.weight)
     pairs = padded.reshape(depth // 2, 2, -1, COLUMNS).transpose(2, 0, 3, 1)
     return Synthesis(np.ascontiguousarray(pairs), scales, means, columns)
-
-
-def panels(matrix: Single) -> Single:
-    """A matrix (K, N) in the order in which the compiled product reads it, (N / COLUMNS, K, COLUMNS), N padded."""
-    depth, width = matrix.shape
-    padded = np.zeros((depth, padded_width(width)), np.float32)
-    padded[:, :width] = matrix
-    return np.ascontiguousarray(padded.reshape(depth, -1, COLUMNS).transpose(1, 0, 2))
-
-
-def padded_width(width: int) -> int:
-    """`width` rounded up to whole panels."""
-    return -(-width // COLUMNS) * COLUMNS
 
 
 def layer_groups(layers: int, group_layers: int) -> tuple[Span, ...]:

@@ -1,0 +1,105 @@
+"""The fitted codec's products, compiled: vectors to coefficients in the cloud, coefficients to vectors on the edge.
+
+They run in the thread that calls them, and in no other: a library's own threads would wait for more work in a busy
+loop, on the very processors that a prompt is being computed on.
+"""
+
+import ctypes
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from preread.codec.rope import Single
+from preread.compiled import library
+
+COLUMNS: Final = 64
+"""Vectors are padded to a multiple of this, for the compiled product."""
+
+_ROWS = 6
+"""Tokens that the compiled product takes at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Synthesis:
+    """How features and coefficients of one layer group become vectors: x = mean + column · Σ a · scale · row.
+
+    Attributes:
+        panels: rows of prediction and basis, two and two interleaved, (padded N / COLUMNS, (R + C) / 2, COLUMNS, 2)
+            int16, R + C made even by a row of zeros.
+        scales: of each row, (R + C,) float32.
+        means, columns: (padded N,) float32.
+    """
+
+    panels: npt.NDArray[np.int16]
+    scales: Single
+    means: Single
+    columns: Single
+
+
+def panels(matrix: Single) -> Single:
+    """A matrix (K, N) in the order in which the compiled product reads it, (N / COLUMNS, K, COLUMNS), N padded."""
+    depth, width = matrix.shape
+    padded = np.zeros((depth, padded_width(width)), np.float32)
+    padded[:, :width] = matrix
+    return np.ascontiguousarray(padded.reshape(depth, -1, COLUMNS).transpose(1, 0, 2))
+
+
+def padded_width(width: int) -> int:
+    """`width` rounded up to whole panels."""
+    return -(-width // COLUMNS) * COLUMNS
+
+
+def analysed(a: Single, panels: Single) -> Single:
+    """a (tokens, K) by panels of a matrix (K, N): (tokens, padded N); `tokens` is padded too."""
+    out = np.empty((len(a), panels.shape[0] * panels.shape[2]), np.float32)
+    compiled().preread_analysis(a.ctypes.data, panels.ctypes.data, *a.shape, out.shape[1], out.ctypes.data)
+    return out
+
+
+def synthesised(a: Single, to: Synthesis, bits: int = 512) -> Single:
+    """Vectors (tokens, padded N) from features and coefficients (tokens, K), K even; `tokens` is padded too.
+
+    `bits` is the width of the processor's vectors that may be used.
+    """
+    out = np.empty((len(a), len(to.means)), np.float32)
+    failed = compiled().preread_synthesis(
+        a.ctypes.data,
+        to.scales.ctypes.data,
+        *a.shape,
+        to.panels.ctypes.data,
+        2 * to.panels.shape[1],
+        out.shape[1],
+        to.means.ctypes.data,
+        to.columns.ctypes.data,
+        bits,
+        out.ctypes.data,
+    )
+    if failed:
+        raise MemoryError("the codec's product ran out of memory")
+    return out
+
+
+def padded_rows(tokens: int) -> int:
+    """`tokens` rounded up to what the compiled product takes at a time."""
+    return -(-tokens // _ROWS) * _ROWS
+
+
+def compiled() -> ctypes.CDLL:
+    """The compiled part of the fitted codec, its functions declared."""
+    part = library("preread.codec._fitted")
+    if part.preread_values.argtypes is None:
+        pointer, count = ctypes.c_void_p, ctypes.c_int64
+        part.preread_analysis.argtypes = [pointer, pointer, count, count, count, pointer]
+        part.preread_analysis.restype = None
+        part.preread_synthesis.argtypes = [
+            *[pointer, pointer, count, count, pointer, count, count, pointer, pointer, ctypes.c_int, pointer]
+        ]
+        part.preread_rows.argtypes = [
+            *[pointer, count, count, count, count, pointer, pointer, count, ctypes.c_int, count, pointer]
+        ]
+        part.preread_rows.restype = None
+        part.preread_values.argtypes = [pointer, count, count, count, ctypes.c_float, pointer, pointer]
+        part.preread_values.restype = None
+    return part
