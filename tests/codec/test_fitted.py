@@ -310,8 +310,9 @@ def test_foreign_bytes_are_corrupt(junk: bytes) -> None:
         codec.decode(junk, Span(0, 32), Span(0, 2), GEOMETRY)
 
 
+@pytest.mark.parametrize("weak", [0, 4, 12, 999])
 @pytest.mark.parametrize("loudest", [0.0, 1.0, 1e4])
-def test_the_product_is_the_same_with_vectors_of_any_width(loudest: float) -> None:
+def test_the_product_is_the_same_with_vectors_of_any_width(loudest: float, weak: int) -> None:
     source = np.random.default_rng(4)
     basis = prepared(GEOMETRY, 2, 0.1).profile.bases[0]
     to = synthesis(basis)
@@ -320,20 +321,52 @@ def test_the_product_is_the_same_with_vectors_of_any_width(loudest: float) -> No
     a[3] = 0
     rows = np.vstack([basis.predicted(), basis.vectors(len(basis.rows))])
     exact = basis.mean + a[:, : len(rows)].astype(np.float64) @ rows
-    narrow, wide, widest = (synthesised(a, to, bits) for bits in (64, 256, 512))
+    strong = max(0, len(to.scales) - weak)
+    narrow, wide, widest = (synthesised(a, to, strong, bits) for bits in (64, 256, 512))
     assert np.array_equal(narrow, wide) and np.array_equal(narrow, widest)
     near = np.abs(narrow[:, : exact.shape[1]] - exact).max(axis=1)
-    assert (near <= 1e-4 * np.abs(exact - basis.mean).max(axis=1) + 1e-6).all()
+    most = np.abs(exact - basis.mean).max(axis=1)
+    if weak:  # their rounding, at most half of 1/127 of the largest for each row
+        parts = np.abs(a[:, strong : len(rows), None] * rows[strong:])
+        most = 40 * (most + weak * parts.max(axis=(1, 2), initial=0))
+    assert (near <= 1e-4 * most + 1e-6).all()
 
 
+def test_what_int8_adds_to_the_error_is_a_small_part_of_what_the_step_makes(monkeypatch: pytest.MonkeyPatch) -> None:
+    geometry, tokens, layers = Geometry(2, 2, 32), Span(64, 128), Span(0, 2)
+    ready = prepared(geometry, 2, 20.0)
+    thin = ready.profile.rungs[1]
+    calm = replace(thin, older=replace(thin.older, classes=(np.full(256, 2, np.uint8),)))
+    codec = Fitted(replace(ready, profile=replace(ready.profile, rungs=(calm,))), 0)
+    assert fitted._large(calm.older, 0, ready.profile.coder) == 0
+    block = sample_block((2, 2, 64, 32), 64)
+    payload = codec.encode(block)
+    rows = codec.decode(payload, tokens, layers, geometry).v.astype(np.float32)
+    monkeypatch.setattr(fitted, "_FEWEST_WEAK", 10**6)
+    exact = codec.decode(payload, tokens, layers, geometry).v.astype(np.float32)
+    added, made = np.square(rows - exact).mean(), np.square(exact - block.v.astype(np.float32)).mean()
+    assert 0 < added < 0.005 * made
+
+
+def test_components_are_weak_from_the_last_on_whose_symbols_are_large() -> None:
+    coder = _golden_profile().coder
+    large, small = int(np.argmax(coder.means)), int(np.argmin(coder.means))
+    coder = replace(coder, means=np.where(np.arange(CLASSES) == large, 1000, 100).astype(np.uint16))
+    of = lambda *classes: fitted._large(Steps(1.0, (np.array(classes, np.uint8),)), 0, coder)  # noqa: E731
+    assert (of(small, small), of(large, small, small), of(small, large, small)) == (0, 1, 2)
+
+
+@pytest.mark.parametrize("strong", [0, 4, 999])
 @pytest.mark.parametrize("size", [1e-38, 1e38, np.inf, np.nan])
-def test_coefficients_that_no_scale_fits_add_nothing(size: float) -> None:
+def test_coefficients_that_no_scale_fits_add_nothing(size: float, strong: int) -> None:
     """A profile's numbers are finite, but not their products: no conversion to an integer may be left undefined."""
     basis = prepared(GEOMETRY, 2, 0.1).profile.bases[0]
     to = synthesis(basis)
     a = np.zeros((6, len(to.scales)), np.float32)
     a[1], a[2, 0] = size, 1
-    x = synthesised(a, replace(to, scales=np.ones_like(to.scales)))
+    a[3, -1] = np.nan
+    x = synthesised(a, replace(to, scales=np.ones_like(to.scales)), min(strong, len(to.scales)))
+    assert np.array_equal(x[3], x[0])
     assert np.array_equal(x[1], x[0]) and np.array_equal(x[0], to.means) and not np.array_equal(x[2], to.means)
 
 

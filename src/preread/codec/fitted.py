@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from preread.codec.base import Payload, block_shape, check_block
-from preread.codec.product import analysed, compiled, padded_rows, synthesised
+from preread.codec.product import analysed, compiled, padded_depth, padded_rows, synthesised
 from preread.codec.profile import FittedRung, Prepared, Steps
 from preread.codec.rope import Single, unrotate
 from preread.codec.shuffle import Shuffle
@@ -24,6 +24,12 @@ from preread.errors import CorruptData, UsageError
 from preread.values import Geometry, Half, KVBlock, Span
 
 VERSION = "fitted/2"
+
+_LARGE_MEAN = 2
+"""Of components whose symbols have larger means, sizes of a dozen and more are not rare."""
+
+_FEWEST_WEAK = 64
+"""For fewer weak components it is not worth the while to take them apart from the others."""
 
 _NOTHING = b"\0"
 """What refines sinks: they are exact, and a payload has at least one byte."""
@@ -131,18 +137,28 @@ class Fitted:
             block for rung, coded in parts for block in _uncoded(coded, rung, group, profile.coder, older, len(tokens))
         ]
         most = max(symbols.shape[1] for _, _, symbols, _ in blocks)
-        depth = (first + most + 1) // 2 * 2
+        depth = padded_depth(first + most)
         a = np.zeros((padded_rows(len(tokens)), depth), np.float32)
         a[: len(tokens), :first] = features
         for rows, steps, symbols, bias in blocks:
             restore(symbols, steps, bias, a[rows, first:], 1)
-        return synthesised(a, profile.synthesis(group))[: len(tokens)]
+        strong = depth  # what a rung refines is large, counted in its steps
+        if self._base is None:
+            large = max(_large(steps, group, profile.coder) for _, steps, *_ in blocks)
+            strong = padded_depth(first + large) if most - large >= _FEWEST_WEAK else depth
+        return synthesised(a, profile.synthesis(group), strong)[: len(tokens)]
 
 
 def _parts(rung: FittedRung, older: int, tokens: int) -> list[tuple[slice, Steps]]:
     """Which rows of a block are quantised how."""
     both = ((slice(0, older), rung.older), (slice(older, tokens), rung.recent))
     return [(rows, steps) for rows, steps in both if rows.start < rows.stop]
+
+
+def _large(steps: Steps, group: int, coder: Coder) -> int:
+    """How many components, from the first on, have symbols too large for int8 in fractions of a step."""
+    large = np.flatnonzero(coder.means[steps.classes[group]] > _LARGE_MEAN * 256)
+    return int(large[-1]) + 1 if len(large) else 0
 
 
 def _coded(y: Single, rung: FittedRung, group: int, coder: Coder, older: int) -> bytes:

@@ -21,18 +21,24 @@ _ROWS = 6
 """Tokens that the compiled product takes at a time."""
 
 
+ROWS_APART: Final = 4
+"""Strong rows end, and all rows, at a multiple of this."""
+
+
 @dataclass(frozen=True, slots=True)
 class Synthesis:
     """How features and coefficients of one layer group become vectors: x = mean + column · Σ a · scale · row.
 
     Attributes:
-        panels: rows of prediction and basis, two and two interleaved, (padded N / COLUMNS, (R + C) / 2, COLUMNS, 2)
-            int16, R + C made even by a row of zeros.
-        scales: of each row, (R + C,) float32.
+        panels: rows of prediction and basis, two and two interleaved, (padded N / COLUMNS, rows / 2, COLUMNS, 2) int16;
+            rows is R + C, made a multiple of ROWS_APART by rows of zeros.
+        weak_panels: the same and 128, four and four interleaved, (padded N / COLUMNS, rows / 4, COLUMNS, 4) uint8.
+        scales: of each row, (rows,) float32.
         means, columns: (padded N,) float32.
     """
 
     panels: npt.NDArray[np.int16]
+    weak_panels: npt.NDArray[np.uint8]
     scales: Single
     means: Single
     columns: Single
@@ -58,17 +64,24 @@ def analysed(a: Single, panels: Single) -> Single:
     return out
 
 
-def synthesised(a: Single, to: Synthesis, bits: int = 512) -> Single:
-    """Vectors (tokens, padded N) from features and coefficients (tokens, K), K even; `tokens` is padded too.
+def synthesised(a: Single, to: Synthesis, strong: int, bits: int = 512) -> Single:
+    """Vectors (tokens, padded N) from features and coefficients (tokens, K); `tokens` is padded too.
 
-    `bits` is the width of the processor's vectors that may be used.
+    Args:
+        a: of each row that the product takes, K a multiple of ROWS_APART.
+        to: the rows.
+        strong: of so many rows, a multiple of ROWS_APART, a token may have anything; what it has of all others is kept
+            as int8, which is enough where it is of a few sizes.
+        bits: width of the processor's vectors that may be used.
     """
     out = np.empty((len(a), len(to.means)), np.float32)
     failed = compiled().preread_synthesis(
         a.ctypes.data,
         to.scales.ctypes.data,
         *a.shape,
+        strong,
         to.panels.ctypes.data,
+        to.weak_panels.ctypes.data,
         2 * to.panels.shape[1],
         out.shape[1],
         to.means.ctypes.data,
@@ -79,6 +92,11 @@ def synthesised(a: Single, to: Synthesis, bits: int = 512) -> Single:
     if failed:
         raise MemoryError("the codec's product ran out of memory")
     return out
+
+
+def padded_depth(rows: int) -> int:
+    """`rows` rounded up to a multiple of ROWS_APART."""
+    return -(-rows // ROWS_APART) * ROWS_APART
 
 
 def padded_rows(tokens: int) -> int:
@@ -94,7 +112,8 @@ def compiled() -> ctypes.CDLL:
         part.preread_analysis.argtypes = [pointer, pointer, count, count, count, pointer]
         part.preread_analysis.restype = None
         part.preread_synthesis.argtypes = [
-            *[pointer, pointer, count, count, pointer, count, count, pointer, pointer, ctypes.c_int, pointer]
+            *[pointer, pointer, count, count, count, pointer, pointer, count, count, pointer, pointer],
+            *[ctypes.c_int, pointer],
         ]
         part.preread_rows.argtypes = [
             *[pointer, count, count, count, count, pointer, pointer, count, ctypes.c_int, count, pointer]

@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from preread.codec.product import COLUMNS, Synthesis, analysed, padded_rows, padded_width, panels
+from preread.codec.product import COLUMNS, Synthesis, analysed, padded_depth, padded_rows, padded_width, panels
 from preread.codec.rope import Rope, Single, angles
 from preread.codec.symbols import Classes, Coder
 from preread.errors import UsageError
@@ -247,7 +247,7 @@ def _rms(rows: Single) -> Single:
 def synthesis(basis: Basis) -> Synthesis:
     """A basis in the order in which the compiled product reads it."""
     rows = np.vstack([basis.prediction, basis.rows])
-    depth, width = len(rows) + len(rows) % 2, padded_width(rows.shape[1])
+    depth, width = padded_depth(len(rows)), padded_width(rows.shape[1])
     padded = np.zeros((depth, width), np.int16)
     padded[: len(rows), : rows.shape[1]] = rows
     scales, means, columns = np.zeros(depth, np.float32), np.zeros(width, np.float32), np.zeros(width, np.float32)
@@ -255,7 +255,8 @@ def synthesis(basis: Basis) -> Synthesis:
     means[: len(basis.mean)] = basis.mean
     columns[: len(basis.mean)] = 1 / np.sqrt(basis.weight)
     pairs = padded.reshape(depth // 2, 2, -1, COLUMNS).transpose(2, 0, 3, 1)
-    return Synthesis(np.ascontiguousarray(pairs), scales, means, columns)
+    fours = (padded + 128).astype(np.uint8).reshape(depth // 4, 4, -1, COLUMNS).transpose(2, 0, 3, 1)
+    return Synthesis(np.ascontiguousarray(pairs), np.ascontiguousarray(fours), scales, means, columns)
 
 
 def layer_groups(layers: int, group_layers: int) -> tuple[Span, ...]:
