@@ -50,6 +50,35 @@ class Prefill:
         return self.batch_s + tokens * (self.token_s + self.position_s * (start + tokens / 2))
 
 
+@dataclass(frozen=True, slots=True)
+class Coming:
+    """What the links of a load that is under way will bring.
+
+    Attributes:
+        bytes_s: rate of all of them together.
+        first_s: seconds until the next byte comes.
+        partly_bytes: of cells that are under way, what has come of them.
+        decode_bytes_s: how fast cells are decoded and injected.
+        cell_bytes: of a usual cell.
+    """
+
+    bytes_s: float
+    first_s: float
+    partly_bytes: int
+    decode_bytes_s: float
+    cell_bytes: float
+
+    def seconds(self, left_bytes: int, away_bytes: int) -> float:
+        """Seconds until cells of so many bytes are in place, of which so many have not arrived; infinite: never."""
+        decode_s = left_bytes / self.decode_bytes_s
+        if not away_bytes:
+            return decode_s
+        if not self.bytes_s:
+            return float("inf")
+        wire_s = self.first_s + max(0, away_bytes - self.partly_bytes) / self.bytes_s
+        return max(wire_s + self.cell_bytes / self.decode_bytes_s, decode_s)
+
+
 def local_s(need: Need) -> float:
     """Time to first token when everything is computed here: N/S + P."""
     return need.context_tokens / need.prefill_tokens_s + need.prompt_s

@@ -15,6 +15,7 @@ import itertools
 from enum import Enum
 from typing import Final
 
+from preread.plan.cost import Coming
 from preread.plan.events import (
     Abandon,
     Answer,
@@ -114,29 +115,26 @@ class Plan:
         """Those of them that something is still to come from."""
         return [seen for seen in self._usable() if seen.index in self._due]
 
-    def _load_s(self, left_bytes: int, away_bytes: int) -> float:
-        """Seconds until cells of so many bytes are in place, if they are fetched."""
-        decode_s = left_bytes / self._task.decode_bytes_s
-        if not away_bytes:
-            return decode_s
-        usable = self._expected()
-        rate = sum(seen.flow.bytes_s for seen in usable)
-        if not rate:
-            return float("inf")
-        first_s = 0.0 if any(seen.asked for seen in usable) else min(seen.flow.rtt_s for seen in usable)
-        partly_bytes = sum(seen.partly_bytes for seen in usable)
-        wire_s = first_s + max(0, away_bytes - partly_bytes) / rate
-        return max(wire_s + self.grid.mean_bytes / self._task.decode_bytes_s, decode_s)
+    def _coming(self) -> Coming:
+        """What may be expected of the links from now on."""
+        expected = self._expected()
+        return Coming(
+            bytes_s=sum(seen.flow.bytes_s for seen in expected),
+            first_s=0.0 if any(seen.asked for seen in expected) else min((s.flow.rtt_s for s in expected), default=0.0),
+            partly_bytes=sum(seen.partly_bytes for seen in expected),
+            decode_bytes_s=self._task.decode_bytes_s,
+            cell_bytes=self.grid.mean_bytes,
+        )
 
     def _finishes(self, left: list[int]) -> list[float]:
         """Seconds until the first token if the first 0, 1, … of the chunks that are left are computed."""
-        grid, prompt_s = self.grid, self._task.prompt_s
+        grid, prompt_s, coming = self.grid, self._task.prompt_s, self._coming()
         left_bytes, away_bytes = (sum(row[c] for c in left) for row in (grid.left_bytes, grid.away_bytes))
         spoilt = sum(c in grid.spoilt for c in left)
         computed_s = max(0.0, self._until_s - self._now_s) if self._span else 0.0
         finishes = []
         for chunk in [*left, None]:
-            load_s = float("inf") if spoilt else self._load_s(left_bytes, away_bytes)
+            load_s = float("inf") if spoilt else coming.seconds(left_bytes, away_bytes)
             finishes.append(max(computed_s + prompt_s, load_s + prompt_s / grid.groups))
             if chunk is not None:
                 computed_s += self._compute_s(chunk)
@@ -359,15 +357,16 @@ class Plan:
         finishes = self._finishes(todo)
         count = finishes.index(min(finishes))
         computed, wave, tail = todo[:count], [], todo[count:]
-        wave_bytes = _WAVE * self._task.prompt_s * sum(seen.flow.bytes_s for seen in self._expected())
+        coming = self._coming()
+        wave_bytes = _WAVE * self._task.prompt_s * coming.bytes_s
         while tail and wave_bytes > 0:
             wave_bytes -= grid.away_bytes[tail[0]]
             wave.append(tail.pop(0))
         order = [cell for c in reversed(tail) for cell in grid.cells(c)]
         order += [(c, g) for g in range(grid.groups) for c in reversed(wave)]
         order += [cell for c in reversed(computed) for cell in grid.cells(c)]
-        unknown = not any(seen.flow.bytes_s for seen in self._expected())  # it may well be the faster way
-        if unknown or self._now_s + self._load_s(*self._rest(left)) < self._until_s - _INTERRUPT_S:
+        unknown = not coming.bytes_s  # it may well be the faster way
+        if unknown or self._now_s + coming.seconds(*self._rest(left)) < self._until_s - _INTERRUPT_S:
             order += [cell for c in self._span for cell in grid.cells(c)]
         begins = not (tail or computed or grid.groups_in_place)
         return [cell for cell in order if grid.away(cell)], begins
