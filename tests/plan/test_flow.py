@@ -10,17 +10,17 @@ RATES = st.floats(1e3, 1e9)
 
 
 def test_a_link_of_which_nothing_is_known_carries_nothing_until_it_shows_otherwise() -> None:
-    flow = Flow.begin(None, 0.02, 0.0)
+    flow = Flow.begin(None, 0.02, 0.0, 10.0)
     assert flow.bytes_s == 0
     flow.asked(0.0)
     flow.advance(100_000, 0.12, True)
     assert flow.bytes_s == pytest.approx(1e6)
-    assert Flow.begin(0.0, 0.02, 0.0).bytes_s == 0
+    assert Flow.begin(0.0, 0.02, 0.0, 10.0).bytes_s == 0
 
 
 @given(RATES, st.floats(0, 1), st.lists(st.floats(0.001, 0.5), min_size=1, max_size=20))
 def test_a_link_that_is_as_was_believed_is_believed_to_stay_so(rate: float, rtt_s: float, steps: list[float]) -> None:
-    flow, now_s = Flow.begin(rate, rtt_s, 10.0), 10.0
+    flow, now_s = Flow.begin(rate, rtt_s, 10.0, 10.0), 10.0
     flow.asked(now_s)
     began_s = now_s + rtt_s
     for step_s in steps:
@@ -31,7 +31,7 @@ def test_a_link_that_is_as_was_believed_is_believed_to_stay_so(rate: float, rtt_
 
 @given(RATES, st.floats(0.1, 5))
 def test_what_is_believed_fades_only_while_something_is_under_way(rate: float, passed_s: float) -> None:
-    idle, busy = Flow.begin(rate, 0.02, 0.0), Flow.begin(rate, 0.02, 0.0)
+    idle, busy = Flow.begin(rate, 0.02, 0.0, 10.0), Flow.begin(rate, 0.02, 0.0, 10.0)
     idle.advance(0, passed_s, False)
     busy.advance(0, passed_s, True)
     assert idle.bytes_s == pytest.approx(rate) and busy.bytes_s < idle.bytes_s
@@ -41,7 +41,7 @@ def test_what_is_believed_fades_only_while_something_is_under_way(rate: float, p
 
 
 def test_being_told_twice_at_one_time_changes_nothing() -> None:
-    flow = Flow.begin(1e6, 0.0, 0.0)
+    flow = Flow.begin(1e6, 0.0, 0.0, 10.0)
     flow.advance(50_000, 0.1, True)
     rate = flow.bytes_s
     flow.advance(50_000, 0.1, True)
@@ -49,20 +49,27 @@ def test_being_told_twice_at_one_time_changes_nothing() -> None:
 
 
 def test_a_count_that_went_back_takes_nothing_back() -> None:
-    flow = Flow.begin(None, 0.0, 0.0)
+    flow = Flow.begin(None, 0.0, 0.0, 10.0)
     flow.advance(50_000, 0.1, True)
     flow.advance(20_000, 0.2, True)
     assert flow.seen_bytes == 50_000 and flow.heard_s == 0.1
 
 
 def test_bytes_that_nobody_waits_for_any_more_are_bytes_of_the_link() -> None:
-    flow = Flow.begin(None, 0.0, 0.0)
+    flow = Flow.begin(None, 0.0, 0.0, 10.0)
     flow.advance(50_000, 0.1, False)
     assert flow.bytes_s > 0 and flow.heard_s == 0.1
 
 
 def test_a_window_is_some_cells_while_nothing_is_known_and_then_what_the_link_holds() -> None:
-    assert Flow.begin(None, 0.1, 0.0).window_bytes(1000) == 8000
-    near, far = Flow.begin(1e6, 0.01, 0.0), Flow.begin(1e6, 0.1, 0.0)
+    assert Flow.begin(None, 0.1, 0.0, 10.0).window_bytes(1000) == 8000
+    near, far = Flow.begin(1e6, 0.01, 0.0, 10.0), Flow.begin(1e6, 0.1, 0.0, 10.0)
     assert near.window_bytes(1000) >= 2000 + 1e6 * 0.01
     assert far.window_bytes(1000) - near.window_bytes(1000) >= 1e6 * 0.09
+
+
+def test_a_small_load_forgets_sooner_what_was_believed_than_a_large_one() -> None:
+    small, large = Flow.begin(1e7, 0.0, 0.0, 0.5), Flow.begin(1e7, 0.0, 0.0, 30.0)
+    for flow in (small, large):
+        flow.advance(10_000, 0.1, True)
+    assert small.bytes_s < 1e6 < large.bytes_s

@@ -13,7 +13,7 @@ LONG_S = 0.5 + 4 * 0.05
 
 
 def asked(at_s: float, source: Source = SOURCE) -> Seen:
-    seen = Seen.begin(0, source, 0.0)
+    seen = Seen.begin(0, source, 0.0, 10.0)
     seen.asked[0, 0] = at_s
     return seen
 
@@ -41,7 +41,7 @@ def test_any_byte_breaks_the_silence() -> None:
 
 
 def test_silence_while_nothing_is_asked_for_means_nothing() -> None:
-    seen = Seen.begin(0, SOURCE, 0.0)
+    seen = Seen.begin(0, SOURCE, 0.0, 10.0)
     seen.listen(1000.0)
     assert seen.breaker == Breaker()
     seen.asked[0, 0] = 1000.0
@@ -63,20 +63,20 @@ def test_one_silence_counts_once_however_long_it_is() -> None:
 
 
 def test_what_was_believed_of_a_source_that_failed_is_not_believed_any_more() -> None:
-    assert Seen.begin(0, SOURCE, 0.0).flow.bytes_s == pytest.approx(1e6)
+    assert Seen.begin(0, SOURCE, 0.0, 10.0).flow.bytes_s == pytest.approx(1e6)
     tripped = Source(1e6, 0.05, Breaker(FAILURES, -100.0))
-    assert Seen.begin(0, tripped, 0.0).flow.bytes_s == 0 and Seen.begin(0, tripped, 0.0).usable(0.0)
+    assert Seen.begin(0, tripped, 0.0, 10.0).flow.bytes_s == 0 and Seen.begin(0, tripped, 0.0, 10.0).usable(0.0)
 
 
 def test_a_source_that_is_lost_is_not_asked_whatever_its_health() -> None:
-    seen = Seen.begin(0, SOURCE, 0.0)
+    seen = Seen.begin(0, SOURCE, 0.0, 10.0)
     seen.lost = True
     assert not seen.usable(0.0)
 
 
 @given(st.integers(0, 10**6), st.integers(0, 10**6), st.integers(0, 10**6))
 def test_no_more_has_partly_come_than_is_owed(seen_bytes: int, whole_bytes: int, owed_bytes: int) -> None:
-    seen = Seen.begin(0, SOURCE, 0.0)
+    seen = Seen.begin(0, SOURCE, 0.0, 10.0)
     seen.flow.advance(seen_bytes, 1.0, True)
     seen.whole_bytes, seen.owed_bytes = whole_bytes, owed_bytes
     assert 0 <= seen.partly_bytes <= owed_bytes

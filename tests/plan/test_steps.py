@@ -207,7 +207,7 @@ def test_an_answer_that_has_begun_is_taken_back_when_the_link_falls_silent() -> 
 
 
 def test_until_the_answer_can_begin_little_is_asked_for_beyond_its_first_group() -> None:
-    plan = Plan(task(replace(FAST, bytes_s=1e5, rtt_s=0.02), chunks=4, groups=4), 0.0)
+    plan = Plan(task(replace(FAST, bytes_s=9e4, rtt_s=0.02), chunks=4, groups=4), 0.0)
     asked = [cell for cell, _ in fetched(tell(plan, 0.0, events.Tick()))]
     assert [group for _, group in asked] == [0, 0, 0, 0, 1, 1]
     came = [event for cell in asked[:4] for event in (events.Arrived(cell, 0), events.Placed(cell))]

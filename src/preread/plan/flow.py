@@ -3,11 +3,15 @@
 import math
 from dataclasses import dataclass
 
-_MEMORY_S = 0.5
-"""What came longer ago than this weighs less than half."""
+_SHORTEST_MEMORY_S, _LONGEST_MEMORY_S = 0.1, 0.5
+"""What came longer ago than the memory lasts weighs less than half."""
 
-_PRIOR_S = 0.2
-"""What was believed beforehand counts as much as having seen it for so long."""
+_MEMORY = 1 / 12
+"""The memory, as a share of what computing everything would take: who waits for a link that is slower than it was loses
+little of that before it shows. A longer one judges a link that stutters better."""
+
+_PRIOR = 1 / 5
+"""What was believed beforehand counts as much as having seen it for this share of the memory."""
 
 _LEAST_S = 0.02
 """Bytes come in bursts; no rate is told from less."""
@@ -33,20 +37,29 @@ class Flow:
         rtt_s: one round trip.
         seen_bytes: all that came in this load.
         heard_s: when some of it came last.
+        memory_s: what came longer ago weighs less than half.
     """
 
     rtt_s: float
     seen_bytes: int
     heard_s: float
+    memory_s: float
     _bytes: float
     _seconds: float
     _counted_s: float
 
     @classmethod
-    def begin(cls, bytes_s: float | None, rtt_s: float, at_s: float) -> "Flow":
-        """Nothing has come yet; the rate and the round trip that are believed, None: no rate is known."""
-        known_s = 0.0 if bytes_s is None else _PRIOR_S
-        return cls(rtt_s, 0, at_s, (bytes_s or 0.0) * known_s, known_s, at_s)
+    def begin(cls, bytes_s: float | None, rtt_s: float, at_s: float, local_s: float) -> "Flow":
+        """Nothing has come yet.
+
+        Args:
+            bytes_s, rtt_s: the rate and the round trip that are believed; None: no rate is known.
+            at_s: now.
+            local_s: what computing everything would take.
+        """
+        memory_s = min(max(_MEMORY * local_s, _SHORTEST_MEMORY_S), _LONGEST_MEMORY_S)
+        known_s = 0.0 if bytes_s is None else _PRIOR * memory_s
+        return cls(rtt_s, 0, at_s, memory_s, (bytes_s or 0.0) * known_s, known_s, at_s)
 
     @property
     def bytes_s(self) -> float:
@@ -67,7 +80,7 @@ class Flow:
             return
         if not passed_s and not new:
             return
-        fading = math.exp(-passed_s / _MEMORY_S)
+        fading = math.exp(-passed_s / self.memory_s)
         self._bytes = self._bytes * fading + new
         self._seconds = self._seconds * fading + passed_s
         self._counted_s = max(self._counted_s, at_s)

@@ -45,7 +45,7 @@ from preread.plan.task import Task
 INJECTIONS: Final = 2
 """Cells that are decoded and injected at once."""
 
-MOST_BYTES: Final = 12 * 2**20
+MOST_BYTES: Final = 8 * 2**20
 """Cells that are under way or wait to be injected have no more bytes than this, but for one that is larger itself."""
 
 LONGEST_BATCH_TOKENS: Final = 512
@@ -76,10 +76,11 @@ class Plan:
     def __init__(self, task: Task, at_s: float) -> None:
         self._task, self._now_s, self.grid = task, at_s, Grid(task.cells)
         self._starts = [sum(task.chunks[:c]) for c in range(len(task.chunks))]
-        self._sources = [Seen.begin(index, source, at_s) for index, source in enumerate(task.sources)]
         self._engine, self._until_s = Engine.IDLE, at_s
         self._span = range(0)  # chunks that are being computed
         self._speed = 1.0  # seconds that computing takes ÷ what was believed
+        local_s = sum(map(self._compute_s, range(len(task.chunks))))
+        self._sources = [Seen.begin(index, source, at_s, local_s) for index, source in enumerate(task.sources)]
         self._opened = self._interrupts = 0
         self._due = self._wanted()
 

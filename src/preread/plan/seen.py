@@ -44,10 +44,13 @@ class Seen:
     ever: bool = False
 
     @classmethod
-    def begin(cls, index: int, source: Source, at_s: float) -> "Seen":
-        """Nothing was asked yet. What was believed of a source does not hold once it failed again and again."""
+    def begin(cls, index: int, source: Source, at_s: float, local_s: float) -> "Seen":
+        """Nothing was asked yet. What was believed of a source does not hold once it failed again and again.
+
+        `local_s` is what computing everything would take.
+        """
         believed_bytes_s = None if source.breaker.tripped else source.bytes_s
-        return cls(index, source, Flow.begin(believed_bytes_s, source.rtt_s, at_s), source.breaker)
+        return cls(index, source, Flow.begin(believed_bytes_s, source.rtt_s, at_s, local_s), source.breaker)
 
     @property
     def partly_bytes(self) -> int:
