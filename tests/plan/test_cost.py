@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preread.plan.cost import Link, Need, break_even_bytes_s, floor_s, load_s, local_s
+from preread.plan.cost import Coming, Link, Need, break_even_bytes_s, floor_s, load_s, local_s
 
 NEEDS = st.builds(
     Need,
@@ -61,3 +63,12 @@ def test_nothing_can_be_loaded_from_a_dead_link() -> None:
 
 def test_break_even() -> None:
     assert break_even_bytes_s(250, 12_288) == 3_072_000
+
+
+def test_what_comes_is_as_late_as_the_wire_or_the_decoder_whichever_takes_longer() -> None:
+    coming = Coming(bytes_s=1e6, first_s=0.1, partly_bytes=100_000, decode_bytes_s=1e7, cell_bytes=20_000)
+    assert coming.seconds(1_100_000, 1_100_000) == pytest.approx(0.1 + 1.0 + 0.002)
+    assert coming.seconds(20_000_000, 50_000) == pytest.approx(2.0), "most of it is here, and waits to be decoded"
+    assert coming.seconds(20_000_000, 0) == pytest.approx(2.0)
+    dead = replace(coming, bytes_s=0.0)
+    assert dead.seconds(1000, 1) == float("inf") and dead.seconds(1000, 0) == pytest.approx(1e-4)
