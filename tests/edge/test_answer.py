@@ -1,6 +1,7 @@
 """The edge's story over real sockets and a real model: whatever happens on the link, the answer is the same."""
 
 import asyncio
+import re
 from collections.abc import Iterator
 from contextlib import aclosing
 from pathlib import Path
@@ -143,7 +144,8 @@ def test_a_blackout_costs_bounded_time_and_the_second_request_nothing(bench: Ben
     bench.proxy.set_faults([Blackout(None)])
     answer = bench.ask()
     assert (answer.text, answer.timings.way) == (local.text, "computed")
-    assert "nothing came" in (answer.timings.reason or "")
+    # A machine so slow that the link's own patience ran out meanwhile says that instead.
+    assert re.search("nothing (came|more)", answer.timings.reason or "")
     # The black link was noticed, so nothing is asked, or at most a single request that is not waited for.
     assert bench.site.breaker.tripped
     bench.edge.portal.call(bench.site.forget)
