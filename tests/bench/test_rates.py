@@ -6,6 +6,7 @@ import pytest
 from preread.bench import plot
 from preread.bench.rates import Row, Sample, at_equal_kl, bits_at, curves, row, scheme
 from preread.errors import UsageError
+from preread.fit.align import Alignment
 from preread.fit.quality import Score
 
 
@@ -72,6 +73,14 @@ def test_the_picture_is_written(tmp_path: Path, suffix: str) -> None:
     plot.check(path)
     plot.draw(ROWS, "a model", path)
     assert path.stat().st_size > 5_000
+
+
+def test_the_picture_of_an_alignment_is_written(tmp_path: Path) -> None:
+    found = Alignment("small", "large", "a text", 100, np.random.default_rng(0).random((4, 6)), (0, 1, 3, 5))
+    plot.draw_alignment(found, tmp_path / "align.svg")
+    assert (tmp_path / "align.svg").stat().st_size > 5_000
+    with pytest.raises(UsageError, match="cannot write"):
+        plot.draw_alignment(found, tmp_path / "absent" / "align.png")
 
 
 def test_a_picture_that_cannot_be_written_is_refused_first(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
-"""`preread fit codec`: what is refused before the work begins, and that interrupted work leaves nothing behind."""
+"""`preread fit`: what is refused before the work begins, and that interrupted work leaves nothing behind."""
 
+import json
 import os
 import signal
 import subprocess
@@ -8,9 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from preread.cli.fitting import _print_ladder
+from preread.cli.fitting import _print_ladder, _print_path
+from preread.fit.align import Alignment
 from preread.testing.profile import plain_profile
 from preread.values import Fingerprint, Geometry
 
@@ -32,6 +35,29 @@ def test_what_cannot_be_is_refused_before_a_model_is_loaded(
     store = [] if "--store" in given else ["--store", str(tmp_path / "store")]
     ran = preread("fit", "codec", "--model", str(tmp_path / "no-model.gguf"), *store, *given)
     assert ran.code == 1 and told in ran.err and "no-model" not in ran.err and ran.out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [(["--text", "{tmp}/absent.txt"], "absent.txt cannot be read"), (["--plot", "{tmp}/align.bmp"], "--plot writes")],
+)
+def test_alignment_that_cannot_be_shown_is_refused_before_models_are_loaded(
+    preread: Callable[..., Any], tmp_path: Path, arguments: list[str], told: str
+) -> None:
+    given = [argument.format(tmp=tmp_path) for argument in arguments]
+    ran = preread("fit", "align", "--llm", str(tmp_path / "no.gguf"), "--slm", str(tmp_path / "no.gguf"), *given)
+    assert ran.code == 1 and told in ran.err and "no.gguf" not in ran.err and ran.out == ""
+
+
+def test_path_is_shown_layer_by_layer_and_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    _print_path(Alignment("small", "large", "a text", 100, np.array([[0.9, 0.2], [0.31234, 0.5]]), (0, 1)))
+    head, first, second, line = capsys.readouterr().out.splitlines()
+    assert head.split() == ["SMALL", "LARGE", "SIMILARITY"]
+    assert (first.split(), second.split()) == (["0", "0", "0.900"], ["1", "1", "0.500"])
+    assert json.loads(line) == {
+        "fit": "align", "slm": "small", "llm": "large", "text": "a text", "tokens": 100, "path": [0, 1],
+        "similarity": [[0.9, 0.2], [0.3123, 0.5]],
+    }  # fmt: skip
 
 
 def test_ladder_is_shown_with_what_it_costs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,10 +1,18 @@
-"""The picture of `preread bench codec`: bits a value against KL and against loss. Matplotlib has its one home here."""
+"""Pictures: of `preread bench codec`, bits a value against KL and loss; of `preread fit align`, which layers are alike.
+
+Matplotlib has its one home here.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from preread.bench.rates import OURS, Row, curves
 from preread.errors import UsageError
+from preread.fit.align import Alignment
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FORMATS = (".png", ".svg", ".pdf")
 _MARKERS = {OURS: "o", "unfitted": "x", "llama.cpp": "s", "KIVI-like": "^", "CacheGen-like": "D"}
@@ -60,6 +68,31 @@ def draw(rows: Sequence[Row], title: str, path: Path) -> None:
         axes.set_xlabel("bits a value, all bytes counted")
         axes.grid(True, which="both", alpha=0.25)
     left.legend()
+    _save(figure, path)
+
+
+def draw_alignment(found: Alignment, path: Path) -> None:
+    """Write the matrix of similarities with the chosen path through it; its format follows from the path's suffix.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    rows, columns = found.similarity.shape
+    figure = Figure(figsize=(1.8 + columns / 4, 1.6 + rows / 4), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(found.similarity, origin="lower", cmap="viridis", vmin=min(0.0, found.similarity.min()), vmax=1)
+    axes.plot(found.path, range(rows), color="white", marker="o", markersize=4, linewidth=1.5, label="chosen path")
+    axes.set_xlabel(f"layer of {found.large}")
+    axes.set_ylabel(f"layer of {found.small}")
+    axes.set_title(f"similarity (CKA) on {found.tokens:,} tokens", fontsize=10)
+    axes.legend(loc="lower right", fontsize=8, facecolor="0.3", labelcolor="white")
+    figure.colorbar(image, ax=axes, shrink=0.8)
+    _save(figure, path)
+
+
+def _save(figure: "Figure", path: Path) -> None:
     try:
         figure.savefig(path, dpi=144)
     except OSError as error:

@@ -9,21 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from preread.cli import options
-from preread.cli.terminal import FIT_STAGE, Report, print_table, size, token_progress
+from preread.cli.terminal import ALIGN_STAGE, FIT_STAGE, Report, print_json, print_table, size, token_progress
 from preread.engine.registry import DEFAULT
 from preread.errors import UsageError
 
 if TYPE_CHECKING:
     from preread.codec.profile import Profile
     from preread.engine.llamacpp import LlamaCpp
+    from preread.fit.align import Alignment
     from preread.fit.text import Text
 
 app = typer.Typer(help="Learn once what a model needs to be streamed well.", no_args_is_help=True)
-
-
-@app.callback()
-def _group() -> None:
-    """So that `codec` stays the name of a command, of which there is only one so far."""
 
 
 @app.command()
@@ -76,6 +72,55 @@ async def _fitted(engine: "LlamaCpp", text: "Text", report: Report) -> "Profile"
         return await fitted(engine, worker, text, lambda _, done, total: report(FIT_STAGE, done, total))
     finally:
         worker.close()
+
+
+@app.command("align")
+def align(
+    llm: Annotated[
+        str, typer.Option("--llm", metavar="NAME|PATH|hf:…", help="The large model, named as with --model elsewhere.")
+    ],
+    slm: Annotated[str, typer.Option("--slm", metavar="NAME|PATH|hf:…", help="The small one.")] = DEFAULT,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option("--text", metavar="FILE", help="Text to read, in UTF-8; may be repeated; by default built in."),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw the matrix and the path: .png, .svg or .pdf.")
+    ] = None,
+    threads: options.Threads = 0,
+) -> None:
+    """Find which layers of a large model keep what a small model's layers keep of a text.
+
+    Both read the same windows. Layers are compared by centred kernel alignment of K (without position) and V; the map
+    is the monotone one with the greatest sum. The last line is JSON.
+    """
+    from preread.cli.serve import engine_for
+    from preread.fit.align import align as fit_align
+    from preread.fit.text import calibration, read
+
+    source = read(text) if text else calibration()
+    if plot is not None:
+        from preread.bench.plot import check
+
+        check(plot)
+    with engine_for(slm, 0, threads) as small, engine_for(llm, 0, threads) as large, token_progress() as report:
+        found = fit_align(small, large, source, lambda _, done, total: report(ALIGN_STAGE, done, total))
+    if plot is not None:
+        from preread.bench.plot import draw_alignment
+
+        draw_alignment(found, plot)
+    _print_path(found)
+
+
+def _print_path(found: "Alignment") -> None:
+    chosen = [(layer, at, found.similarity[layer, at]) for layer, at in enumerate(found.path)]
+    layers = [(str(layer), str(at), f"{alike:.3f}") for layer, at, alike in chosen]
+    print_table((found.small.upper(), found.large.upper(), "SIMILARITY"), layers)
+    told = {
+        "fit": "align", "slm": found.small, "llm": found.large, "text": found.text, "tokens": found.tokens,
+        "path": found.path, "similarity": [[round(float(alike), 4) for alike in row] for row in found.similarity],
+    }  # fmt: skip
+    print_json(told)
 
 
 def _print_ladder(profile: "Profile") -> None:

@@ -26,6 +26,9 @@ Report = Callable[[str, int, int | None], None]
 FIT_STAGE: Final = "reading the model's habits, once"
 """What fitting a codec to a model is called while it goes on."""
 
+ALIGN_STAGE: Final = "reading with both models"
+"""What aligning two models' layers is called."""
+
 _STEP_PERCENT = 10
 
 

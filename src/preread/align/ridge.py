@@ -1,0 +1,118 @@
+"""Reduced-rank ridge regression from sums over samples: what a mapping from one model's KV to another's is made of.
+
+The fit minimises, over matrices B of a given rank, the weighted squared error sum_t |(y_t - B^T x_t) W^(1/2)|^2 plus
+ridge * |B|^2 in the features' own scale (Mukherjee and Zhu, Reduced Rank Ridge Regression, 2011): the ridge solution,
+projected on the leading directions of what it explains. Samples are only ever added up, so that they need not fit in
+memory together.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Single = npt.NDArray[np.float32]
+Double = npt.NDArray[np.float64]
+
+
+class Moments:
+    """Sums over samples of features x (X of them) and targets y (Y of them), from which any fit follows."""
+
+    def __init__(self, features: int, targets: int) -> None:
+        self.count = 0
+        self._x, self._y = np.zeros(features), np.zeros(targets)
+        self._xx, self._xy = np.zeros((features, features)), np.zeros((features, targets))
+        self._yy = np.zeros(targets)
+
+    def add(self, x: Single, y: Single) -> None:
+        """Add samples: x (samples, X), y (samples, Y)."""
+        self.count += len(x)
+        self._x += x.sum(axis=0, dtype=np.float64)
+        self._y += y.sum(axis=0, dtype=np.float64)
+        self._xx += x.T @ x
+        self._xy += x.T @ y
+        self._yy += np.square(y, dtype=np.float64).sum(axis=0)
+
+    @property
+    def means(self) -> tuple[Double, Double]:
+        """Of x (X,) and y (Y,)."""
+        return self._x / self.count, self._y / self.count
+
+    @property
+    def covariances(self) -> tuple[Double, Double, Double]:
+        """Of x with x (X, X), of x with y (X, Y), and the variances of y (Y,)."""
+        x, y = self.means
+        xx = self._xx / self.count - np.outer(x, x)
+        return xx, self._xy / self.count - np.outer(x, y), self._yy / self.count - np.square(y)
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """y = mean_y + (x - mean_x) @ inward @ outward.
+
+    Attributes:
+        mean_x: (X,); mean_y: (Y,).
+        inward: (X, R); outward: (R, Y).
+    """
+
+    mean_x: Single
+    mean_y: Single
+    inward: Single
+    outward: Single
+
+    def __call__(self, x: Single) -> Single:
+        """Predictions (samples, Y) for x (samples, X)."""
+        return np.asarray((x - self.mean_x) @ self.inward @ self.outward + self.mean_y, np.float32)
+
+    @property
+    def rank(self) -> int:
+        """R."""
+        return len(self.outward)
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all its numbers, two bytes each, as they are kept."""
+        return 2 * (self.mean_x.size + self.mean_y.size + self.inward.size + self.outward.size)
+
+
+def fit(moments: Moments, weights: Double, ridge: float, ranks: tuple[int, ...]) -> list[Linear]:
+    """One mapping for each of `ranks`, the best of that rank.
+
+    Args:
+        moments: of at least one sample.
+        weights: (Y,) what an error in each target costs, above 0; only a rank below Y makes use of it.
+        ridge: added to the features' variances, in parts of their mean; above 0, so that any sample gives a fit.
+        ranks: at least 1 each; one above min(X, Y) gives that.
+    """
+    x, y = moments.means
+    xx, xy, _ = moments.covariances
+    regular = xx + np.eye(len(xx)) * (ridge * (np.trace(xx) / len(xx)) + 1e-12)
+    root = np.sqrt(weights)
+    # With z = L^T B, the penalised error is |z - L^-1 xy|^2 up to a constant: the best z of rank R is a truncated SVD.
+    lower = np.linalg.cholesky(regular)
+    whitened = np.linalg.solve(lower, xy * root)
+    left, sizes, right = np.linalg.svd(whitened, full_matrices=False)
+    back = np.linalg.solve(lower.T, left)  # features of about unit variance
+    found = []
+    for rank in ranks:
+        inward, outward = back[:, :rank], sizes[:rank, None] * right[:rank] / root
+        found.append(Linear(_single(x), _single(y), _single(inward), _single(outward)))
+    return found
+
+
+def explained(mapping: Linear, moments: Moments, weights: Double) -> float:
+    """Share of the weighted variance of y that a mapping explains on other samples than it was fitted on: R^2.
+
+    1 is all of it, 0 none; below 0, a constant would have done better.
+    """
+    xx, xy, yy = moments.covariances
+    x, y = moments.means
+    b = mapping.inward.astype(np.float64) @ mapping.outward.astype(np.float64)
+    bias = mapping.mean_y - y + (x - mapping.mean_x) @ b
+    error = yy - 2 * np.einsum("xy,xy->y", b, xy) + np.einsum("xy,xy->y", b, xx @ b) + np.square(bias)
+    total = float(weights @ yy)
+    return 1 - float(weights @ error) / total if total > 0 else 0.0
+
+
+def _single(values: Double) -> Single:
+    return np.ascontiguousarray(values, np.float32)
