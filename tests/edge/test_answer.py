@@ -59,7 +59,7 @@ class Bench:
         self.proxy.set_link(FAST)
         self.edge.portal.call(self.site.sync)
         self.edge.portal.call(self.site.forget)
-        self.site.estimates = type(self.site.estimates)(self.site.estimates.prefill_tokens_s)
+        self.site.estimates.forget_link()
 
 
 @pytest.fixture(scope="module")

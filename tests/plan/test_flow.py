@@ -40,6 +40,16 @@ def test_what_is_believed_fades_only_while_something_is_under_way(rate: float, p
     assert idle.bytes_s == pytest.approx(rate), "nothing can come within a round trip"
 
 
+def test_a_first_answer_that_takes_a_little_longer_than_a_round_trip_is_not_held_against_the_link() -> None:
+    flow = Flow.begin(1e6, 0.02, 0.0, 10.0)
+    flow.asked(0.0)
+    for at_s in (0.02, 0.05, 0.08, 0.119):
+        flow.advance(0, at_s, True)
+        assert flow.bytes_s == pytest.approx(1e6)
+    flow.advance(0, 0.3, True)
+    assert flow.bytes_s < 6e5, "but then it is"
+
+
 def test_being_told_twice_at_one_time_changes_nothing() -> None:
     flow = Flow.begin(1e6, 0.0, 0.0, 10.0)
     flow.advance(50_000, 0.1, True)

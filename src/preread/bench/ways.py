@@ -25,7 +25,7 @@ from preread.store.fetch import fetch_all
 Begin = Callable[[], None]
 
 _WARM_CONNECTIONS = 16
-_DEAD_S = 2.0
+_DEAD_S, _SYNCS = 2.0, 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +70,23 @@ class Ways:
         return await self._answered(context, self.link, cold=False)
 
     async def learn_link(self) -> None:
-        """Have an edge that believes nothing of its link, except its round trip, which a sync has shown."""
-        self.site.estimates = type(self.site.estimates)(self.site.estimates.prefill_tokens_s)
-        await self.sync()
+        """Have an edge that believes nothing of its link, except its round trip, which a sync has shown.
 
-    async def sync(self) -> None:
-        """As the edge does every few seconds; in vain where the link is black."""
+        What was asked for on an earlier, black link may have to drain first: an edge tries again and again, too.
+        """
+        self.site.estimates.forget_link()
+        for _ in range(_SYNCS):
+            if await self.sync():
+                return
+
+    async def sync(self) -> bool:
+        """As the edge does every few seconds; in vain, which is False, where the link is black."""
         self.site.link = self.link
         with suppress(PrereadError, TimeoutError):
             async with asyncio.timeout(_DEAD_S):
                 await self.site.sync()
+                return True
+        return False
 
     async def warm(self) -> None:
         """Have connections open, as an edge has that runs for a while; in vain where the link is black."""

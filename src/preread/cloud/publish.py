@@ -48,6 +48,10 @@ SMALLEST_CHUNK_TOKENS = 64
 """Chunks are what an edge may compute instead of loading. In batches of 64 to 512 tokens llama.cpp computes the very
 same KV; so a chunk is shorter only where prefill has a batch of its own for it."""
 
+MOST_CHUNKS = 16
+"""Chunks of longer contexts are longer, up to a batch: every segment costs an edge a request, some milliseconds of a
+processor that it also computes the prompt with, and a sixteenth of a context is little to load or compute too much."""
+
 GROUP_LAYERS = 2
 """Few layers, so that little is left to compute after the last. A profile says by itself how many it codes together."""
 
@@ -222,7 +226,10 @@ def _rung(step: Codec, cells: _Rows, profile: Stored | None) -> Rung:
 
 def chunked(tokens: int) -> list[Span]:
     """Chunks of a context of so many tokens, none of them shorter than `SMALLEST_CHUNK_TOKENS` without need."""
-    spans = _spans(tokens, CHUNK_TOKENS)
+    step = CHUNK_TOKENS
+    while step < BATCH_TOKENS and tokens > MOST_CHUNKS * step:
+        step *= 2
+    spans = _spans(tokens, step)
     if len(spans) > 1 and len(spans[-1]) < SMALLEST_CHUNK_TOKENS and spans[-1].start % BATCH_TOKENS:
         spans[-2:] = [Span(spans[-2].start, tokens)]
     return spans

@@ -1,23 +1,72 @@
 """What this edge believes about itself and its link, from what it has seen. Recent observations weigh more."""
 
 import time
+from dataclasses import dataclass
 
 from preread.plan.cost import Link, Prefill
 
 _WEIGHT = 0.4
 _RTT_S = 0.05
 _SMALLEST_TRANSFER_BYTES = 64 * 1024  # below it a transfer measures the round trip, not the rate
-_SMALLEST_PREFILL_TOKENS = 32
-_POSITION = 5e-5  # by so much of itself a token becomes dearer with every token before it
-_DECODE_BYTES_S = 30e6
+_SMALLEST_PREFILL_TOKENS, _SMALLEST_PROMPT_TOKENS = 32, 8
+_SHORT_TOKENS = 64
+"""llama.cpp attends in another way for batches of fewer tokens, and several times more slowly."""
+_POSITION, _SHORT_POSITION = 2e-4, 7e-4
+"""By so much of itself a token becomes dearer with every token before it, as long as nothing was measured."""
+_SCATTER, _DRIFT = 0.15, 0.1
+"""How much one measurement is off, and how much a machine changes from one to the next, as shares."""
+_DECODE_BYTES_S = 10e6
 _TRUST_S = 30.0  # links change; after so long without a transfer nothing is known
 
 
+@dataclass(slots=True)
+class _Pace:
+    """Seconds a token takes: `token_s`, and `position_s` more with every token before it; how sure either is.
+
+    A Kalman filter over the two numbers (Kalman, 1960): what a measurement tells is shared out by how little is known
+    of each, so that contexts of one length teach the pace, and those of several also what positions cost.
+    """
+
+    token_s: float
+    position_s: float
+    _token_var: float
+    _position_var: float
+    _both_var: float = 0.0
+
+    @classmethod
+    def guessed(cls, token_s: float, position: float) -> "_Pace":
+        """Nothing was measured; `position` as a share of `token_s`."""
+        return cls(token_s, position * token_s, (0.3 * token_s) ** 2, (0.7 * position * token_s) ** 2)
+
+    def took(self, tokens: int, position: float, seconds: float) -> None:
+        """So many tokens, whose mean position is given, took so long."""
+        seen_s = seconds / tokens
+        self._token_var += (_DRIFT * self.token_s) ** 2
+        known = self._token_var + position * self._both_var, self._both_var + position * self._position_var
+        spread = known[0] + position * known[1] + (_SCATTER * seen_s) ** 2
+        off_s = seen_s - self.token_s - position * self.position_s
+        self.token_s = max(self.token_s + known[0] / spread * off_s, 0.1 * self.token_s)
+        self.position_s = max(self.position_s + known[1] / spread * off_s, 0.0)
+        self._token_var -= known[0] * known[0] / spread
+        self._both_var -= known[0] * known[1] / spread
+        self._position_var -= known[1] * known[1] / spread
+
+    @property
+    def prefill(self) -> Prefill:
+        """As the plan takes it."""
+        return Prefill(self.token_s, self.position_s)
+
+
 class Estimates:
-    """Prefill rate in tokens a second, link rate in bytes a second, round trip in seconds."""
+    """What computing takes, link rate in bytes a second, round trip in seconds.
+
+    Args:
+        prefill_tokens_s: rate at a context's start.
+    """
 
     def __init__(self, prefill_tokens_s: float) -> None:
-        self.prefill_tokens_s = prefill_tokens_s
+        self._long = _Pace.guessed(1 / prefill_tokens_s, _POSITION)
+        self._short = _Pace.guessed(1 / prefill_tokens_s, _SHORT_POSITION)
         self._bytes_s: float | None = None
         self._rtt_s: float | None = None
         self._seen_s = 0.0
@@ -37,21 +86,38 @@ class Estimates:
 
     @property
     def prefill(self) -> Prefill:
-        """What computing takes."""
-        return Prefill(1 / self.prefill_tokens_s, _POSITION / self.prefill_tokens_s)
+        """What computing a context takes."""
+        return self._long.prefill
+
+    def prompt_s(self, position: int, tokens: int) -> float:
+        """What computing a prompt of so many tokens takes that begins at this position."""
+        pace = self._short if tokens < _SHORT_TOKENS else self._long
+        return pace.prefill.seconds(position, tokens)
 
     def decode_bytes_s(self, rung: str) -> float:
-        """How fast segments of a rung are decoded and injected."""
+        """How fast one processor decodes and injects segments of a rung."""
         return self._decode_bytes_s.get(rung, _DECODE_BYTES_S)
 
-    def prefilled(self, tokens: int, seconds: float, start: int = 0) -> None:
-        """A prefill of so many tokens from position `start` on took so long."""
+    def forget_link(self) -> None:
+        """Nothing is known any more of the link's rate."""
+        self._bytes_s = None
+
+    def prefilled(self, tokens: int, seconds: float) -> None:
+        """A prefill of a context's first so many tokens took so long."""
         if tokens >= _SMALLEST_PREFILL_TOKENS and seconds > 0:
-            rate = tokens * (1 + _POSITION * (start + tokens / 2)) / seconds
-            self.prefill_tokens_s += _WEIGHT * (rate - self.prefill_tokens_s)
+            self._long.took(tokens, tokens / 2, seconds)
+
+    def prompted(self, position: int, tokens: int, seconds: float) -> None:
+        """A prompt of so many tokens, which began at this position, took so long; of very short ones, nothing is told.
+
+        What they take is mostly not their own.
+        """
+        if tokens >= _SMALLEST_PROMPT_TOKENS and seconds > 0:
+            pace = self._short if tokens < _SHORT_TOKENS else self._long
+            pace.took(tokens, position + tokens / 2, seconds)
 
     def decoded(self, rung: str, size_bytes: int, seconds: float) -> None:
-        """Segments of so many bytes were decoded and injected in so long."""
+        """Segments of so many bytes were decoded and injected in so much processor time."""
         if size_bytes and seconds > 0:
             before = self._decode_bytes_s.get(rung, size_bytes / seconds)
             self._decode_bytes_s[rung] = before + _WEIGHT * (size_bytes / seconds - before)

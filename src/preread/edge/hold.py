@@ -5,6 +5,7 @@ Every function here is called by whoever has the site's turn.
 """
 
 import logging
+import os
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -22,6 +23,7 @@ from preread.edge.sources import Supply, holder
 from preread.edge.understand import Question
 from preread.engine.sampling import Step
 from preread.errors import Cancelled, PrereadError, TransportError
+from preread.plan.plan import INJECTIONS
 from preread.plan.task import Task
 from preread.values import KVBlock, Span
 
@@ -41,10 +43,15 @@ async def generated(question: Question, site: Site) -> AsyncGenerator[Step, None
     """
     engine, sampling = site.engine, question.ask.sampling
     make = lambda: engine.generate(question.prompt, sampling, reuse=question.reuse)  # noqa: E731
+    # A prompt that waits for its context does not show what a prompt takes.
+    started, telling = time.monotonic(), site.held is not None
     async with aclosing(site.worker.stream(make, engine.cancel)) as steps:
         async for step in steps:
             if site.refinement is not None:
                 site.refinement.go_on()
+            if telling:
+                site.estimates.prompted(question.reuse, len(question.prompt), time.monotonic() - started)
+                telling = False
             yield step
 
 
@@ -137,10 +144,11 @@ def _task(question: Question, what: Parcel, supplies: tuple[Supply, ...], site: 
     """What the plan has to know of a load. The first supply that has a segment, or can get it, is to be asked."""
     chunks = tuple(stop - start for start, stop in what.manifest.chunks)
     beliefs = site.estimates
-    prompt_s = beliefs.prefill.seconds(question.reuse, len(question.prompt))
+    prompt_s = beliefs.prompt_s(question.reuse, len(question.prompt))
+    decode_bytes_s = min(INJECTIONS, len(os.sched_getaffinity(0))) * beliefs.decode_bytes_s(what.rung)
     sources = tuple(site.believed(supply.name) for supply in supplies)
     first = what.grid(lambda place: holder(place, supplies))
-    return Task(chunks, what.cells, beliefs.prefill, prompt_s, beliefs.decode_bytes_s(what.rung), sources, first)
+    return Task(chunks, what.cells, beliefs.prefill, prompt_s, decode_bytes_s, sources, first)
 
 
 def refinement(known: Known, loaded: Parcel, site: Site) -> Refinement | None:

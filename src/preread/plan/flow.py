@@ -23,6 +23,10 @@ _TURN_S = 0.03
 """Between a byte's arrival and the next request at the other end lie an event loop and a server, on processors that are
 busy computing; a round trip measured on an idle machine does not show it."""
 
+_FIRST_TURN_S = 0.1
+"""The first answer of a load takes longer to be turned round: the server looks for what nobody asked for lately. Until
+then its absence says nothing of the link's rate."""
+
 _GROWTH = 2.0
 """A window that is just as large as what was seen to fit would never see more fit, and a link that is not full looks
 slow (BBR, Cardwell et al. 2016, keeps twice what fits for the same reason). One that is much larger brings what is
@@ -47,6 +51,7 @@ class Flow:
     _bytes: float
     _seconds: float
     _counted_s: float
+    _turned_s: float = float("-inf")
 
     @classmethod
     def begin(cls, bytes_s: float | None, rtt_s: float, at_s: float, local_s: float) -> "Flow":
@@ -67,15 +72,16 @@ class Flow:
         return self._bytes / max(self._seconds, _LEAST_S) if self._bytes else 0.0
 
     def asked(self, at_s: float) -> None:
-        """A first request is under way; nothing can come within a round trip."""
+        """A first request is under way; nothing can come within a round trip, and until it was turned round."""
         self._counted_s = max(self._counted_s, at_s + self.rtt_s)
+        self._turned_s = at_s + self.rtt_s + _FIRST_TURN_S
 
     def advance(self, seen_bytes: int, at_s: float, busy: bool) -> None:
         """So many bytes had come in all; `busy`: something was under way since the last call."""
         new, self.seen_bytes = max(0, seen_bytes - self.seen_bytes), max(seen_bytes, self.seen_bytes)
         self.heard_s = at_s if new else self.heard_s
         passed_s = max(0.0, at_s - self._counted_s)
-        if not (busy or new):
+        if not new and (not busy or at_s < self._turned_s):
             self._counted_s = max(self._counted_s, at_s)
             return
         if not passed_s and not new:

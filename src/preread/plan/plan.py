@@ -136,7 +136,9 @@ class Plan:
         finishes = []
         for chunk in [*left, None]:
             load_s = float("inf") if spoilt else coming.seconds(left_bytes, away_bytes)
-            finishes.append(max(computed_s + prompt_s, load_s + prompt_s / grid.groups))
+            # Computing takes every processor that there is, and so does decoding: neither is for nothing.
+            busy_s = computed_s + prompt_s + left_bytes / coming.decode_bytes_s
+            finishes.append(max(busy_s, load_s + prompt_s / grid.groups))
             if chunk is not None:
                 computed_s += self._compute_s(chunk)
                 left_bytes, away_bytes = left_bytes - grid.left_bytes[chunk], away_bytes - grid.away_bytes[chunk]

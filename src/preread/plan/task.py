@@ -34,7 +34,7 @@ class Task:
         cells: bytes of each cell, [chunk][group].
         prefill: how long computing takes.
         prompt_s: P, how long the prompt takes once everything is in place.
-        decode_bytes_s: how fast cells are decoded and injected.
+        decode_bytes_s: how fast cells are decoded and injected where nothing else is done, all at once that may be.
         sources: where cells can come from, the one to prefer first.
         first: for each cell [chunk][group] the source that is to be asked; any other but the last then lacks it, and
             the last is asked only where that one fails or is overdue. Empty: every source has everything.

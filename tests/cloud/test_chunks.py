@@ -1,0 +1,28 @@
+"""How contexts are cut: pieces that an edge may compute instead of loading them."""
+
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from preread.cloud.publish import CHUNK_TOKENS, MOST_CHUNKS, SMALLEST_CHUNK_TOKENS, chunked
+from preread.engine.llamacpp import BATCH_TOKENS
+
+
+@given(st.integers(1, 20_000))
+def test_chunks_cover_a_context_and_are_computed_as_prefill_computes_it(tokens: int) -> None:
+    chunks = chunked(tokens)
+    assert chunks[0].start == 0 and chunks[-1].stop == tokens
+    for left, right in pairwise(chunks):
+        assert left.stop == right.start
+    # a shorter one only where prefill has a batch of its own for it
+    assert all(len(chunk) >= SMALLEST_CHUNK_TOKENS for chunk in chunks[:-1])
+    assert len(chunks[-1]) >= SMALLEST_CHUNK_TOKENS or chunks[-1].start % BATCH_TOKENS == 0
+
+
+@given(st.integers(1, 20_000))
+def test_long_contexts_do_not_fall_into_many_small_pieces(tokens: int) -> None:
+    chunks = chunked(tokens)
+    length = len(chunks[0])
+    assert len(chunks) <= MOST_CHUNKS + 1 or length >= BATCH_TOKENS
+    assert tokens > CHUNK_TOKENS * MOST_CHUNKS or length <= CHUNK_TOKENS + SMALLEST_CHUNK_TOKENS
