@@ -72,7 +72,8 @@ def test_bytes_that_nobody_waits_for_any_more_are_bytes_of_the_link() -> None:
 
 
 def test_a_window_is_some_cells_while_nothing_is_known_and_then_what_the_link_holds() -> None:
-    assert Flow.begin(None, 0.1, 0.0, 10.0).window_bytes(1000) == 8000
+    unknown = Flow.begin(None, 0.1, 0.0, 10.0)
+    assert [unknown.window_bytes(cell) for cell in (1000, 48 * 1024, 10**6)] == [8000, 192 * 1024, 2 * 10**6]
     near, far = Flow.begin(1e6, 0.01, 0.0, 10.0), Flow.begin(1e6, 0.1, 0.0, 10.0)
     assert near.window_bytes(1000) >= 2000 + 1e6 * 0.01
     assert far.window_bytes(1000) - near.window_bytes(1000) >= 1e6 * 0.09

@@ -48,10 +48,25 @@ def test_a_source_that_nothing_was_asked_of_is_told_apart() -> None:
 
 
 def test_cells_under_way_are_bounded_in_bytes_but_one_may_be_larger() -> None:
-    unknown = replace(FAST, bytes_s=None)
-    third = fetched(tell(Plan(task(unknown, chunks=1, groups=8, size=MOST_BYTES // 3), 0.0), 0.0, events.Tick()))
-    assert len(third) == 3
-    assert len(fetched(tell(Plan(task(unknown, size=2 * MOST_BYTES), 0.0), 0.0, events.Tick()))) == 1
+    wide = replace(FAST, bytes_s=1e9)
+    thirds, larger = task(wide, chunks=1, groups=8, size=MOST_BYTES // 3), task(wide, size=2 * MOST_BYTES)
+    counts = [
+        len(fetched(tell(Plan(replace(one, decode_bytes_s=1e12), 0.0), 0.0, events.Tick()))) for one in (thirds, larger)
+    ]
+    assert counts == [3, 1]
+
+
+def test_a_computation_that_takes_longer_than_it_should_is_given_up_for_what_a_link_brings_sooner() -> None:
+    """But never for computing the same again: the machine has become slower."""
+    for bytes_s, ends in ((1e5, True), (None, False)):
+        source = replace(FAST, bytes_s=bytes_s)
+        plan = Plan(replace(task(source, chunks=1, groups=2, size=100_000), prefill=Prefill(0.01)), 0.0)
+        (begun,) = [one for one in tell(plan, 0.0, events.Tick()) if isinstance(one, events.Compute)]
+        assert begun == events.Compute(0, 1)  # 1.28 s, and loading would take 2
+        told = tell(plan, 1.2, events.Tick())
+        told += tell(plan, 1.3, events.Tick())
+        assert events.Interrupt() not in told
+        assert (events.Interrupt() in tell(plan, 6.0, events.Tick())) == ends
 
 
 @pytest.mark.parametrize("late", [events.Arrived, events.Failed])

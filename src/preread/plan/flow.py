@@ -16,8 +16,9 @@ _PRIOR = 1 / 5
 _LEAST_S = 0.02
 """Bytes come in bursts; no rate is told from less."""
 
-_UNKNOWN_WINDOW = 8
-"""Requests under way while the rate is unknown."""
+_UNKNOWN_WINDOW, _UNKNOWN_BYTES = 8, 192 * 1024
+"""Cells, and bytes, that are under way while the rate is unknown. Two cells at least; but what stands in a slow link's
+queue delays everything behind it, and an answer that begins after seconds looks like one that never comes."""
 
 _TURN_S = 0.03
 """Between a byte's arrival and the next request at the other end lie an event loop and a server, on processors that are
@@ -97,6 +98,6 @@ class Flow:
         behind: what was asked for before is needed sooner, so that no more is asked for than keeps the link busy.
         """
         if not self._bytes:
-            return _UNKNOWN_WINDOW * cell_bytes
+            return min(_UNKNOWN_WINDOW * cell_bytes, max(2 * cell_bytes, _UNKNOWN_BYTES))
         fits_bytes = self.bytes_s * (self.rtt_s + _TURN_S)
         return fits_bytes + cell_bytes if behind else _GROWTH * fits_bytes + 2 * cell_bytes

@@ -76,7 +76,7 @@ class Plan:
     def __init__(self, task: Task, at_s: float) -> None:
         self._task, self._now_s, self.grid = task, at_s, Grid(task.cells)
         self._starts = [sum(task.chunks[:c]) for c in range(len(task.chunks))]
-        self._engine, self._until_s = Engine.IDLE, at_s
+        self._engine, self._began_s, self._until_s = Engine.IDLE, at_s, at_s
         self._span = range(0)  # chunks that are being computed
         self._speed = 1.0  # seconds that computing takes ÷ what was believed
         local_s = sum(map(self._compute_s, range(len(task.chunks))))
@@ -105,8 +105,27 @@ class Plan:
 
     # What is believed
 
+    def _believed_s(self, chunk: int) -> float:
+        return self._task.prefill.seconds(self._starts[chunk], self._task.chunks[chunk])
+
     def _compute_s(self, chunk: int) -> float:
-        return self._speed * self._task.prefill.seconds(self._starts[chunk], self._task.chunks[chunk])
+        return self._speed * self._slower * self._believed_s(chunk)
+
+    @property
+    def _computing_s(self) -> float:
+        """Seconds until what is being computed is. What is overdue takes as long again as it is late.
+
+        Otherwise it would be about to end for ever, and never be given up for what a link brings sooner.
+        """
+        return abs(self._until_s - self._now_s) if self._span else 0.0
+
+    @property
+    def _slower(self) -> float:
+        """What is being computed takes so many times longer than it should, as far as it shows already."""
+        if not self._span or self._now_s <= self._until_s:
+            return 1.0
+        taking_s, due_s = self._now_s + self._computing_s - self._began_s, self._until_s - self._began_s
+        return taking_s / max(due_s, 1e-9)
 
     def _usable(self) -> list[Seen]:
         """Sources that may be asked. What is under way from others is used when it comes, but not waited for."""
@@ -127,12 +146,15 @@ class Plan:
             cell_bytes=self.grid.mean_bytes,
         )
 
-    def _finishes(self, left: list[int]) -> list[float]:
-        """Seconds until the first token if the first 0, 1, … of the chunks that are left are computed."""
+    def _finishes(self, left: list[int], *, afresh: bool = False) -> list[float]:
+        """Seconds until the first token if the first 0, 1, … of the chunks that are left are computed.
+
+        afresh: what is being computed is given up first.
+        """
         grid, prompt_s, coming = self.grid, self._task.prompt_s, self._coming()
         left_bytes, away_bytes = (sum(row[c] for c in left) for row in (grid.left_bytes, grid.away_bytes))
         spoilt = sum(c in grid.spoilt for c in left)
-        computed_s = max(0.0, self._until_s - self._now_s) if self._span else 0.0
+        computed_s = 0.0 if afresh else self._computing_s
         finishes = []
         for chunk in [*left, None]:
             load_s = float("inf") if spoilt else coming.seconds(left_bytes, away_bytes)
@@ -196,7 +218,7 @@ class Plan:
             self.grid.spoil(cell)
 
     def _computed(self, seconds: float, out: list[Instruction]) -> None:
-        expected_s = sum(map(self._compute_s, self._span)) / self._speed
+        expected_s = sum(map(self._believed_s, self._span))
         slower = seconds / max(expected_s, 1e-9)
         self._speed += 0.5 * (min(max(slower, 0.1), 10.0) - self._speed)
         for chunk in self._span:
@@ -264,8 +286,9 @@ class Plan:
             if chunk != stop or tokens > LONGEST_BATCH_TOKENS or begun:
                 break
             stop += 1
+        compute_s = sum(map(self._compute_s, range(left[0], stop)))
         self._engine, self._span = Engine.COMPUTING, range(left[0], stop)
-        self._until_s = self._now_s + sum(map(self._compute_s, self._span))
+        self._began_s, self._until_s = self._now_s, self._now_s + compute_s
         for chunk in self._span:
             for cell in self.grid.cells(chunk):
                 self._give_up(cell, out)
@@ -275,9 +298,7 @@ class Plan:
         """Whether the computation should rather not have been begun: what it computes is here, or will be sooner."""
         rest = [c for c in left if c not in self._span]
         goes_on_s = min(self._finishes(rest))
-        span, self._span = self._span, range(0)
-        instead_s = min(self._finishes(left))
-        self._span = span
+        instead_s = min(self._finishes(left, afresh=True))
         here = not any(self.grid.away_bytes[c] for c in left)
         enough = here or self._interrupts < _MOST_INTERRUPTS
         return enough and instead_s < _INTERRUPT * goes_on_s - _INTERRUPT_S
@@ -369,7 +390,7 @@ class Plan:
         order += [(c, g) for g in range(grid.groups) for c in reversed(wave)]
         order += [cell for c in reversed(computed) for cell in grid.cells(c)]
         unknown = not coming.bytes_s  # it may well be the faster way
-        if unknown or self._now_s + coming.seconds(*self._rest(left)) < self._until_s - _INTERRUPT_S:
+        if unknown or coming.seconds(*self._rest(left)) < self._computing_s - _INTERRUPT_S:
             order += [cell for c in self._span for cell in grid.cells(c)]
         begins = not (tail or computed or grid.groups_in_place)
         return [cell for cell in order if grid.away(cell)], begins
