@@ -41,7 +41,7 @@ def test_it_is_the_ridge_solution_where_the_rank_is_full() -> None:
     (mapping,) = fit(moments((x, y)), np.arange(1, 9.0), 0.5, (8,))
     centred = x - x.mean(axis=0)
     gram = centred.T @ centred / 40
-    closed = np.linalg.solve(gram + 0.5 * np.trace(gram) / 20 * np.eye(20), centred.T @ (y - y.mean(axis=0)) / 40)
+    closed = np.linalg.solve(gram + 0.5 * np.diag(np.diag(gram)), centred.T @ (y - y.mean(axis=0)) / 40)
     np.testing.assert_allclose(mapping.inward @ mapping.outward, closed, atol=1e-3)
 
 
@@ -76,3 +76,11 @@ def test_more_features_than_samples_still_give_a_fit() -> None:
     x, y = samples(5, 0.1, 1)
     (mapping,) = fit(moments((x, y)), np.ones(8), 0.1, (8,))
     assert np.isfinite(mapping(x)).all()
+
+
+def test_features_far_from_zero_lose_nothing() -> None:
+    x, y = samples(2000, 0.01, 1)
+    far = (x + np.float32(3000), y - np.float32(500))
+    (mapping,) = fit(moments(far), np.ones(8), 1e-4, (8,))
+    fresh, truth = samples(500, 0.01, 2)
+    assert r2(truth, mapping(fresh + np.float32(3000)) + 500) > 0.99

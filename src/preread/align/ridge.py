@@ -1,9 +1,9 @@
 """Reduced-rank ridge regression from sums over samples: what a mapping from one model's KV to another's is made of.
 
 The fit minimises, over matrices B of a given rank, the weighted squared error sum_t |(y_t - B^T x_t) W^(1/2)|^2 plus
-ridge * |B|^2 in the features' own scale (Mukherjee and Zhu, Reduced Rank Ridge Regression, 2011): the ridge solution,
-projected on the leading directions of what it explains. Samples are only ever added up, so that they need not fit in
-memory together.
+ridge * |D B W^(1/2)|^2 with D the features' deviations, as if each feature were scaled to unit variance (Mukherjee and
+Zhu, Reduced Rank Ridge Regression, 2011): the ridge solution, projected on the leading directions of what it explains.
+Samples are only ever added up, so that they need not fit in memory together.
 """
 
 from dataclasses import dataclass
@@ -16,16 +16,24 @@ Double = npt.NDArray[np.float64]
 
 
 class Moments:
-    """Sums over samples of features x (X of them) and targets y (Y of them), from which any fit follows."""
+    """Sums over samples of features x (X of them) and targets y (Y of them), from which any fit follows.
+
+    They are of differences from the first samples' means: channels of K lie hundreds of their deviations from zero, and
+    what they vary by would be lost in the rounding of what they are.
+    """
 
     def __init__(self, features: int, targets: int) -> None:
         self.count = 0
+        self._from: tuple[Single, Single] | None = None
         self._x, self._y = np.zeros(features), np.zeros(targets)
         self._xx, self._xy = np.zeros((features, features)), np.zeros((features, targets))
         self._yy = np.zeros(targets)
 
     def add(self, x: Single, y: Single) -> None:
         """Add samples: x (samples, X), y (samples, Y)."""
+        if self._from is None:
+            self._from = x.mean(axis=0), y.mean(axis=0)
+        x, y = x - self._from[0], y - self._from[1]
         self.count += len(x)
         self._x += x.sum(axis=0, dtype=np.float64)
         self._y += y.sum(axis=0, dtype=np.float64)
@@ -36,12 +44,13 @@ class Moments:
     @property
     def means(self) -> tuple[Double, Double]:
         """Of x (X,) and y (Y,)."""
-        return self._x / self.count, self._y / self.count
+        assert self._from is not None, "no sample was added"
+        return self._from[0] + self._x / self.count, self._from[1] + self._y / self.count
 
     @property
     def covariances(self) -> tuple[Double, Double, Double]:
         """Of x with x (X, X), of x with y (X, Y), and the variances of y (Y,)."""
-        x, y = self.means
+        x, y = self._x / self.count, self._y / self.count
         xx = self._xx / self.count - np.outer(x, x)
         return xx, self._xy / self.count - np.outer(x, y), self._yy / self.count - np.square(y)
 
@@ -81,12 +90,13 @@ def fit(moments: Moments, weights: Double, ridge: float, ranks: tuple[int, ...])
     Args:
         moments: of at least one sample.
         weights: (Y,) what an error in each target costs, above 0; only a rank below Y makes use of it.
-        ridge: added to the features' variances, in parts of their mean; above 0, so that any sample gives a fit.
+        ridge: added to the features' variances, as a part of each; above 0, so that any sample gives a fit.
         ranks: at least 1 each; one above min(X, Y) gives that.
     """
     x, y = moments.means
     xx, xy, _ = moments.covariances
-    regular = xx + np.eye(len(xx)) * (ridge * (np.trace(xx) / len(xx)) + 1e-12)
+    own = np.diag(xx)
+    regular = xx + np.diag(ridge * own + 1e-9 * float(own.mean()) + 1e-12)  # the rest: for features that never change
     root = np.sqrt(weights)
     # With z = L^T B, the penalised error is |z - L^-1 xy|^2 up to a constant: the best z of rank R is a truncated SVD.
     lower = np.linalg.cholesky(regular)

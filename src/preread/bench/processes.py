@@ -12,8 +12,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +23,16 @@ CAN_FILL_DISK: Final = hasattr(resource, "prlimit")
 """Only Linux can take room for files from a process that runs."""
 
 _KEPT_LINES, _TOLD_LINES = 400, 120
+
+
+@contextmanager
+def busy(count: int) -> Iterator[None]:
+    """So many processes that take a core each, or their share of one, as others at work on this machine would."""
+    with ExitStack() as others:
+        for _ in range(count):
+            process = others.enter_context(subprocess.Popen([sys.executable, "-c", "while True: pass"]))
+            others.callback(process.kill)
+        yield
 
 
 class Server:

@@ -7,9 +7,10 @@ other: from then on it knows what its link and its neighbours carry, as one that
 that the measured one has to replace. That is not counted. Runs alternate between all counts of edges, without and with
 neighbours, so that whatever disturbs the machine disturbs all of them; medians are reported.
 
-All edges of a run share this machine's cores, as those of a site do not: what one computes or decodes slows the others.
-So every edge, also one that is alone, gets the cores divided by the largest count of edges as its threads: then it is
-the same machine in each row, as long as there are at least as many cores as edges.
+All edges of a run share this machine's cores, as those of a site do not: what one computes or decodes slows the others,
+and a slower edge loads more and computes less. So that it is the same machine in each row, every edge gets the cores
+divided by the largest count of edges as its threads, and while fewer edges than that are at work, which is also while
+they learn their links one after the other, processes that do nothing useful take the others' share of the cores.
 """
 
 import asyncio
@@ -24,6 +25,7 @@ from typing import Final
 from rich.console import Console
 
 from preread.bench.group import Asked, Group, Setting, grouped
+from preread.bench.processes import busy
 from preread.bench.stage import served
 from preread.bench.tally import Run, summed, table, told
 from preread.bench.ttft import stored_profile, text
@@ -133,10 +135,13 @@ def _order(options: Options) -> Iterator[tuple[int, bool]]:
 async def _run(
     edges: Group, count: int, neighbours: bool, uplink: ProxyProcess, options: Options, prompts: list[tuple[int, ...]]
 ) -> Run:
-    for number in range(count):
-        await edges.ask(number, Asked(f"warm{number}", prompts[number], options.answer_tokens))
+    most = max(options.counts)
+    with busy(most - 1):
+        for number in range(count):
+            await edges.ask(number, Asked(f"warm{number}", prompts[number], options.answer_tokens))
     before = await _quiet(uplink)
-    answers = await edges.ask_all([Asked(_MEASURED, prompt, options.answer_tokens) for prompt in prompts[:count]])
+    with busy(most - count):
+        answers = await edges.ask_all([Asked(_MEASURED, prompt, options.answer_tokens) for prompt in prompts[:count]])
     return Run(count, neighbours, await _quiet(uplink) - before, tuple(answers))
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from preread.bench.ttft import Grid, WithoutLink, staged
+from preread.bench.ttft import Grid, Local, staged
 from preread.bench.ways import Begin, Ways
 from preread.edge.machine import machine
 from preread.testing.proxy import ProxyProcess
@@ -72,13 +72,13 @@ async def bench(
     steps, source = TRACES[trace](seed, _TRACE_S), random.Random(f"{trace} {seed} requests")
     rows: list[Row] = []
     async with staged(model, name, grid, console) as (ways, proxy):
-        without = WithoutLink(ways, grid)
+        local = Local(ways, grid)
         proxy.follow(steps)
         await ways.learn_link()
         for number in range(requests):
             context_tokens = grid.context_tokens[number % len(grid.context_tokens)]
             offset_s = source.uniform(_LEAD_S, _TRACE_S / 2)
-            row = await _request(ways, without, proxy, grid, trace, steps, offset_s, context_tokens)
+            row = await _request(ways, local, proxy, grid, trace, steps, offset_s, context_tokens)
             rows.append(row)
             console.print(" ".join(_cells(row)), style="dim")
     table = Table(*_HEADINGS, title=f"time to first token (s), {name}, {trace}, seed {seed}")
@@ -95,7 +95,7 @@ async def bench(
 
 async def _request(
     ways: Ways,
-    without: WithoutLink,
+    local: Local,
     proxy: ProxyProcess,
     grid: Grid,
     trace: str,
@@ -106,8 +106,8 @@ async def _request(
     context, ahead = f"t{context_tokens}", since(steps, offset_s)
     rung = None if grid.choose else grid.rungs[-1]
     name = ways.rung(context) if rung is None else rung
-    await without.measure(context_tokens)
-    local_s = without.local_s(context_tokens)
+    await local.measure(context_tokens)
+    local_s = local.seconds(context_tokens)
     before: Begin = partial(proxy.follow, since(steps, offset_s - _LEAD_S))
     begin: Begin = partial(proxy.follow, ahead)
     before()
@@ -133,7 +133,7 @@ async def _request(
         oracle_s=round(oracle_s, 4),
         ratio_to_local=round(run.ttft_s / local_s, 3),
         ratio_to_oracle=round(run.ttft_s / oracle_s, 3),
-        same_output=run.output == without.output(context_tokens),
+        same_output=run.output == local.output(context_tokens),
         way=run.timings.way,
     )
 

@@ -1,11 +1,12 @@
 """Time to first token: the edge as it decides by itself, against what it could have done, and the floor of physics.
 
 Runs alternate between the ways (`ways.py`), so that whatever disturbs the machine disturbs all of them; medians are
-reported. What needs no link (local prefill, and the context resident) is the same on every link: with `local_every`
-above 1 it is measured again only in every so many cells of a context length, and the medians of its last three
-measurements are taken. The baselines that load all of the context are measured where that takes up to 1.5 × local
-prefill; where it would take longer, the time of the bytes alone is given (`estimated`), and they are out of the race.
-The oracle knows the link: it is the better of local prefill and loading all at the same rung.
+reported. Local prefill needs no link: with `local_every` above 1 it is measured again only in every so many cells of a
+context length, and the median of its last three measurements is taken. The prompt alone, from which the floor follows,
+is measured after every answer, on the context that this has left in the cache. The baselines that load all of the
+context are measured where that takes up to 1.5 × local prefill; where it would take longer, the time of the bytes alone
+is given (`estimated`), and they are out of the race. The oracle knows the link: it is the better of local prefill and
+loading all at the same rung.
 """
 
 import json
@@ -58,7 +59,7 @@ class Grid:
     Attributes:
         rungs: what is published; each gives a row, or, with `choose`, there is one for the edge's own choice.
         runs: of each way in each cell.
-        local_every: in every how many cells of a context length the ways without a link are measured.
+        local_every: in every how many cells of a context length local prefill is measured.
         out: rows are added to this file as they are measured, a line of JSON each; those that it has are not
             measured again.
     """
@@ -119,7 +120,7 @@ async def bench(model: Path, name: str, grid: Grid, console: Console) -> dict[st
     rows = _kept(grid, name)
     table = Table(*_HEADINGS, title=f"time to first token (s), {name}, medians of {grid.runs}")
     async with staged(model, name, grid, console) as (ways, proxy):
-        without = WithoutLink(ways, grid)
+        local = Local(ways, grid)
         for mbps, rtt_ms in ((m, r) for m in grid.mbps for r in grid.rtt_ms):
             missing = _missing(rows, grid, mbps, rtt_ms)
             if not missing:
@@ -129,7 +130,7 @@ async def bench(model: Path, name: str, grid: Grid, console: Console) -> dict[st
             # Not counted: from here on the edge knows its link, as one that is in use does.
             await ways.planned(f"t{missing[0]}", None if grid.choose else grid.rungs[-1])
             for context_tokens in missing:
-                for row in await _cell(ways, without, grid, mbps, rtt_ms, context_tokens):
+                for row in await _cell(ways, local, grid, mbps, rtt_ms, context_tokens):
                     rows.append(row)
                     console.print(" ".join(_cells(row)), style="dim")
                     _keep(grid, name, row)
@@ -160,40 +161,35 @@ async def staged(
                 yield Ways(site, link, prompt, grid.answer_tokens), proxy
 
 
-class WithoutLink:
-    """Local prefill and a resident context, for every context length: the last few runs of each."""
+class Local:
+    """Local prefill of every context length: the last few runs of each."""
 
     def __init__(self, ways: Ways, grid: Grid) -> None:
         self._ways, self._every = ways, grid.local_every
         self._most = grid.runs if grid.local_every == 1 else 3
-        self._runs: dict[int, deque[tuple[Run, Run]]] = {}
+        self._runs: dict[int, deque[Run]] = {}
         self._asked: dict[int, int] = {}
 
     async def measure(self, context_tokens: int) -> None:
-        """Measure both, if it is time."""
+        """Measure it, if it is time."""
         asked = self._asked.get(context_tokens, 0)
         self._asked[context_tokens] = asked + 1
         if asked % self._every == 0:
-            context = f"t{context_tokens}"
-            pair = await self._ways.local(context), await self._ways.resident(context)
-            self._runs.setdefault(context_tokens, deque(maxlen=self._most)).append(pair)
+            run = await self._ways.local(f"t{context_tokens}")
+            self._runs.setdefault(context_tokens, deque(maxlen=self._most)).append(run)
 
-    def local_s(self, context_tokens: int) -> float:
-        """Seconds to the first token."""
-        return statistics.median(local.ttft_s for local, _ in self._runs[context_tokens])
-
-    def resident_s(self, context_tokens: int) -> float:
-        """Seconds to the first token."""
-        return statistics.median(resident.ttft_s for _, resident in self._runs[context_tokens])
+    def seconds(self, context_tokens: int) -> float:
+        """To the first token."""
+        return statistics.median(run.ttft_s for run in self._runs[context_tokens])
 
     def prefill_tokens_s(self, context_tokens: int) -> float:
         """Rate at which the context was computed."""
-        seconds = statistics.median(local.timings.context_ms / 1e3 for local, _ in self._runs[context_tokens])
+        seconds = statistics.median(run.timings.context_ms / 1e3 for run in self._runs[context_tokens])
         return context_tokens / seconds
 
     def output(self, context_tokens: int) -> str:
         """What local prefill answers."""
-        return self._runs[context_tokens][-1][0].output
+        return self._runs[context_tokens][-1].output
 
 
 async def _publish(model: Path, name: str, grid: Grid, store: Path) -> Tokens:
@@ -232,24 +228,24 @@ def _window(grid: Grid) -> int:
     return (need + 255) // 256 * 256
 
 
-async def _cell(
-    ways: Ways, without: WithoutLink, grid: Grid, mbps: float, rtt_ms: float, context_tokens: int
-) -> list[Row]:
+async def _cell(ways: Ways, local: Local, grid: Grid, mbps: float, rtt_ms: float, context_tokens: int) -> list[Row]:
     """All rungs at one link and context length, in one interleaved run."""
     context, link = f"t{context_tokens}", Link(mbps * 1e6 / 8, rtt_ms / 1e3)
     asked: dict[str | None, str] = {None: ways.rung(context)} if grid.choose else {rung: rung for rung in grid.rungs}
     planned: dict[str | None, list[Run]] = {rung: [] for rung in asked}
     loaded: dict[str, list[float]] = {}
+    resident_s: list[float] = []
     for _ in range(grid.runs):
-        await without.measure(context_tokens)
+        await local.measure(context_tokens)
         for rung in asked:
             planned[rung].append(await ways.planned(context, rung))
+            resident_s.append((await ways.resident(context)).ttft_s)
         for rung in dict.fromkeys([*asked.values(), *({_LOSSLESS} & set(grid.rungs))]):
             arrived_s = load_s(Need(context_tokens, ways.size_bytes(context, rung), 1.0, 0.0), link)
-            if arrived_s <= _WORTH * without.local_s(context_tokens):
+            if arrived_s <= _WORTH * local.seconds(context_tokens):
                 loaded.setdefault(rung, []).append(await ways.loaded_or_never_s(context, rung))
-    place = _Place(mbps, rtt_ms, context_tokens, link)
-    return [_row(ways, without, grid, place, asked[rung], runs, loaded) for rung, runs in planned.items()]
+    place = _Place(mbps, rtt_ms, context_tokens, link, statistics.median(resident_s))
+    return [_row(ways, local, grid, place, asked[rung], runs, loaded) for rung, runs in planned.items()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,15 +254,16 @@ class _Place:
     rtt_ms: float
     context_tokens: int
     link: Link
+    resident_s: float
 
 
 def _row(
-    ways: Ways, without: WithoutLink, grid: Grid, at: _Place, rung: str, runs: list[Run], loaded: dict[str, list[float]]
+    ways: Ways, local: Local, grid: Grid, at: _Place, rung: str, runs: list[Run], loaded: dict[str, list[float]]
 ) -> Row:
     context_tokens = at.context_tokens
     size_bytes = ways.size_bytes(f"t{context_tokens}", rung)
-    local_s, resident_s = without.local_s(context_tokens), without.resident_s(context_tokens)
-    need = Need(context_tokens, size_bytes, without.prefill_tokens_s(context_tokens), resident_s)
+    local_s, resident_s = local.seconds(context_tokens), at.resident_s
+    need = Need(context_tokens, size_bytes, local.prefill_tokens_s(context_tokens), resident_s)
     streamed_s, floor = statistics.median(run.ttft_s for run in runs), floor_s(need, at.link)
 
     def all_s(name: str) -> float:
@@ -293,7 +290,7 @@ def _row(
         ratio_to_local=round(streamed_s / local_s, 3),
         ratio_to_oracle=round(streamed_s / min(local_s, baselines[rung]), 3),
         speedup=round(local_s / streamed_s, 2),
-        same_output=all(run.output == without.output(context_tokens) for run in runs),
+        same_output=all(run.output == local.output(context_tokens) for run in runs),
         way=statistics.mode(run.timings.way for run in runs),
     )
 
