@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from preread.cli.fitting import _print_ladder, _print_path
+from preread.cli.fitting import _print_ladder, _print_path, _splits
+from preread.errors import UsageError
 from preread.fit.align import Alignment
 from preread.testing.profile import plain_profile
 from preread.values import Fingerprint, Geometry
@@ -47,6 +48,28 @@ def test_alignment_that_cannot_be_shown_is_refused_before_models_are_loaded(
     given = [argument.format(tmp=tmp_path) for argument in arguments]
     ran = preread("fit", "align", "--llm", str(tmp_path / "no.gguf"), "--slm", str(tmp_path / "no.gguf"), *given)
     assert ran.code == 1 and told in ran.err and "no.gguf" not in ran.err and ran.out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--text", "{tmp}/absent.txt"], "absent.txt cannot be read"),
+        (["--out", "{tmp}/absent/map.npz"], "its folder does not exist"),
+    ],
+)
+def test_a_mapping_that_cannot_be_kept_is_refused_before_models_are_loaded(
+    preread: Callable[..., Any], tmp_path: Path, arguments: list[str], told: str
+) -> None:
+    given = [argument.format(tmp=tmp_path) for argument in arguments]
+    ran = preread("fit", "map", "--llm", str(tmp_path / "no.gguf"), "--slm", str(tmp_path / "no.gguf"), *given)
+    assert ran.code == 1 and told in ran.err and "no.gguf" not in ran.err and ran.out == ""
+
+
+def test_splits_are_layers_of_the_small_model() -> None:
+    assert _splits("0,12, 12", 24) == (0, 12)
+    for wrong in ("24", "-1", "half"):
+        with pytest.raises(UsageError, match="--split"):
+            _splits(wrong, 24)
 
 
 def test_path_is_shown_layer_by_layer_and_as_json(capsys: pytest.CaptureFixture[str]) -> None:

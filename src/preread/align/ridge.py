@@ -78,11 +78,6 @@ class Linear:
         """R."""
         return len(self.outward)
 
-    @property
-    def size_bytes(self) -> int:
-        """Of all its numbers, two bytes each, as they are kept."""
-        return 2 * (self.mean_x.size + self.mean_y.size + self.inward.size + self.outward.size)
-
 
 def fit(moments: Moments, weights: Double, ridge: float, ranks: tuple[int, ...]) -> list[Linear]:
     """One mapping for each of `ranks`, the best of that rank.
@@ -98,14 +93,15 @@ def fit(moments: Moments, weights: Double, ridge: float, ranks: tuple[int, ...])
     own = np.diag(xx)
     regular = xx + np.diag(ridge * own + 1e-9 * float(own.mean()) + 1e-12)  # the rest: for features that never change
     root = np.sqrt(weights)
-    # With z = L^T B, the penalised error is |z - L^-1 xy|^2 up to a constant: the best z of rank R is a truncated SVD.
+    # With z = L^T B, the penalised error is |z - L^-1 xy|^2 up to a constant: the best z of rank R keeps what this
+    # matrix does in its R leading directions, eigenvectors of a square that is no larger than there are targets.
     lower = np.linalg.cholesky(regular)
     whitened = np.linalg.solve(lower, xy * root)
-    left, sizes, right = np.linalg.svd(whitened, full_matrices=False)
-    back = np.linalg.solve(lower.T, left)  # features of about unit variance
+    directions = np.linalg.eigh(whitened.T @ whitened)[1][:, ::-1]
+    back = np.linalg.solve(lower.T, whitened @ directions)
     found = []
-    for rank in ranks:
-        inward, outward = back[:, :rank], sizes[:rank, None] * right[:rank] / root
+    for rank in (min(rank, *xy.shape) for rank in ranks):
+        inward, outward = back[:, :rank], directions[:, :rank].T / root
         found.append(Linear(_single(x), _single(y), _single(inward), _single(outward)))
     return found
 

@@ -4,7 +4,7 @@ import asyncio
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from preread.codec.profile import Profile
     from preread.engine.llamacpp import LlamaCpp
     from preread.fit.align import Alignment
+    from preread.fit.map import Fit
     from preread.fit.text import Text
+
+_MAP_STAGES: Final = {"read": ALIGN_STAGE, "map": "mapping layers", "measure": "measuring what it costs"}
 
 app = typer.Typer(help="Learn once what a model needs to be streamed well.", no_args_is_help=True)
 
@@ -110,6 +113,92 @@ def align(
 
         draw_alignment(found, plot)
     _print_path(found)
+
+
+@app.command("map")
+def map_layers(
+    llm: Annotated[
+        str, typer.Option("--llm", metavar="NAME|PATH|hf:…", help="The large model, named as with --model elsewhere.")
+    ],
+    slm: Annotated[str, typer.Option("--slm", metavar="NAME|PATH|hf:…", help="The small one.")] = DEFAULT,
+    split: Annotated[
+        str | None,
+        typer.Option("--split", metavar="LIST", help="Layers below these stay exact; by default half of them."),
+    ] = None,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option("--text", metavar="FILE", help="Text to fit to, in UTF-8; may be repeated; by default built in."),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help="Where to write the mapping; {split} in it is the split.")
+    ] = Path("mapping-{split}.npz"),
+    threads: options.Threads = 0,
+) -> None:
+    """Learn what a small model would keep of a text from what a large one keeps of it. Takes minutes.
+
+    Both read the same windows; each layer from the split on is a linear map of aligned layers. What reading mapped KV
+    costs is measured on windows that nothing was fitted on. The last line is JSON.
+    """
+    from preread.align.mapping_bytes import Kept, dumps
+    from preread.cli.serve import engine_for
+    from preread.fit.map import fit_mappings
+    from preread.fit.text import calibration, read
+
+    source = read(text) if text else calibration()
+    if not out.expanduser().absolute().parent.is_dir():
+        raise UsageError(f"{out} cannot be written: its folder does not exist")
+    with engine_for(slm, 0, threads) as small, engine_for(llm, 0, threads) as large, token_progress() as report:
+        layers = small.spec.geometry.layers
+        splits = _splits(split, layers) if split else (layers // 2,)
+        if len(splits) > 1 and "{split}" not in out.name:
+            raise UsageError(f"{out} is one file for {len(splits)} mappings: write {{split}} into its name")
+        found = fit_mappings(small, large, source, splits, lambda stage, *at: report(_MAP_STAGES[stage], *at))
+        for fit in found:
+            quality = fit.held_out.quality
+            kept = Kept(
+                fit.mapping, small.spec.fingerprint, large.spec.fingerprint, small.spec.geometry, large.spec.geometry,
+                source.label, quality.dloss, quality.kl, quality.tokens,
+            )  # fmt: skip
+            _write(Path(str(out.expanduser()).replace("{split}", str(fit.mapping.split))), dumps(kept))
+    _print_mappings(small.spec.name, large.spec.name, source.label, found)
+
+
+def _splits(asked: str, layers: int) -> tuple[int, ...]:
+    try:
+        splits = tuple(dict.fromkeys(int(part) for part in asked.split(",")))
+    except ValueError as error:
+        raise UsageError(f"--split wants numbers of layers, separated by commas, not {asked!r}") from error
+    if any(not 0 <= split < layers for split in splits):
+        raise UsageError(f"--split: the small model has layers 0 to {layers - 1}")
+    return splits
+
+
+def _print_mappings(small: str, large: str, text: str, found: "tuple[Fit, ...]") -> None:
+    rows = []
+    for fit in found:
+        quality, (low, high) = fit.held_out.quality, fit.held_out.dloss_ci
+        rows.append(
+            (
+                str(fit.mapping.split),
+                f"{quality.dloss:+.4f} [{low:+.4f}, {high:+.4f}]",
+                f"{quality.kl:.4f}",
+                f"{min(fit.explained):.2f} – {max(fit.explained):.2f}",
+                f"{quality.tokens:,} tokens",
+            )
+        )
+    print_table(("EXACT BELOW", "LOSS RISES BY", "KL", "EXPLAINED", "MEASURED ON"), rows)
+    told = [
+        {
+            "split": fit.mapping.split,
+            "dloss": round(fit.held_out.quality.dloss, 5),
+            "dloss_ci": fit.held_out.dloss_ci,
+            "kl": round(fit.held_out.quality.kl, 5),
+            "explained": [round(share, 4) for share in fit.explained],
+            "ranks": [linear.rank for linear in fit.mapping.linears],
+        }
+        for fit in found
+    ]
+    print_json({"fit": "map", "slm": small, "llm": large, "text": text, "path": found[0].path, "mappings": told})
 
 
 def _print_path(found: "Alignment") -> None:

@@ -111,6 +111,34 @@ def ttft(
         asyncio.run(measured.bench(path, name, chosen, console))
 
 
+@bench.command("guide")
+def guide(
+    llm: Annotated[
+        str, typer.Option("--llm", metavar="NAME|PATH|hf:…", help="The large model, named as with --model elsewhere.")
+    ],
+    slm: Annotated[str, typer.Option("--slm", metavar="NAME|PATH|hf:…", help="The small one.")] = DEFAULT,
+    mapping: Annotated[
+        list[Path] | None,
+        typer.Option("--map", metavar="FILE", help="What `preread fit map` wrote; may be repeated."),
+    ] = None,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option("--text", metavar="FILE", help="Text to measure on; by default preread's own."),
+    ] = None,
+    windows: Annotated[int, typer.Option(min=4, help="Pieces of the text.")] = 20,
+) -> None:
+    """What a large model's reading does for a small one: loss after contexts, in every mode, with a control."""
+    from rich.console import Console
+
+    from preread.bench.guide import Options
+    from preread.bench.guide import bench as bench_guide
+    from preread.fit.text import evaluation, read
+
+    chosen = Options(read(text) if text else evaluation(), tuple(mapping or ()), windows)
+    small, large = ((path, options.shown_name(name, path)) for name in (slm, llm) for path in [options.pulled(name)])
+    bench_guide(small, large, chosen, Console(width=_WIDE), token_progress())
+
+
 @bench.command("site")
 def site(
     model: options.Model = DEFAULT,

@@ -44,6 +44,17 @@ def unrotate(k: Half, tokens: Span, rope: Rope) -> Single:
     return out
 
 
+def rotate(k: Single, tokens: Span, rope: Rope) -> Single:
+    """K (…, tokens, head_dim) as it was before `unrotate`."""
+    cosines, sines = angles(rope, tokens)
+    out = k.copy()
+    first, second = _halves(rope.near, len(rope.frequencies))
+    a, b = k[..., first], k[..., second]
+    out[..., first] = a * cosines - b * sines
+    out[..., second] = a * sines + b * cosines
+    return out
+
+
 def _halves(near: bool, pairs: int) -> tuple[slice, slice]:
     if near:
         return slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2)
