@@ -32,7 +32,7 @@ def angles(rope: Rope, tokens: Span) -> tuple[Single, Single]:
     return np.cos(turned).astype(np.float32), np.sin(turned).astype(np.float32)
 
 
-def unrotate(k: Half, tokens: Span, rope: Rope) -> Single:
+def unrotate(k: Half | Single, tokens: Span, rope: Rope) -> Single:
     """K (…, tokens, head_dim) before rotation."""
     cosines, sines = angles(rope, tokens)
     pairs = len(rope.frequencies)

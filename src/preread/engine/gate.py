@@ -52,13 +52,20 @@ class Gate:
         """What the callback must be given, for `llama_context_params.cb_eval_user_data`."""
         return ctypes.c_void_p(self._gate)
 
-    def observe(self, run: Callable[[], None], see: Callable[[int], None]) -> None:
-        """Call `see` with the address of every tensor node of the graphs that `run` evaluates."""
+    def observe(
+        self, run: Callable[[], None], see: Callable[[int], bool | None], take: Callable[[int], None] | None = None
+    ) -> None:
+        """Call `see` with the address of every tensor node of the graphs that `run` evaluates, before it is computed.
+
+        Where it says True, `take` is called with the same address as soon as the node's data is there.
+        """
 
         def answer(tensor: int, ask: bool) -> bool:
             if ask:
-                see(tensor)
-            return False
+                return bool(see(tensor)) and take is not None
+            if take is not None:
+                take(tensor)
+            return True
 
         observer = Observer(answer)
         self._library.preread_gate_observe(self._gate, ctypes.cast(observer, ctypes.c_void_p))

@@ -21,6 +21,7 @@ from preread.values import Geometry, Half
 _F32, _F16 = 0, 1  # GGML_TYPE_F32, GGML_TYPE_F16
 _EMBEDDINGS = b"token_embd.weight"
 _CACHE = re.compile(rb"cache_(k|v)_l(\d+)$")
+_QUERY = re.compile(rb"Qcur-(\d+)$")
 
 
 class Tensor(ctypes.Structure):
@@ -187,6 +188,39 @@ def find_embeddings(ggml: ctypes.CDLL, observe: Callable[[Callable[[int], None]]
     if len(found) != 1:
         raise EngineError("the graph of this model shows no token embeddings")
     return Embeddings(ggml, found.pop(), vocab_size)
+
+
+class Queries:
+    """The queries of one evaluated graph, as they meet K: after RoPE where a model has it. Given to `Gate.observe`."""
+
+    def __init__(self, ggml: ctypes.CDLL, tokens: int, geometry: Geometry) -> None:
+        self._ggml, self._tokens, self._geometry = ggml, tokens, geometry
+        self._found: dict[int, npt.NDArray[np.float32]] = {}
+
+    def see(self, address: int) -> bool:
+        """Whether a node is some layer's queries, a vector for each head and token."""
+        tensor = Tensor.from_address(address)
+        ne = list(tensor.ne)
+        shaped = ne[0] == self._geometry.head_dim and ne[2] == self._tokens and ne[3] == 1
+        return bool(_QUERY.match(tensor.name)) and tensor.type == _F32 and shaped
+
+    def take(self, address: int) -> None:
+        """Copy them; of several nodes of one layer the last is what attention reads."""
+        tensor = Tensor.from_address(address)
+        match = _QUERY.match(tensor.name)
+        if match is None or self._ggml.ggml_nbytes(address) != 4 * tensor.ne[0] * tensor.ne[1] * tensor.ne[2]:
+            return
+        rows = np.empty((tensor.ne[2], tensor.ne[1], tensor.ne[0]), np.float32)
+        self._ggml.ggml_backend_tensor_get(address, rows.ctypes.data, 0, rows.nbytes)
+        self._found[int(match[1])] = rows
+
+    def all(self) -> npt.NDArray[np.float32] | None:
+        """Queries (layers, heads, tokens, head_dim); None: the graph does not show those of every layer."""
+        layers = [self._found.get(layer) for layer in range(self._geometry.layers)]
+        rows = [layer for layer in layers if layer is not None]
+        if len(rows) < len(layers) or len({row.shape for row in rows}) != 1:
+            return None
+        return np.stack(rows).transpose(0, 2, 1, 3)
 
 
 def _note(address: int | None, found: dict[tuple[str, int], int]) -> None:

@@ -25,7 +25,7 @@ from preread.engine.chat import ChatTemplate
 from preread.engine.context import CacheType as CacheType
 from preread.engine.context import open_context
 from preread.engine.gate import Gate
-from preread.engine.ggml import CacheTensors, Embeddings, find_cache, find_embeddings, library
+from preread.engine.ggml import CacheTensors, Embeddings, Queries, find_cache, find_embeddings, library
 from preread.engine.model import Spec
 from preread.engine.refine import Refinements
 from preread.engine.sampling import Sampler, Sampling, Step, log_probabilities
@@ -204,6 +204,26 @@ class LlamaCpp:
         for i, layer in enumerate(range(layers.start, layers.stop)):
             k[i], v[i] = tensors.read(layer, tokens.start, len(tokens))
         return KVBlock(tokens, layers, k, v)
+
+    def queries(self, tokens: Tokens) -> npt.NDArray[np.float32] | None:
+        """Queries (layers, heads, tokens, head_dim) of at most a batch of tokens from a context's start, after RoPE.
+
+        None: this model's graph does not name them. What the engine held is gone.
+
+        Raises:
+            UsageError: more than a batch, or than fit the window.
+            EngineError: llama.cpp failed.
+        """
+        if len(tokens) > BATCH_TOKENS:
+            raise UsageError(f"queries of {len(tokens)} tokens were asked for: at most {BATCH_TOKENS} go at once")
+        self._check_room(len(tokens))
+        self.clear()
+        found = Queries(library(), len(tokens), self.spec.geometry)
+        try:
+            self._gate.observe(lambda: self._decode(tokens, 0, _CONTEXT), found.see, found.take)
+        finally:
+            self.clear(wipe=True)
+        return found.all()
 
     def reserve(self, tokens: int) -> None:
         """Make room for a context that is going to be injected: cells and positions, without computing anything.

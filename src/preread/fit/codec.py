@@ -23,6 +23,7 @@ from preread.errors import EngineError
 from preread.fit import tables
 from preread.fit.bases import Group, basis, predictors
 from preread.fit.quality import Score, measure, reference, summary
+from preread.fit.queries import channel_shares
 from preread.fit.sample import WINDOW_TOKENS, Window, hold, rope, take, windows
 from preread.fit.sensitivity import sensitivity
 from preread.fit.text import Text
@@ -115,7 +116,8 @@ def fit(engine: LlamaCpp, text: Text, progress: Report) -> Profile:
         engine, sample[:SENSE_WINDOWS], variances, SINK_TOKENS, lambda done, of: progress("sense", done, of)
     )
     progress("fit", 0, 1)
-    made = _bases(engine, text, sample, costs / np.mean(costs * variances))
+    weights = _weights(engine, sample[0], costs / np.mean(costs * variances))
+    made = _bases(engine, text, sample, weights)
     profile = made.profile
     analysed = [_analysed(engine, profile, window) for window in held_out[:_STEP_WINDOWS]]
     profile = replace(profile, coder=_tables(made, [_analysed(engine, profile, w) for w in sample[:_TABLE_WINDOWS]]))
@@ -133,12 +135,24 @@ def _variances(sample: list[Window], rotation: Rope) -> npt.NDArray[np.float64]:
     return least
 
 
+def _weights(engine: LlamaCpp, window: Window, costs: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """What an error in each channel of K (before rotation) and V costs, (2, layers, kv_heads, head_dim)."""
+    shape = engine.spec.geometry
+    shares = np.ones((2, shape.layers, shape.kv_heads, shape.head_dim))
+    queries = engine.queries(window.tokens)
+    if queries is not None:
+        shares[0] = channel_shares(queries, shape.kv_heads, rope(engine))
+    weights: npt.NDArray[np.float64] = costs[..., None] * shares
+    return weights
+
+
 def _counted(block: KVBlock) -> Span:
     """The tokens that are no sinks."""
     return Span(block.tokens.start + SINK_TOKENS, block.tokens.stop)
 
 
 def _bases(engine: LlamaCpp, text: Text, sample: list[Window], costs: npt.NDArray[np.float64]) -> _Fit:
+    """`costs`: of each channel, (2, layers, kv_heads, head_dim)."""
     spec, rotation = engine.spec, rope(engine)
     tokens = np.concatenate([window.tokens[SINK_TOKENS:] for window in sample])
     known = normalised(engine.embeddings(tokens))
@@ -161,7 +175,7 @@ def _bases(engine: LlamaCpp, text: Text, sample: list[Window], costs: npt.NDArra
     means, weights, weighted = [], [], []
     for layers in frame.groups:
         x = np.concatenate([_vectors(window.block, layers, rotation) for window in sample])
-        weight = np.repeat(costs[:, layers.start : layers.stop].ravel(), spec.geometry.head_dim).astype(np.float32)
+        weight = costs[:, layers.start : layers.stop].ravel().astype(np.float32)
         mean = x.mean(axis=0)
         means.append(mean)
         weights.append(weight)
