@@ -37,7 +37,7 @@ def test_what_queries_look_at_counts_and_pairs_that_turn_share_it(near: bool) ->
     assert shares.shape == (1, 1, 4) and shares.mean() == pytest.approx(1)
     found = shares[0, 0]
     assert found[fast[0]] == pytest.approx(found[fast[1]], rel=1e-3), "either is what a query meets, in time"
-    assert found[slow[0]] > 5 * found[slow[1]], "these stay apart"
+    assert found[slow[0]] > 4 * found[slow[1]], "these stay apart"
     assert found[fast[0]] > 2 * found[slow[0]]
 
 
