@@ -170,6 +170,7 @@ class Scripted:
         text: str | None,
         tokens: list[int] | None,
         form: str,
+        mode: str,
         progress: Callable[[str, int, int], None],
     ) -> Published:
         self.inside, self.most = self.inside + 1, max(self.most, self.inside + 1)
@@ -180,7 +181,7 @@ class Scripted:
                 await asyncio.sleep(0.001)
             if self.failure is not None:
                 raise self.failure
-            return await RandomPublisher(self.store)(name, text, tokens, form, progress)
+            return await RandomPublisher(self.store)(name, text, tokens, form, mode, progress)
         except asyncio.CancelledError:
             self.cancelled.set()
             raise

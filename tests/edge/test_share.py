@@ -27,7 +27,7 @@ Work = Callable[[BareEdge, httpx2.AsyncClient, Proxy], Awaitable[None]]
 def store(tmp_path_factory: pytest.TempPathFactory) -> Objects:
     store = open_store(str(tmp_path_factory.mktemp("store")))
     publisher = RandomPublisher(store, ("lossless", "q4"), chunk_tokens=64)
-    asyncio.run(publisher("manual", "m" * 200, None, "text", lambda *_: None))
+    asyncio.run(publisher("manual", "m" * 200, None, "text", "exact", lambda *_: None))
     return store
 
 

@@ -53,7 +53,7 @@ def cloud_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     store = open_store(str(tmp_path_factory.mktemp("store")))
     publisher = RandomPublisher(store, ("lossless",), chunk_tokens=512, window_tokens=10**6)
     for name, letters in (("manual", 12_000), ("leaflet", 2_000)):
-        asyncio.run(publisher(name, "x" * letters, None, "text", lambda *_: None))
+        asyncio.run(publisher(name, "x" * letters, None, "text", "exact", lambda *_: None))
     with serving(create_cloud(store, publisher)) as url:
         yield url
 

@@ -162,7 +162,7 @@ CHANGES: list[tuple[str, str, Callable[[Any], object]]] = [
     ("segment empty", "length", lambda t: t["rungs"][0]["segments"][2][1].update(bytes=80)),
     ("segment zero", "schema", lambda t: t["rungs"][0]["segments"][2][1].update(bytes=0)),
     ("segment large", "length", lambda t: t["rungs"][0]["segments"][2][1].update(bytes=80 + 128 + 16 + 4096 + 1)),
-    ("mode", "schema", lambda t: t["origin"].update(mode="mapped")),
+    ("mode", "schema", lambda t: t["origin"].update(mode="dreamt")),
     ("batch", "schema", lambda t: t["origin"].update(batch_tokens=0)),
     ("float", "schema", lambda t: t["origin"].update(batch_tokens=512.0)),
 ]

@@ -16,12 +16,11 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
-from preread.align.mapping_bytes import Kept, loads
+from preread.align.mapping_bytes import Kept
+from preread.cloud.reading import Large, check_models
 from preread.edge.machine import machine
 from preread.engine.llamacpp import LlamaCpp, Tokens
-from preread.errors import UsageError
-from preread.fit.align import check
-from preread.fit.map import Read, Report, mapped, read
+from preread.fit.map import Read, Report, load, mapped, read
 from preread.fit.quality import Single, compare, log_softmax
 from preread.fit.sample import TAIL_TOKENS, WINDOW_TOKENS, hold, rope, take, windows
 from preread.fit.text import Text
@@ -87,8 +86,8 @@ def bench(
     """
     with progress as report, ExitStack() as stack:
         slm, llm = (stack.enter_context(closing(_open(*model))) for model in (small, large))
-        check(slm, llm)
-        kept = [_kept(path, slm, llm) for path in options.mappings]
+        kept = tuple(load(path) for path in options.mappings)
+        check_models(slm, Large(llm, kept))
         chosen = windows(slm, options.text, options.windows)
         losses: dict[str, list[Double]] = {}
         divergences: dict[str, list[float]] = {}
@@ -105,16 +104,6 @@ def bench(
 
 def _open(path: Path, name: str) -> LlamaCpp:
     return LlamaCpp.open(path, name=name, window_tokens=1024, scored_tokens=TAIL_TOKENS)
-
-
-def _kept(path: Path, slm: LlamaCpp, llm: LlamaCpp) -> Kept:
-    try:
-        kept = loads(path.read_bytes())
-    except OSError as error:
-        raise UsageError(f"cannot read the mapping {path}: {error.strerror or error}") from error
-    if (kept.small, kept.large) != (slm.spec.fingerprint, llm.spec.fingerprint):
-        raise UsageError(f"{path} maps other models than {llm.spec.name} to {slm.spec.name}")
-    return kept
 
 
 def _window(

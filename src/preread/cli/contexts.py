@@ -10,6 +10,7 @@ import typer
 
 from preread.cli import options
 from preread.cli.terminal import FIT_STAGE, print_json, print_table, quality_cells, size, token_progress
+from preread.cloud.events import Mode
 from preread.errors import RemoteError, UnknownContext, UsageError
 from preread.values import Form
 from preread.wire import catalogue as catalogues
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="List, show and remove published contexts.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of a published context.")]
 Style = Literal["auto", "chat", "text"]
-_STAGES: Final = {"fit": FIT_STAGE}
+_STAGES: Final = {"fit": FIT_STAGE, "read": "reading with the large model", "measure": "measuring what that does"}
 
 
 def publish(
@@ -42,6 +43,13 @@ def publish(
     tokens: Annotated[
         bool, typer.Option("--tokens", help="FILE holds token ids: a JSON list, or separated by white space.")
     ] = False,
+    mode: Annotated[
+        Mode,
+        typer.Option(
+            "--mode",
+            help="exact: as the model itself reads; mapped: as a large one does, if its gate lets it; auto: the better",
+        ),
+    ] = "exact",
     api_key: options.CloudKey = None,
     json: options.Json = False,
 ) -> None:
@@ -59,12 +67,15 @@ def publish(
     if not text or not text.strip():
         raise UsageError(f"{_shown(file)} is empty: there is nothing to publish")
     ids = _ids(text, _shown(file)) if tokens else None
-    done = _publish(cloud, name or Path(file or "").stem, None if tokens else text, ids, form, api_key)
+    done = _publish(cloud, name or Path(file or "").stem, None if tokens else text, ids, form, mode, api_key)
     if json:
         print_json(_published_json(done))
         return
     entry = done.entry
-    print(f"published {entry.name!r} ({entry.form}): {entry.token_count:,} tokens in {done.seconds:.1f} s")
+    for note in done.notes:
+        print(note)
+    how = entry.form if done.mode == "exact" else f"{entry.form}, {done.mode}"
+    print(f"published {entry.name!r} ({how}): {entry.token_count:,} tokens in {done.seconds:.1f} s")
     print_table(
         ("RUNG", "SIZE", "PER TOKEN"),
         [(rung, size(count), size(count / entry.token_count)) for rung, count in done.rung_bytes.items()],
@@ -72,13 +83,19 @@ def publish(
 
 
 def _publish(
-    cloud: str, name: str, text: str | None, ids: list[int] | None, form: Form | Literal["auto"], api_key: str | None
+    cloud: str,
+    name: str,
+    text: str | None,
+    ids: list[int] | None,
+    form: Form | Literal["auto"],
+    mode: Mode,
+    api_key: str | None,
 ) -> "Published":
     from preread.cloud.client import publish as publish_at
     from preread.cloud.events import Published
 
     with token_progress() as report:
-        for event in publish_at(cloud, name, text=text, tokens=ids, form=form, api_key=api_key):
+        for event in publish_at(cloud, name, text=text, tokens=ids, form=form, mode=mode, api_key=api_key):
             if isinstance(event, Published):
                 return event
             report(_STAGES.get(event.stage, event.stage), event.done, event.total)
@@ -142,6 +159,7 @@ def show(name: Name, cloud: options.Cloud, api_key: options.CloudKey = None, jso
     print(f"tokens    {entry.token_count:,}")
     print(f"model     {entry.model}: {shape.layers} layers, {shape.kv_heads} KV heads of {shape.head_dim}")
     print(f"made by   {origin.software}, {origin.engine}")
+    print(f"read      {origin.mode}")
     print(f"segments  {len(manifest.chunks)} chunks × {len(manifest.groups)} layer groups for each rung")
     print()
     print_table(
@@ -193,4 +211,9 @@ def _entry_json(entry: Entry) -> dict[str, object]:
 
 
 def _published_json(done: "Published") -> dict[str, object]:
-    return _entry_json(done.entry) | {"bytes": done.rung_bytes, "seconds": done.seconds}
+    return _entry_json(done.entry) | {
+        "bytes": done.rung_bytes,
+        "seconds": done.seconds,
+        "mode": done.mode,
+        "notes": done.notes,
+    }

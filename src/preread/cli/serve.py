@@ -5,6 +5,7 @@ import logging
 import socket
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,9 +13,10 @@ import typer
 from preread.cli import options
 from preread.engine.registry import DEFAULT
 from preread.errors import UsageError
-from preread.plan.choose import MAX_DLOSS
+from preread.plan.choose import MAX_DLOSS, MAX_MODE_DLOSS
 
 if TYPE_CHECKING:
+    from preread.cloud.reading import Large
     from preread.edge.edge import AsyncEdge
     from preread.engine.llamacpp import LlamaCpp
     from preread.store.objects import Objects
@@ -35,6 +37,20 @@ def cloud(
         str | None,
         typer.Option(metavar="RUNG,…", help="Qualities to publish in; by default lossless and all that are fitted."),
     ] = None,
+    llm: Annotated[
+        str | None,
+        typer.Option("--llm", metavar="NAME|PATH|hf:…", help="A large model that helps to read; see publish --mode."),
+    ] = None,
+    mapping: Annotated[
+        list[Path] | None,
+        typer.Option("--map", metavar="FILE", help="What `preread fit map` wrote for both; may be repeated."),
+    ] = None,
+    max_dloss: Annotated[
+        float,
+        typer.Option(
+            "--max-dloss", min=0, metavar="NATS", help="Publish mapped KV only if the loss rises by no more than this."
+        ),
+    ] = MAX_MODE_DLOSS,
 ) -> None:
     """Run a cloud: it reads documents once and serves their KV cache.
 
@@ -45,13 +61,25 @@ def cloud(
     from preread.store.objects import open_store
 
     names, keys = None if rungs is None else options.rung_names(rungs), options.client_keys(api_key)
-    with bind(host, port) as sock:
+    if (llm is None) != (not mapping):
+        raise UsageError("a large model reads by a mapping: give --llm and --map together, see `preread fit map`")
+    with bind(host, port) as sock, ExitStack() as stack:
         warn_if_open(sock, keys)
         objects = open_store(store)
-        with engine_for(model, ctx_size, threads) as engine:
-            interrupted = asyncio.run(_serve_cloud(sock, engine, objects, names, keys, store))
+        engine = stack.enter_context(engine_for(model, ctx_size, threads))
+        large = None
+        if llm is not None:
+            large = _large(stack.enter_context(engine_for(llm, ctx_size, threads)), mapping or [], max_dloss)
+        interrupted = asyncio.run(_serve_cloud(sock, engine, objects, names, keys, store, large))
     if interrupted:
         raise KeyboardInterrupt
+
+
+def _large(engine: "LlamaCpp", files: list[Path], max_dloss: float) -> "Large":
+    from preread.cloud.reading import Large
+    from preread.fit.map import load
+
+    return Large(engine, tuple(load(file) for file in files), max_dloss)
 
 
 @contextmanager
@@ -86,6 +114,7 @@ async def _serve_cloud(
     rungs: tuple[str, ...] | None,
     api_keys: frozenset[str],
     store: str,
+    large: "Large | None",
 ) -> bool:
     from preread.cli import listen
     from preread.cloud.app import create_app
@@ -99,7 +128,7 @@ async def _serve_cloud(
         print(f"preread cloud: {engine.spec.name} on {where}", flush=True)
 
     worker = Worker()
-    app = create_app(objects, EnginePublisher(engine, worker, objects, rungs), api_keys=api_keys)
+    app = create_app(objects, EnginePublisher(engine, worker, objects, rungs, large), api_keys=api_keys)
     try:
         return await listen.serve(app, sock, ready)
     finally:

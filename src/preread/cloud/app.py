@@ -51,6 +51,7 @@ class Publisher(Protocol):
         text: str | None,
         tokens: list[int] | None,
         form: Form | Literal["auto"],
+        mode: events.Mode,
         progress: Report,
     ) -> Published: ...
 
@@ -131,8 +132,8 @@ class _Contexts:
         try:
             async with self._changing:
                 try:
-                    outcome = await self._publisher(ask.name, ask.text, ask.tokens, ask.form, progress)
-                    last = Published(outcome.entry, outcome.rung_bytes, outcome.seconds)
+                    outcome = await self._publisher(ask.name, ask.text, ask.tokens, ask.form, ask.mode, progress)
+                    last = outcome
                 finally:
                     self._forget()
         except PrereadError as error:

@@ -8,7 +8,7 @@ from urllib.parse import quote
 import httpx2
 import msgspec
 
-from preread.cloud.events import Event, Failed, Problem, Progress, Published, Request
+from preread.cloud.events import Event, Failed, Mode, Problem, Progress, Published, Request
 from preread.errors import CorruptData, RemoteError, TransportError, UnknownContext, UsageError
 from preread.store.http11 import parse_origin
 from preread.values import Form
@@ -34,9 +34,10 @@ def publish(
     text: str | None = None,
     tokens: list[int] | None = None,
     form: Form | Literal["auto"] = "auto",
+    mode: Mode = "exact",
     api_key: str | None = None,
 ) -> Iterator[Progress | Published]:
-    """Have a cloud read a document, given as exactly one of text and tokens. The last event is Published.
+    """Have a cloud read a document, given as exactly one of text and tokens, in this mode. The last event is Published.
 
     Raises:
         UsageError: the cloud says what is wrong with the request.
@@ -44,7 +45,7 @@ def publish(
         TransportError: the cloud cannot be reached, or the connection broke; nothing was published then.
         CorruptData: the other side is not a cloud.
     """
-    body = msgspec.json.encode(Request(name, text, tokens, form))
+    body = msgspec.json.encode(Request(name, text, tokens, form, mode))
     with _answer(url, "POST", "/v1/contexts", api_key, body) as response:
         for line in _lines(response):
             event = _decode(line)

@@ -7,32 +7,51 @@ import msgspec
 from preread.values import Form
 from preread.wire.catalogue import Entry
 
+Mode = Literal["exact", "mapped", "auto"]
+"""How a document is to be read; see `preread.cloud.reading`."""
+
 TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 
 
 class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Body of POST /v1/contexts: a document as text or as token ids, and how it continues."""
+    """Body of POST /v1/contexts: a document as text or as token ids, how it continues, and how it is to be read."""
 
     name: str
     text: str | None = None
     tokens: list[TokenId] | None = None
     form: Form | Literal["auto"] = "auto"
+    mode: Mode = "exact"
 
 
 class Progress(msgspec.Struct, frozen=True, tag_field="event", tag="progress"):
-    """`done` of `total` steps of a stage: "fit" (once for a model), then "prefill" and "encode", counted in tokens."""
+    """`done` of `total` steps of a stage: "fit" (once for a model), then "prefill" and "encode", counted in tokens.
+
+    Where a large model helps, between these "read", in tokens, and "measure", in mappings.
+    """
 
     stage: str
     done: int
     total: int
 
 
-class Published(msgspec.Struct, frozen=True, tag_field="event", tag="published", rename={"rung_bytes": "bytes"}):
-    """The last line of a publication: its catalogue entry, bytes for each rung, and how long it took."""
+class Published(
+    msgspec.Struct,
+    frozen=True,
+    tag_field="event",
+    tag="published",
+    rename={"rung_bytes": "bytes"},
+    omit_defaults=True,
+):
+    """The last line of a publication: its catalogue entry, bytes for each rung, and how long it took.
+
+    `mode` is how it was read in the end, and `notes` say why, where another mode was asked for.
+    """
 
     entry: Entry
     rung_bytes: dict[str, int]
     seconds: float
+    mode: Literal["exact", "mapped"] = "exact"
+    notes: tuple[str, ...] = ()
 
 
 class Problem(msgspec.Struct, frozen=True):

@@ -1,7 +1,7 @@
 """The cloud's story: a document becomes an immutable, streamable context.
 
-prefill → encode → digest → put segments → put manifest → put name. Until the name is put, nobody sees any of it; if
-anything fails before, what was published earlier stays as it was.
+prefill → let a large model help → encode → digest → put segments → put manifest → put name. Until the name is put,
+nobody sees any of it; if anything fails before, what was published earlier stays as it was.
 """
 
 import asyncio
@@ -16,12 +16,14 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from preread.cloud.events import Published
+from preread.cloud.events import Mode, Published
 from preread.cloud.profiles import Stored
+from preread.cloud.reading import Large, Reading, read_with
 from preread.codec.base import Codec
 from preread.codec.fitted import apart
 from preread.codec.ladder import codec, ladder, needs_profile
 from preread.codec.profile import Prepared, prepare
+from preread.codec.profile import Quality as Measured
 from preread.engine.llamacpp import BATCH_TOKENS, LlamaCpp
 from preread.engine.model import engine_version
 from preread.engine.worker import Worker
@@ -104,6 +106,8 @@ async def publish(
     rungs: tuple[str, ...] | None,
     progress: Report,
     profile: Stored | None = None,
+    large: Large | None = None,
+    mode: Mode = "exact",
 ) -> Published:
     """Make the KV of `tokens` available under `name`.
 
@@ -113,6 +117,7 @@ async def publish(
         rungs: in which qualities, and what these refine; None: lossless, and all that the profile knows.
         progress: is told how far it is.
         profile: of this model; some rungs need it.
+        large, mode: who helps to read it, and how, if its gate lets it.
 
     Raises:
         UsageError: the name is not one, the document leaves no room in the model's window, or a rung is unknown.
@@ -128,6 +133,7 @@ async def publish(
     chunks, groups = chunked(len(tokens)), _spans(engine.spec.geometry.layers, layers)
     prefill = partial(engine.prefill, tokens, lambda done: progress("prefill", done, len(tokens)))
     await worker.run(prefill, engine.cancel)
+    reading = await _helped(engine, worker, tokens, large, mode, progress)
     rows: dict[str, _Rows] = {step.rung: [] for step in codecs}
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # more would only fight over the cores
         for chunk in chunks:
@@ -145,17 +151,17 @@ async def publish(
         tokens=manifests.Tokens(len(tokens), ids.id, ids.size_bytes),
         chunks=manifests.pairs(chunks),
         groups=manifests.pairs(groups),
-        rungs=tuple(_rung(step, rows[step.rung], profile) for step in codecs),
-        origin=Origin(engine_version(), f"preread {version('preread')}", BATCH_TOKENS),
+        rungs=tuple(_rung(step, rows[step.rung], profile, reading.quality) for step in codecs),
+        origin=Origin(engine_version(), f"preread {version('preread')}", BATCH_TOKENS, reading.mode),
     )
     entry = _entry(name, manifest, engine, await store.put("manifests", manifests.dumps(manifest)))
     await store.put_name(entry)
     sizes = {rung: sum(cell.size_bytes for row in cells for cell in row) for rung, cells in rows.items()}
-    return Published(entry, sizes, time.monotonic() - started)
+    return Published(entry, sizes, time.monotonic() - started, reading.mode, reading.notes)
 
 
 async def refuse(
-    name: str, text: str | None, tokens: list[int] | None, form: Form | Literal["auto"], progress: Report
+    name: str, text: str | None, tokens: list[int] | None, form: Form | Literal["auto"], mode: Mode, progress: Report
 ) -> Published:
     """The publisher of a cloud without a model: it serves what is there, and publishes nothing."""
     raise UsageError("this cloud only serves what was published before: it runs no model")
@@ -177,6 +183,20 @@ def check(engine: LlamaCpp, name: str, tokens: int) -> None:
             f"the document has {tokens} tokens, {over} too many: the window of {engine.spec.name} is "
             f"{engine.spec.window_tokens} tokens, of which {SMALLEST_ROOM_TOKENS} stay free for a prompt"
         )
+
+
+async def _helped(
+    engine: LlamaCpp, worker: Worker, tokens: Tokens, large: Large | None, mode: Mode, progress: Report
+) -> Reading:
+    """What the engine holds after a large model had its say."""
+    if large is None:
+        return Reading()
+
+    def cancel() -> None:
+        engine.cancel()
+        large.engine.cancel()
+
+    return await worker.run(partial(read_with, engine, large, tokens, mode, progress), cancel)
 
 
 def _codecs(
@@ -210,18 +230,23 @@ def _entry(name: str, manifest: Manifest, engine: LlamaCpp, stored: ObjectRef) -
     )
 
 
-def _rung(step: Codec, cells: _Rows, profile: Stored | None) -> Rung:
+def _rung(step: Codec, cells: _Rows, profile: Stored | None, read: Measured | None) -> Rung:
     if profile is None or not needs_profile(step.version):
-        return Rung(step.rung, step.version, tuple(cells))
+        quality = _stated(read) if read is not None and step.rung == LOSSLESS else None
+        return Rung(step.rung, step.version, tuple(cells), None, quality)
     (fitted,) = [rung for rung in profile.profile.rungs if rung.name == step.rung]
-    measured = fitted.quality
-    quality = Quality(
-        dloss_micronats=round(measured.dloss * 1e6),
-        kl_micronats=max(0, round(measured.kl * 1e6)),
-        top1_ppm=round(measured.top1 * 1e6),
-        tokens=measured.tokens,
-    )
+    quality = _stated(*[measured for measured in (fitted.quality, read) if measured is not None])
     return Rung(step.rung, step.version, tuple(cells), _sized(profile.ref), quality, fitted.base)
+
+
+def _stated(*measured: Measured) -> Quality:
+    """What a rung changes in all: what its codec does, and what the way does in which the context was read."""
+    return Quality(
+        dloss_micronats=round(sum(one.dloss for one in measured) * 1e6),
+        kl_micronats=max(0, round(sum(one.kl for one in measured) * 1e6)),
+        top1_ppm=max(0, round((1 - sum(1 - one.top1 for one in measured)) * 1e6)),
+        tokens=min(one.tokens for one in measured),
+    )
 
 
 def chunked(tokens: int) -> list[Span]:

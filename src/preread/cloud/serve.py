@@ -4,11 +4,13 @@ from typing import Literal
 
 import numpy as np
 
-from preread.cloud.events import Published
+from preread.cloud.events import Mode, Published
 from preread.cloud.profiles import profile_for
 from preread.cloud.publish import Report, check, needed, publish, read_document
+from preread.cloud.reading import Large, check_models
 from preread.engine.llamacpp import LlamaCpp
 from preread.engine.worker import Worker
+from preread.errors import UsageError
 from preread.store.objects import Objects
 from preread.values import Form
 
@@ -16,11 +18,21 @@ from preread.values import Form
 class EnginePublisher:
     """Publishes documents one at a time, as `preread.cloud.app.Publisher` wants it; `worker` is the engine's thread.
 
-    Without `rungs` it publishes in all that the model's profile knows, and lossless.
+    Without `rungs` it publishes in all that the model's profile knows, and lossless. `large` reads for the engine's
+    model, in the same thread.
     """
 
-    def __init__(self, engine: LlamaCpp, worker: Worker, store: Objects, rungs: tuple[str, ...] | None = None) -> None:
-        self._engine, self._worker, self._store, self._rungs = engine, worker, store, rungs
+    def __init__(
+        self,
+        engine: LlamaCpp,
+        worker: Worker,
+        store: Objects,
+        rungs: tuple[str, ...] | None = None,
+        large: Large | None = None,
+    ) -> None:
+        if large is not None:
+            check_models(engine, large)
+        self._engine, self._worker, self._store, self._rungs, self._large = engine, worker, store, rungs, large
 
     async def __call__(
         self,
@@ -28,6 +40,7 @@ class EnginePublisher:
         text: str | None,
         tokens: list[int] | None,
         form: Form | Literal["auto"],
+        mode: Mode,
         progress: Report,
     ) -> Published:
         """Publish a document; the model's profile is fitted first where a rung needs one and the store has none.
@@ -37,10 +50,24 @@ class EnginePublisher:
         Raises:
             UsageError, EngineError, RemoteError: as `read_document`, `profile_for` and `publish` do.
         """
+        if mode == "mapped" and self._large is None:
+            raise UsageError("this cloud has no large model to map from: start it with --llm and --map")
         ids = None if tokens is None else np.array(tokens, np.int32)
         read, kind = await self._worker.run(lambda: read_document(self._engine, text, ids, form))
         check(self._engine, name, len(read))
         profile = None
         if needed(self._rungs):
             profile = await profile_for(self._store, self._engine, self._worker, progress)
-        return await publish(self._store, self._engine, self._worker, name, read, kind, self._rungs, progress, profile)
+        return await publish(
+            self._store,
+            self._engine,
+            self._worker,
+            name,
+            read,
+            kind,
+            self._rungs,
+            progress,
+            profile,
+            self._large if mode != "exact" else None,
+            mode,
+        )

@@ -358,15 +358,19 @@ class LlamaCpp:
             self.refinements.apply_one()
             self._decode(one, position + n, _REQUEST, logits=1)
 
-    def score(self, tokens: Tokens) -> npt.NDArray[np.float32]:
+    def score(self, tokens: Tokens, *, reuse: int | None = None) -> npt.NDArray[np.float32]:
         """Logits (tokens, vocab) after each of `tokens`, which follow the context; their KV is dropped at the end.
+
+        Args:
+            tokens: at most as many as the engine was opened to score.
+            reuse: how many tokens of context precede them; all of it by default.
 
         Raises:
             UsageError: more tokens than the engine was opened for, or than fit the window.
             Cancelled, EngineError: as `generate` does.
         """
-        held = self._context_tokens
-        self._check_room(held + len(tokens), "the text")
+        held = self._context_tokens if reuse is None else reuse
+        self._check_room(self._context_tokens + len(tokens), "the text")
         if held:
             llama_cpp.llama_memory_seq_cp(self._memory, _CONTEXT, _REQUEST, 0, held)
         self._arm()

@@ -6,10 +6,13 @@ windows that it was not fitted on → the small model's loss on these windows wh
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from preread.align import mapping_bytes
 from preread.align.mapping import Mapping, features
+from preread.align.mapping_bytes import Kept
 from preread.align.path import monotone, window
 from preread.align.ridge import Linear, Moments, Single, explained, fit
 from preread.align.similarity import similarities
@@ -17,6 +20,7 @@ from preread.codec import fitted
 from preread.codec.profile import normalised
 from preread.codec.rope import Rope, rotate, unrotate
 from preread.engine.llamacpp import LlamaCpp, Tokens
+from preread.errors import UsageError
 from preread.fit.align import check, represented
 from preread.fit.quality import Score, Summary, measure, reference, summary
 from preread.fit.sample import WINDOW_TOKENS, Window, hold, rope, take, windows
@@ -123,6 +127,19 @@ def fit_mappings(
         found.append((Mapping(split, below, tuple(around), tuple(maps)), tuple(shares)))
     scores = _scores(small, known, [mapping for mapping, _ in found], progress)
     return tuple(Fit(mapping, path, shares, summary(its)) for (mapping, shares), its in zip(found, scores, strict=True))
+
+
+def load(path: Path) -> Kept:
+    """A mapping's file.
+
+    Raises:
+        UsageError: it cannot be read.
+        CorruptData: it is no mapping.
+    """
+    try:
+        return mapping_bytes.loads(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"cannot read the mapping {path}: {error.strerror or error}") from error
 
 
 def read(small: LlamaCpp, large: LlamaCpp, mine: Window, theirs: KVBlock) -> Read:

@@ -7,6 +7,9 @@ from typing import Final
 MAX_DLOSS: Final = 0.01
 """By how much a streamed context may raise the loss, in nats a token, unless somebody says otherwise."""
 
+MAX_MODE_DLOSS: Final = 0.02
+"""By how much reading with a large model's help may, before a codec adds to it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Offer:

@@ -48,6 +48,7 @@ class RandomPublisher:
         text: str | None,
         tokens: list[int] | None,
         form: str,
+        mode: str,
         progress: Callable[[str, int, int], None],
     ) -> Published:
         ids = np.array(tokens if tokens is not None else [ord(letter) for letter in text or ""], np.int32)

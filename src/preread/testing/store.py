@@ -19,7 +19,7 @@ NAMES = ["a", "A", "a b", "%2F", "..x", "names", "ü" * 128, "😀" * 128, '"\\?
 def publish(store: Objects, name: str, text: str, *, profile: bytes = b"") -> Entry:
     """A small context of real format, with random KV; `profile`: what its manifest says that one rung needs."""
     publisher = RandomPublisher(store, profile=profile)
-    return asyncio.run(publisher(name, text, None, "text", lambda *_: None)).entry
+    return asyncio.run(publisher(name, text, None, "text", "exact", lambda *_: None)).entry
 
 
 def put_profile_of(store: Objects, fingerprint: Fingerprint, profile: bytes) -> ObjectRef:

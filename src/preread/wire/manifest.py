@@ -90,12 +90,15 @@ class Rung(Record, frozen=True, omit_defaults=True):
 
 
 class Origin(Record, frozen=True):
-    """How the KV was made; for people and for reproduction, nothing is decided by it."""
+    """How the KV was made; for people and for reproduction, nothing is decided by it.
+
+    `mode`: "exact" is what prefill computes; "mapped" follows from a large model's KV, and the rungs say what it costs.
+    """
 
     engine: Line
     software: Line
     batch_tokens: Annotated[int, msgspec.Meta(ge=1, le=2**24)]
-    mode: Literal["exact"] = "exact"
+    mode: Literal["exact", "mapped"] = "exact"
 
 
 class Manifest(Record, frozen=True):
