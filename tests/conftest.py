@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -9,6 +10,7 @@ from typing import Any, Self, TypeVar
 import pytest
 from hypothesis import HealthCheck, settings
 
+from preread.align.mapping_bytes import Kept
 from preread.cloud import client
 from preread.cloud.app import create_app as cloud_app
 from preread.cloud.events import Published
@@ -18,8 +20,12 @@ from preread.edge.edge import AsyncEdge
 from preread.engine.download import locate, pull
 from preread.engine.llamacpp import LlamaCpp
 from preread.engine.worker import Worker
+from preread.fit.map import fit_mappings
+from preread.fit.sample import TAIL_TOKENS
+from preread.fit.text import Text
 from preread.store.objects import Objects, open_store
 from preread.testing.cloud import serving
+from preread.testing.tiny import write_tiny
 
 T = TypeVar("T")
 
@@ -54,6 +60,22 @@ def manual() -> str:
         for i, part in enumerate(PARTS, 1)
     )
     return "Manual of the air cleaner.\n" + "\n".join(sections)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(smollm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of random weights that is quick to run."""
+    return write_tiny(tmp_path_factory.mktemp("tiny") / "tiny.gguf", smollm)
+
+
+@pytest.fixture(scope="session")
+def tiny_mapping(tiny_model: Path) -> Kept:
+    """From that model to itself, from layer 4 of 8 on."""
+    text = Text("squares", (" ".join(str(n * n % 9973) for n in range(1500)),))
+    with closing(LlamaCpp.open(tiny_model, window_tokens=1024, scored_tokens=TAIL_TOKENS)) as engine:
+        (fit,) = fit_mappings(engine, engine, text, (4,), lambda *_: None, 6)
+        of = engine.spec.fingerprint
+        return Kept(fit.mapping, of, of, engine.spec.geometry, text.label, 0.0, 0.0, 1)
 
 
 @dataclass(frozen=True, slots=True)

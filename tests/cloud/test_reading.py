@@ -14,40 +14,30 @@ from hypothesis import strategies as st
 
 from preread.align.mapping_bytes import Kept
 from preread.cloud.publish import publish
-from preread.cloud.reading import Large, Reading, check_models, read_with, windows
+from preread.cloud.reading import Large, Reading, check_models, read_context, windows
 from preread.cloud.serve import EnginePublisher
 from preread.edge.rungs import stated_dloss
 from preread.engine.llamacpp import LlamaCpp, Tokens
 from preread.engine.worker import Worker
 from preread.errors import UsageError
-from preread.fit.map import fit_mappings
 from preread.fit.sample import TAIL_TOKENS
-from preread.fit.text import Text
 from preread.store.objects import open_store
-from preread.testing.tiny import write_tiny
 from preread.values import Fingerprint, KVBlock, Span
 from preread.wire import catalogue, manifest
 
-TEXT = Text("squares", (" ".join(str(n * n % 9973) for n in range(1500)),))
-
 
 @pytest.fixture(scope="module")
-def tiny(smollm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LlamaCpp, LlamaCpp]]:
-    path = write_tiny(tmp_path_factory.mktemp("tiny") / "tiny.gguf", smollm)
-
+def tiny(tiny_model: Path) -> Iterator[tuple[LlamaCpp, LlamaCpp]]:
     def opened() -> LlamaCpp:
-        return LlamaCpp.open(path, window_tokens=1024, scored_tokens=TAIL_TOKENS)
+        return LlamaCpp.open(tiny_model, window_tokens=1024, scored_tokens=TAIL_TOKENS)
 
     with closing(opened()) as small, closing(opened()) as large:
         yield small, large
 
 
 @pytest.fixture(scope="module")
-def kept(tiny: tuple[LlamaCpp, LlamaCpp]) -> Kept:
-    small, large = tiny
-    (fit,) = fit_mappings(small, large, TEXT, (4,), lambda *_: None)
-    of, shape = small.spec.fingerprint, small.spec.geometry
-    return Kept(fit.mapping, of, of, shape, shape, TEXT.label, 0.0, 0.0, 1)
+def kept(tiny_mapping: Kept) -> Kept:
+    return tiny_mapping
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +54,7 @@ def test_mapped_kv_takes_the_place_of_exact_kv(tiny: tuple[LlamaCpp, LlamaCpp], 
     small, large = tiny
     small.prefill(tokens)
     exact, told = held(small, len(tokens)), []
-    reading = read_with(small, Large(large, (kept,)), tokens, "mapped", lambda stage, *_: told.append(stage))
+    reading = read_context(small, Large(large, (kept,)), tokens, "mapped", lambda stage, *_: told.append(stage))
     assert reading.mode == "mapped" and reading.quality is not None and "keeps the budget" in reading.notes[0]
     assert abs(reading.quality.dloss) < 0.02 and reading.quality.tokens == TAIL_TOKENS * len(windows(len(tokens)))
     now = held(small, len(tokens))
@@ -77,7 +67,7 @@ def test_mapped_kv_takes_the_place_of_exact_kv(tiny: tuple[LlamaCpp, LlamaCpp], 
     ("change", "mode", "why"),
     [
         ({"dloss": 0.3}, "mapped", "fit's own windows rose by 0.3000"),
-        ({}, "auto", "lowers nothing beyond doubt"),
+        ({"dloss": 0.3}, "auto", "fit's own windows rose by 0.3000"),
     ],
 )
 def test_what_misses_the_budget_is_refused_with_its_numbers(
@@ -86,7 +76,7 @@ def test_what_misses_the_budget_is_refused_with_its_numbers(
     small, large = tiny
     small.prefill(tokens)
     exact = held(small, len(tokens))
-    reading = read_with(small, Large(large, (replace(kept, **change),)), tokens, mode, lambda *_: None)  # type: ignore
+    reading = read_context(small, Large(large, (replace(kept, **change),)), tokens, mode, lambda *_: None)  # type: ignore
     assert (reading.mode, reading.quality) == ("exact", None) and why in reading.notes[0] and "KL" in reading.notes[0]
     now = held(small, len(tokens))
     np.testing.assert_array_equal(now.k, exact.k)
@@ -97,19 +87,29 @@ def test_another_texts_kv_is_refused_on_the_context_itself(
     tiny: tuple[LlamaCpp, LlamaCpp], kept: Kept, tokens: Tokens
 ) -> None:
     small, large = tiny
-    last = kept.mapping.linears[-1]
-    wrong = replace(kept.mapping, linears=(*kept.mapping.linears[:-1], replace(last, mean_y=last.mean_y + 40)))
-    small.prefill(tokens)
-    reading = read_with(small, Large(large, (replace(kept, mapping=wrong),), 1e-6), tokens, "mapped", lambda *_: None)
+    linear = kept.mapping.linear
+    wrong = replace(kept.mapping, linear=replace(linear, mean_y=linear.mean_y + 4))
+    helper = Large(large, (replace(kept, mapping=wrong),), 1e-6)
+    reading = read_context(small, helper, tokens, "mapped", lambda *_: None)
     assert reading.mode == "exact" and reading.notes[0].endswith("refused, the budget is 1e-06")
+
+
+def test_auto_takes_nothing_that_lowers_nothing(tiny: tuple[LlamaCpp, LlamaCpp], kept: Kept, tokens: Tokens) -> None:
+    small, large = tiny
+    linear = kept.mapping.linear
+    wrong = replace(kept.mapping, linear=replace(linear, mean_y=linear.mean_y + 4))
+    reading = read_context(small, Large(large, (replace(kept, mapping=wrong),), 9.0), tokens, "auto", lambda *_: None)
+    assert reading.mode == "exact" and "lowers nothing beyond doubt" in reading.notes[0]
 
 
 def test_contexts_that_cannot_be_judged_stay_exact(tiny: tuple[LlamaCpp, LlamaCpp], kept: Kept, tokens: Tokens) -> None:
     small, large = tiny
-    small.prefill(tokens[:150])
-    short = read_with(small, Large(large, (kept,)), tokens[:150], "mapped", lambda *_: None)
+    short = read_context(small, Large(large, (kept,)), tokens[:150], "mapped", lambda *_: None)
     assert short == Reading(notes=("exact: 150 tokens are too few to measure a mode on",))
-    assert read_with(small, Large(large, (kept,)), tokens, "exact", lambda *_: None) == Reading()
+    assert small.context_tokens == 150
+    assert read_context(small, Large(large, (kept,)), tokens, "exact", lambda *_: None) == Reading()
+    assert read_context(small, None, tokens, "auto", lambda *_: None) == Reading()
+    assert small.context_tokens == len(tokens)
 
 
 @given(st.integers(1, 40_000))

@@ -106,19 +106,5 @@ def fit(moments: Moments, weights: Double, ridge: float, ranks: tuple[int, ...])
     return found
 
 
-def explained(mapping: Linear, moments: Moments, weights: Double) -> float:
-    """Share of the weighted variance of y that a mapping explains on other samples than it was fitted on: R^2.
-
-    1 is all of it, 0 none; below 0, a constant would have done better.
-    """
-    xx, xy, yy = moments.covariances
-    x, y = moments.means
-    b = mapping.inward.astype(np.float64) @ mapping.outward.astype(np.float64)
-    bias = mapping.mean_y - y + (x - mapping.mean_x) @ b
-    error = yy - 2 * np.einsum("xy,xy->y", b, xy) + np.einsum("xy,xy->y", b, xx @ b) + np.square(bias)
-    total = float(weights @ yy)
-    return 1 - float(weights @ error) / total if total > 0 else 0.0
-
-
 def _single(values: Double) -> Single:
     return np.ascontiguousarray(values, np.float32)

@@ -1,14 +1,15 @@
 """What a large model's reading does for a small one: loss after a context, in every mode, on text that no fit has seen.
 
 Both models read each window. The small one then predicts what follows on its own exact KV, and on KV that a mapping
-made of the large model's; the control reads the same mapping of what the large model keeps of *another* window, which
-shows how much of it is the large model's reading of this one. It knows modes; it must not know how mappings are made.
+made of what the large one reads; the control reads the same mapping of what the large model makes of *another* window,
+which shows how much of it is the large model's reading of this one. With questions, every mode also answers them about
+documents, word for word. It knows modes; it must not know how mappings are made.
 """
 
 import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,29 +17,41 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
+from preread.align.mapping import Read
 from preread.align.mapping_bytes import Kept
+from preread.bench.questions import SOURCE, Document, documents
 from preread.cloud.reading import Large, check_models
 from preread.edge.machine import machine
 from preread.engine.llamacpp import LlamaCpp, Tokens
-from preread.fit.map import Read, Report, load, mapped, read
+from preread.engine.sampling import Sampling
+from preread.errors import UsageError
+from preread.fit.map import Report, load, mapped, read
 from preread.fit.quality import Single, compare, log_softmax
-from preread.fit.sample import TAIL_TOKENS, WINDOW_TOKENS, hold, rope, take, windows
+from preread.fit.sample import TAIL_TOKENS, WINDOW_TOKENS, rope, windows
 from preread.fit.text import Text
 from preread.values import KVBlock
 
 Double = npt.NDArray[np.float64]
 
-_HEADINGS = ("mode", "loss", "− SLM's", "KL", "gap closed", "control", "gain over it", "B/token")
+_HEADINGS = (
+    "mode", "loss", "− SLM's", "KL", "gap closed", "control", "gain over it", "right answers", "control", "B/token",
+)  # fmt: skip
+_CONTROL = " control"
+_ANSWER_TOKENS = 24
 _SLM, _LLM = "slm", "llm"
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What to measure: `mappings` are files that `preread fit map` wrote; windows are cut from `text`."""
+    """What to measure: `mappings` are files that `preread fit map` wrote; windows are cut from `text`.
+
+    `questions`: how many to ask at least, about documents of `bench.questions`; 0: none.
+    """
 
     text: Text
     mappings: tuple[Path, ...]
     windows: int = 20
+    questions: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +65,8 @@ class Row:
         gap_closed: share of the difference between the two models.
         control_loss: with the large model's KV of another context; `gain_over_control`: less the mode's own, as such a
             share too.
+        qa_exact: share of the questions whose answer is the right one, word for word; `qa_ci`: its 95 % interval,
+            over documents; `qa_control`: with the large model's reading of another document.
         bytes_per_token: of the context's KV as float16, before any codec.
     """
 
@@ -66,6 +81,8 @@ class Row:
     gain_over_control: float | None
     bytes_per_token: int
     qa_exact: float | None = None
+    qa_ci: tuple[float, float] | None = None
+    qa_control: float | None = None
 
 
 def bench(
@@ -84,70 +101,147 @@ def bench(
         UsageError: the text is too short, or a mapping is of other models.
         CorruptData: a file is no mapping.
     """
+    asked = documents(options.questions) if options.questions else []
+    longest = WINDOW_TOKENS + TAIL_TOKENS if not asked else _MOST_TOKENS
     with progress as report, ExitStack() as stack:
-        slm, llm = (stack.enter_context(closing(_open(*model))) for model in (small, large))
+        slm, llm = (stack.enter_context(closing(_open(*model, longest))) for model in (small, large))
         kept = tuple(load(path) for path in options.mappings)
         check_models(slm, Large(llm, kept))
         chosen = windows(slm, options.text, options.windows)
-        losses: dict[str, list[Double]] = {}
-        divergences: dict[str, list[float]] = {}
+        found = _Found({}, {}, {})
         before: Read | None = None
         for number, (tokens, tail) in enumerate(chosen):
-            found, before = _window(slm, llm, tokens, tail, kept, before)
-            for mode, (loss, kl) in found.items():
-                losses.setdefault(mode, []).append(loss)
-                divergences.setdefault(mode, []).append(kl)
+            before = _window(slm, llm, tokens, tail, kept, before, found)
             report("measure", number + 1, len(chosen))
-    rows = _rows(losses, divergences, options.text.label, slm, llm)
-    return _show(rows, small[1], large[1], len(chosen), console)
+        before = None
+        for number, document in enumerate(asked):
+            before = _asked(slm, llm, document, kept, before, found)
+            report("ask", number + 1, len(asked))
+    rows = _rows(found, options.text.label, slm, llm)
+    return _show(rows, small[1], large[1], len(chosen), sum(len(one.questions) for one in asked), console)
 
 
-def _open(path: Path, name: str) -> LlamaCpp:
-    return LlamaCpp.open(path, name=name, window_tokens=1024, scored_tokens=TAIL_TOKENS)
+_MOST_TOKENS = 2048
+"""A document of the questions with its frame, a question and an answer; code has three characters a token."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """By mode: losses (tail - 1,) and divergences of each window, and which answers about each document are right."""
+
+    losses: dict[str, list[Double]]
+    divergences: dict[str, list[float]]
+    right: dict[str, list[list[bool]]]
+
+
+def _open(path: Path, name: str, window_tokens: int) -> LlamaCpp:
+    return LlamaCpp.open(path, name=name, window_tokens=(window_tokens + 255) // 256 * 256, scored_tokens=TAIL_TOKENS)
 
 
 def _window(
-    slm: LlamaCpp, llm: LlamaCpp, tokens: Tokens, tail: Tokens, kept: Sequence[Kept], before: Read | None
-) -> tuple[dict[str, tuple[Double, float]], Read]:
-    """Losses (tail - 1,) and divergences of each mode, and what both models read."""
-    mine, theirs = (take(engine, [(tokens, tail)], lambda _: None)[0] for engine in (slm, llm))
-    now = read(slm, llm, mine, theirs.block)
-    hold(llm, theirs.block)
-    found = {_LLM: (_loss(log_softmax(llm.score(tail)), tail), 0.0)}
-    hold(slm, mine.block)
+    slm: LlamaCpp,
+    llm: LlamaCpp,
+    tokens: Tokens,
+    tail: Tokens,
+    kept: Sequence[Kept],
+    before: Read | None,
+    found: _Found,
+) -> Read:
+    """Measure all modes on a window; what both models make of it."""
+    now = _read(slm, llm, tokens, kept)
     exact = log_softmax(slm.score(tail))
-    found[_SLM] = (_loss(exact, tail), 0.0)
-    for one in kept:
-        name = f"mapped-{one.mapping.split}"
-        found[name] = _after(slm, mapped(one.mapping, now, rope(slm)), tail, exact, mine.block)
-        if before is not None:
-            other = Read(now.small, now.rows, before.large, now.embeddings)
-            found[f"{name} control"] = _after(slm, mapped(one.mapping, other, rope(slm)), tail, exact, mine.block)
-    return found, now
+    own = _loss(exact, tail)
+    for mode, loss, kl in ((_LLM, _large_loss(slm, llm, tail), 0.0), (_SLM, own, 0.0)):
+        found.losses.setdefault(mode, []).append(loss)
+        found.divergences.setdefault(mode, []).append(kl)
+    for mode, block in _modes(slm, now, kept, before):
+        slm.inject(now.block)
+        slm.inject(block)
+        score = compare(slm.score(tail), tail, exact)
+        found.losses.setdefault(mode, []).append(own + score.dloss)
+        found.divergences.setdefault(mode, []).append(float(score.kl.mean()))
+    return now
 
 
-def _after(slm: LlamaCpp, block: KVBlock, tail: Tokens, exact: Single, own: KVBlock) -> tuple[Double, float]:
-    """What follows, read with a block in place of some of the small model's own layers."""
-    hold(slm, own)
-    slm.inject(block)
-    score = compare(slm.score(tail), tail, exact)
-    return _loss(exact, tail) + score.dloss, float(score.kl.mean())
+def _asked(
+    slm: LlamaCpp, llm: LlamaCpp, document: Document, kept: Sequence[Kept], before: Read | None, found: _Found
+) -> Read:
+    """Ask all modes about a document; what both models make of it."""
+    start, prompts = _prompts(slm, document)
+    found.right.setdefault(_LLM, []).append(_answers(llm, document, *_prompts(llm, document)))
+    now = _read(slm, llm, start, kept)
+    found.right.setdefault(_SLM, []).append(_answers(slm, document, None, prompts))
+    for mode, block in _modes(slm, now, kept, before):
+        slm.inject(now.block)
+        slm.inject(block)
+        found.right.setdefault(mode, []).append(_answers(slm, document, None, prompts))
+    return now
+
+
+def _read(slm: LlamaCpp, llm: LlamaCpp, tokens: Tokens, kept: Sequence[Kept]) -> Read:
+    layers = sorted({layer for one in kept for layer in one.mapping.reads}) or [1]
+    return read(slm, llm, tokens, sorted({one.mapping.split for one in kept}), layers)
+
+
+def _modes(slm: LlamaCpp, now: Read, kept: Sequence[Kept], before: Read | None) -> list[tuple[str, KVBlock]]:
+    """The small model's KV in every mode, and in every mode's control, for which there has to be another text."""
+    made = [(f"mapped-{one.mapping.split}", mapped(one.mapping, now, rope(slm))) for one in kept]
+    if before is None:
+        return made
+    count = len(now.embeddings)
+    others = {layer: np.resize(rows, (count, rows.shape[1])) for layer, rows in before.large.items()}
+    control = replace(now, large=others)
+    return made + [(f"mapped-{one.mapping.split}{_CONTROL}", mapped(one.mapping, control, rope(slm))) for one in kept]
+
+
+def _prompts(engine: LlamaCpp, document: Document) -> tuple[Tokens, list[Tokens]]:
+    """A chat about a document: the tokens that all begin with, and those of each question."""
+    try:
+        if engine.chat is None:
+            raise UsageError("there is no template")
+        begun = engine.tokenize_prompt(engine.chat.system_prefix(f"A part of {document.module}:\n\n{document.text}"))
+        asked = [engine.chat.after_system([{"role": "user", "content": one.text}]) for one in document.questions]
+    except UsageError:  # none, or one without a system prompt
+        begun = engine.tokenize(document.text, special=False, start=True)
+        asked = [f"\n\nQuestion: {one.text}\nAnswer:" for one in document.questions]
+    return begun, [engine.tokenize(text) for text in asked]
+
+
+def _answers(engine: LlamaCpp, document: Document, begun: Tokens | None, prompts: Sequence[Tokens]) -> list[bool]:
+    """Which answers are right; `begun`: what to read first, if the engine does not hold it."""
+    if begun is not None:
+        engine.prefill(begun)
+    sampling = Sampling(max_tokens=_ANSWER_TOKENS)
+    answers = [b"".join(step.piece for step in engine.generate(prompt, sampling)) for prompt in prompts]
+    told = [answer.decode(errors="replace") for answer in answers]
+    return [question.right(answer) for question, answer in zip(document.questions, told, strict=True)]
+
+
+def _large_loss(slm: LlamaCpp, llm: LlamaCpp, tail: Tokens) -> Double:
+    """What the large model pays for the tail after what it holds: nats for each token of the small one, (tail - 1,)."""
+    if slm.spec.vocabulary == llm.spec.vocabulary:
+        return _loss(log_softmax(llm.score(tail)), tail)
+    pieces = [slm.piece(int(token)) for token in tail]
+    theirs = llm.tokenize(b"".join(pieces).decode(errors="ignore"), special=False)[:TAIL_TOKENS]
+    spent = _loss(log_softmax(llm.score(theirs)), theirs).sum()
+    over = sum(len(llm.piece(int(token))) for token in theirs[1:])
+    nats = spent / max(over, 1) * np.array([len(piece) for piece in pieces[1:]], np.float64)
+    return np.asarray(nats)
 
 
 def _loss(log_probabilities: Single, tail: Tokens) -> Double:
     return -log_probabilities[np.arange(len(tail) - 1), tail[1:]].astype(np.float64)
 
 
-def _rows(
-    losses: dict[str, list[Double]], divergences: dict[str, list[float]], text: str, slm: LlamaCpp, llm: LlamaCpp
-) -> list[Row]:
+def _rows(found: _Found, text: str, slm: LlamaCpp, llm: LlamaCpp) -> list[Row]:
+    losses = found.losses
     own, best = (float(np.mean(losses[mode])) for mode in (_SLM, _LLM))
     gap = own - best
     rows = []
     for mode, its in losses.items():
-        if mode.endswith("control"):
+        if mode.endswith(_CONTROL):
             continue
-        controls = losses.get(f"{mode} control")
+        controls, right = losses.get(mode + _CONTROL), found.right.get(mode)
         loss = float(np.mean(its))
         control = None if not controls else float(np.mean(controls))
         # The first window has no other before it: the control is compared with the same windows.
@@ -159,14 +253,21 @@ def _rows(
                 round(loss, 5),
                 round(loss - own, 5),
                 _interval([a.mean() - b.mean() for a, b in zip(its, losses[_SLM], strict=True)]),
-                round(float(np.mean(divergences[mode])), 5),
+                round(float(np.mean(found.divergences[mode])), 5),
                 None if mode == _SLM or gap <= 0 else round((own - loss) / gap, 4),
                 None if control is None else round(control, 5),
                 None if control is None or gap <= 0 else round((control - matched) / gap, 4),
                 2 * (llm if mode == _LLM else slm).spec.geometry.values_per_token,
+                _share(right),
+                None if right is None else _interval([float(np.mean(one)) for one in right]),
+                _share(found.right.get(mode + _CONTROL)),
             )
         )
     return rows
+
+
+def _share(right: list[list[bool]] | None) -> float | None:
+    return None if right is None else round(float(np.mean([one for each in right for one in each])), 4)
 
 
 def _interval(means: list[float]) -> tuple[float, float]:
@@ -176,19 +277,21 @@ def _interval(means: list[float]) -> tuple[float, float]:
     return round(float(low), 5), round(float(high), 5)
 
 
-def _show(rows: list[Row], small: str, large: str, count: int, console: Console) -> dict[str, object]:
+def _show(rows: list[Row], small: str, large: str, count: int, asked: int, console: Console) -> dict[str, object]:
     caption = f"{count} contexts of {WINDOW_TOKENS} tokens, the next {TAIL_TOKENS - 1} predicted; nats a token"
+    if asked:
+        caption += f"; {asked} questions about {SOURCE}"
     table = Table(*_HEADINGS, title=f"{large} reads for {small}: {rows[0].text}", caption=caption)
     for row in rows:
         low, high = row.dloss_ci
         table.add_row(
             row.mode, f"{row.loss:.4f}", f"{row.dloss:+.4f} [{low:+.4f}, {high:+.4f}]", f"{row.kl:.4f}",
             _number(row.gap_closed), _number(row.control_loss), _number(row.gain_over_control),
-            f"{row.bytes_per_token:,}",
+            _number(row.qa_exact), _number(row.qa_control), f"{row.bytes_per_token:,}",
         )  # fmt: skip
     console.print(table)
     result: dict[str, object] = {
-        "bench": "guide", "slm": small, "llm": large, "rows": [asdict(row) for row in rows],
+        "bench": "guide", "slm": small, "llm": large, "questions": asked, "rows": [asdict(row) for row in rows],
         "machine": asdict(machine()),
     }  # fmt: skip
     print(json.dumps(result))

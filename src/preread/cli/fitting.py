@@ -20,7 +20,12 @@ if TYPE_CHECKING:
     from preread.fit.map import Fit
     from preread.fit.text import Text
 
-_MAP_STAGES: Final = {"read": ALIGN_STAGE, "map": "mapping layers", "measure": "measuring what it costs"}
+_MAP_STAGES: Final = {
+    "align": "aligning layers",
+    "read": ALIGN_STAGE,
+    "map": "mapping layers",
+    "measure": "measuring what it costs",
+}
 
 app = typer.Typer(help="Learn once what a model needs to be streamed well.", no_args_is_help=True)
 
@@ -106,7 +111,11 @@ def align(
         from preread.bench.plot import check
 
         check(plot)
-    with engine_for(slm, 0, threads) as small, engine_for(llm, 0, threads) as large, token_progress() as report:
+    with (
+        engine_for(slm, 0, threads) as small,
+        engine_for(llm, 0, threads, streamed=False) as large,
+        token_progress() as report,
+    ):
         found = fit_align(small, large, source, lambda _, done, total: report(ALIGN_STAGE, done, total))
     if plot is not None:
         from preread.bench.plot import draw_alignment
@@ -132,6 +141,7 @@ def map_layers(
     out: Annotated[
         Path, typer.Option(metavar="FILE", help="Where to write the mapping; {split} in it is the split.")
     ] = Path("mapping-{split}.npz"),
+    windows: Annotated[int, typer.Option(min=8, help="Pieces of 512 tokens to read, if the text has so many.")] = 64,
     threads: options.Threads = 0,
 ) -> None:
     """Learn what a small model would keep of a text from what a large one keeps of it. Takes minutes.
@@ -147,17 +157,21 @@ def map_layers(
     source = read(text) if text else calibration()
     if not out.expanduser().absolute().parent.is_dir():
         raise UsageError(f"{out} cannot be written: its folder does not exist")
-    with engine_for(slm, 0, threads) as small, engine_for(llm, 0, threads) as large, token_progress() as report:
+    with (
+        engine_for(slm, 0, threads) as small,
+        engine_for(llm, 0, threads, streamed=False) as large,
+        token_progress() as report,
+    ):
         layers = small.spec.geometry.layers
         splits = _splits(split, layers) if split else (layers // 2,)
         if len(splits) > 1 and "{split}" not in out.name:
             raise UsageError(f"{out} is one file for {len(splits)} mappings: write {{split}} into its name")
-        found = fit_mappings(small, large, source, splits, lambda stage, *at: report(_MAP_STAGES[stage], *at))
+        found = fit_mappings(small, large, source, splits, lambda stage, *at: report(_MAP_STAGES[stage], *at), windows)
         for fit in found:
             quality = fit.held_out.quality
             kept = Kept(
-                fit.mapping, small.spec.fingerprint, large.spec.fingerprint, small.spec.geometry, large.spec.geometry,
-                source.label, quality.dloss, quality.kl, quality.tokens,
+                fit.mapping, small.spec.fingerprint, large.spec.fingerprint, small.spec.geometry, source.label,
+                quality.dloss, quality.kl, quality.tokens,
             )  # fmt: skip
             _write(Path(str(out.expanduser()).replace("{split}", str(fit.mapping.split))), dumps(kept))
     _print_mappings(small.spec.name, large.spec.name, source.label, found)
@@ -194,7 +208,8 @@ def _print_mappings(small: str, large: str, text: str, found: "tuple[Fit, ...]")
             "dloss_ci": fit.held_out.dloss_ci,
             "kl": round(fit.held_out.quality.kl, 5),
             "explained": [round(share, 4) for share in fit.explained],
-            "ranks": [linear.rank for linear in fit.mapping.linears],
+            "reads": fit.mapping.reads,
+            "rank": fit.mapping.linear.rank,
         }
         for fit in found
     ]

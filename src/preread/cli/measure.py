@@ -126,6 +126,9 @@ def guide(
         typer.Option("--text", metavar="FILE", help="Text to measure on; by default preread's own."),
     ] = None,
     windows: Annotated[int, typer.Option(min=4, help="Pieces of the text.")] = 20,
+    questions: Annotated[
+        int, typer.Option(min=0, help="Also ask so many about Python's library: takes minutes; 0: none.")
+    ] = 0,
 ) -> None:
     """What a large model's reading does for a small one: loss after contexts, in every mode, with a control."""
     from rich.console import Console
@@ -134,7 +137,7 @@ def guide(
     from preread.bench.guide import bench as bench_guide
     from preread.fit.text import evaluation, read
 
-    chosen = Options(read(text) if text else evaluation(), tuple(mapping or ()), windows)
+    chosen = Options(read(text) if text else evaluation(), tuple(mapping or ()), windows, questions)
     small, large = ((path, options.shown_name(name, path)) for name in (slm, llm) for path in [options.pulled(name)])
     bench_guide(small, large, chosen, Console(width=_WIDE), token_progress())
 

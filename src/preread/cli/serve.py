@@ -69,7 +69,9 @@ def cloud(
         engine = stack.enter_context(engine_for(model, ctx_size, threads))
         large = None
         if llm is not None:
-            large = _large(stack.enter_context(engine_for(llm, ctx_size, threads)), mapping or [], max_dloss)
+            large = _large(
+                stack.enter_context(engine_for(llm, ctx_size, threads, streamed=False)), mapping or [], max_dloss
+            )
         interrupted = asyncio.run(_serve_cloud(sock, engine, objects, names, keys, store, large))
     if interrupted:
         raise KeyboardInterrupt
@@ -83,8 +85,8 @@ def _large(engine: "LlamaCpp", files: list[Path], max_dloss: float) -> "Large":
 
 
 @contextmanager
-def engine_for(model: str, ctx_size: int, threads: int) -> "Iterator[LlamaCpp]":
-    """A tested engine whose KV can be published, and that a profile can be fitted with.
+def engine_for(model: str, ctx_size: int, threads: int, *, streamed: bool = True) -> "Iterator[LlamaCpp]":
+    """A tested engine whose KV can be published, and that a profile can be fitted with; or, unless `streamed`, any.
 
     Raises:
         UsageError: it cannot, by the model's nature.
@@ -100,7 +102,7 @@ def engine_for(model: str, ctx_size: int, threads: int) -> "Iterator[LlamaCpp]":
     engine = LlamaCpp.open(path, name=name, window_tokens=ctx_size, threads=threads, scored_tokens=TAIL_TOKENS)
     try:
         self_test(engine)
-        if engine.no_injection:
+        if streamed and engine.no_injection:
             raise UsageError(f"{name} cannot be streamed: {engine.no_injection}; choose another --model")
         yield engine
     finally:

@@ -1,6 +1,6 @@
 """The cloud's story: a document becomes an immutable, streamable context.
 
-prefill → let a large model help → encode → digest → put segments → put manifest → put name. Until the name is put,
+read → encode → digest → put segments → put manifest → put name. Until the name is put,
 nobody sees any of it; if anything fails before, what was published earlier stays as it was.
 """
 
@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from preread.cloud.events import Mode, Published
 from preread.cloud.profiles import Stored
-from preread.cloud.reading import Large, Reading, read_with
+from preread.cloud.reading import Large, read_context
 from preread.codec.base import Codec
 from preread.codec.fitted import apart
 from preread.codec.ladder import codec, ladder, needs_profile
@@ -131,9 +131,9 @@ async def publish(
     context = context_id(engine.spec.fingerprint, tokens)
     layers = GROUP_LAYERS if profile is None else profile.profile.group_layers
     chunks, groups = chunked(len(tokens)), _spans(engine.spec.geometry.layers, layers)
-    prefill = partial(engine.prefill, tokens, lambda done: progress("prefill", done, len(tokens)))
-    await worker.run(prefill, engine.cancel)
-    reading = await _helped(engine, worker, tokens, large, mode, progress)
+    engines = [engine] if large is None else [engine, large.engine]
+    prefill = partial(read_context, engine, large, tokens, mode, progress)
+    reading = await worker.run(prefill, lambda: _cancel(engines))
     rows: dict[str, _Rows] = {step.rung: [] for step in codecs}
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # more would only fight over the cores
         for chunk in chunks:
@@ -185,18 +185,9 @@ def check(engine: LlamaCpp, name: str, tokens: int) -> None:
         )
 
 
-async def _helped(
-    engine: LlamaCpp, worker: Worker, tokens: Tokens, large: Large | None, mode: Mode, progress: Report
-) -> Reading:
-    """What the engine holds after a large model had its say."""
-    if large is None:
-        return Reading()
-
-    def cancel() -> None:
+def _cancel(engines: list[LlamaCpp]) -> None:
+    for engine in engines:
         engine.cancel()
-        large.engine.cancel()
-
-    return await worker.run(partial(read_with, engine, large, tokens, mode, progress), cancel)
 
 
 def _codecs(

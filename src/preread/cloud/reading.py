@@ -1,8 +1,8 @@
 """How a context is read: by its own model alone, or with a large model's help where that keeps the budget.
 
-exact KV is in the engine → the large model reads the same tokens → each mapping, those that take most from the large
-model first: its KV goes into the engine, and what follows in windows of the context itself is predicted → the first
-that keeps the budget stays. It decides what is published; it must not know segments, stores or names.
+the large model reads the tokens → the small one does, exactly → each mapping, those that take most from the large model
+first: its KV goes into the engine, and what follows in windows of the context itself is predicted → the first that
+keeps the budget stays. It decides what is published; it must not know segments, stores or names.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,12 +17,11 @@ from preread.cloud.events import Mode
 from preread.codec.profile import Quality
 from preread.engine.llamacpp import LlamaCpp
 from preread.errors import UsageError
-from preread.fit.align import check
 from preread.fit.map import mapped, read
 from preread.fit.quality import Score, compare, log_softmax, summary
-from preread.fit.sample import TAIL_TOKENS, Window, rope
+from preread.fit.sample import TAIL_TOKENS, rope
 from preread.plan.choose import MAX_MODE_DLOSS
-from preread.values import KVBlock, Span
+from preread.values import KVBlock
 
 Tokens = npt.NDArray[np.int32]
 Report = Callable[[str, int, int], None]
@@ -36,8 +35,8 @@ class Large:
     """A large model that reads for a small one.
 
     Attributes:
-        engine: of the same tokenizer, in the small one's thread.
-        mappings: from its KV to the small model's.
+        engine: used in the small one's thread.
+        mappings: from what it makes of a text to the small model's KV.
         max_dloss: nats a token that reading mapped KV may cost, in the fit's own measurement and on the context.
     """
 
@@ -62,12 +61,11 @@ class Reading:
 
 
 def check_models(small: LlamaCpp, large: Large) -> None:
-    """Refuse a large model that cannot read for the small one, and mappings of other models.
+    """Refuse mappings of other models.
 
     Raises:
-        UsageError, EngineError: it is so.
+        UsageError: one is.
     """
-    check(small, large.engine)
     for kept in large.mappings:
         if (kept.small, kept.large) != (small.spec.fingerprint, large.engine.spec.fingerprint):
             raise UsageError(
@@ -76,42 +74,43 @@ def check_models(small: LlamaCpp, large: Large) -> None:
             )
 
 
-def read_with(small: LlamaCpp, large: Large, tokens: Tokens, mode: Mode, progress: Report) -> Reading:
-    """Put what `mode` gives in place of the exact KV that `small` holds, or leave that if the gate refuses.
+def read_context(small: LlamaCpp, large: Large | None, tokens: Tokens, mode: Mode, progress: Report) -> Reading:
+    """Read a context, which `small` then holds as it is to be published.
 
     Args:
-        small: holds the exact context; opened to score `sample.TAIL_TOKENS` tokens.
-        large: what it holds is gone.
+        small: opened to score `sample.TAIL_TOKENS` tokens, if there is a large model.
+        large: what it holds is gone; None: nobody helps.
         tokens: the context's.
         mode: "mapped": the mapping that takes most from the large model, of those that keep the budget; "auto": the
             one that lowers the loss most, of those whose interval lies below zero.
+        progress: is told of the stages "prefill", "read" and "measure".
 
     Raises:
         EngineError: an engine failed; what `small` holds is of no use then.
         Cancelled: somebody called `cancel` of an engine.
     """
-    if mode == "exact":
-        return Reading()
     cuts = windows(len(tokens))
-    over = len(tokens) - large.engine.spec.window_tokens
-    if not cuts:
-        return Reading(notes=(f"exact: {len(tokens)} tokens are too few to measure a mode on",))
-    if over > 0:
-        return Reading(notes=(f"exact: the context is {over} tokens longer than {large.engine.spec.name}'s window",))
-    exact = small.export(Span(0, len(tokens)), Span(0, small.spec.geometry.layers))
+    if large is None or mode == "exact" or not cuts:
+        small.prefill(tokens, lambda done: progress("prefill", done, len(tokens)))
+        few = f"exact: {len(tokens)} tokens are too few to measure a mode on"
+        return Reading(notes=(few,) if large is not None and mode != "exact" else ())
+    ordered = sorted(large.mappings, key=lambda kept: kept.mapping.split)
+    layers = sorted({layer for kept in ordered for layer in kept.mapping.reads})
+    splits = sorted({kept.mapping.split for kept in ordered})
+    try:
+        both = read(small, large.engine, tokens, splits, layers, lambda done: progress("read", done, 2 * len(tokens)))
+    except UsageError as error:  # it does not fit the large model's window
+        small.prefill(tokens, lambda done: progress("prefill", done, len(tokens)))
+        return Reading(notes=(f"exact: {error}",))
     references = [log_softmax(small.score(tokens[at : at + TAIL_TOKENS], reuse=at)) for at in cuts]
-    large.engine.prefill(tokens, lambda done: progress("read", done, len(tokens)))
-    theirs = large.engine.export(Span(0, len(tokens)), Span(0, large.engine.spec.geometry.layers))
-    both = read(small, large.engine, Window(tokens, tokens[:0], exact), theirs)
     judged: list[tuple[float, KVBlock, Quality]] = []
     notes = []
-    for number, kept in enumerate(sorted(large.mappings, key=lambda kept: kept.mapping.split)):
+    for number, kept in enumerate(ordered):
         block = mapped(kept.mapping, both, rope(small))
         small.inject(block)
-        scores = _scores(small, tokens, cuts, references)
-        small.inject(KVBlock(block.tokens, block.layers, exact.k[block.layers.start :], exact.v[block.layers.start :]))
-        progress("measure", number + 1, len(large.mappings))
-        told = summary(scores)
+        told = summary(_scores(small, tokens, cuts, references))
+        small.inject(both.block)
+        progress("measure", number + 1, len(ordered))
         why = _refused(kept, told.quality, told.dloss_ci[1], large.max_dloss, mode)
         notes.append(f"{_told(kept, told.quality)}: {why or 'it keeps the budget'}")
         if why is None:

@@ -57,7 +57,8 @@ class Gate:
     ) -> None:
         """Call `see` with the address of every tensor node of the graphs that `run` evaluates, before it is computed.
 
-        Where it says True, `take` is called with the same address as soon as the node's data is there.
+        Where it says True, `take` is called with the same address as soon as the node's data is there, and a
+        cancellation ends the evaluation.
         """
 
         def answer(tensor: int, ask: bool) -> bool:
@@ -65,7 +66,7 @@ class Gate:
                 return bool(see(tensor)) and take is not None
             if take is not None:
                 take(tensor)
-            return True
+            return not self.cancelled
 
         observer = Observer(answer)
         self._library.preread_gate_observe(self._gate, ctypes.cast(observer, ctypes.c_void_p))

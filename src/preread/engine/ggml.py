@@ -8,7 +8,7 @@ lies that way too needs flash attention.
 
 import ctypes
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import llama_cpp
@@ -22,6 +22,7 @@ _F32, _F16 = 0, 1  # GGML_TYPE_F32, GGML_TYPE_F16
 _EMBEDDINGS = b"token_embd.weight"
 _CACHE = re.compile(rb"cache_(k|v)_l(\d+)$")
 _QUERY = re.compile(rb"Qcur-(\d+)$")
+_END = re.compile(rb"l_out-(\d+)$")
 
 
 class Tensor(ctypes.Structure):
@@ -221,6 +222,40 @@ class Queries:
         if len(rows) < len(layers) or len({row.shape for row in rows}) != 1:
             return None
         return np.stack(rows).transpose(0, 2, 1, 3)
+
+
+class Residuals:
+    """The residual stream at the end of some layers, batch after batch. Given to `Gate.observe`."""
+
+    def __init__(self, ggml: ctypes.CDLL, layers: Collection[int]) -> None:
+        self._ggml, self._found = ggml, {layer: list[npt.NDArray[np.float32]]() for layer in layers}
+
+    def see(self, address: int) -> bool:
+        """Whether a node is the end of one of these layers, a vector for each token."""
+        tensor = Tensor.from_address(address)
+        match = _END.match(tensor.name)
+        return match is not None and int(match[1]) in self._found and tensor.type == _F32 and tensor.ne[2] == 1
+
+    def take(self, address: int) -> None:
+        """Copy it."""
+        tensor = Tensor.from_address(address)
+        match = _END.match(tensor.name)
+        if match is None or self._ggml.ggml_nbytes(address) != 4 * tensor.ne[0] * tensor.ne[1]:
+            return
+        rows = np.empty((tensor.ne[1], tensor.ne[0]), np.float32)
+        self._ggml.ggml_backend_tensor_get(address, rows.ctypes.data, 0, rows.nbytes)
+        self._found[int(match[1])].append(rows)
+
+    def of(self, layer: int, tokens: int) -> npt.NDArray[np.float32]:
+        """The stream (tokens, width) at the end of a layer.
+
+        Raises:
+            EngineError: the graphs did not show it for so many tokens.
+        """
+        rows = self._found[layer]
+        if sum(map(len, rows)) != tokens:
+            raise EngineError(f"the graph of this model does not show what leaves layer {layer}")
+        return np.concatenate(rows)
 
 
 def _note(address: int | None, found: dict[tuple[str, int], int]) -> None:

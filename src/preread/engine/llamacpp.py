@@ -11,7 +11,7 @@ It knows nothing of contexts' names, segments or links.
 import ctypes
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from preread.engine.chat import ChatTemplate
 from preread.engine.context import CacheType as CacheType
 from preread.engine.context import open_context
 from preread.engine.gate import Gate
-from preread.engine.ggml import CacheTensors, Embeddings, Queries, find_cache, find_embeddings, library
+from preread.engine.ggml import CacheTensors, Embeddings, Queries, Residuals, find_cache, find_embeddings, library
 from preread.engine.model import Spec
 from preread.engine.refine import Refinements
 from preread.engine.sampling import Sampler, Sampling, Step, log_probabilities
@@ -224,6 +224,21 @@ class LlamaCpp:
         finally:
             self.clear(wipe=True)
         return found.all()
+
+    def inputs(
+        self, tokens: Tokens, layers: Sequence[int], progress: Callable[[int], None] | None = None
+    ) -> list[npt.NDArray[np.float32]]:
+        """Compute a context as `prefill` does; the residual stream that each of `layers` reads, (tokens, width).
+
+        Before layer 0 that is the tokens' embeddings as they are in the file, which some models scale.
+
+        Raises:
+            UsageError, Cancelled, EngineError: as `prefill` does; the graph does not show the stream.
+        """
+        before = {layer - 1 for layer in layers if layer}
+        found = Residuals(library(), before)
+        self._gate.observe(lambda: self.prefill(tokens, progress), found.see, found.take)
+        return [found.of(layer - 1, len(tokens)) if layer else self.embeddings(tokens) for layer in layers]
 
     def reserve(self, tokens: int) -> None:
         """Make room for a context that is going to be injected: cells and positions, without computing anything.

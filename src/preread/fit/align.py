@@ -1,19 +1,22 @@
-"""The alignment's story: two models read the same text, and it is asked which of their layers keep the same of it.
+"""The alignment's story: two models read the same text, and it is asked which of their layers read the same of it.
 
-read with the small model -> read with the large one -> similarity of all pairs of layers -> the best monotone path.
+each window → what each layer of the small model reads → the same of the large one, at the matching tokens → similarity
+of all pairs of layers → the best monotone path. What a layer reads is the residual stream, and all that it keeps as K
+and V is linear in that.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from preread.align.path import monotone
 from preread.align.similarity import Double, Single, similarities
-from preread.codec.rope import Rope, unrotate
-from preread.engine.llamacpp import LlamaCpp
+from preread.align.spans import matched
+from preread.engine.llamacpp import LlamaCpp, Tokens
 from preread.errors import EngineError, UsageError
-from preread.fit.sample import Window, rope, take, windows
+from preread.fit.sample import windows
 from preread.fit.text import Text
 
 Report = Callable[[str, int, int], None]
@@ -26,15 +29,19 @@ SINK_TOKENS = 4
 EVERY = 4
 """Of the other tokens, one in so many is compared: 1,016 in all. Neighbours are alike anyway."""
 
+FIRST_LARGE = 1
+"""The large model's first layer has read no other token yet: nothing is matched with it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Alignment:
-    """Which layers of two models keep the same of a text.
+    """Which layers of two models read the same of a text.
 
     Attributes:
         small, large: names of the models.
         text: what was read; `tokens`: how many tokens of it were compared.
-        similarity: (small layers, large layers), by `align.similarity.cka`.
+        similarity: (small layers, large layers), by `align.similarity.cka`; 0 for large layers that nothing is matched
+            with.
         path: for each small layer the large one that it is matched with.
     """
 
@@ -46,60 +53,69 @@ class Alignment:
     path: tuple[int, ...]
 
 
-def align(small: LlamaCpp, large: LlamaCpp, text: Text, progress: Report) -> Alignment:
-    """Align the layers of two models that have one tokenizer. What the engines held is gone.
+def align(small: LlamaCpp, large: LlamaCpp, text: Text, progress: Report, count: int = SAMPLE_WINDOWS) -> Alignment:
+    """Align the layers of two models, whatever their tokenizers. What the engines held is gone.
 
     Args:
-        text: at least 4 windows of 640 tokens; 8 are read.
+        small: whose KV can be streamed. Of the large one only what it computes is read.
+        text: at least 4 windows of 640 tokens.
+        count: windows to read, if there are so many.
 
     Raises:
-        UsageError: the models' tokenizers differ, or the text is too short.
-        EngineError: a model's KV cannot be read, or an engine failed.
+        UsageError: the text is too short.
+        EngineError: what a model computes cannot be read, or an engine failed.
         Cancelled: somebody called `cancel` of an engine.
     """
-    check(small, large)
-    chosen = windows(small, text, SAMPLE_WINDOWS)
-    total = 2 * sum(len(tokens) for tokens, _ in chosen)
+    check(small)
+    chosen, some = windows(small, text, count), slice(SINK_TOKENS, None, EVERY)
+    mine: list[list[Single]] = []
+    its: list[list[Single]] = []
+    for number, (tokens, _) in enumerate(chosen):
+        theirs, at = matching(small, large, tokens)
+        mine.append([stream[some] for stream in small.inputs(tokens, range(small.spec.geometry.layers))])
+        its.append([stream[at[some]] for stream in large.inputs(theirs, large_layers(large))])
+        progress("read", number + 1, len(chosen))
+    alike = similarities(_standard(mine), _standard(its))
+    path = tuple(FIRST_LARGE + at for at in monotone(alike))
+    similarity = np.pad(alike, ((0, 0), (FIRST_LARGE, 0)))
+    counted = sum(len(layers[0]) for layers in mine)
+    return Alignment(small.spec.name, large.spec.name, text.label, counted, similarity, path)
 
-    def layers(engine: LlamaCpp, before: int) -> list[Single]:
-        return represented(engine, take(engine, chosen, lambda done: progress("read", before + done, total)))
 
-    mine = layers(small, 0)
-    similarity = similarities(mine, layers(large, total // 2))
-    return Alignment(small.spec.name, large.spec.name, text.label, len(mine[0]), similarity, monotone(similarity))
-
-
-def check(small: LlamaCpp, large: LlamaCpp) -> None:
-    """Refuse two models whose tokens cannot be compared one to one, or whose KV cannot be read.
+def check(small: LlamaCpp) -> None:
+    """Refuse a small model whose KV cannot be read.
 
     Raises:
-        UsageError, EngineError: it is so.
+        EngineError: it is so.
     """
-    for engine in (small, large):
-        if engine.no_injection:
-            raise EngineError(f"KV of {engine.spec.name} cannot be read: {engine.no_injection}")
-    if small.spec.vocabulary != large.spec.vocabulary:
-        raise UsageError(
-            f"{small.spec.name} and {large.spec.name} have different tokenizers: their tokens cannot be compared "
-            "one to one; choose two models of one family"
-        )
+    if small.no_injection:
+        raise EngineError(f"KV of {small.spec.name} cannot be read: {small.no_injection}")
 
 
-def represented(engine: LlamaCpp, sample: list[Window]) -> list[Single]:
-    """What each layer keeps of a sample's tokens: K before rotation and V, either of unit variance, (tokens, channels).
+def large_layers(engine: LlamaCpp) -> range:
+    """Layers of a large model that something may be matched with."""
+    return range(FIRST_LARGE, engine.spec.geometry.layers)
 
-    Positions are taken out of K, so that layers are not called alike because both know where a token stands.
+
+def matching(small: LlamaCpp, large: LlamaCpp, tokens: Tokens) -> tuple[Tokens, npt.NDArray[np.intp]]:
+    """A text's tokens as the large model reads it, and for each of the small one's the one that it is matched with.
+
+    Models with one tokenizer read the very same tokens. Otherwise the bytes are tokenised anew: control tokens, as
+    those of a chat's frame, stand for none, and the large model does not read them.
+
+    Raises:
+        UsageError: the tokens stand for no text, or not for so much that the large model's window has room for it.
     """
-    rotation = rope(engine)
-    return [
-        np.concatenate([_rows(window, layer, rotation) for window in sample])
-        for layer in range(engine.spec.geometry.layers)
-    ]
+    if small.spec.vocabulary == large.spec.vocabulary:
+        return tokens, np.arange(len(tokens))
+    pieces = [small.piece(int(token)) for token in tokens]
+    theirs = large.tokenize(b"".join(pieces).decode(errors="ignore"), special=False, start=True)
+    if not len(theirs):
+        raise UsageError(f"the text has nothing that {large.spec.name} could read")
+    return theirs, matched([len(piece) for piece in pieces], [len(large.piece(int(token))) for token in theirs])
 
 
-def _rows(window: Window, layer: int, rotation: Rope) -> Single:
-    block, some = window.block, slice(SINK_TOKENS, None, EVERY)
-    k = unrotate(block.k[layer], block.tokens, rotation)[:, some]
-    v = block.v[layer].astype(np.float32)[:, some]
-    halves = [half.transpose(1, 0, 2).reshape(half.shape[1], -1) for half in (k, v)]
-    return np.concatenate([half / max(float(half.std(axis=0).mean()), 1e-12) for half in halves], axis=1)
+def _standard(sample: list[list[Single]]) -> list[Single]:
+    """Each layer's rows of all windows, every channel of unit variance: a few are hundreds of times the others."""
+    layers = [np.concatenate(layer) for layer in zip(*sample, strict=True)]
+    return [rows / np.maximum(rows.std(axis=0), 1e-12) for rows in layers]

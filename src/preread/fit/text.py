@@ -10,7 +10,7 @@ from pathlib import Path
 
 from preread.errors import UsageError
 
-_CALIBRATION = (
+CALIBRATION = (
     *("argparse", "ast", "calendar", "collections/__init__", "configparser", "csv", "datetime", "difflib", "doctest"),
     *("email/message", "fractions", "ftplib", "heapq", "http/client", "imaplib", "inspect", "ipaddress", "locale"),
     *("logging/__init__", "mailbox", "optparse", "pathlib", "pickle", "plistlib", "random", "sched", "shutil"),
@@ -30,7 +30,7 @@ class Text:
 def calibration() -> Text:
     """Modules of Python's standard library: code, comments and docstrings."""
     folder = Path(sysconfig.get_path("stdlib"))
-    parts = [folder.joinpath(f"{name}.py") for name in _CALIBRATION]
+    parts = [folder.joinpath(f"{name}.py") for name in CALIBRATION]
     found = tuple(part.read_text("utf-8", errors="replace") for part in parts if part.is_file())
     if not found:
         raise UsageError("Python's standard library has no sources here to fit on: give a text with --text")
