@@ -69,6 +69,16 @@ def test_a_computation_that_takes_longer_than_it_should_is_given_up_for_what_a_l
         assert (events.Interrupt() in tell(plan, 6.0, events.Tick())) == ends
 
 
+def test_one_that_has_to_get_a_cell_itself_is_given_the_time_that_this_takes() -> None:
+    """Two cells of 100 kB over the cloud's 1 MB/s, and a round trip to either: overdue after 0.25 s + 3 × 0.22 s."""
+    cloud = replace(FAST, bytes_s=1e6, silence_s=9.0)
+    asked = task(replace(FAST, silence_s=9.0), cloud, chunks=1, size=100_000, first=0)
+    plan = Plan(replace(asked, prefill=Prefill(1.0)), 0.0)  # so slow that nothing is ever computed
+    assert fetched(tell(plan, 0.0, events.Tick())) == [((0, 0), 0), ((0, 1), 0)]
+    assert not fetched(tell(plan, 0.55, events.Progress(0, 1000), events.Tick()))
+    assert fetched(tell(plan, 0.95, events.Progress(0, 2000), events.Tick()))
+
+
 @pytest.mark.parametrize("late", [events.Arrived, events.Failed])
 def test_what_was_given_up_is_not_wanted_when_it_comes(late: type[events.Arrived] | type[events.Failed]) -> None:
     """Two sources are asked for a cell, since one is overdue; what the slower one does then is of no matter."""

@@ -323,13 +323,20 @@ class Plan:
                 seen.flow.asked(self._now_s)
             seen.asked[cell], seen.breaker, seen.ever = self._now_s, seen.breaker.asked(), True
             seen.owed_bytes += self.grid.bytes(cell)
-            # What another one would have brought by now is overdue, however slow this one has become.
-            rate = max((usable.flow.bytes_s for usable in self._usable()), default=0.0)
-            expected_s = seen.flow.rtt_s + (seen.owed_bytes / rate if rate else 0.0)
-            seen.due[cell] = self._now_s + _OVERDUE_S + _OVERDUE * expected_s
+            seen.due[cell] = self._now_s + _OVERDUE_S + _OVERDUE * self._expected_s(seen)
             out.append(Fetch(cell, index))
             if not any(self._room(seen) for seen in self._usable()):
                 return
+
+    def _expected_s(self, seen: Seen) -> float:
+        """Until what was asked of a source should have come: what another would have brought by then is overdue."""
+        last = self._sources[-1]
+        if self._task.first and seen is not last and last.flow.bytes_s:
+            # It may have to get the cells itself, from the last one, over the link that others use at the same time.
+            owed_bytes = sum(one.owed_bytes for one in self._sources)
+            return seen.flow.rtt_s + last.flow.rtt_s + owed_bytes / last.flow.bytes_s
+        rate = max((usable.flow.bytes_s for usable in self._usable()), default=0.0)
+        return seen.flow.rtt_s + (seen.owed_bytes / rate if rate else 0.0)
 
     def _room(self, seen: Seen, behind: bool = False) -> bool:
         """Whether a source should be asked for one more; `behind`: what it was asked for before is needed sooner."""
