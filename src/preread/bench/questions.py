@@ -88,7 +88,8 @@ def _stretches(path: Path, folder: Path, source: random.Random) -> Iterator[Docu
         begun.append(part)
         piece = "".join(lines[begun[0].start - 1 : part.stop])
         if len(piece) >= _LEAST_CHARACTERS:
-            asked = list(_questions(begun, piece))
+            # A number may be written in another base, a text with escapes: what is asked for stands there as such.
+            asked = [question for question in _questions(begun, piece) if _bare(question.answer) in piece]
             if len(piece) <= _MOST_CHARACTERS and len(asked) >= EACH:
                 yield Document(name, piece, tuple(source.sample(asked, EACH)))
             begun = []
@@ -148,7 +149,9 @@ def _told(value: ast.expr) -> bool:
     """A number or a short text: nobody would guess it as one guesses None."""
     if not isinstance(value, ast.Constant) or isinstance(value.value, bool):
         return False
-    return isinstance(value.value, int | float) or (isinstance(value.value, str) and 2 <= len(value.value) <= 24)
+    told = value.value
+    spelt = isinstance(told, str) and 2 <= len(told) <= 24 and any(letter.isalnum() for letter in told)
+    return isinstance(told, int | float) or spelt
 
 
 def _bare(answer: str) -> str:
