@@ -6,6 +6,7 @@ from contextlib import closing
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preread.align.mapping_bytes import Kept
+from preread.align.taught_bytes import Taught
 from preread.cloud.publish import publish
-from preread.cloud.reading import Large, Reading, check_models, read_context, windows
+from preread.cloud.reading import NO_HELP, Help, Reading, check_models, read_context, windows
 from preread.cloud.serve import EnginePublisher
 from preread.edge.rungs import stated_dloss
 from preread.engine.llamacpp import LlamaCpp, Tokens
@@ -22,8 +24,9 @@ from preread.engine.worker import Worker
 from preread.errors import UsageError
 from preread.fit.sample import TAIL_TOKENS
 from preread.store.objects import open_store
-from preread.values import Fingerprint, KVBlock, Span
+from preread.values import ContextId, Fingerprint, KVBlock, Span
 from preread.wire import catalogue, manifest
+from preread.wire.digest import context_id
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +57,7 @@ def test_mapped_kv_takes_the_place_of_exact_kv(tiny: tuple[LlamaCpp, LlamaCpp], 
     small, large = tiny
     small.prefill(tokens)
     exact, told = held(small, len(tokens)), []
-    reading = read_context(small, Large(large, (kept,)), tokens, "mapped", lambda stage, *_: told.append(stage))
+    reading = read_context(small, Help(large, (kept,)), tokens, "mapped", lambda stage, *_: told.append(stage))
     assert reading.mode == "mapped" and reading.quality is not None and "keeps the budget" in reading.notes[0]
     assert abs(reading.quality.dloss) < 0.02 and reading.quality.tokens == TAIL_TOKENS * len(windows(len(tokens)))
     now = held(small, len(tokens))
@@ -76,7 +79,7 @@ def test_what_misses_the_budget_is_refused_with_its_numbers(
     small, large = tiny
     small.prefill(tokens)
     exact = held(small, len(tokens))
-    reading = read_context(small, Large(large, (replace(kept, **change),)), tokens, mode, lambda *_: None)  # type: ignore
+    reading = read_context(small, Help(large, (replace(kept, **change),)), tokens, mode, lambda *_: None)  # type: ignore
     assert (reading.mode, reading.quality) == ("exact", None) and why in reading.notes[0] and "KL" in reading.notes[0]
     now = held(small, len(tokens))
     np.testing.assert_array_equal(now.k, exact.k)
@@ -89,7 +92,7 @@ def test_another_texts_kv_is_refused_on_the_context_itself(
     small, large = tiny
     linear = kept.mapping.linear
     wrong = replace(kept.mapping, linear=replace(linear, mean_y=linear.mean_y + 4))
-    helper = Large(large, (replace(kept, mapping=wrong),), 1e-6)
+    helper = Help(large, (replace(kept, mapping=wrong),), max_dloss=1e-6)
     reading = read_context(small, helper, tokens, "mapped", lambda *_: None)
     assert reading.mode == "exact" and reading.notes[0].endswith("refused, the budget is 1e-06")
 
@@ -98,18 +101,62 @@ def test_auto_takes_nothing_that_lowers_nothing(tiny: tuple[LlamaCpp, LlamaCpp],
     small, large = tiny
     linear = kept.mapping.linear
     wrong = replace(kept.mapping, linear=replace(linear, mean_y=linear.mean_y + 4))
-    reading = read_context(small, Large(large, (replace(kept, mapping=wrong),), 9.0), tokens, "auto", lambda *_: None)
+    reading = read_context(
+        small, Help(large, (replace(kept, mapping=wrong),), max_dloss=9.0), tokens, "auto", lambda *_: None
+    )
     assert reading.mode == "exact" and "lowers nothing beyond doubt" in reading.notes[0]
 
 
 def test_contexts_that_cannot_be_judged_stay_exact(tiny: tuple[LlamaCpp, LlamaCpp], kept: Kept, tokens: Tokens) -> None:
     small, large = tiny
-    short = read_context(small, Large(large, (kept,)), tokens[:150], "mapped", lambda *_: None)
+    short = read_context(small, Help(large, (kept,)), tokens[:150], "mapped", lambda *_: None)
     assert short == Reading(notes=("exact: 150 tokens are too few to measure a mode on",))
     assert small.context_tokens == 150
-    assert read_context(small, Large(large, (kept,)), tokens, "exact", lambda *_: None) == Reading()
-    assert read_context(small, None, tokens, "auto", lambda *_: None) == Reading()
+    assert read_context(small, Help(large, (kept,)), tokens, "exact", lambda *_: None) == Reading()
+    assert read_context(small, NO_HELP, tokens, "auto", lambda *_: None) == Reading()
     assert small.context_tokens == len(tokens)
+
+
+def taught(small: LlamaCpp, tokens: Tokens, change: float) -> Taught:
+    """The context's own KV, with values that are a little off: as if it had been taught."""
+    small.prefill(tokens)
+    exact = held(small, len(tokens))
+    block = replace(exact, v=(exact.v + np.float16(change)).astype(np.float16))
+    context = context_id(small.spec.fingerprint, tokens)
+    return Taught(block, context, context, small.spec.fingerprint, Fingerprint("0" * 64), -0.1, (-0.2, -0.05), 20, 400)
+
+
+@pytest.mark.parametrize("mode", ["taught", "auto"])
+def test_a_taught_context_is_published_as_it_was_taught(
+    tiny: tuple[LlamaCpp, LlamaCpp], kept: Kept, tokens: Tokens, mode: Literal["taught", "auto"]
+) -> None:
+    small, large = tiny
+    one = taught(small, tokens, 0.001)
+    other = replace(one, context=ContextId("1" * 64))
+    reading = read_context(small, Help(large, (kept,), (other, one)), tokens, mode, lambda *_: None)
+    assert reading.mode == "taught" and reading.quality is not None
+    # What it says otherwise than exact KV is what it was taught for; what it costs is the loss on the text itself.
+    assert reading.quality.kl == 0 and abs(reading.quality.dloss) < 0.02
+    np.testing.assert_array_equal(held(small, len(tokens)).v, one.block.v)
+    # Nobody asked for it.
+    assert read_context(small, Help(taught=(one,)), tokens, "exact", lambda *_: None) == Reading()
+
+
+def test_what_was_taught_badly_is_refused(tiny: tuple[LlamaCpp, LlamaCpp], tokens: Tokens) -> None:
+    small, _ = tiny
+    good = taught(small, tokens, 0.001)
+    for wrong, why in (
+        (replace(good, studied=ContextId("1" * 64)), "it is a control"),
+        (replace(good, dloss_ci=(-0.2, 0.01)), "up to +0.0100"),
+        (taught(small, tokens, 3.0), "refused, the budget is 1e-06"),
+        (replace(good, context=ContextId("1" * 64)), "nobody taught this context"),
+    ):
+        reading = read_context(small, Help(taught=(wrong,), max_dloss=1e-6), tokens, "taught", lambda *_: None)
+        assert reading.mode == "exact" and why in reading.notes[0], reading.notes
+    small.prefill(tokens)
+    exact = small.score(tokens[:8])
+    read_context(small, Help(taught=(taught(small, tokens, 3.0),)), tokens, "taught", lambda *_: None)
+    np.testing.assert_array_equal(small.score(tokens[:8]), exact)
 
 
 @given(st.integers(1, 40_000))
@@ -128,7 +175,7 @@ def test_a_manifest_says_how_its_context_was_read(
     store, worker = open_store(str(tmp_path)), Worker()
 
     async def published(mode: str) -> manifest.Manifest:
-        rungs, helper = ("lossless", "q8"), Large(large, (kept,))
+        rungs, helper = ("lossless", "q8"), Help(large, (kept,))
         work = publish(store, small, worker, mode, tokens, "text", rungs, lambda *_: None, None, helper, mode)  # type: ignore
         entry = (await work).entry
         data = await store.read("manifests", catalogue.manifest_ref(entry).id)
@@ -153,6 +200,11 @@ def test_a_cloud_says_what_it_lacks(tiny: tuple[LlamaCpp, LlamaCpp], kept: Kept,
     alone = EnginePublisher(small, worker, store, ("lossless",))
     with pytest.raises(UsageError, match="--llm"):
         asyncio.run(alone("name", "text", None, "text", "mapped", lambda *_: None))
+    with pytest.raises(UsageError, match="--taught"):
+        asyncio.run(alone("name", "text", None, "text", "taught", lambda *_: None))
     worker.close()
     with pytest.raises(UsageError, match="other models"):
-        check_models(small, Large(large, (replace(kept, large=Fingerprint("0" * 64)),)))
+        check_models(small, Help(large, (replace(kept, large=Fingerprint("0" * 64)),)))
+    other = replace(taught(small, small.tokenize("some words of a text"), 0.0), small=Fingerprint("0" * 64))
+    with pytest.raises(UsageError, match="another model"):
+        check_models(small, Help(taught=(other,)))

@@ -1,16 +1,12 @@
-"""Mappings as files: numpy's own archive, with a head in JSON. Its operator made it; it is checked all the same.
+"""Mappings as files. Their operator made them; they are checked all the same."""
 
-Nothing in it is ever executed: arrays of objects are refused (numpy's `allow_pickle`).
-"""
-
-import io
-import zipfile
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal
 
 import msgspec
 import numpy as np
 
+from preread.align import archive
 from preread.align.mapping import Mapping
 from preread.align.ridge import Linear, Single
 from preread.errors import CorruptData, UsageError
@@ -77,11 +73,7 @@ def dumps(kept: Kept) -> bytes:
         kept.kl,
         kept.tokens,
     )
-    arrays = {name: getattr(mapping.linear, name) for name in _ARRAYS}
-    arrays["head"] = np.frombuffer(msgspec.json.encode(head, order="sorted"), np.uint8)
-    out = io.BytesIO()
-    np.savez(out, **arrays)
-    return out.getvalue()
+    return archive.dumps(head, {name: getattr(mapping.linear, name) for name in _ARRAYS})
 
 
 def loads(data: bytes) -> Kept:
@@ -90,14 +82,7 @@ def loads(data: bytes) -> Kept:
     Raises:
         CorruptData: "format" (no such file), "schema" (its head), "shape" (arrays that do not fit).
     """
-    try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        head = msgspec.json.decode(arrays.pop("head").tobytes(), type=_Head)
-    except msgspec.DecodeError as error:
-        raise CorruptData("schema", f"mapping's head: {error}") from error
-    except (ValueError, KeyError, OSError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
-        raise CorruptData("format", f"this is no mapping: {error}") from error
+    head, arrays = archive.loads(data, _Head, "mapping")
     try:
         mapping = Mapping(head.split, head.reads, head.widths, _linear(arrays))
     except (UsageError, KeyError) as error:

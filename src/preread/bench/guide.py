@@ -20,7 +20,7 @@ from rich.table import Table
 from preread.align.mapping import Read
 from preread.align.mapping_bytes import Kept
 from preread.bench.questions import SOURCE, Document, documents
-from preread.cloud.reading import Large, check_models
+from preread.cloud.reading import Help, check_models
 from preread.edge.machine import machine
 from preread.engine.llamacpp import LlamaCpp, Tokens
 from preread.engine.sampling import Sampling
@@ -106,7 +106,7 @@ def bench(
     with progress as report, ExitStack() as stack:
         slm, llm = (stack.enter_context(closing(_open(*model, longest))) for model in (small, large))
         kept = tuple(load(path) for path in options.mappings)
-        check_models(slm, Large(llm, kept))
+        check_models(slm, Help(llm, kept))
         chosen = windows(slm, options.text, options.windows)
         found = _Found({}, {}, {})
         before: Read | None = None

@@ -16,7 +16,7 @@ from preread.errors import UsageError
 from preread.plan.choose import MAX_DLOSS, MAX_MODE_DLOSS
 
 if TYPE_CHECKING:
-    from preread.cloud.reading import Large
+    from preread.cloud.reading import Help
     from preread.edge.edge import AsyncEdge
     from preread.engine.llamacpp import LlamaCpp
     from preread.store.objects import Objects
@@ -45,10 +45,14 @@ def cloud(
         list[Path] | None,
         typer.Option("--map", metavar="FILE", help="What `preread fit map` wrote for both; may be repeated."),
     ] = None,
+    taught: Annotated[
+        list[Path] | None,
+        typer.Option("--taught", metavar="FILE", help="What `preread fit teach` wrote; may be repeated."),
+    ] = None,
     max_dloss: Annotated[
         float,
         typer.Option(
-            "--max-dloss", min=0, metavar="NATS", help="Publish mapped KV only if the loss rises by no more than this."
+            "--max-dloss", min=0, metavar="NATS", help="Publish other than exact KV only if it raises the loss no more."
         ),
     ] = MAX_MODE_DLOSS,
 ) -> None:
@@ -67,21 +71,20 @@ def cloud(
         warn_if_open(sock, keys)
         objects = open_store(store)
         engine = stack.enter_context(engine_for(model, ctx_size, threads))
-        large = None
-        if llm is not None:
-            large = _large(
-                stack.enter_context(engine_for(llm, ctx_size, threads, streamed=False)), mapping or [], max_dloss
-            )
-        interrupted = asyncio.run(_serve_cloud(sock, engine, objects, names, keys, store, large))
+        large = llm and stack.enter_context(engine_for(llm, ctx_size, threads, streamed=False))
+        help = _help(large or None, mapping or [], taught or [], max_dloss)
+        interrupted = asyncio.run(_serve_cloud(sock, engine, objects, names, keys, store, help))
     if interrupted:
         raise KeyboardInterrupt
 
 
-def _large(engine: "LlamaCpp", files: list[Path], max_dloss: float) -> "Large":
-    from preread.cloud.reading import Large
-    from preread.fit.map import load
+def _help(large: "LlamaCpp | None", mappings: list[Path], taught: list[Path], max_dloss: float) -> "Help":
+    from preread.cloud.reading import Help
+    from preread.fit import map, teach
 
-    return Large(engine, tuple(load(file) for file in files), max_dloss)
+    return Help(
+        large, tuple(map.load(file) for file in mappings), tuple(teach.load(file) for file in taught), max_dloss
+    )
 
 
 @contextmanager
@@ -116,7 +119,7 @@ async def _serve_cloud(
     rungs: tuple[str, ...] | None,
     api_keys: frozenset[str],
     store: str,
-    large: "Large | None",
+    help: "Help",
 ) -> bool:
     from preread.cli import listen
     from preread.cloud.app import create_app
@@ -130,7 +133,7 @@ async def _serve_cloud(
         print(f"preread cloud: {engine.spec.name} on {where}", flush=True)
 
     worker = Worker()
-    app = create_app(objects, EnginePublisher(engine, worker, objects, rungs, large), api_keys=api_keys)
+    app = create_app(objects, EnginePublisher(engine, worker, objects, rungs, help), api_keys=api_keys)
     try:
         return await listen.serve(app, sock, ready)
     finally:

@@ -7,7 +7,7 @@ import msgspec
 from preread.values import Form
 from preread.wire.catalogue import Entry
 
-Mode = Literal["exact", "mapped", "auto"]
+Mode = Literal["exact", "mapped", "taught", "auto"]
 """How a document is to be read; see `preread.cloud.reading`."""
 
 TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
@@ -50,7 +50,7 @@ class Published(
     entry: Entry
     rung_bytes: dict[str, int]
     seconds: float
-    mode: Literal["exact", "mapped"] = "exact"
+    mode: Literal["exact", "mapped", "taught"] = "exact"
     notes: tuple[str, ...] = ()
 
 

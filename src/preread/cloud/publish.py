@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from preread.cloud.events import Mode, Published
 from preread.cloud.profiles import Stored
-from preread.cloud.reading import Large, read_context
+from preread.cloud.reading import NO_HELP, Help, read_context
 from preread.codec.base import Codec
 from preread.codec.fitted import apart
 from preread.codec.ladder import codec, ladder, needs_profile
@@ -106,7 +106,7 @@ async def publish(
     rungs: tuple[str, ...] | None,
     progress: Report,
     profile: Stored | None = None,
-    large: Large | None = None,
+    help: Help = NO_HELP,
     mode: Mode = "exact",
 ) -> Published:
     """Make the KV of `tokens` available under `name`.
@@ -117,7 +117,7 @@ async def publish(
         rungs: in which qualities, and what these refine; None: lossless, and all that the profile knows.
         progress: is told how far it is.
         profile: of this model; some rungs need it.
-        large, mode: who helps to read it, and how, if its gate lets it.
+        help, mode: who helps to read it, and how, if the gate lets it.
 
     Raises:
         UsageError: the name is not one, the document leaves no room in the model's window, or a rung is unknown.
@@ -131,8 +131,8 @@ async def publish(
     context = context_id(engine.spec.fingerprint, tokens)
     layers = GROUP_LAYERS if profile is None else profile.profile.group_layers
     chunks, groups = chunked(len(tokens)), _spans(engine.spec.geometry.layers, layers)
-    engines = [engine] if large is None else [engine, large.engine]
-    prefill = partial(read_context, engine, large, tokens, mode, progress)
+    engines = [engine] if help.large is None else [engine, help.large]
+    prefill = partial(read_context, engine, help, tokens, mode, progress)
     reading = await worker.run(prefill, lambda: _cancel(engines))
     rows: dict[str, _Rows] = {step.rung: [] for step in codecs}
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # more would only fight over the cores

@@ -2,17 +2,21 @@
 
 the large model reads the tokens → the small one does, exactly → each mapping, those that take most from the large model
 first: its KV goes into the engine, and what follows in windows of the context itself is predicted → the first that
-keeps the budget stays. It decides what is published; it must not know segments, stores or names.
+keeps the budget stays. KV that was taught this very context goes through the same gate, and needs nobody to read.
+It decides what is published; it must not know segments, stores or names.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from preread.align.mapping import Read
 from preread.align.mapping_bytes import Kept
+from preread.align.taught_bytes import Taught
 from preread.cloud.events import Mode
 from preread.codec.profile import Quality
 from preread.engine.llamacpp import LlamaCpp
@@ -21,7 +25,8 @@ from preread.fit.map import mapped, read
 from preread.fit.quality import Score, compare, log_softmax, summary
 from preread.fit.sample import TAIL_TOKENS, rope
 from preread.plan.choose import MAX_MODE_DLOSS
-from preread.values import KVBlock
+from preread.values import KVBlock, Span
+from preread.wire.digest import context_id
 
 Tokens = npt.NDArray[np.int32]
 Report = Callable[[str, int, int], None]
@@ -31,18 +36,24 @@ _LEAST_BEFORE_TOKENS: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Large:
-    """A large model that reads for a small one.
+class Help:
+    """What a large model can do for a small one.
 
     Attributes:
-        engine: used in the small one's thread.
+        large: it, used in the small one's thread; None: there is none, and no mapping.
         mappings: from what it makes of a text to the small model's KV.
-        max_dloss: nats a token that reading mapped KV may cost, in the fit's own measurement and on the context.
+        taught: contexts that it taught, each once.
+        max_dloss: nats a token that reading other KV than the exact one may cost: on the context itself, and, mapped,
+            in the fit's own measurement.
     """
 
-    engine: LlamaCpp
-    mappings: tuple[Kept, ...]
+    large: LlamaCpp | None = None
+    mappings: tuple[Kept, ...] = ()
+    taught: tuple[Taught, ...] = ()
     max_dloss: float = MAX_MODE_DLOSS
+
+
+NO_HELP: Final = Help()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,38 +62,53 @@ class Reading:
 
     Attributes:
         mode: what the engine now holds.
-        quality: what that changes, against exact KV, on windows of the context itself; None: it is exact.
+        quality: what that costs on windows of the context itself, against exact KV; None: it is exact.
         notes: for each mode that was tried or refused, a line with its numbers.
     """
 
-    mode: Literal["exact", "mapped"] = "exact"
+    mode: Literal["exact", "mapped", "taught"] = "exact"
     quality: Quality | None = None
     notes: tuple[str, ...] = ()
 
 
-def check_models(small: LlamaCpp, large: Large) -> None:
-    """Refuse mappings of other models.
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """Other KV for a context: `block` makes it; `refused`: by what was measured before, or None."""
+
+    mode: Literal["mapped", "taught"]
+    what: str
+    block: Callable[[], KVBlock]
+    refused: str | None
+
+
+def check_models(small: LlamaCpp, help: Help) -> None:
+    """Refuse mappings and taught contexts of other models.
 
     Raises:
         UsageError: one is.
     """
-    for kept in large.mappings:
-        if (kept.small, kept.large) != (small.spec.fingerprint, large.engine.spec.fingerprint):
+    for kept in help.mappings:
+        large = help.large
+        if large is None or (kept.small, kept.large) != (small.spec.fingerprint, large.spec.fingerprint):
             raise UsageError(
-                f"the mapping with split {kept.mapping.split} is of other models than {large.engine.spec.name} and "
-                f"{small.spec.name}: fit one for them with `preread fit map`"
+                f"the mapping with split {kept.mapping.split} is of other models than "
+                f"{large.spec.name if large else 'this cloud runs'} and {small.spec.name}: fit one for them with "
+                "`preread fit map`"
             )
+    for one in help.taught:
+        if one.small != small.spec.fingerprint:
+            raise UsageError(f"a taught context is of another model than {small.spec.name}: teach it with `fit teach`")
 
 
-def read_context(small: LlamaCpp, large: Large | None, tokens: Tokens, mode: Mode, progress: Report) -> Reading:
+def read_context(small: LlamaCpp, help: Help, tokens: Tokens, mode: Mode, progress: Report) -> Reading:
     """Read a context, which `small` then holds as it is to be published.
 
     Args:
-        small: opened to score `sample.TAIL_TOKENS` tokens, if there is a large model.
-        large: what it holds is gone; None: nobody helps.
+        small: opened to score `sample.TAIL_TOKENS` tokens, if there is any help.
+        help: what the large one held is gone.
         tokens: the context's.
-        mode: "mapped": the mapping that takes most from the large model, of those that keep the budget; "auto": the
-            one that lowers the loss most, of those whose interval lies below zero.
+        mode: "taught"; "mapped": the mapping that takes most from the large model, of those that keep the budget;
+            "auto": taught, or else the mapping that lowers the loss most, of those whose interval lies below zero.
         progress: is told of the stages "prefill", "read" and "measure".
 
     Raises:
@@ -90,36 +116,82 @@ def read_context(small: LlamaCpp, large: Large | None, tokens: Tokens, mode: Mod
         Cancelled: somebody called `cancel` of an engine.
     """
     cuts = windows(len(tokens))
-    if large is None or mode == "exact" or not cuts:
-        small.prefill(tokens, lambda done: progress("prefill", done, len(tokens)))
-        few = f"exact: {len(tokens)} tokens are too few to measure a mode on"
-        return Reading(notes=(few,) if large is not None and mode != "exact" else ())
-    ordered = sorted(large.mappings, key=lambda kept: kept.mapping.split)
-    layers = sorted({layer for kept in ordered for layer in kept.mapping.reads})
-    splits = sorted({kept.mapping.split for kept in ordered})
-    try:
-        both = read(small, large.engine, tokens, splits, layers, lambda done: progress("read", done, 2 * len(tokens)))
-    except UsageError as error:  # it does not fit the large model's window
-        small.prefill(tokens, lambda done: progress("prefill", done, len(tokens)))
-        return Reading(notes=(f"exact: {error}",))
-    references = [log_softmax(small.score(tokens[at : at + TAIL_TOKENS], reuse=at)) for at in cuts]
-    judged: list[tuple[float, KVBlock, Quality]] = []
+    taught = [] if mode in ("exact", "mapped") else _taught(small, help, tokens)
+    mappings = help.mappings if mode in ("mapped", "auto") else ()
     notes = []
-    for number, kept in enumerate(ordered):
-        block = mapped(kept.mapping, both, rope(small))
-        small.inject(block)
+    if mode == "taught" and not taught:
+        notes.append("exact: nobody taught this context: use `preread fit teach`, and start the cloud with --taught")
+    elif (taught or mappings) and not cuts:
+        notes.append(f"exact: {len(tokens)} tokens are too few to measure a mode on")
+        taught, mappings = [], ()
+    both: Read | None = None
+    if mappings and help.large is not None:
+        try:
+            both = _read(small, help.large, mappings, tokens, progress)
+        except UsageError as error:  # it does not fit the large model's window
+            notes.append(f"exact: {error}")
+    if both is None:
+        small.prefill(tokens, lambda done: progress("prefill", done, len(tokens)))
+    candidates = taught + ([] if both is None else _mapped(small, mappings, both, help.max_dloss))
+    if not candidates:
+        return Reading(notes=tuple(notes))
+    exact = small.export(Span(0, len(tokens)), Span(0, small.spec.geometry.layers))
+    references = [log_softmax(small.score(tokens[at : at + TAIL_TOKENS], reuse=at)) for at in cuts]
+    judged: list[tuple[tuple[bool, float], _Candidate, Quality]] = []
+    for number, one in enumerate(candidates):
+        small.inject(one.block())
         told = summary(_scores(small, tokens, cuts, references))
-        small.inject(both.block)
-        progress("measure", number + 1, len(ordered))
-        why = _refused(kept, told.quality, told.dloss_ci[1], large.max_dloss, mode)
-        notes.append(f"{_told(kept, told.quality)}: {why or 'it keeps the budget'}")
+        small.inject(exact)
+        progress("measure", number + 1, len(candidates))
+        why = one.refused or _refused(one, told.quality, told.dloss_ci[1], help.max_dloss, mode)
+        notes.append(f"{_told(one, told.quality)}: {why or 'it keeps the budget'}")
         if why is None:
-            judged.append((told.quality.dloss if mode == "auto" else number, block, told.quality))
+            rank = told.quality.dloss if mode == "auto" else float(number)
+            judged.append(((one.mode != "taught", rank), one, told.quality))
     if not judged:
         return Reading(notes=tuple(notes))
-    _, block, quality = min(judged, key=lambda one: one[0])
-    small.inject(block)
-    return Reading("mapped", quality, tuple(notes))
+    _, best, quality = min(judged, key=lambda one: one[0])
+    small.inject(best.block())
+    if best.mode == "taught":  # that other tokens become likelier is what it was taught for
+        quality = replace(quality, kl=0.0)
+    return Reading(best.mode, quality, tuple(notes))
+
+
+def _taught(small: LlamaCpp, help: Help, tokens: Tokens) -> list[_Candidate]:
+    context = context_id(small.spec.fingerprint, tokens)
+    return [
+        _Candidate("taught", "taught", lambda one=one: one.block, _refused_lesson(one))  # type: ignore[misc]
+        for one in help.taught
+        if one.context == context
+    ]
+
+
+def _refused_lesson(taught: Taught) -> str | None:
+    """Why KV must not be published that was taught so."""
+    if taught.studied != taught.context:
+        return "refused, it was taught with questions about another document: it is a control"
+    if taught.dloss_ci[1] >= 0:
+        high = taught.dloss_ci[1]
+        return f"refused, answers held out do not become likelier beyond doubt (95 % interval up to {high:+.4f})"
+    return None
+
+
+def _read(small: LlamaCpp, large: LlamaCpp, mappings: Sequence[Kept], tokens: Tokens, progress: Report) -> Read:
+    layers = sorted({layer for kept in mappings for layer in kept.mapping.reads})
+    splits = sorted({kept.mapping.split for kept in mappings})
+    return read(small, large, tokens, splits, layers, lambda done: progress("read", done, 2 * len(tokens)))
+
+
+def _mapped(small: LlamaCpp, mappings: Sequence[Kept], both: Read, max_dloss: float) -> list[_Candidate]:
+    """Those that take most from the large model first."""
+    found = []
+    for kept in sorted(mappings, key=lambda kept: kept.mapping.split):
+        why = None
+        if kept.dloss > max_dloss:
+            why = f"refused, the budget is {max_dloss:g} and the fit's own windows rose by {kept.dloss:.4f}"
+        make = partial(mapped, kept.mapping, both, rope(small))
+        found.append(_Candidate("mapped", f"mapped from layer {kept.mapping.split} on", make, why))
+    return found
 
 
 def windows(tokens: int) -> list[int]:
@@ -142,19 +214,17 @@ def _scores(
     return found
 
 
-def _refused(kept: Kept, quality: Quality, dloss_high: float, max_dloss: float, mode: Mode) -> str | None:
-    """Why a mode is not published; None: it may be."""
-    if kept.dloss > max_dloss:
-        return f"refused, the budget is {max_dloss:g} and the fit's own windows rose by {kept.dloss:.4f}"
+def _refused(one: _Candidate, quality: Quality, dloss_high: float, max_dloss: float, mode: Mode) -> str | None:
+    """Why a mode is not published, by what it does to the context itself; None: it may be."""
     if quality.dloss > max_dloss:
         return f"refused, the budget is {max_dloss:g}"
-    if mode == "auto" and dloss_high >= 0:
+    if mode == "auto" and one.mode == "mapped" and dloss_high >= 0:
         return f"not taken, it lowers nothing beyond doubt (95 % interval up to {dloss_high:+.4f})"
     return None
 
 
-def _told(kept: Kept, quality: Quality) -> str:
+def _told(one: _Candidate, quality: Quality) -> str:
     return (
-        f"mapped from layer {kept.mapping.split} on: the loss rises by {quality.dloss:+.4f} nats a token, KL "
-        f"{quality.kl:.4f}, on {quality.tokens} tokens of the context"
+        f"{one.what}: the loss rises by {quality.dloss:+.4f} nats a token, KL {quality.kl:.4f}, on {quality.tokens} "
+        "tokens of the context"
     )

@@ -7,7 +7,7 @@ import numpy as np
 from preread.cloud.events import Mode, Published
 from preread.cloud.profiles import profile_for
 from preread.cloud.publish import Report, check, needed, publish, read_document
-from preread.cloud.reading import Large, check_models
+from preread.cloud.reading import NO_HELP, Help, check_models
 from preread.engine.llamacpp import LlamaCpp
 from preread.engine.worker import Worker
 from preread.errors import UsageError
@@ -18,8 +18,8 @@ from preread.values import Form
 class EnginePublisher:
     """Publishes documents one at a time, as `preread.cloud.app.Publisher` wants it; `worker` is the engine's thread.
 
-    Without `rungs` it publishes in all that the model's profile knows, and lossless. `large` reads for the engine's
-    model, in the same thread.
+    Without `rungs` it publishes in all that the model's profile knows, and lossless. A large model that helps reads
+    in the same thread.
     """
 
     def __init__(
@@ -28,11 +28,10 @@ class EnginePublisher:
         worker: Worker,
         store: Objects,
         rungs: tuple[str, ...] | None = None,
-        large: Large | None = None,
+        help: Help = NO_HELP,
     ) -> None:
-        if large is not None:
-            check_models(engine, large)
-        self._engine, self._worker, self._store, self._rungs, self._large = engine, worker, store, rungs, large
+        check_models(engine, help)
+        self._engine, self._worker, self._store, self._rungs, self._help = engine, worker, store, rungs, help
 
     async def __call__(
         self,
@@ -50,8 +49,10 @@ class EnginePublisher:
         Raises:
             UsageError, EngineError, RemoteError: as `read_document`, `profile_for` and `publish` do.
         """
-        if mode == "mapped" and self._large is None:
+        if mode == "mapped" and self._help.large is None:
             raise UsageError("this cloud has no large model to map from: start it with --llm and --map")
+        if mode == "taught" and not self._help.taught:
+            raise UsageError("nobody taught this cloud's contexts: use `preread fit teach`, and start it with --taught")
         ids = None if tokens is None else np.array(tokens, np.int32)
         read, kind = await self._worker.run(lambda: read_document(self._engine, text, ids, form))
         check(self._engine, name, len(read))
@@ -68,6 +69,6 @@ class EnginePublisher:
             self._rungs,
             progress,
             profile,
-            self._large if mode != "exact" else None,
+            self._help,
             mode,
         )

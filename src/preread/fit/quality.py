@@ -113,20 +113,22 @@ def joined(scores: Sequence[Score]) -> Score:
 def summary(windows: Sequence[Score]) -> Summary:
     """Means over all positions of at least one window.
 
-    The intervals are bootstrapped over windows, of which positions are no independent samples; the resampling is
-    seeded, so that the same scores give the same intervals.
+    The intervals are bootstrapped over windows, of which positions are no independent samples.
     """
     every = joined(windows)
     dloss, kl, top1 = float(every.dloss.mean()), float(every.kl.mean()), float(every.same_top1.mean())
     return Summary(
         Quality(dloss=dloss, kl=kl, top1=top1, tokens=len(every.kl)),
-        _interval([score.dloss for score in windows]),
-        _interval([score.kl for score in windows]),
+        interval([score.dloss for score in windows]),
+        interval([score.kl for score in windows]),
     )
 
 
-def _interval(windows: Sequence[Double]) -> tuple[float, float]:
-    """Percentile bootstrap of the mean over all positions."""
+def interval(windows: Sequence[Double]) -> tuple[float, float]:
+    """95 % confidence interval of the mean over all positions, by a percentile bootstrap over windows.
+
+    The resampling is seeded, so that the same values give the same interval.
+    """
     sums = np.array([window.sum() for window in windows])
     counts = np.array([len(window) for window in windows])
     picks = np.random.default_rng(0).integers(len(windows), size=(_RESAMPLES, len(windows)))
