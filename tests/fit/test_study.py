@@ -28,7 +28,7 @@ def model(smollm: Path) -> Iterator[LlamaCpp]:
 
 def test_a_model_asks_and_answers_itself(model: LlamaCpp) -> None:
     told: dict[str, list[tuple[int, int]]] = {}
-    found = study(model, model, TEXT, lambda stage, *at: told.setdefault(stage, []).append(at), rounds=4)
+    found = study(model, model, TEXT, lambda stage, *at: told.setdefault(stage, []).append(at), rounds=2)
     assert list(told) == ["ask", "answer"] and all(steps[-1][0] == steps[-1][1] for steps in told.values())
     chat = model.chat
     assert chat is not None

@@ -108,6 +108,21 @@ def sample(engine: LlamaCpp, codec: Codec, window: int, exact: Exact, group_laye
     return Sample(window, tokens, bits, size_bytes / tokens, score, encode_s, statistics.median(decode_s))
 
 
+def sent(engine: LlamaCpp, codec: Codec, tokens: Tokens, block: KVBlock, group_layers: int) -> int:
+    """Have the engine hold a context as it comes out of a rung; how many bytes that took on the wire."""
+    geometry, context = engine.spec.geometry, context_id(engine.spec.fingerprint, tokens)
+    size_bytes = 0
+    engine.reserve(len(tokens))
+    for chunk in chunked(len(tokens)):
+        for group in _spans(geometry.layers, group_layers):
+            payload = codec.encode(_part(block, chunk, group))
+            header = segment.SegmentHeader(context, codec.rung, chunk, group, geometry.kv_heads, geometry.head_dim)
+            size_bytes += len(segment.pack(header, payload))
+            engine.inject(codec.decode(payload, chunk, group, geometry))
+    engine.open_layers(geometry.layers)
+    return size_bytes
+
+
 def cached(engine: LlamaCpp, bits: float, window: int, exact: Exact) -> Sample:
     """llama.cpp's own quantised cache: the context is prefilled with it, as llama.cpp's users do."""
     engine.prefill(exact.tokens)

@@ -142,6 +142,37 @@ def guide(
     bench_guide(small, large, chosen, Console(width=_WIDE), token_progress())
 
 
+@bench.command("taught")
+def taught(
+    document: Annotated[Path, typer.Argument(metavar="FILE", help="The document, in UTF-8, that was taught.")],
+    slm: Annotated[str, typer.Option("--slm", metavar="NAME|PATH|hf:…", help="The small model.")] = DEFAULT,
+    study: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What `fit study` wrote; by default FILE.study.")
+    ] = None,
+    taught: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What `fit teach` wrote; by default FILE.taught.")
+    ] = None,
+    control: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The same, with `fit teach --lessons` of another document.")
+    ] = None,
+    profile: Annotated[Path | None, typer.Option(metavar="FILE", help="Also measure what a rung leaves of it.")] = None,
+    rung: Annotated[str, typer.Option(metavar="RUNG", help="Which.")] = "b1.2",
+) -> None:
+    """What teaching a context did: answers held out, with exact and taught KV, and with a control."""
+    from rich.console import Console
+
+    from preread.bench.taught import Options
+    from preread.bench.taught import bench as bench_taught
+    from preread.fit.text import read
+
+    (text,) = read([document]).parts
+    chosen = Options(
+        text, study or Path(f"{document}.study"), taught or Path(f"{document}.taught"), control, profile, rung
+    )
+    path = options.pulled(slm)
+    bench_taught((path, options.shown_name(slm, path)), chosen, Console(width=_WIDE))
+
+
 @bench.command("site")
 def site(
     model: options.Model = DEFAULT,

@@ -19,6 +19,7 @@ from preread.values import KVBlock
 try:
     import torch
     from transformers import AutoModelForCausalLM, DynamicCache
+    from transformers.utils import logging as transformers_logging
 except ImportError as error:  # both or one of them
     raise UsageError("teaching needs PyTorch and transformers: pip install 'preread[cloud]'") from error
 
@@ -43,6 +44,7 @@ def load(path: Path, near: bool) -> "Frozen":
     Raises:
         UsageError: transformers cannot read it.
     """
+    transformers_logging.disable_progress_bar()  # the command line has one of its own
     try:
         model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=torch.float32)
     except (OSError, ValueError, KeyError, NotImplementedError, ImportError) as error:
