@@ -49,7 +49,7 @@ def load(path: Path, near: bool) -> "Frozen":
         model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=torch.float32)
     except (OSError, ValueError, KeyError, NotImplementedError, ImportError) as error:
         raise UsageError(f"transformers cannot read {path.name}: {error}") from error
-    return Frozen(model, near)
+    return Frozen(model.to("cuda" if torch.cuda.is_available() else "cpu"), near)
 
 
 class Frozen:
@@ -58,6 +58,10 @@ class Frozen:
     def __init__(self, model: Any, near: bool) -> None:
         self.near = near
         self._model = model.eval().requires_grad_(False)
+
+    def tensor(self, values: npt.NDArray[Any]) -> "torch.Tensor":
+        """A copy where the model computes."""
+        return torch.from_numpy(values).to(self._model.device)
 
     def logprobs(self, k: torch.Tensor, v: torch.Tensor, exchanges: Sequence[Exchange]) -> torch.Tensor:
         """Log-probabilities (sum of A, vocab) at the answers' positions, behind a context of this KV.
@@ -69,15 +73,15 @@ class Frozen:
             cache.update(k[layer][None], v[layer][None], layer)
         batch = packed(exchanges, k.shape[2])
         hidden = torch.finfo(torch.float32).min
-        mask = torch.zeros(batch.sees.shape).masked_fill_(~torch.from_numpy(batch.sees), hidden)
+        mask = np.where(batch.sees, np.float32(0), np.float32(hidden))
         read = self._model.model(
-            input_ids=torch.from_numpy(batch.tokens.astype(np.int64))[None],
-            position_ids=torch.from_numpy(batch.positions)[None],
-            attention_mask=mask[None, None],
+            input_ids=self.tensor(batch.tokens.astype(np.int64))[None],
+            position_ids=self.tensor(batch.positions)[None],
+            attention_mask=self.tensor(mask)[None, None],
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state[0]
-        return self._model.lm_head(read[torch.from_numpy(batch.predicts)]).log_softmax(-1)
+        return self._model.lm_head(read[self.tensor(batch.predicts)]).log_softmax(-1)
 
     def pupil(self, exact: KVBlock) -> "Pupil":
         """A context of this model, to be taught; `exact` is its KV, of all layers, as llama.cpp has it."""
@@ -98,9 +102,9 @@ class Pupil:
     def __init__(self, frozen: Frozen, exact: KVBlock) -> None:
         """`exact`: of all layers, from the context's start, as llama.cpp has it."""
         self._frozen, self._exact = frozen, exact
-        self._k = torch.from_numpy(frozen.here(exact.k.astype(np.float32)))
-        self._v = torch.from_numpy(exact.v.astype(np.float32))
-        free = torch.arange(self._k.shape[2])[:, None] >= _SINK_TOKENS
+        self._k = frozen.tensor(frozen.here(exact.k.astype(np.float32)))
+        self._v = frozen.tensor(exact.v.astype(np.float32))
+        free = frozen.tensor(np.arange(exact.k.shape[2])[:, None] >= _SINK_TOKENS)
         self._scales = [rows[:, :, _SINK_TOKENS:].std(dim=2, keepdim=True) * free for rows in (self._k, self._v)]
         self._changes = [torch.zeros_like(rows, requires_grad=True) for rows in (self._k, self._v)]
         self._optimiser = torch.optim.Adam(self._changes, betas=_DECAYS)
@@ -110,8 +114,8 @@ class Pupil:
         for group in self._optimiser.param_groups:
             group["lr"] = rate
         found = self._frozen.logprobs(*self._rows(), exchanges)
-        candidates = torch.from_numpy(np.concatenate([one.candidates for one in exchanges]).astype(np.int64))
-        wanted = torch.from_numpy(np.concatenate([one.logprobs for one in exchanges])).softmax(-1)
+        candidates = self._frozen.tensor(np.concatenate([one.candidates for one in exchanges]).astype(np.int64))
+        wanted = self._frozen.tensor(np.concatenate([one.logprobs for one in exchanges])).softmax(-1)
         loss = -(wanted * found.gather(1, candidates)).sum(-1).mean()
         self._optimiser.zero_grad()
         loss.backward()
@@ -124,28 +128,28 @@ class Pupil:
         found: list[Single] = []
         with torch.no_grad():
             for batch in batches(exchanges, _MEASURED_ROWS):
-                answers = torch.from_numpy(np.concatenate([one.answer for one in batch]).astype(np.int64))
-                nats = -self._frozen.logprobs(*self._rows(), batch).gather(1, answers[:, None])[:, 0].numpy()
+                answers = self._frozen.tensor(np.concatenate([one.answer for one in batch]).astype(np.int64))
+                nats = -self._frozen.logprobs(*self._rows(), batch).gather(1, answers[:, None])[:, 0].cpu().numpy()
                 found += np.split(nats, np.cumsum([len(one.answer) for one in batch])[:-1])
         return found
 
     def block(self) -> KVBlock:
         """The KV as it is now, as llama.cpp would cache it."""
-        k, v = (rows.detach().numpy() for rows in self._rows())
+        k, v = (rows.detach().cpu().numpy() for rows in self._rows())
         half = [np.clip(rows, -65504, 65504).astype(np.float16) for rows in (self._frozen.there(k), v)]
         return KVBlock(self._exact.tokens, self._exact.layers, *half)
 
     def state(self) -> dict[str, Single]:
         """All that `resume` needs to go on."""
         held = self._optimiser.state_dict()["state"]
-        found = {f"change-{n}": rows.detach().numpy() for n, rows in enumerate(self._changes)}
-        return found | {f"{key}-{n}": np.asarray(value) for n in held for key, value in held[n].items()}
+        found = {f"change-{n}": rows.detach().cpu().numpy() for n, rows in enumerate(self._changes)}
+        return found | {f"{key}-{n}": value.cpu().numpy() for n in held for key, value in held[n].items()}
 
     def resume(self, state: Mapping[str, Single]) -> None:
         """Go on from where `state` was taken, with a pupil of the same context."""
         with torch.no_grad():
             for n, rows in enumerate(self._changes):
-                rows.copy_(torch.from_numpy(state[f"change-{n}"]))
+                rows.copy_(self._frozen.tensor(state[f"change-{n}"]))
         held = {
             n: {key: torch.from_numpy(np.asarray(state[f"{key}-{n}"])) for key in ("step", "exp_avg", "exp_avg_sq")}
             for n in range(len(self._changes))
