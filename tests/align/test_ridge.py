@@ -45,6 +45,25 @@ def test_it_is_the_ridge_solution_where_the_rank_is_full() -> None:
     np.testing.assert_allclose(mapping.inward @ mapping.outward, closed, atol=1e-3)
 
 
+@pytest.mark.parametrize("targets", [8, 20, 32])
+def test_a_low_rank_keeps_what_explains_most_whichever_side_is_larger(targets: int) -> None:
+    x, y = samples(60, 1.0, 1)
+    y = (y @ np.random.default_rng(5).normal(size=(8, targets))).astype(np.float32)
+    found = Moments(20, targets)
+    found.add(x, y)
+    weights = np.linspace(1, 5, targets)
+    (mapping,) = fit(found, weights, 0.5, (3,))
+    centred = x - x.mean(axis=0)
+    gram = centred.T @ centred / 60
+    regular = gram + 0.5 * np.diag(np.diag(gram))
+    lower = np.linalg.cholesky(regular)
+    whole = np.linalg.solve(regular, centred.T @ (y - y.mean(axis=0)) / 60)
+    left = np.linalg.svd(lower.T @ whole * np.sqrt(weights))[0][:, :3]
+    best = np.linalg.solve(lower.T, left @ left.T @ lower.T @ whole)
+    assert mapping.rank == 3
+    np.testing.assert_allclose(mapping.inward @ mapping.outward, best, atol=1e-3)
+
+
 def test_of_a_low_rank_the_targets_that_weigh_more_get_more() -> None:
     x, y = samples(1000, 0.1, 1)
     light, heavy = np.ones(8), np.ones(8)

@@ -94,14 +94,19 @@ def fit(moments: Moments, weights: Double, ridge: float, ranks: tuple[int, ...])
     regular = xx + np.diag(ridge * own + 1e-9 * float(own.mean()) + 1e-12)  # the rest: for features that never change
     root = np.sqrt(weights)
     # With z = L^T B, the penalised error is |z - L^-1 xy|^2 up to a constant: the best z of rank R keeps what this
-    # matrix does in its R leading directions, eigenvectors of a square that is no larger than there are targets.
+    # matrix does in its R leading directions, eigenvectors of its square on the side that has fewer.
     lower = np.linalg.cholesky(regular)
     whitened = np.linalg.solve(lower, xy * root)
-    directions = np.linalg.eigh(whitened.T @ whitened)[1][:, ::-1]
-    back = np.linalg.solve(lower.T, whitened @ directions)
+    if len(whitened) < len(root):
+        left = np.linalg.eigh(whitened @ whitened.T)[1][:, ::-1]
+        right = left.T @ whitened
+    else:
+        right = np.linalg.eigh(whitened.T @ whitened)[1][:, ::-1].T
+        left = whitened @ right.T
+    back, forth = np.linalg.solve(lower.T, left), right / root
     found = []
     for rank in (min(rank, *xy.shape) for rank in ranks):
-        inward, outward = back[:, :rank], directions[:, :rank].T / root
+        inward, outward = back[:, :rank], forth[:rank]
         found.append(Linear(_single(x), _single(y), _single(inward), _single(outward)))
     return found
 
