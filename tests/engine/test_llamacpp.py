@@ -1,10 +1,13 @@
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
+import llama_cpp
 import numpy as np
 import pytest
 
+from preread.engine.batch import TILED_ROWS, filler_rows
 from preread.engine.llamacpp import BATCH_TOKENS, LlamaCpp
 from preread.engine.sampling import Sampling
 from preread.engine.selftest import self_test
@@ -172,6 +175,94 @@ def cancel_at(engine: LlamaCpp, layer: int) -> None:
     while engine.waiting_for_layer != layer:
         pass
     engine.cancel()
+
+
+@pytest.fixture
+def filled(engine: LlamaCpp, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Fills prompts up on machines with any number of processors; how many rows of filler batches were given."""
+    counts: list[int] = []
+
+    def rows(*of: int) -> int:
+        counts.append(filler_rows(of[0], of[1], 2))
+        return counts[-1]
+
+    monkeypatch.setattr("preread.engine.llamacpp.filler_rows", rows)
+    return counts
+
+
+LONG_PROMPT = document(2000)[1900:1956]
+LONG_CONTEXT = 900
+
+
+def test_a_prompt_that_is_filled_up_is_answered_alike_behind_streamed_and_computed_contexts(
+    engine: LlamaCpp, filled: list[int]
+) -> None:
+    layers = engine.spec.geometry.layers
+    engine.prefill(document(LONG_CONTEXT))
+    local, block = answer(engine, LONG_PROMPT), engine.export(Span(0, LONG_CONTEXT), Span(0, layers))
+    engine.reserve(LONG_CONTEXT)
+    feeder = threading.Thread(target=lambda: feed_layers(engine, block))
+    feeder.start()
+    streamed = answer(engine, LONG_PROMPT)
+    feeder.join()
+    assert filled == [TILED_ROWS - len(LONG_PROMPT)] * 2
+    assert streamed[0] == local[0] and np.array_equal(streamed[1], local[1])
+    after = engine.export(Span(0, LONG_CONTEXT), Span(0, layers))
+    assert np.array_equal(after.k, block.k) and np.array_equal(after.v, block.v)
+
+
+def feed_layers(engine: LlamaCpp, block: KVBlock) -> None:
+    for layer in range(len(block.layers)):
+        engine.inject(layers_of(block, layer, layer + 1))
+        engine.open_layers(layer + 1)
+
+
+def test_filler_changes_nothing_that_a_longer_prompt_would_not(smollm: Path, filled: list[int]) -> None:
+    """Nobody attends to filler: the logits are those of the prompt's last token in any batch of as many rows."""
+    with closing(LlamaCpp.open(smollm, window_tokens=1024, scored_tokens=TILED_ROWS)) as engine:
+        engine.prefill(document(LONG_CONTEXT))
+        logits = answer(engine, LONG_PROMPT)[1]
+        longer = np.concatenate([LONG_PROMPT, document(TILED_ROWS - len(LONG_PROMPT))])
+        expected = engine.score(longer)[len(LONG_PROMPT) - 1]
+    assert filled == [TILED_ROWS - len(LONG_PROMPT)]
+    assert np.abs(logits - expected).max() < 1e-2
+
+
+def test_filler_leaves_cells_and_sequences_as_they_were(engine: LlamaCpp, filled: list[int]) -> None:
+    engine.prefill(document(LONG_CONTEXT))
+    before = answer(engine)
+    first = answer(engine, LONG_PROMPT)
+    assert filled[-1]
+    assert [llama_cpp.llama_memory_seq_pos_max(engine._memory, sequence) for sequence in (0, 1, 2)] == [899, -1, -1]
+    again = answer(engine)
+    assert again[0] == before[0] and np.array_equal(again[1], before[1])
+    room = engine.spec.window_tokens - LONG_CONTEXT
+    assert len(answer(engine, LONG_PROMPT, 2 * room)[0]) == room - len(LONG_PROMPT)  # to the window's end
+    assert np.array_equal(answer(engine, LONG_PROMPT)[1], first[1])
+
+
+def test_a_prompt_that_is_filled_up_can_be_cancelled(engine: LlamaCpp, filled: list[int]) -> None:
+    layers = engine.spec.geometry.layers
+    engine.prefill(document(LONG_CONTEXT))
+    local, block = answer(engine, LONG_PROMPT), engine.export(Span(0, LONG_CONTEXT), Span(0, layers))
+    engine.reserve(LONG_CONTEXT)
+    engine.inject(layers_of(block, 0, 3))
+    engine.open_layers(3)
+    canceller = threading.Thread(target=lambda: cancel_at(engine, 3))
+    canceller.start()
+    with pytest.raises(Cancelled):
+        answer(engine, LONG_PROMPT)
+    canceller.join()
+    assert filled[-1] and llama_cpp.llama_memory_seq_pos_max(engine._memory, 2) == -1
+    engine.inject(layers_of(block, 3, layers))
+    engine.open_layers(layers)
+    assert np.array_equal(answer(engine, LONG_PROMPT)[1], local[1])
+
+
+def test_without_room_for_filler_there_is_none(engine: LlamaCpp, filled: list[int]) -> None:
+    engine.prefill(document(engine.spec.window_tokens - 60))
+    assert engine.rows(56, engine.context_tokens) == 56 and filled[-1] == 8
+    assert len(answer(engine, LONG_PROMPT, 100)[0]) == 4
 
 
 def test_only_what_is_reserved_can_be_computed(engine: LlamaCpp) -> None:

@@ -90,7 +90,7 @@ class Estimates:
         return self._long.prefill
 
     def prompt_s(self, position: int, tokens: int) -> float:
-        """What computing a prompt of so many tokens takes that begins at this position."""
+        """What computing a prompt of so many tokens, filler included, takes that begins at this position."""
         pace = self._short if tokens < _SHORT_TOKENS else self._long
         return pace.prefill.seconds(position, tokens)
 
@@ -108,9 +108,9 @@ class Estimates:
             self._long.took(tokens, tokens / 2, seconds)
 
     def prompted(self, position: int, tokens: int, seconds: float) -> None:
-        """A prompt of so many tokens, which began at this position, took so long; of very short ones, nothing is told.
+        """A prompt of so many tokens, filler included, which began at this position, took so long.
 
-        What they take is mostly not their own.
+        Of very short ones, nothing is told: what they take is mostly not their own.
         """
         if tokens >= _SMALLEST_PROMPT_TOKENS and seconds > 0:
             pace = self._short if tokens < _SHORT_TOKENS else self._long
