@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preread.align import study_bytes, taught_bytes
-from preread.align.exchanges import Exchange, batches, packed
+from preread.align.exchanges import Exchange, batches, packed, targets
 from preread.align.study_bytes import HELD_OUT, Study
 from preread.align.taught_bytes import Taught
 from preread.errors import CorruptData, UsageError
@@ -33,15 +33,16 @@ sizes = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 5)), min_size=1, ma
 @given(sizes, st.integers(0, 9))
 def test_each_sees_the_context_and_what_came_before_in_itself(sizes: list[tuple[int, int]], context: int) -> None:
     some = [exchange(*size, seed=n) for n, size in enumerate(sizes)]
+    some[0] = replace(some[0], behind=context // 2)
     batch = packed(some, context)
     rows = sum(map(len, some))
     assert batch.tokens.shape == batch.positions.shape == (rows,) and batch.sees.shape == (rows, context + rows)
     at, told = 0, []
     for one in some:
         for own in range(len(one)):
-            seen = np.flatnonzero(batch.sees[at + own])
-            assert seen.tolist() == [*range(context), *range(context + at, context + at + own + 1)]
-            assert batch.positions[at + own] == context + own
+            seen, before = np.flatnonzero(batch.sees[at + own]), context if one.behind is None else one.behind
+            assert seen.tolist() == [*range(before), *range(context + at, context + at + own + 1)]
+            assert batch.positions[at + own] == before + own
         # After the prompt's last token the answer's first is predicted, and after each of its tokens the next.
         told += range(at + len(one.prompt) - 1, at + len(one))
         assert batch.tokens[at : at + len(one)].tolist() == [*one.prompt, *one.answer[:-1]]
@@ -56,6 +57,16 @@ def test_batches_keep_order_and_end_when_they_are_full(sizes: list[tuple[int, in
     assert [one for batch in found for one in batch] == some
     assert all(sum(map(len, batch[:-1])) < rows for batch in found)
     assert all(sum(map(len, batch)) >= rows for batch in found[:-1])
+
+
+def test_shares_are_what_the_teacher_held_likely_whoever_has_more_candidates() -> None:
+    few, many = exchange(2, 3, candidates=1), exchange(2, 2, candidates=4, seed=1)
+    ids, shares = targets([few, many])
+    assert ids.shape == shares.shape == (5, 4) and shares.dtype == np.float32
+    np.testing.assert_allclose(shares.sum(axis=1), 1, rtol=1e-6)
+    assert ids[:3, 0].tolist() == few.candidates[:, 0].tolist() and (shares[:3, 0] == 1).all()
+    np.testing.assert_array_equal(ids[3:], many.candidates)
+    np.testing.assert_allclose(np.log(shares[3:] / shares[3:, :1]), many.logprobs - many.logprobs[:, :1], atol=1e-5)
 
 
 @pytest.mark.parametrize("change", ["prompt", "answer", "losses", "logprobs"])

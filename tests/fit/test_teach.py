@@ -18,7 +18,7 @@ from preread.engine.hf import Frozen, load
 from preread.engine.llamacpp import LlamaCpp, Tokens
 from preread.errors import CorruptData, EngineError, UsageError
 from preread.fit import teach as teaching
-from preread.fit.teach import rate, schedule, teach
+from preread.fit.teach import ANCHOR_TOKENS, anchors, rate, schedule, teach
 from preread.values import ContextId, Fingerprint, Span
 from preread.wire.digest import context_id
 
@@ -62,7 +62,8 @@ def test_what_was_learnt_holds_for_questions_that_were_held_out(
     taught = found.taught
     assert taught.dloss < -0.3 and taught.dloss_ci[1] < 0 and (taught.exchanges, found.llm) == (3, 0)
     assert found.curve[0][1] == pytest.approx(found.exact, abs=0.05)
-    assert found.curve[-1] == (len(schedule(study.taught, 6)), pytest.approx(found.exact + taught.dloss, abs=0.05))
+    steps = len(schedule([*study.taught, *anchors(engine, context)], 6))
+    assert found.curve[-1] == (steps, pytest.approx(found.exact + taught.dloss, abs=0.05))
     assert told[-1] == ("measure", 1, 1) and taught.studied == taught.context == study.context
     # The engine holds what is kept, and what is kept is what was learnt.
     path = tmp_path / "a.taught"
@@ -71,6 +72,23 @@ def test_what_was_learnt_holds_for_questions_that_were_held_out(
     np.testing.assert_array_equal(teaching.load(path).block.k, held.k)
     with pytest.raises(UsageError, match="cannot read"):
         teaching.load(tmp_path / "none.taught")
+
+
+def test_anchors_are_the_contexts_own_text_as_exact_kv_has_it(
+    engine: LlamaCpp, frozen: Frozen, context: Tokens
+) -> None:
+    engine.prefill(context)
+    found = anchors(engine, context)
+    assert [one.behind for one in found] == list(range(ANCHOR_TOKENS, len(context) - ANCHOR_TOKENS + 1, ANCHOR_TOKENS))
+    for one in found:
+        assert one.behind is not None
+        text = context[one.behind : one.behind + ANCHOR_TOKENS]
+        assert [*one.prompt, *one.answer] == text.tolist()
+    # Both engines say the same of them: each sees the context up to where it begins.
+    pupil = frozen.pupil(engine.export(Span(0, len(context)), Span(0, engine.spec.geometry.layers)))
+    for one, nats in zip(found, pupil.losses(found), strict=True):
+        np.testing.assert_allclose(one.losses, nats, atol=0.05)
+    assert anchors(engine, context[:100]) == []
 
 
 def test_an_interrupted_lesson_ends_as_if_it_had_not_been(

@@ -25,6 +25,7 @@ class Exchange:
         candidates: (A, C) the teacher's likeliest tokens at each of the answer's positions.
         logprobs: (A, C) theirs, nats; what they leave of 1 is spread over all other tokens.
         losses: (A,) nats that the answer's own tokens cost the teacher.
+        behind: so many of the context's tokens precede it, and it sees no more; None: all.
     """
 
     prompt: Tokens
@@ -32,6 +33,7 @@ class Exchange:
     candidates: Tokens
     logprobs: Single
     losses: Single
+    behind: int | None = None
 
     def __post_init__(self) -> None:
         count = len(self.answer)
@@ -46,7 +48,7 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """Exchanges side by side, as one batch behind a context of N tokens: each sees the context and itself.
+    """Exchanges side by side, as one batch behind a context of N tokens: each sees the context before it, and itself.
 
     Attributes:
         tokens, positions: (R,).
@@ -64,16 +66,31 @@ def packed(exchanges: Sequence[Exchange], context_tokens: int) -> Packed:
     """One batch of at least one exchange behind a context of so many tokens."""
     rows = sum(map(len, exchanges))
     sees = np.zeros((rows, context_tokens + rows), np.bool_)
-    sees[:, :context_tokens] = True
     at, positions, predicts = 0, [], []
     for one in exchanges:
-        own = np.arange(len(one))
+        own, before = np.arange(len(one)), context_tokens if one.behind is None else one.behind
+        sees[at : at + len(one), :before] = True
         sees[at : at + len(one), context_tokens + at : context_tokens + at + len(one)] = own[:, None] >= own
-        positions.append(context_tokens + own)
+        positions.append(before + own)
         predicts.append(at + own[len(one.prompt) - 1 :])
         at += len(one)
     tokens = np.concatenate([np.concatenate([one.prompt, one.answer[:-1]]) for one in exchanges])
     return Packed(tokens, np.concatenate(positions), sees, np.concatenate(predicts))
+
+
+def targets(exchanges: Sequence[Exchange]) -> tuple[Tokens, Single]:
+    """What is to be predicted at all answers' positions: token ids and the teacher's shares of them, which sum to 1.
+
+    Both are (sum of A, C) for the most candidates that any exchange has; others are filled up with shares of nothing.
+    """
+    width = max(one.candidates.shape[1] for one in exchanges)
+    ids, shares = [], []
+    for one in exchanges:
+        missing = ((0, 0), (0, width - one.candidates.shape[1]))
+        likely = np.exp(one.logprobs - one.logprobs.max(axis=1, keepdims=True))
+        ids.append(np.pad(one.candidates, missing))
+        shares.append(np.pad(likely / likely.sum(axis=1, keepdims=True), missing))
+    return np.concatenate(ids), np.concatenate(shares)
 
 
 def batches(exchanges: Sequence[Exchange], rows: int) -> list[list[Exchange]]:

@@ -251,7 +251,7 @@ def teach_context(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Where to write it; by default FILE.taught.", dir_okay=False)
     ] = None,
-    epochs: Annotated[float, typer.Option(min=0.01, help="How often each question is learnt from.")] = 6.0,
+    epochs: Annotated[float, typer.Option(min=0.01, help="How often each question is learnt from.")] = 3.0,
     threads: options.Threads = 0,
 ) -> None:
     """Teach the small model's KV of one document to answer as a large model does. Takes many minutes.

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from preread.align.exchanges import Exchange, batches, packed
+from preread.align.exchanges import Exchange, batches, packed, targets
 from preread.errors import UsageError
 from preread.values import KVBlock
 
@@ -114,9 +114,9 @@ class Pupil:
         for group in self._optimiser.param_groups:
             group["lr"] = rate
         found = self._frozen.logprobs(*self._rows(), exchanges)
-        candidates = self._frozen.tensor(np.concatenate([one.candidates for one in exchanges]).astype(np.int64))
-        wanted = self._frozen.tensor(np.concatenate([one.logprobs for one in exchanges])).softmax(-1)
-        loss = -(wanted * found.gather(1, candidates)).sum(-1).mean()
+        ids, shares = targets(exchanges)
+        likely = found.gather(1, self._frozen.tensor(ids.astype(np.int64)))
+        loss = -(self._frozen.tensor(shares) * likely).sum(-1).mean()
         self._optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self._changes, _NORM)
