@@ -30,6 +30,7 @@ _MAP_STAGES: Final = {
 
 _STUDY_STAGES: Final = {
     "ask": "asking about the document",
+    "load": "reading the weights",
     "answer": "answering",
     "teach": "teaching",
     "measure": "measuring",
@@ -67,8 +68,8 @@ def codec(
 
     source = read(text) if text else calibration()
     objects = open_store(store)
-    if out is not None and not out.expanduser().absolute().parent.is_dir():
-        raise UsageError(f"{out} cannot be written: its folder does not exist")
+    if out is not None:
+        _check_folder(out)
     with engine_for(model, 0, threads) as engine, token_progress() as report:
         profile = asyncio.run(_fitted(engine, source, report))
     data = profiles.dumps(profile)
@@ -167,8 +168,7 @@ def map_layers(
     from preread.fit.text import calibration, read
 
     source = read(text) if text else calibration()
-    if not out.expanduser().absolute().parent.is_dir():
-        raise UsageError(f"{out} cannot be written: its folder does not exist")
+    _check_folder(out)
     with (
         engine_for(slm, 0, threads) as small,
         engine_for(llm, 0, threads, streamed=False) as large,
@@ -214,13 +214,14 @@ def study_document(
     from preread.fit.study import study
 
     (text,) = _texts([document])
+    path = out or document.with_name(f"{document.name}.study")
+    _check_folder(path)
     with (
         engine_for(slm, 0, threads) as small,
         engine_for(llm, 0, threads, streamed=False) as large,
         token_progress() as report,
     ):
         found = study(small, large, text, lambda stage, *at: report(_STUDY_STAGES[stage], *at), rounds)
-    path = out or document.with_name(f"{document.name}.study")
     _write(path.expanduser(), dumps(found))
     nats = [float(loss) for one in found.exchanges for loss in one.losses]
     print(f"{len(found.exchanges)} questions, {len(found.held_out)} of them held out, in {path}")
@@ -269,10 +270,12 @@ def teach_context(
     measured = study_bytes.loads(_bytes(study or document.with_name(f"{document.name}.study")))
     learnt = measured if lessons is None else study_bytes.loads(_bytes(lessons))
     path = (out or document.with_name(f"{document.name}.taught")).expanduser()
+    _check_folder(path)
     keep = path.with_name(f"{path.name}.part")
     with engine_for(slm, 0, threads) as small, token_progress() as report:
         tokens, _ = read_document(small, text, None, "chat")
         use_threads(small.threads)
+        report(_STUDY_STAGES["load"], 0, 1)
         frozen = load(options.pulled(slm), small.spec.rope_near)
         found = teach(
             small, frozen, tokens, learnt, measured, lambda stage, *at: report(_STUDY_STAGES[stage], *at), epochs, keep
@@ -377,6 +380,11 @@ def _print_ladder(profile: "Profile") -> None:
             for rung in profile.rungs
         ],
     )
+
+
+def _check_folder(path: Path) -> None:
+    if not path.expanduser().absolute().parent.is_dir():
+        raise UsageError(f"{path} cannot be written: its folder does not exist")
 
 
 def _write(path: Path, data: bytes) -> None:

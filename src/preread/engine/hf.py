@@ -5,7 +5,9 @@ only who teaches contexts installs them (`pip install 'preread[cloud]'`). The mo
 context's KV, as a change of each channel in units of how much that channel varies over the context.
 """
 
+import io
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,6 @@ from preread.values import KVBlock
 try:
     import torch
     from transformers import AutoModelForCausalLM, DynamicCache
-    from transformers.utils import logging as transformers_logging
 except ImportError as error:  # both or one of them
     raise UsageError("teaching needs PyTorch and transformers: pip install 'preread[cloud]'") from error
 
@@ -44,9 +45,9 @@ def load(path: Path, near: bool) -> "Frozen":
     Raises:
         UsageError: transformers cannot read it.
     """
-    transformers_logging.disable_progress_bar()  # the command line has one of its own
     try:
-        model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=torch.float32)
+        with redirect_stderr(io.StringIO()):  # two progress bars, which nothing else turns off
+            model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=torch.float32)
     except (OSError, ValueError, KeyError, NotImplementedError, ImportError) as error:
         raise UsageError(f"transformers cannot read {path.name}: {error}") from error
     return Frozen(model.to("cuda" if torch.cuda.is_available() else "cpu"), near)
