@@ -126,6 +126,10 @@ def taught(small: LlamaCpp, tokens: Tokens, change: float) -> Taught:
     return Taught(block, context, context, small.spec.fingerprint, Fingerprint("0" * 64), -0.1, (-0.2, -0.05), 20, 400)
 
 
+def first(block: KVBlock, tokens: int) -> KVBlock:
+    return KVBlock(Span(0, tokens), block.layers, block.k[:, :, :tokens], block.v[:, :, :tokens])
+
+
 @pytest.mark.parametrize("mode", ["taught", "auto"])
 def test_a_taught_context_is_published_as_it_was_taught(
     tiny: tuple[LlamaCpp, LlamaCpp], kept: Kept, tokens: Tokens, mode: Literal["taught", "auto"]
@@ -150,6 +154,7 @@ def test_what_was_taught_badly_is_refused(tiny: tuple[LlamaCpp, LlamaCpp], token
         (replace(good, dloss_ci=(-0.2, 0.01)), "up to +0.0100"),
         (taught(small, tokens, 3.0), "refused, the budget is 1e-06"),
         (replace(good, context=ContextId("1" * 64)), "nobody taught this context"),
+        (replace(good, block=first(good.block, 100)), "nobody taught this context"),
     ):
         reading = read_context(small, Help(taught=(wrong,), max_dloss=1e-6), tokens, "taught", lambda *_: None)
         assert reading.mode == "exact" and why in reading.notes[0], reading.notes
@@ -206,5 +211,7 @@ def test_a_cloud_says_what_it_lacks(tiny: tuple[LlamaCpp, LlamaCpp], kept: Kept,
     with pytest.raises(UsageError, match="other models"):
         check_models(small, Help(large, (replace(kept, large=Fingerprint("0" * 64)),)))
     other = replace(taught(small, small.tokenize("some words of a text"), 0.0), small=Fingerprint("0" * 64))
-    with pytest.raises(UsageError, match="another model"):
-        check_models(small, Help(taught=(other,)))
+    fewer = replace(other.block, k=other.block.k[:-1], v=other.block.v[:-1])
+    for wrong in (other, replace(other, small=small.spec.fingerprint, block=fewer)):
+        with pytest.raises(UsageError, match="another model"):
+            check_models(small, Help(taught=(wrong,)))

@@ -25,7 +25,7 @@ from preread.fit.map import mapped, read
 from preread.fit.quality import Score, compare, log_softmax, summary
 from preread.fit.sample import TAIL_TOKENS, rope
 from preread.plan.choose import MAX_MODE_DLOSS
-from preread.values import KVBlock, Span
+from preread.values import Geometry, KVBlock, Span
 from preread.wire.digest import context_id
 
 Tokens = npt.NDArray[np.int32]
@@ -95,8 +95,10 @@ def check_models(small: LlamaCpp, help: Help) -> None:
                 f"{large.spec.name if large else 'this cloud runs'} and {small.spec.name}: fit one for them with "
                 "`preread fit map`"
             )
+    shape = small.spec.geometry
     for one in help.taught:
-        if one.small != small.spec.fingerprint:
+        layers, kv_heads, _, head_dim = one.block.k.shape
+        if one.small != small.spec.fingerprint or shape != Geometry(layers, kv_heads, head_dim):
             raise UsageError(f"a taught context is of another model than {small.spec.name}: teach it with `fit teach`")
 
 
@@ -162,7 +164,7 @@ def _taught(small: LlamaCpp, help: Help, tokens: Tokens) -> list[_Candidate]:
     return [
         _Candidate("taught", "taught", lambda one=one: one.block, _refused_lesson(one))  # type: ignore[misc]
         for one in help.taught
-        if one.context == context
+        if one.context == context and len(one.block.tokens) == len(tokens)
     ]
 
 
