@@ -191,7 +191,7 @@ def filled(engine: LlamaCpp, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 LONG_PROMPT = document(2000)[1900:1956]
-LONG_CONTEXT = 900
+LONG_CONTEXT = 950
 
 
 def test_a_prompt_that_is_filled_up_is_answered_alike_behind_streamed_and_computed_contexts(
@@ -233,7 +233,7 @@ def test_filler_leaves_cells_and_sequences_as_they_were(engine: LlamaCpp, filled
     before = answer(engine)
     first = answer(engine, LONG_PROMPT)
     assert filled[-1]
-    assert [llama_cpp.llama_memory_seq_pos_max(engine._memory, sequence) for sequence in (0, 1, 2)] == [899, -1, -1]
+    assert [llama_cpp.llama_memory_seq_pos_max(engine._memory, sequence) for sequence in (0, 1, 2)] == [949, -1, -1]
     again = answer(engine)
     assert again[0] == before[0] and np.array_equal(again[1], before[1])
     room = engine.spec.window_tokens - LONG_CONTEXT

@@ -51,7 +51,7 @@ def test_tokens_of_another_tokenizer_are_matched_by_what_they_stand_for(tiny: Ll
         for end, match in enumerate(at[1:], 2):
             assert len(text(other, theirs[: match + 1])) <= len(text(tiny, tokens[:end])) or match == 0
         assert at[-1] == len(theirs) - 1 and len(theirs) != len(tokens)
-        found = align(tiny, other, TEXT, lambda *_: None)
+        found = align(tiny, other, TEXT, lambda *_: None, 4)
         assert list(found.path) == sorted(found.path) and len(found.path) == tiny.spec.geometry.layers
 
 
