@@ -5,7 +5,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -26,6 +26,9 @@ from preread.fit.text import Text
 from preread.store.objects import Objects, open_store
 from preread.testing.cloud import serving
 from preread.testing.tiny import write_tiny
+
+if TYPE_CHECKING:
+    from preread.engine.hf import Frozen
 
 T = TypeVar("T")
 
@@ -66,6 +69,16 @@ def manual() -> str:
 def tiny_model(smollm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of random weights that is quick to run."""
     return write_tiny(tmp_path_factory.mktemp("tiny") / "tiny.gguf", smollm)
+
+
+@pytest.fixture(scope="session")
+def tiny_frozen(tiny_model: Path) -> "Frozen":
+    """The same model, to be differentiated."""
+    for needed in ("torch", "transformers"):
+        pytest.importorskip(needed, reason="teaching needs PyTorch and transformers: pip install 'preread[cloud]'")
+    from preread.engine.hf import load
+
+    return load(tiny_model, near=True)
 
 
 @pytest.fixture(scope="session")

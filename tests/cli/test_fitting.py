@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from preread.align.taught_bytes import Taught
-from preread.cli.fitting import _print_ladder, _print_lesson, _print_path, _splits
+from preread.cli.fitting import _print_ladder, _print_path, _splits
+from preread.cli.teaching import print_lesson
 from preread.errors import UsageError
 from preread.fit.align import Alignment
 from preread.fit.teach import Lesson
@@ -88,7 +89,7 @@ def test_a_study_that_cannot_be_kept_is_refused_before_models_are_loaded(
     ("arguments", "told"),
     [
         (["{tmp}/absent.txt"], "absent.txt cannot be read"),
-        (["{tmp}/document.txt"], "document.txt.study cannot be read"),
+        (["{tmp}/document.txt"], "cannot read {tmp}/document.txt.study"),
         (["{tmp}/document.txt", "--study", "{tmp}/document.txt"], "this is no study"),
     ],
 )
@@ -98,7 +99,7 @@ def test_a_lesson_without_its_files_is_refused_before_models_are_loaded(
     (tmp_path / "document.txt").write_text("The pump has code 107.")
     given = [argument.format(tmp=tmp_path) for argument in arguments]
     ran = preread("fit", "teach", *given, "--slm", str(tmp_path / "no.gguf"))
-    told = told if find_spec("torch") else "pip install 'preread[cloud]'"
+    told = told.format(tmp=tmp_path) if find_spec("torch") else "pip install 'preread[cloud]'"
     assert ran.code == 1 and told in ran.err and "no.gguf" not in ran.err and ran.out == ""
 
 
@@ -106,7 +107,7 @@ def test_a_lesson_is_shown_with_its_curve_and_as_json(tmp_path: Path, capsys: py
     block = KVBlock(Span(0, 1), Span(0, 1), np.zeros((1, 1, 1, 2), np.float16), np.zeros((1, 1, 1, 2), np.float16))
     ids, of = ContextId("c" * 64), Fingerprint("f" * 64)
     taught = Taught(block, ids, ContextId("d" * 64), of, of, -0.1, (-0.15, -0.05), 27, 584)
-    _print_lesson("small", "manual.txt", Lesson(taught, 0.45, 0.25, ((0, 0.45), (20, 0.35))), tmp_path / "a.taught")
+    print_lesson("small", "manual.txt", Lesson(taught, 0.45, 0.25, ((0, 0.45), (20, 0.35))), tmp_path / "a.taught")
     head, first, second, said, line = capsys.readouterr().out.splitlines()
     assert head.split()[0] == "STEPS" and first.split() == ["0", "0.4500"] and second.split() == ["20", "0.3500"]
     assert said.startswith("exact 0.4500, taught 0.3500 [-0.1500, -0.0500], large model 0.2500")

@@ -27,9 +27,9 @@ def engine(tiny_model: Path) -> Iterator[LlamaCpp]:
         yield opened
 
 
-@pytest.fixture(scope="module")
-def frozen(tiny_model: Path, engine: LlamaCpp) -> Frozen:
-    return load(tiny_model, engine.spec.rope_near)
+@pytest.fixture
+def frozen(tiny_frozen: Frozen) -> Frozen:
+    return tiny_frozen
 
 
 @pytest.fixture(scope="module")

@@ -4,23 +4,23 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
-pytest.importorskip("torch", reason="teaching needs PyTorch: pip install 'preread[cloud]'")
-pytest.importorskip("transformers", reason="teaching needs transformers: pip install 'preread[cloud]'")
-
 from preread.align import taught_bytes
 from preread.align.exchanges import Exchange
 from preread.align.study_bytes import Study
-from preread.engine.hf import Frozen, load
 from preread.engine.llamacpp import LlamaCpp, Tokens
 from preread.errors import CorruptData, EngineError, UsageError
 from preread.fit import teach as teaching
 from preread.fit.teach import ANCHOR_TOKENS, anchors, rate, schedule, teach
 from preread.values import ContextId, Fingerprint, Span
 from preread.wire.digest import context_id
+
+if TYPE_CHECKING:
+    from preread.engine.hf import Frozen
 
 pytestmark = pytest.mark.filterwarnings("default")  # what these libraries warn of is theirs
 
@@ -29,11 +29,6 @@ pytestmark = pytest.mark.filterwarnings("default")  # what these libraries warn 
 def engine(tiny_model: Path) -> Iterator[LlamaCpp]:
     with closing(LlamaCpp.open(tiny_model, window_tokens=512, scored_tokens=64)) as opened:
         yield opened
-
-
-@pytest.fixture(scope="module")
-def frozen(tiny_model: Path, engine: LlamaCpp) -> Frozen:
-    return load(tiny_model, engine.spec.rope_near)
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +50,10 @@ def study(engine: LlamaCpp, context: Tokens) -> Study:
 
 
 def test_what_was_learnt_holds_for_questions_that_were_held_out(
-    engine: LlamaCpp, frozen: Frozen, context: Tokens, study: Study, tmp_path: Path
+    engine: LlamaCpp, tiny_frozen: "Frozen", context: Tokens, study: Study, tmp_path: Path
 ) -> None:
     told: list[tuple[str, int, int]] = []
-    found = teach(engine, frozen, context, study, study, lambda *at: told.append(at), 6)
+    found = teach(engine, tiny_frozen, context, study, study, lambda *at: told.append(at), 6)
     taught = found.taught
     assert taught.dloss < -0.3 and taught.dloss_ci[1] < 0 and (taught.exchanges, found.llm) == (3, 0)
     assert found.curve[0][1] == pytest.approx(found.exact, abs=0.05)
@@ -75,7 +70,7 @@ def test_what_was_learnt_holds_for_questions_that_were_held_out(
 
 
 def test_anchors_are_the_contexts_own_text_as_exact_kv_has_it(
-    engine: LlamaCpp, frozen: Frozen, context: Tokens
+    engine: LlamaCpp, tiny_frozen: "Frozen", context: Tokens
 ) -> None:
     engine.prefill(context)
     found = anchors(engine, context)
@@ -85,17 +80,22 @@ def test_anchors_are_the_contexts_own_text_as_exact_kv_has_it(
         text = context[one.behind : one.behind + ANCHOR_TOKENS]
         assert [*one.prompt, *one.answer] == text.tolist()
     # Both engines say the same of them: each sees the context up to where it begins.
-    pupil = frozen.pupil(engine.export(Span(0, len(context)), Span(0, engine.spec.geometry.layers)))
+    pupil = tiny_frozen.pupil(engine.export(Span(0, len(context)), Span(0, engine.spec.geometry.layers)))
     for one, nats in zip(found, pupil.losses(found), strict=True):
         np.testing.assert_allclose(one.losses, nats, atol=0.05)
     assert anchors(engine, context[:100]) == []
 
 
 def test_an_interrupted_lesson_ends_as_if_it_had_not_been(
-    engine: LlamaCpp, frozen: Frozen, context: Tokens, study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engine: LlamaCpp,
+    tiny_frozen: "Frozen",
+    context: Tokens,
+    study: Study,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(teaching, "_SAVE_STEPS", 2)
-    whole = teach(engine, frozen, context, study, study, lambda *_: None, 5)
+    whole = teach(engine, tiny_frozen, context, study, study, lambda *_: None, 5)
     keep = tmp_path / "lesson.part"
 
     def interrupt(stage: str, done: int, total: int) -> None:
@@ -103,25 +103,25 @@ def test_an_interrupted_lesson_ends_as_if_it_had_not_been(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        teach(engine, frozen, context, study, study, interrupt, 5, keep)
+        teach(engine, tiny_frozen, context, study, study, interrupt, 5, keep)
     steps: list[int] = []
-    again = teach(engine, frozen, context, study, study, lambda _, done, __: steps.append(done), 5, keep)
+    again = teach(engine, tiny_frozen, context, study, study, lambda _, done, __: steps.append(done), 5, keep)
     assert steps[0] > 1 and again.curve == whole.curve
     np.testing.assert_array_equal(again.taught.block.v, whole.taught.block.v)
     # What is kept of another lesson is not gone on with, and what is no lesson is said to be none.
     steps.clear()
-    teach(engine, frozen, context, study, study, lambda _, done, __: steps.append(done), 2, keep)
+    teach(engine, tiny_frozen, context, study, study, lambda _, done, __: steps.append(done), 2, keep)
     assert steps[0] == 1
     keep.write_bytes(b"something else")
     with pytest.raises(CorruptData, match="lesson"):
-        teach(engine, frozen, context, study, study, lambda *_: None, 1, keep)
+        teach(engine, tiny_frozen, context, study, study, lambda *_: None, 1, keep)
 
 
 def test_a_study_of_something_else_is_refused(
-    engine: LlamaCpp, frozen: Frozen, context: Tokens, study: Study, monkeypatch: pytest.MonkeyPatch
+    engine: LlamaCpp, tiny_frozen: "Frozen", context: Tokens, study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def taught(lessons: Study, measured: Study) -> None:
-        teach(engine, frozen, context, lessons, measured, lambda *_: None, 1)
+        teach(engine, tiny_frozen, context, lessons, measured, lambda *_: None, 1)
 
     other = ContextId("d" * 64)
     with pytest.raises(UsageError, match="another document"):
@@ -138,7 +138,7 @@ def test_a_study_of_something_else_is_refused(
         taught(study, study)
     monkeypatch.undo()
     # Lessons about another document are a control, and the file says so.
-    found = teach(engine, frozen, context, replace(study, context=other), study, lambda *_: None, 0.1)
+    found = teach(engine, tiny_frozen, context, replace(study, context=other), study, lambda *_: None, 0.1)
     assert found.taught.studied == other != found.taught.context
 
 

@@ -5,11 +5,15 @@ Arithmetic on token ids; no model is known here.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from preread.errors import UsageError
+
+CANDIDATES: Final = 48
+"""Of a teacher's likeliest tokens, how many are kept."""
 
 Tokens = npt.NDArray[np.int32]
 Single = npt.NDArray[np.float32]
@@ -44,6 +48,13 @@ class Exchange:
     def __len__(self) -> int:
         """Tokens that a model reads to predict the answer: all but the last."""
         return len(self.prompt) + len(self.answer) - 1
+
+
+def told(prompt: Tokens, answer: Tokens, logprobs: Single, behind: int | None = None) -> Exchange:
+    """An exchange, by what a teacher said at each of the answer's positions: `logprobs` (A, vocab)."""
+    best = np.argpartition(-logprobs, CANDIDATES, axis=1)[:, :CANDIDATES].astype(np.int32)
+    losses = -logprobs[np.arange(len(answer)), answer]
+    return Exchange(prompt, answer, best, np.take_along_axis(logprobs, best, axis=1), losses, behind)
 
 
 @dataclass(frozen=True, slots=True)

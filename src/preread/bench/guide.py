@@ -286,8 +286,8 @@ def _show(rows: list[Row], small: str, large: str, count: int, asked: int, conso
         low, high = row.dloss_ci
         table.add_row(
             row.mode, f"{row.loss:.4f}", f"{row.dloss:+.4f} [{low:+.4f}, {high:+.4f}]", f"{row.kl:.4f}",
-            _number(row.gap_closed), _number(row.control_loss), _number(row.gain_over_control),
-            _number(row.qa_exact), _number(row.qa_control), f"{row.bytes_per_token:,}",
+            number(row.gap_closed), number(row.control_loss), number(row.gain_over_control),
+            number(row.qa_exact), number(row.qa_control), f"{row.bytes_per_token:,}",
         )  # fmt: skip
     console.print(table)
     result: dict[str, object] = {
@@ -298,5 +298,6 @@ def _show(rows: list[Row], small: str, large: str, count: int, asked: int, conso
     return result
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """As it is shown in tables."""
     return "–" if value is None else f"{value:.3f}"

@@ -14,9 +14,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from preread.align import study_bytes
+from preread.align.exchanges import Exchange
 from preread.align.study_bytes import Study
 from preread.align.taught_bytes import Taught
+from preread.bench.guide import number
 from preread.bench.through import sent
 from preread.codec import ladder
 from preread.codec.profile import prepare
@@ -24,6 +25,7 @@ from preread.codec.profile_bytes import loads
 from preread.edge.machine import machine
 from preread.engine.llamacpp import LlamaCpp, Tokens
 from preread.errors import UsageError
+from preread.fit import files, study
 from preread.fit.quality import Double, interval
 from preread.fit.sample import TAIL_TOKENS, hold
 from preread.fit.teach import answers, load
@@ -82,36 +84,29 @@ def bench(model: tuple[Path, str], options: Options, console: Console) -> dict[s
         CorruptData: a file is not what it should be.
     """
     path, name = model
-    study, taught = study_bytes.loads(_read(options.study)), load(options.taught)
+    measured, taught = study.load(options.study), load(options.taught)
     control = None if options.control is None else load(options.control)
-    held_out = study.held_out
+    held_out = measured.held_out
     window = (len(taught.block.tokens) + TAIL_TOKENS + 255) // 256 * 256
     with closing(LlamaCpp.open(path, name=name, window_tokens=window, scored_tokens=TAIL_TOKENS)) as engine:
         tokens = _tokens(engine, options.document)
-        _check(engine, tokens, study, taught, control)
+        _check(engine, tokens, measured, taught, control)
         engine.prefill(tokens)
         plain = 2.0 * engine.spec.geometry.values_per_token
         exact = engine.export(Span(0, len(tokens)), Span(0, engine.spec.geometry.layers))
         found = {_LLM: ([one.losses.astype(np.float64) for one in held_out], plain)}
-        found[_SLM] = _losses(engine, exact, study), plain
-        found["taught"] = _losses(engine, taught.block, study), plain
+        found[_SLM] = _losses(engine, exact, held_out), plain
+        found["taught"] = _losses(engine, taught.block, held_out), plain
         if options.profile is not None:
-            profile = loads(_read(options.profile))
+            profile = loads(files.read(options.profile))
             codec = ladder.codec(options.rung, prepare(profile, engine.embeddings(tokens)))
             for mode, block in ((_SLM, exact), ("taught", taught.block)):
                 size_bytes = sent(engine, codec, tokens, block, profile.group_layers)
                 its = [nats.astype(np.float64) for nats in answers(engine, held_out)]
                 found[f"{mode}-{options.rung}"] = its, size_bytes / len(tokens)
-        controls = None if control is None else _losses(engine, control.block, study)
+        controls = None if control is None else _losses(engine, control.block, held_out)
         rows = _rows(found, Path(options.study).stem, controls)
     return _show(rows, name, len(held_out), console)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def _tokens(engine: LlamaCpp, document: str) -> Tokens:
@@ -130,9 +125,9 @@ def _check(engine: LlamaCpp, tokens: Tokens, study: Study, taught: Taught, contr
         )
 
 
-def _losses(engine: LlamaCpp, block: KVBlock, study: Study) -> list[Double]:
+def _losses(engine: LlamaCpp, block: KVBlock, held_out: Sequence[Exchange]) -> list[Double]:
     hold(engine, block)
-    return [nats.astype(np.float64) for nats in answers(engine, study.held_out)]
+    return [nats.astype(np.float64) for nats in answers(engine, held_out)]
 
 
 def _rows(found: dict[str, tuple[list[Double], float]], text: str, controls: list[Double] | None) -> list[Row]:
@@ -160,8 +155,8 @@ def _show(rows: Sequence[Row], name: str, count: int, console: Console) -> dict[
         low, high = row.dloss_ci
         span = "–" if row.gain_ci is None else f"[{row.gain_ci[0]:.3f}, {row.gain_ci[1]:.3f}]"
         table.add_row(
-            row.mode, f"{row.loss:.4f}", f"{row.dloss:+.4f} [{low:+.4f}, {high:+.4f}]", _number(row.gap_closed),
-            _number(row.control_loss), _number(row.gain_over_control), span, f"{row.bytes_per_token:,.0f}",
+            row.mode, f"{row.loss:.4f}", f"{row.dloss:+.4f} [{low:+.4f}, {high:+.4f}]", number(row.gap_closed),
+            number(row.control_loss), number(row.gain_over_control), span, f"{row.bytes_per_token:,.0f}",
         )  # fmt: skip
     console.print(table)
     result: dict[str, object] = {
@@ -170,7 +165,3 @@ def _show(rows: Sequence[Row], name: str, count: int, console: Console) -> dict[
     }  # fmt: skip
     print(json.dumps(result))
     return result
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from preread.cli import chat, contexts, doctor, fitting, measure, models, serve
+from preread.cli import chat, contexts, doctor, fitting, measure, models, serve, teaching
 from preread.errors import PrereadError
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -32,6 +32,8 @@ app.add_typer(contexts.app, name="contexts")
 app.command()(chat.ask)
 app.command()(chat.run)
 app.add_typer(models.app, name="models")
+fitting.app.command()(teaching.study)
+fitting.app.command()(teaching.teach)
 app.add_typer(fitting.app, name="fit")
 app.command()(doctor.doctor)
 app.command()(measure.demo)

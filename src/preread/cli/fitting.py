@@ -1,8 +1,6 @@
 """`preread fit`: what a model needs once, learned from the model."""
 
 import asyncio
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -12,13 +10,13 @@ from preread.cli import options
 from preread.cli.terminal import ALIGN_STAGE, FIT_STAGE, Report, print_json, print_table, size, token_progress
 from preread.engine.registry import DEFAULT
 from preread.errors import UsageError
+from preread.fit import files
 
 if TYPE_CHECKING:
     from preread.codec.profile import Profile
     from preread.engine.llamacpp import LlamaCpp
     from preread.fit.align import Alignment
     from preread.fit.map import Fit
-    from preread.fit.teach import Lesson
     from preread.fit.text import Text
 
 _MAP_STAGES: Final = {
@@ -26,14 +24,6 @@ _MAP_STAGES: Final = {
     "read": ALIGN_STAGE,
     "map": "mapping layers",
     "measure": "measuring what it costs",
-}
-
-_STUDY_STAGES: Final = {
-    "ask": "asking about the document",
-    "load": "reading the weights",
-    "answer": "answering",
-    "teach": "teaching",
-    "measure": "measuring",
 }
 
 app = typer.Typer(help="Learn once what a model needs to be streamed well.", no_args_is_help=True)
@@ -69,12 +59,12 @@ def codec(
     source = read(text) if text else calibration()
     objects = open_store(store)
     if out is not None:
-        _check_folder(out)
+        options.check_folder(out)
     with engine_for(model, 0, threads) as engine, token_progress() as report:
         profile = asyncio.run(_fitted(engine, source, report))
     data = profiles.dumps(profile)
     if out is not None:
-        _write(out.expanduser(), data)
+        files.write(out, data)
     kept = asyncio.run(keep(objects, profile))
     print(f"fitted to {profile.calibration}: {size(len(data))}, profile {kept.ref.id[:12]}… in store {store}")
     _print_ladder(profile)
@@ -168,7 +158,7 @@ def map_layers(
     from preread.fit.text import calibration, read
 
     source = read(text) if text else calibration()
-    _check_folder(out)
+    options.check_folder(out)
     with (
         engine_for(slm, 0, threads) as small,
         engine_for(llm, 0, threads, streamed=False) as large,
@@ -188,130 +178,8 @@ def map_layers(
                 fit.mapping, small.spec.fingerprint, large.spec.fingerprint, small.spec.geometry, source.label,
                 quality.dloss, quality.kl, quality.tokens,
             )  # fmt: skip
-            _write(Path(str(out.expanduser()).replace("{split}", str(fit.mapping.split))), dumps(kept))
+            files.write(Path(str(out).replace("{split}", str(fit.mapping.split))), dumps(kept))
     _print_mappings(small.spec.name, large.spec.name, source.label, found)
-
-
-@app.command("study")
-def study_document(
-    document: Annotated[Path, typer.Argument(metavar="FILE", help="The document, in UTF-8, as it will be published.")],
-    llm: Annotated[
-        str, typer.Option("--llm", metavar="NAME|PATH|hf:…", help="The large model, which asks and answers.")
-    ],
-    slm: Annotated[str, typer.Option("--slm", metavar="NAME|PATH|hf:…", help="The small one.")] = DEFAULT,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Where to write it; by default FILE.study.", dir_okay=False)
-    ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="How often each passage is asked about.")] = 3,
-    threads: options.Threads = 0,
-) -> None:
-    """Have a large model ask itself questions about a document, and answer them: what `fit teach` teaches with.
-
-    Takes minutes. The last line is JSON.
-    """
-    from preread.align.study_bytes import dumps
-    from preread.cli.serve import engine_for
-    from preread.fit.study import study
-
-    (text,) = _texts([document])
-    path = out or document.with_name(f"{document.name}.study")
-    _check_folder(path)
-    with (
-        engine_for(slm, 0, threads) as small,
-        engine_for(llm, 0, threads, streamed=False) as large,
-        token_progress() as report,
-    ):
-        found = study(small, large, text, lambda stage, *at: report(_STUDY_STAGES[stage], *at), rounds)
-    _write(path.expanduser(), dumps(found))
-    nats = [float(loss) for one in found.exchanges for loss in one.losses]
-    print(f"{len(found.exchanges)} questions, {len(found.held_out)} of them held out, in {path}")
-    print_json(
-        {
-            "fit": "study",
-            "slm": small.spec.name,
-            "llm": large.spec.name,
-            "context": found.context,
-            "exchanges": len(found.exchanges),
-            "answer_tokens": len(nats),
-            "llm_loss": round(sum(nats) / len(nats), 5),
-        }
-    )
-
-
-@app.command("teach")
-def teach_context(
-    document: Annotated[Path, typer.Argument(metavar="FILE", help="The document, in UTF-8, as it will be published.")],
-    slm: Annotated[str, typer.Option("--slm", metavar="NAME|PATH|hf:…", help="The small model.")] = DEFAULT,
-    study: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="What `fit study` wrote; by default FILE.study.", dir_okay=False)
-    ] = None,
-    lessons: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Teach with this study instead: of another document, it makes a control."),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Where to write it; by default FILE.taught.", dir_okay=False)
-    ] = None,
-    epochs: Annotated[float, typer.Option(min=0.01, help="How often each question is learnt from.")] = 3.0,
-    threads: options.Threads = 0,
-) -> None:
-    """Teach the small model's KV of one document to answer as a large model does. Takes many minutes.
-
-    Needs PyTorch: pip install 'preread[cloud]'. One that is interrupted goes on when it is started again. What it did
-    is measured on questions that it did not learn from. The last line is JSON.
-    """
-    from preread.align import study_bytes, taught_bytes
-    from preread.cli.serve import engine_for
-    from preread.cloud.publish import read_document
-    from preread.engine.hf import load, use_threads
-    from preread.fit.teach import teach
-
-    (text,) = _texts([document])
-    measured = study_bytes.loads(_bytes(study or document.with_name(f"{document.name}.study")))
-    learnt = measured if lessons is None else study_bytes.loads(_bytes(lessons))
-    path = (out or document.with_name(f"{document.name}.taught")).expanduser()
-    _check_folder(path)
-    keep = path.with_name(f"{path.name}.part")
-    with engine_for(slm, 0, threads) as small, token_progress() as report:
-        tokens, _ = read_document(small, text, None, "chat")
-        use_threads(small.threads)
-        report(_STUDY_STAGES["load"], 0, 1)
-        frozen = load(options.pulled(slm), small.spec.rope_near)
-        found = teach(
-            small, frozen, tokens, learnt, measured, lambda stage, *at: report(_STUDY_STAGES[stage], *at), epochs, keep
-        )
-        _write(path, taught_bytes.dumps(found.taught))
-        keep.unlink(missing_ok=True)
-    _print_lesson(small.spec.name, document.name, found, path)
-
-
-def _texts(paths: list[Path]) -> tuple[str, ...]:
-    from preread.fit.text import read
-
-    return read(paths).parts
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.expanduser().read_bytes()
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
-
-
-def _print_lesson(small: str, document: str, found: "Lesson", path: Path) -> None:
-    taught, gap = found.taught, found.exact - found.llm
-    closed = None if gap <= 0 else round(-taught.dloss / gap, 4)
-    print_table(("STEPS", "NATS A TOKEN OF ANSWERS HELD OUT"), [(f"{at:,}", f"{loss:.4f}") for at, loss in found.curve])
-    (low, high), after = taught.dloss_ci, found.exact + taught.dloss
-    print(f"exact {found.exact:.4f}, taught {after:.4f} [{low:+.4f}, {high:+.4f}], large model {found.llm:.4f}: {path}")
-    told = {
-        "fit": "teach", "slm": small, "text": document, "control": taught.studied != taught.context,
-        "exact": round(found.exact, 5), "taught": round(after, 5), "llm": round(found.llm, 5),
-        "dloss": round(taught.dloss, 5), "dloss_ci": taught.dloss_ci, "gap_closed": closed,
-        "exchanges": taught.exchanges, "tokens": taught.tokens,
-        "curve": [(at, round(loss, 5)) for at, loss in found.curve],
-    }  # fmt: skip
-    print_json(told)
 
 
 def _splits(asked: str, layers: int) -> tuple[int, ...]:
@@ -380,23 +248,3 @@ def _print_ladder(profile: "Profile") -> None:
             for rung in profile.rungs
         ],
     )
-
-
-def _check_folder(path: Path) -> None:
-    if not path.expanduser().absolute().parent.is_dir():
-        raise UsageError(f"{path} cannot be written: its folder does not exist")
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".new-", delete=False) as file:
-            try:
-                file.write(data)
-                file.flush()
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror or error}") from error

@@ -205,3 +205,13 @@ def check_rung(name: str | None) -> None:
     """
     if name is not None and name not in ladder() and not _FITTED.fullmatch(name):
         raise UsageError(f"unknown rung {name!r}; known rungs: {_RUNGS}, and fitted ones such as b2")
+
+
+def check_folder(path: Path) -> None:
+    """Refuse, before any work is done, a file that cannot be written in the end.
+
+    Raises:
+        UsageError: its folder does not exist.
+    """
+    if not path.expanduser().absolute().parent.is_dir():
+        raise UsageError(f"{path} cannot be written: its folder does not exist")

@@ -9,6 +9,7 @@ It decides what is published; it must not know segments, stores or names.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import attrgetter
 from typing import Final, Literal
 
 import numpy as np
@@ -139,9 +140,10 @@ def read_context(small: LlamaCpp, help: Help, tokens: Tokens, mode: Mode, progre
         return Reading(notes=tuple(notes))
     exact = small.export(Span(0, len(tokens)), Span(0, small.spec.geometry.layers))
     references = [log_softmax(small.score(tokens[at : at + TAIL_TOKENS], reuse=at)) for at in cuts]
-    judged: list[tuple[tuple[bool, float], _Candidate, Quality]] = []
+    judged: list[tuple[tuple[bool, float], _Candidate, KVBlock, Quality]] = []
     for number, one in enumerate(candidates):
-        small.inject(one.block())
+        block = one.block()
+        small.inject(block)
         told = summary(_scores(small, tokens, cuts, references))
         small.inject(exact)
         progress("measure", number + 1, len(candidates))
@@ -149,11 +151,11 @@ def read_context(small: LlamaCpp, help: Help, tokens: Tokens, mode: Mode, progre
         notes.append(f"{_told(one, told.quality)}: {why or 'it keeps the budget'}")
         if why is None:
             rank = told.quality.dloss if mode == "auto" else float(number)
-            judged.append(((one.mode != "taught", rank), one, told.quality))
+            judged.append(((one.mode != "taught", rank), one, block, told.quality))
     if not judged:
         return Reading(notes=tuple(notes))
-    _, best, quality = min(judged, key=lambda one: one[0])
-    small.inject(best.block())
+    _, best, block, quality = min(judged, key=lambda one: one[0])
+    small.inject(block)
     if best.mode == "taught":  # that other tokens become likelier is what it was taught for
         quality = replace(quality, kl=0.0)
     return Reading(best.mode, quality, tuple(notes))
@@ -162,7 +164,7 @@ def read_context(small: LlamaCpp, help: Help, tokens: Tokens, mode: Mode, progre
 def _taught(small: LlamaCpp, help: Help, tokens: Tokens) -> list[_Candidate]:
     context = context_id(small.spec.fingerprint, tokens)
     return [
-        _Candidate("taught", "taught", lambda one=one: one.block, _refused_lesson(one))  # type: ignore[misc]
+        _Candidate("taught", "taught", partial(attrgetter("block"), one), _refused_lesson(one))
         for one in help.taught
         if one.context == context and len(one.block.tokens) == len(tokens)
     ]

@@ -61,7 +61,7 @@ class Frozen:
         self._model = model.eval().requires_grad_(False)
 
     def tensor(self, values: npt.NDArray[Any]) -> "torch.Tensor":
-        """A copy where the model computes."""
+        """Where the model computes; on a CPU it is the very same memory."""
         return torch.from_numpy(values).to(self._model.device)
 
     def logprobs(self, k: torch.Tensor, v: torch.Tensor, exchanges: Sequence[Exchange]) -> torch.Tensor:

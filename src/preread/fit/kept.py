@@ -1,22 +1,29 @@
 """What two models made of a window, kept in a folder: reading takes minutes, and a fit that was ended goes on from it.
 
-One file a window, written whole or not at all. It knows files; it must not know how models read.
+One file a window. It knows files; it must not know how models read.
 """
 
-import io
-import os
-import tempfile
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Final, Literal
 
+import msgspec
 import numpy as np
 from blake3 import blake3
 
+from preread.align import archive
 from preread.align.mapping import Read
+from preread.align.ridge import Single
 from preread.engine.llamacpp import Tokens
-from preread.errors import UsageError
+from preread.errors import CorruptData, UsageError
+from preread.fit import files
 from preread.values import Fingerprint, KVBlock, Span
+
+FORMAT: Final = "preread-read"
+
+
+class _Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    format: Literal["preread-read"]
 
 
 def name(models: tuple[Fingerprint, Fingerprint], tokens: Tokens, splits: Sequence[int], layers: Sequence[int]) -> str:
@@ -35,29 +42,26 @@ def kept(path: Path, make: Callable[[], Read]) -> Read:
         UsageError: the file cannot be written.
     """
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-            return _read(dict(arrays))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return _read(archive.loads(files.read(path), _Head, "window")[1])
+    except (UsageError, CorruptData, KeyError):
         made = make()
     arrays = {"k": made.block.k, "v": made.block.v, "embeddings": made.embeddings.astype(np.float16)}
     arrays |= {f"known-{at}": rows.astype(np.float16) for at, rows in made.known.items()}
     arrays |= {f"large-{at}": rows.astype(np.float16) for at, rows in made.large.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".new-", delete=False) as file:
-            np.savez(file, **arrays)
-        os.replace(file.name, path)
     except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise UsageError(f"{path.parent} cannot be written: {error.strerror or error}") from error
+    files.write(path, archive.dumps(_Head(FORMAT), arrays))
     return _read(arrays)  # as the next fit will have it
 
 
-def _read(arrays: dict[str, np.ndarray]) -> Read:
+def _read(arrays: archive.Arrays) -> Read:
     k, v = arrays["k"], arrays["v"]
     rows = {key: found.astype(np.float32) for key, found in arrays.items() if key not in ("k", "v")}
     block = KVBlock(Span(0, k.shape[2]), Span(0, len(k)), k, v)
     return Read(block, _layers(rows, "known-"), _layers(rows, "large-"), rows["embeddings"])
 
 
-def _layers(rows: dict[str, np.ndarray], prefix: str) -> dict[int, np.ndarray]:
+def _layers(rows: dict[str, Single], prefix: str) -> dict[int, Single]:
     return {int(key.removeprefix(prefix)): found for key, found in rows.items() if key.startswith(prefix)}

@@ -20,7 +20,7 @@ from preread.codec import fitted
 from preread.codec.profile import normalised
 from preread.codec.rope import Rope, rotate, unrotate
 from preread.engine.llamacpp import LlamaCpp, Tokens
-from preread.errors import UsageError
+from preread.fit import files
 from preread.fit.align import SAMPLE_WINDOWS, align, matching
 from preread.fit.kept import kept, name
 from preread.fit.quality import Score, Summary, compare, reference, summary
@@ -128,10 +128,7 @@ def load(path: Path) -> Kept:
         UsageError: it cannot be read.
         CorruptData: it is no mapping.
     """
-    try:
-        return mapping_bytes.loads(path.read_bytes())
-    except OSError as error:
-        raise UsageError(f"cannot read the mapping {path}: {error.strerror or error}") from error
+    return mapping_bytes.loads(files.read(path))
 
 
 def read(

@@ -7,16 +7,19 @@ a teacher other than the pupil.
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from preread.align.exchanges import Exchange
-from preread.align.study_bytes import Study
+from preread.align.exchanges import Exchange, told
+from preread.align.study_bytes import Study, loads
 from preread.engine.chat import ChatTemplate
 from preread.engine.llamacpp import LlamaCpp, Tokens
 from preread.engine.sampling import Sampling
 from preread.errors import UsageError
+from preread.fit import files
 from preread.fit.quality import log_softmax
 from preread.fit.sample import TAIL_TOKENS
 from preread.wire.digest import context_id
@@ -34,7 +37,6 @@ BRIEFLY: Final = "Answer in one short sentence."
 
 _QUESTION_TOKENS, _ANSWER_TOKENS = 160, 64
 _LONGEST_QUESTION: Final = 200
-_CANDIDATES: Final = 48
 _FEWEST: Final = 8
 _ASK: Final = (
     "This is a part of a longer text:\n\n{part}\n\nWrite {each} different short questions that this part answers, one "
@@ -75,6 +77,16 @@ def study(small: LlamaCpp, large: LlamaCpp, text: str, progress: Report, rounds:
         raise UsageError(f"{large.spec.name} found {len(found)} questions in the document: {_FEWEST} are needed")
     context = context_id(small.spec.fingerprint, small.tokenize_prompt(mine.system_prefix(text)))
     return Study(context, small.spec.fingerprint, large.spec.fingerprint, tuple(found))
+
+
+def load(path: Path) -> Study:
+    """A study's file.
+
+    Raises:
+        UsageError: it cannot be read.
+        CorruptData: it is none.
+    """
+    return loads(files.read(path))
 
 
 def passages(text: str) -> list[str]:
@@ -121,14 +133,13 @@ def _exchange(small: LlamaCpp, large: LlamaCpp, prompt: Tokens, its_prompt: Toke
     ours, theirs = (np.concatenate([one.tokenize(answer, special=False), _end(one)]) for one in (small, large))
     if max(len(prompt) + len(ours), len(its_prompt) + len(theirs)) > TAIL_TOKENS:
         return None
-    told = log_softmax(large.score(np.concatenate([its_prompt, theirs[:-1]]))[len(its_prompt) - 1 :])
-    losses = -told[np.arange(len(theirs)), theirs]
-    if small.spec.vocabulary != large.spec.vocabulary:
-        # What the large model held likely is told in other tokens: the small one learns the answer's own.
-        share = np.full(len(ours), losses.sum() / len(ours), np.float32)
-        return Exchange(prompt, ours, ours[:, None], np.zeros((len(ours), 1), np.float32), share)
-    best = np.argpartition(-told, _CANDIDATES, axis=1)[:, :_CANDIDATES]
-    return Exchange(prompt, ours, best.astype(np.int32), np.take_along_axis(told, best, axis=1), losses)
+    logits = large.score(np.concatenate([its_prompt, theirs[:-1]]))
+    its = told(its_prompt, theirs, log_softmax(logits[len(its_prompt) - 1 :]))
+    if small.spec.vocabulary == large.spec.vocabulary:
+        return replace(its, prompt=prompt)
+    # What the large model held likely is told in other tokens: the small one learns the answer's own.
+    share = np.full(len(ours), its.losses.sum() / len(ours), np.float32)
+    return Exchange(prompt, ours, ours[:, None], np.zeros((len(ours), 1), np.float32), share)
 
 
 def _end(engine: LlamaCpp) -> Tokens:

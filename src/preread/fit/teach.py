@@ -5,7 +5,6 @@ text stays as likely as it was → measured in the real engine, on answers that 
 as they are; what is published is KV like any other.
 """
 
-import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,15 +15,16 @@ import msgspec
 import numpy as np
 
 from preread.align import archive, taught_bytes
-from preread.align.exchanges import Exchange, Single, batches
+from preread.align.exchanges import Exchange, Single, batches, told
 from preread.align.study_bytes import Study
 from preread.align.taught_bytes import Taught
 from preread.engine.llamacpp import LlamaCpp, Tokens
 from preread.errors import EngineError, UsageError
+from preread.fit import files
 from preread.fit.quality import interval, log_softmax
 from preread.fit.sample import hold
 from preread.values import ContextId, Span
-from preread.wire.digest import context_id
+from preread.wire.digest import context_id, object_id
 
 if TYPE_CHECKING:
     from preread.engine.hf import Frozen, Pupil
@@ -41,7 +41,6 @@ MOST_ANCHORS: Final = 16
 """Stretches of the document that what precedes them goes on predicting as before. Without them a document's own text
 became less likely by 0.01 (module of Python) and 0.06 nats a token (chapter of a manual)."""
 
-_CANDIDATES: Final = 48
 _WARM_STEPS: Final = 5
 _BATCH_ROWS: Final = 160
 _SAVE_STEPS: Final = 20
@@ -107,8 +106,7 @@ def teach(
     pupil = frozen.pupil(exact)
     _check_alike(before, pupil.losses(measured.held_out))
     course = schedule([*lessons.taught, *anchors(small, tokens)], epochs)
-    read = [tokens, *[one.answer for one in lessons.taught], np.array([len(course)], np.int32)]
-    identity = context_id(small.spec.fingerprint, np.concatenate(read))
+    identity = _identity(context, course)
     curve: list[tuple[int, float]] = []
     for step in range(_resumed(pupil, keep, identity, curve), len(course)):
         if step % _SAVE_STEPS == 0:
@@ -137,10 +135,7 @@ def load(path: Path) -> Taught:
         UsageError: it cannot be read.
         CorruptData: it is none.
     """
-    try:
-        return taught_bytes.loads(path.read_bytes())
-    except OSError as error:
-        raise UsageError(f"cannot read the taught context {path}: {error.strerror or error}") from error
+    return taught_bytes.loads(files.read(path))
 
 
 def schedule(exchanges: Sequence[Exchange], epochs: float, seed: int = _SEED) -> list[list[Exchange]]:
@@ -165,11 +160,7 @@ def anchors(small: LlamaCpp, tokens: Tokens) -> list[Exchange]:
     for turn in np.unique(np.linspace(1, room, min(room, MOST_ANCHORS)).round().astype(int)) if room > 0 else ():
         at = int(turn) * ANCHOR_TOKENS
         text = tokens[at : at + ANCHOR_TOKENS]
-        told = log_softmax(small.score(text, reuse=at))[:-1]
-        best = np.argpartition(-told, _CANDIDATES, axis=1)[:, :_CANDIDATES]
-        likely = np.take_along_axis(told, best, axis=1)
-        losses = -told[np.arange(len(told)), text[1:]]
-        found.append(Exchange(text[:1], text[1:], best.astype(np.int32), likely, losses, at))
+        found.append(told(text[:1], text[1:], log_softmax(small.score(text, reuse=at))[:-1], at))
     return found
 
 
@@ -182,8 +173,8 @@ def answers(engine: LlamaCpp, exchanges: Sequence[Exchange]) -> list[Single]:
     """Nats of each answer's tokens, (A,) for each exchange, after the context that the engine holds."""
     found = []
     for one in exchanges:
-        told = log_softmax(engine.score(np.concatenate([one.prompt, one.answer[:-1]]))[len(one.prompt) - 1 :])
-        found.append(-told[np.arange(len(one.answer)), one.answer])
+        said = log_softmax(engine.score(np.concatenate([one.prompt, one.answer[:-1]]))[len(one.prompt) - 1 :])
+        found.append(-said[np.arange(len(one.answer)), one.answer])
     return found
 
 
@@ -213,22 +204,23 @@ def _check_alike(ours: Sequence[Single], theirs: Sequence[Single]) -> None:
         )
 
 
+def _identity(context: ContextId, course: Sequence[Sequence[Exchange]]) -> str:
+    """Of a lesson: whose it is, and what each of its steps learns from."""
+    read = [np.concatenate([one.prompt, one.answer]) for batch in course for one in batch]
+    return object_id(context.encode("ascii") + np.concatenate(read).astype("<i4").tobytes())
+
+
 def _save(pupil: "Pupil", keep: Path | None, identity: str, step: int, curve: list[tuple[int, float]]) -> None:
     if keep is None or not step:
         return
-    part = keep.with_name(f".new-{keep.name}")
-    try:
-        part.write_bytes(archive.dumps(_Head(identity, step, curve), pupil.state()))
-        os.replace(part, keep)
-    except OSError as error:
-        raise UsageError(f"{keep} cannot be written: {error.strerror or error}") from error
+    files.write(keep, archive.dumps(_Head(identity, step, curve), pupil.state()))
 
 
 def _resumed(pupil: "Pupil", keep: Path | None, identity: str, curve: list[tuple[int, float]]) -> int:
     """The step to go on with: 0, unless something was kept of this very lesson."""
     if keep is None or not keep.exists():
         return 0
-    head, arrays = archive.loads(keep.read_bytes(), _Head, "lesson that was interrupted")
+    head, arrays = archive.loads(files.read(keep), _Head, "lesson that was interrupted")
     if head.identity != identity:
         return 0
     pupil.resume(arrays)
