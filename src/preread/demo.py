@@ -1,6 +1,5 @@
 """The demonstration: one document, one question, answered twice; what it cost and what came from where."""
 
-import asyncio
 import re
 import socket
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from preread import loop
 from preread.cloud import client
 from preread.cloud.events import Progress, Published
 from preread.edge.edge import Answer, AsyncEdge
@@ -61,7 +61,7 @@ def run(options: Options, console: Console) -> None:
             with ProxyProcess(port, wire) as link:
                 described = f"{options.mbps:g} Mbit/s and {options.rtt_ms:g} ms"
                 console.print(f"[bold]3.[/] starting an edge behind a link of {described}")
-                asyncio.run(_compare(options, link.url, Path(scratch) / "edge", console))
+                loop.run(_compare(options, link.url, Path(scratch) / "edge", console))
 
 
 async def _compare(options: Options, url: str, folder: Path, console: Console) -> None:

@@ -86,6 +86,16 @@ def test_more_features_than_samples_still_give_a_fit() -> None:
     assert np.isfinite(mapping(x)).all()
 
 
+def test_a_feature_with_less_ridge_is_leant_on() -> None:
+    x, y = samples(300, 0.1, 1)
+    twice, width = np.concatenate([x, x], axis=1), x.shape[1]
+    sums = Moments(2 * width, 8)
+    sums.add(twice, y)
+    (mapping,) = fit(sums, np.ones(8), np.repeat([1e-4, 1e-1], width), (8,))
+    whole = np.abs(mapping.inward @ mapping.outward).sum(axis=1)
+    assert whole[width:].sum() < 0.01 * whole[:width].sum()
+
+
 def test_features_far_from_zero_lose_nothing() -> None:
     x, y = samples(2000, 0.01, 1)
     far = (x + np.float32(3000), y - np.float32(500))

@@ -75,6 +75,6 @@ def test_requests_on_a_trace(tiny: Path) -> None:
 
 
 def test_the_summary_is_of_medians_and_worsts() -> None:
-    row = Row(1, 1, 1, 1, "lossless", 1, 1, 1, None, None, (), 1, 1, 1.0, 0.5, 0.9, 1, True, "streamed")
+    row = Row(1, 1, 1, 1, "lossless", 1, 1, 1, None, None, (), 1, 1, 1.0, 1.0, 0.5, 0.9, 1, True, "streamed")
     found = summary([row, replace(row, ratio_to_floor=1.5, ratio_to_local=1.1), replace(row, ratio_to_floor=1.2)])
     assert (found["median_to_floor"], found["worst_to_floor"], found["worst_to_local"]) == (1.2, 1.5, 1.1)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preread.plan.cost import Coming, Link, Need, break_even_bytes_s, floor_s, load_s, local_s
+from preread.plan.cost import Coming, Link, Need, break_even_bytes_s, floor_in_order_s, floor_s, load_s, local_s
 
 NEEDS = st.builds(
     Need,
@@ -46,12 +46,22 @@ def test_floor_is_below_every_way_there_is(need: Need, link: Link) -> None:
         assert floor <= max(need.prompt_s, load_s(need, link)) * (1 + 1e-9)
 
 
+@given(NEEDS, LINKS)
+def test_floor_in_order_lets_no_layer_go_before_what_it_reads(need: Need, link: Link) -> None:
+    ordered = floor_in_order_s(need, link)
+    assert floor_s(need, link) * (1 - 1e-9) <= ordered <= local_s(need) * (1 + 1e-9)
+    if ordered < local_s(need):  # something is loaded
+        assert ordered >= link.rtt_s + need.prompt_s
+
+
 def test_figures_of_a_link_that_is_known() -> None:
     # 1,000 tokens at 3,400 bytes over 100 Mbit/s and 20 ms; 250 tokens/s here; prompt 0.13 s
     need, link = Need(1000, 3_400_000, 250.0, 0.13), Link(12.5e6, 0.02)
     assert local_s(need) == pytest.approx(4.13)
     assert load_s(need, link) == pytest.approx(0.292)
     assert floor_s(need, link) == pytest.approx(0.2817, abs=1e-3)
+    assert floor_in_order_s(need, link) == floor_s(need, link)  # the load takes longer than the prompt
+    assert floor_in_order_s(need, Link(125e6, 0.08)) == pytest.approx(0.21)
 
 
 def test_nothing_can_be_loaded_from_a_dead_link() -> None:

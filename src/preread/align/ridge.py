@@ -1,8 +1,9 @@
 """Reduced-rank ridge regression from sums over samples: what a mapping from one model's KV to another's is made of.
 
 The fit minimises, over matrices B of a given rank, the weighted squared error sum_t |(y_t - B^T x_t) W^(1/2)|^2 plus
-ridge * |D B W^(1/2)|^2 with D the features' deviations, as if each feature were scaled to unit variance (Mukherjee and
-Zhu, Reduced Rank Ridge Regression, 2011): the ridge solution, projected on the leading directions of what it explains.
+|R^(1/2) D B W^(1/2)|^2 with D the features' deviations, as if each feature were scaled to unit variance, and R a ridge
+for each (Mukherjee and Zhu, Reduced Rank Ridge Regression, 2011): the ridge solution, projected on the leading
+directions of what it explains.
 Samples are only ever added up, so that they need not fit in memory together.
 """
 
@@ -79,13 +80,14 @@ class Linear:
         return len(self.outward)
 
 
-def fit(moments: Moments, weights: Double, ridge: float, ranks: tuple[int, ...]) -> list[Linear]:
+def fit(moments: Moments, weights: Double, ridge: Double | float, ranks: tuple[int, ...]) -> list[Linear]:
     """One mapping for each of `ranks`, the best of that rank.
 
     Args:
         moments: of at least one sample.
         weights: (Y,) what an error in each target costs, above 0; only a rank below Y makes use of it.
-        ridge: added to the features' variances, as a part of each; above 0, so that any sample gives a fit.
+        ridge: added to the features' variances, as a part of each, (X,) or one for all; above 0, so that any sample
+            gives a fit.
         ranks: at least 1 each; one above min(X, Y) gives that.
     """
     x, y = moments.means

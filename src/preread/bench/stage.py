@@ -4,7 +4,6 @@ The cloud and the link are processes of their own, the edge is this process. All
 segments in a real store; only the link's rate and delay are emulated.
 """
 
-import asyncio
 import socket
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from preread import loop
 from preread.errors import TransportError
 
 _START_S = 20.0
@@ -55,7 +55,7 @@ def _serve(store: str) -> None:
     app = create_app(open_store(store), refuse)
     print(listening.getsockname()[1], flush=True)
     config = uvicorn.Config(app, log_level="error", timeout_keep_alive=75)
-    asyncio.run(uvicorn.Server(config).serve(sockets=[listening]))
+    loop.run(uvicorn.Server(config).serve(sockets=[listening]))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """`preread publish` and `preread contexts`: what a cloud has read, and what it is to read."""
 
-import asyncio
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 import msgspec
 import typer
 
+from preread import loop
 from preread.cli import options
 from preread.cli.terminal import FIT_STAGE, print_json, print_table, quality_cells, size, token_progress
 from preread.cloud.events import Mode
@@ -148,7 +148,7 @@ def list_contexts(cloud: options.Cloud, api_key: options.CloudKey = None, json: 
 @app.command()
 def show(name: Name, cloud: options.Cloud, api_key: options.CloudKey = None, json: options.Json = False) -> None:
     """Show what a context is made of, and how large it is on the wire."""
-    entry, manifest = asyncio.run(_described(name, cloud, api_key))
+    entry, manifest = loop.run(_described(name, cloud, api_key))
     sizes = {rung.name: sum(cell.size_bytes for row in rung.segments for cell in row) for rung in manifest.rungs}
     if json:
         print_json(_entry_json(entry) | {"origin": manifest.origin, "bytes": sizes})

@@ -1,11 +1,11 @@
 """`preread fit`: what a model needs once, learned from the model."""
 
-import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from preread import loop
 from preread.cli import options
 from preread.cli.terminal import ALIGN_STAGE, FIT_STAGE, Report, print_json, print_table, size, token_progress
 from preread.engine.registry import DEFAULT
@@ -61,11 +61,11 @@ def codec(
     if out is not None:
         options.check_folder(out)
     with engine_for(model, 0, threads) as engine, token_progress() as report:
-        profile = asyncio.run(_fitted(engine, source, report))
+        profile = loop.run(_fitted(engine, source, report))
     data = profiles.dumps(profile)
     if out is not None:
         files.write(out, data)
-    kept = asyncio.run(keep(objects, profile))
+    kept = loop.run(keep(objects, profile))
     print(f"fitted to {profile.calibration}: {size(len(data))}, profile {kept.ref.id[:12]}… in store {store}")
     _print_ladder(profile)
 

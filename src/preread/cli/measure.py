@@ -1,11 +1,11 @@
 """`preread demo` and `preread bench`: see it work, and measure it."""
 
-import asyncio
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from preread import loop
 from preread.cli import options
 from preread.cli.terminal import token_progress
 from preread.engine.registry import DEFAULT
@@ -106,9 +106,9 @@ def ttft(
     path = options.pulled(model)
     name, console = options.shown_name(model, path), Console(width=_WIDE)
     if trace is not None:
-        asyncio.run(traced.bench(path, name, chosen, trace, requests, seed, console))
+        loop.run(traced.bench(path, name, chosen, trace, requests, seed, console))
     else:
-        asyncio.run(measured.bench(path, name, chosen, console))
+        loop.run(measured.bench(path, name, chosen, console))
 
 
 @bench.command("guide")
@@ -201,7 +201,7 @@ def site(
         counts, mbps, rtt_ms, context_tokens, prompt_tokens, answer_tokens, rung, runs, threads, profile
     )  # fmt: skip
     path = options.pulled(model)
-    asyncio.run(bench_site(path, options.shown_name(model, path), chosen, Console(width=_WIDTH)))
+    loop.run(bench_site(path, options.shown_name(model, path), chosen, Console(width=_WIDTH)))
 
 
 @bench.command("decode")
@@ -218,7 +218,7 @@ def decode(
 
     path = options.pulled(model)
     name = options.shown_name(model, path)
-    asyncio.run(bench(path, name, prompt_tokens, answer_tokens, runs, Console(width=_WIDTH)))
+    loop.run(bench(path, name, prompt_tokens, answer_tokens, runs, Console(width=_WIDTH)))
 
 
 @bench.command("codec")
@@ -282,7 +282,7 @@ def chaos(
     name = options.shown_name(model, path)
     chosen = Options(path, name, requests, seed, (lengths[0], lengths[1]), answer_tokens, cache_ram, only, start)
     with token_progress() as report:
-        asyncio.run(bench_chaos(chosen, Console(width=_WIDTH), report))
+        loop.run(bench_chaos(chosen, Console(width=_WIDTH), report))
 
 
 def _counts(option: str, text: str) -> tuple[int, ...]:

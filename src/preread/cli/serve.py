@@ -1,6 +1,5 @@
 """`preread cloud` and `preread edge`: the two servers."""
 
-import asyncio
 import logging
 import socket
 from collections.abc import AsyncGenerator, Iterator
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from preread import loop
 from preread.cli import options
 from preread.engine.registry import DEFAULT
 from preread.errors import UsageError
@@ -73,7 +73,7 @@ def cloud(
         engine = stack.enter_context(engine_for(model, ctx_size, threads))
         large = llm and stack.enter_context(engine_for(llm, ctx_size, threads, streamed=False))
         help = _help(large or None, mapping or [], taught or [], max_dloss)
-        interrupted = asyncio.run(_serve_cloud(sock, engine, objects, names, keys, store, help))
+        interrupted = loop.run(_serve_cloud(sock, engine, objects, names, keys, store, help))
     if interrupted:
         raise KeyboardInterrupt
 
@@ -200,7 +200,7 @@ def edge(
         )
         _log.info("loading %s", options.shown_name(model, path))
         most_bytes_s = None if share_mbps is None else share_mbps * 1e6 / 8
-        interrupted = asyncio.run(_serve_edge(sock, opened, keys, shared, most_bytes_s))
+        interrupted = loop.run(_serve_edge(sock, opened, keys, shared, most_bytes_s))
     if interrupted:
         raise KeyboardInterrupt
 

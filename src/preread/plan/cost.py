@@ -109,6 +109,16 @@ def floor_s(need: Need, link: Link) -> float:
     return min(both, local_s(need))
 
 
+def floor_in_order_s(need: Need, link: Link) -> float:
+    """The least time to first token where the prompt is computed after what it attends to has come.
+
+    `floor_s` lets the prompt's computation run beside the whole load. But its layers read the context's, the first of
+    them not before one round trip has passed: with a share x of the layers loaded before it begins and the others
+    behind, T is at least RTT + x·(N − h)·b/B + (1 − x)·P for every x, which is largest at x = 0 or 1.
+    """
+    return min(max(floor_s(need, link), link.rtt_s + need.prompt_s), local_s(need))
+
+
 def break_even_bytes_s(prefill_tokens_s: float, bytes_per_token: float) -> float:
     """S·b: the link rate (bytes a second) above which loading a long context beats computing it."""
     return prefill_tokens_s * bytes_per_token
