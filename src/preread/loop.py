@@ -1,12 +1,13 @@
 """The event loop of whatever runs as a program: uvloop, where it is to be had.
 
 An edge computes on all of its cores while it loads, so what its event loop costs delays the first token. asyncio's own
-loop does the same on systems that uvloop does not know.
+loop does the same on systems that uvloop does not know, and in `Edge`, which runs in programs of others: what it
+connects to is seen there by Python's audit hooks, which uvloop passes by.
 """
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 try:
     import uvloop
@@ -14,8 +15,6 @@ try:
     _make: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
 except ImportError:  # Windows
     _make = asyncio.new_event_loop
-
-UVLOOP: Final = _make is not asyncio.new_event_loop
 
 T = TypeVar("T")
 

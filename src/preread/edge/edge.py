@@ -18,7 +18,6 @@ from typing import Any, Literal, Self
 import platformdirs
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from preread import loop
 from preread.edge.answer import answer
 from preread.edge.near import Near, open_near
 from preread.edge.neighbours import Introduction
@@ -198,7 +197,7 @@ class Edge:
 
     def __enter__(self) -> Self:
         with ExitStack() as opening:
-            portal = opening.enter_context(start_blocking_portal(backend_options={"use_uvloop": loop.UVLOOP}))
+            portal = opening.enter_context(start_blocking_portal())
             opening.enter_context(portal.wrap_async_context_manager(self.asynchronous))
             self._portal, self._stack = portal, opening.pop_all()
         return self
