@@ -67,6 +67,11 @@ def features(read: Read, split: int, reads: tuple[int, ...]) -> Single:
     return np.concatenate([*[read.large[layer] for layer in reads], *own, read.embeddings], axis=1)
 
 
+def of_large(read: Read, reads: tuple[int, ...]) -> int:
+    """How many of the `features`, the first of them, are the large model's."""
+    return sum(read.large[layer].shape[1] for layer in reads)
+
+
 def chosen(path: tuple[int, ...], split: int, most: int) -> tuple[int, ...]:
     """At most so many large layers, spread evenly over the partners of the small layers from the split on."""
     partners = sorted(set(path[split:]))

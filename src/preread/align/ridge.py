@@ -3,8 +3,7 @@
 The fit minimises, over matrices B of a given rank, the weighted squared error sum_t |(y_t - B^T x_t) W^(1/2)|^2 plus
 |R^(1/2) D B W^(1/2)|^2 with D the features' deviations, as if each feature were scaled to unit variance, and R a ridge
 for each (Mukherjee and Zhu, Reduced Rank Ridge Regression, 2011): the ridge solution, projected on the leading
-directions of what it explains.
-Samples are only ever added up, so that they need not fit in memory together.
+directions of what it explains. Samples are only ever added up, so that they need not fit in memory together.
 """
 
 from dataclasses import dataclass

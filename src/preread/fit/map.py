@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from preread.align import mapping_bytes
-from preread.align.mapping import Mapping, Read, chosen, features
+from preread.align.mapping import Mapping, Read, chosen, features, of_large
 from preread.align.mapping_bytes import Kept
 from preread.align.ridge import Linear, Moments, Single, fit
 from preread.codec import fitted
@@ -192,7 +192,7 @@ def _best(
     # Each target counts as much as it varies: an error in a channel costs what it adds to that.
     weights = 1 / np.maximum(sums.covariances[2], 1e-9)
     ridges = np.full(len(sums.means[0]), OWN_RIDGE)
-    ridges[: sum(rows.shape[1] for rows in (held_out[0].large[layer] for layer in reads))] = RIDGE
+    ridges[: of_large(held_out[0], reads)] = RIDGE
     linears = fit(sums, weights, ridges, tuple(max(1, len(weights) // part) for part in _RANK_PARTS))
     errors, variances = [np.zeros(len(weights)) for _ in linears], np.zeros(len(weights))
     for one in held_out:
