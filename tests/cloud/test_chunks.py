@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preread.cloud.publish import CHUNK_TOKENS, MOST_CHUNKS, SMALLEST_CHUNK_TOKENS, chunked
+from preread.cloud.publish import CHUNK_TOKENS, MOST_CHUNKS, SHORT_TOKENS, SMALLEST_CHUNK_TOKENS, chunked
 from preread.engine.llamacpp import BATCH_TOKENS
 
 
@@ -26,3 +26,8 @@ def test_long_contexts_do_not_fall_into_many_small_pieces(tokens: int) -> None:
     length = len(chunks[0])
     assert len(chunks) <= MOST_CHUNKS + 1 or length >= BATCH_TOKENS
     assert tokens > CHUNK_TOKENS * MOST_CHUNKS or length <= CHUNK_TOKENS + SMALLEST_CHUNK_TOKENS
+
+
+@given(st.integers(CHUNK_TOKENS + 1, SHORT_TOKENS))
+def test_short_contexts_end_in_a_piece_that_a_slow_link_can_bring(tokens: int) -> None:
+    assert len(chunked(tokens)[-1]) == SMALLEST_CHUNK_TOKENS

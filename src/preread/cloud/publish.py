@@ -50,6 +50,10 @@ SMALLEST_CHUNK_TOKENS = 64
 """Chunks are what an edge may compute instead of loading. In batches of 64 to 512 tokens llama.cpp computes the very
 same KV; so a chunk is shorter only where prefill has a batch of its own for it."""
 
+SHORT_TOKENS = 512
+"""Contexts of up to so many tokens end in one of the smallest chunks: chunks are what computing and loading share out,
+and a slow link that could bring a fifth of such a context meanwhile is no help where the last chunk is half of it."""
+
 MOST_CHUNKS = 16
 """Chunks of longer contexts are longer, up to a batch: every segment costs an edge a request, some milliseconds of a
 processor that it also computes the prompt with, and a sixteenth of a context is little to load or compute too much."""
@@ -245,10 +249,11 @@ def chunked(tokens: int) -> list[Span]:
     step = CHUNK_TOKENS
     while step < BATCH_TOKENS and tokens > MOST_CHUNKS * step:
         step *= 2
-    spans = _spans(tokens, step)
+    end = tokens - SMALLEST_CHUNK_TOKENS if CHUNK_TOKENS < tokens <= SHORT_TOKENS else tokens
+    spans = _spans(end, step)
     if len(spans) > 1 and len(spans[-1]) < SMALLEST_CHUNK_TOKENS and spans[-1].start % BATCH_TOKENS:
-        spans[-2:] = [Span(spans[-2].start, tokens)]
-    return spans
+        spans[-2:] = [Span(spans[-2].start, end)]
+    return spans if end == tokens else [*spans, Span(end, tokens)]
 
 
 def _spans(stop: int, step: int) -> list[Span]:
