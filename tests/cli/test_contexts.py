@@ -26,7 +26,7 @@ def test_published_file_is_named_after_its_stem_listed_shown_and_removed(
     assert listed.out.splitlines()[0].split() == ["NAME", "TOKENS", "FORM", "MODEL", "ID"]
     assert listed.out.splitlines()[1].split()[:2] == ["manual", "33"]
     shown = preread("contexts", "show", "manual", "--cloud", quick_cloud)
-    assert "tokens    33" in shown.out and "lossless" in shown.out and "q4" in shown.out
+    assert "tokens    33" in shown.out and "lossless" in shown.out and "q4" in shown.out and "ON TOP OF" in shown.out
     assert preread("contexts", "rm", "manual", "--cloud", quick_cloud).out == "removed 'manual'\n"
     assert json.loads(preread("contexts", "ls", "--json", "--cloud", quick_cloud).out) == []
 
@@ -37,7 +37,7 @@ def test_json_output_is_one_object_alone_on_stdout(preread: Run, quick_cloud: st
     (listed,) = json.loads(preread("contexts", "ls", "--json", "--cloud", quick_cloud).out)
     assert listed["id"] == published["id"]
     shown = json.loads(preread("contexts", "show", "manual", "--json", "--cloud", quick_cloud).out)
-    assert shown["bytes"] == published["bytes"]
+    assert shown["bytes"] == published["bytes"] and shown["on_top_of"] == published["on_top_of"] == {}
 
 
 def test_cloud_is_taken_from_the_environment(

@@ -123,3 +123,13 @@ def test_rungs_come_best_first_and_unknown_ones_are_refused(engine: LlamaCpp, wo
     with pytest.raises(UsageError, match="unknown rung 'b3'; known rungs: lossless, q8, q4, b4"):
         published("lossless", "b3")
     assert [entry.name for entry in asyncio.run(store.names())] == ["name"]
+
+
+def test_what_a_rung_refines_is_published_and_named_with_it(engine: LlamaCpp, worker: Worker, store: Objects) -> None:
+    tokens = engine.tokenize("A short text about nothing in particular.", start=True)
+    plain = plain_profile(engine.spec.fingerprint, engine.spec.geometry, 576, {"b4": (0.1, 0.0), "b2": (0.8, 0.0)})
+    finer = replace(plain, rungs=(replace(plain.rungs[0], base="b2"), plain.rungs[1]))
+    stored = asyncio.run(keep(store, finer))
+    work = publish(store, engine, worker, "name", tokens, "text", ("b4",), lambda *_: None, stored)
+    published = asyncio.run(work)
+    assert list(published.rung_bytes) == ["b4", "b2"] and published.bases == {"b4": "b2"}

@@ -78,8 +78,11 @@ def publish(
     how = entry.form if done.mode == "exact" else f"{entry.form}, {done.mode}"
     print(f"published {entry.name!r} ({how}): {entry.token_count:,} tokens in {done.seconds:.1f} s")
     print_table(
-        ("RUNG", "SIZE", "PER TOKEN"),
-        [(rung, size(count), size(count / entry.token_count)) for rung, count in done.rung_bytes.items()],
+        ("RUNG", "ON TOP OF", "SIZE", "PER TOKEN"),
+        [
+            (rung, done.bases.get(rung, ""), size(count), size(count / entry.token_count))
+            for rung, count in done.rung_bytes.items()
+        ],
     )
 
 
@@ -151,7 +154,8 @@ def show(name: Name, cloud: options.Cloud, api_key: options.CloudKey = None, jso
     entry, manifest = loop.run(_described(name, cloud, api_key))
     sizes = {rung.name: sum(cell.size_bytes for row in rung.segments for cell in row) for rung in manifest.rungs}
     if json:
-        print_json(_entry_json(entry) | {"origin": manifest.origin, "bytes": sizes})
+        bases = {rung.name: rung.base for rung in manifest.rungs if rung.base}
+        print_json(_entry_json(entry) | {"origin": manifest.origin, "bytes": sizes, "on_top_of": bases})
         return
     shape, origin = manifest.model.geometry, manifest.origin
     print(f"name      {entry.name}")
@@ -164,10 +168,11 @@ def show(name: Name, cloud: options.Cloud, api_key: options.CloudKey = None, jso
     print(f"segments  {len(manifest.chunks)} chunks × {len(manifest.groups)} layer groups for each rung")
     print()
     print_table(
-        ("RUNG", "CODEC", "SIZE", "PER TOKEN", "LOSS RISES BY", "KL", "SAME TOKEN"),
+        ("RUNG", "ON TOP OF", "CODEC", "SIZE", "PER TOKEN", "LOSS RISES BY", "KL", "SAME TOKEN"),
         [
             (
                 rung.name,
+                rung.base or "",
                 rung.codec,
                 size(sizes[rung.name]),
                 size(sizes[rung.name] / entry.token_count),
@@ -214,6 +219,7 @@ def _entry_json(entry: Entry) -> dict[str, object]:
 def _published_json(done: "Published") -> dict[str, object]:
     return _entry_json(done.entry) | {
         "bytes": done.rung_bytes,
+        "on_top_of": done.bases,
         "seconds": done.seconds,
         "mode": done.mode,
         "notes": done.notes,

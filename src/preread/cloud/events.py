@@ -44,7 +44,8 @@ class Published(
 ):
     """The last line of a publication: its catalogue entry, bytes for each rung, and how long it took.
 
-    `mode` is how it was read in the end, and `notes` say why, where another mode was asked for.
+    `mode` is how it was read in the end, and `notes` say why, where another mode was asked for. A rung of `bases` is no
+    use without the one that it refines: its bytes come on top of that one's.
     """
 
     entry: Entry
@@ -52,6 +53,7 @@ class Published(
     seconds: float
     mode: Literal["exact", "mapped", "taught"] = "exact"
     notes: tuple[str, ...] = ()
+    bases: dict[str, str] = {}
 
 
 class Problem(msgspec.Struct, frozen=True):

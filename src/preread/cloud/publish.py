@@ -161,7 +161,8 @@ async def publish(
     entry = _entry(name, manifest, engine, await store.put("manifests", manifests.dumps(manifest)))
     await store.put_name(entry)
     sizes = {rung: sum(cell.size_bytes for row in cells for cell in row) for rung, cells in rows.items()}
-    return Published(entry, sizes, time.monotonic() - started, reading.mode, reading.notes)
+    refined = {step.rung: bases[step.rung] for step in codecs if step.rung in bases}
+    return Published(entry, sizes, time.monotonic() - started, reading.mode, reading.notes, refined)
 
 
 async def refuse(
