@@ -19,7 +19,7 @@ from preread.cloud.serve import EnginePublisher
 from preread.edge.contexts import Known
 from preread.edge.edge import Answer
 from preread.edge.estimates import Estimates
-from preread.edge.rungs import chosen, offers
+from preread.edge.rungs import chosen, expected_s, offers
 from preread.edge.site import Site
 from preread.engine.llamacpp import LlamaCpp
 from preread.engine.worker import Worker
@@ -92,9 +92,9 @@ def bench(smollm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Be
 
 @pytest.fixture(autouse=True)
 def _as_it_was(bench: Bench) -> Iterator[None]:
-    before = bench.site.rung, bench.site.max_dloss, bench.site.contexts.profiles
+    before = bench.site.rung, bench.site.max_dloss, bench.site.deadline_s, bench.site.contexts.profiles
     yield
-    bench.site.rung, bench.site.max_dloss, bench.site.contexts.profiles = before
+    bench.site.rung, bench.site.max_dloss, bench.site.deadline_s, bench.site.contexts.profiles = before
 
 
 def test_the_default_is_to_publish_lossless_and_all_that_is_fitted(bench: Bench) -> None:
@@ -125,6 +125,38 @@ def test_an_edge_streams_the_fewest_bytes_within_its_budget(
     timings = bench.ask().timings
     assert (timings.way, timings.rung, timings.reason) == ("streamed", streamed, None)
     assert timings.bytes_received == bench.published.rung_bytes[streamed]
+
+
+@pytest.mark.parametrize(
+    ("deadline_s", "streamed"),
+    [
+        (1000.0, "lossless"),  # computing is believed to take for ever here, the prompt too
+        (0.0, "b2"),  # nothing is in time: then the soonest
+        (None, "b2"),
+    ],
+)
+def test_a_deadline_takes_the_best_rung_that_keeps_it(bench: Bench, deadline_s: float | None, streamed: str) -> None:
+    bench.site.deadline_s = deadline_s
+    timings = bench.ask().timings
+    assert (timings.way, timings.rung) == ("streamed", streamed)
+
+
+def test_what_is_expected_follows_from_the_link_the_size_and_what_is_on_disk(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site, tokens = bench.site, bench.manifest.tokens.count
+    site.estimates = Estimates(prefill_tokens_s=1.0)
+    nothing_known = [expected_s(bench.manifest, rung, site, 0.5) for rung in ("lossless", "b2")]
+    assert nothing_known[0] == nothing_known[1] > tokens  # all is computed, whatever the rung
+    site.estimates.flowed(2**20, 10_000)
+    lossless, b2 = (expected_s(bench.manifest, rung, site, 0.5) for rung in ("lossless", "b2"))
+    assert 0.5 < b2 < lossless < nothing_known[0]
+    for deadline_s, rung in (((b2 + lossless) / 2, "b4"), (lossless, "lossless"), (0.0, "b2")):
+        site.deadline_s = deadline_s
+        assert chosen(bench.known, site, 0.5).rung == rung
+    monkeypatch.setattr(site.sources.disk, "holds", lambda _: True)
+    site.deadline_s = b2
+    assert chosen(bench.known, site, 0.5).rung == "lossless"
 
 
 def test_a_fitted_rung_gives_nearly_the_rows_of_local_prefill(bench: Bench) -> None:

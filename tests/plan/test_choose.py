@@ -38,6 +38,35 @@ def test_what_costs_more_than_the_budget_is_never_taken() -> None:
     assert choose_rung([], 0.01, lambda _: True) is None
 
 
+TIMED = (
+    Offer("lossless", 10_000, 0.0, 2.0),
+    Offer("q8", 6_000, None, 1.0),
+    Offer("b4", 3_000, 0.0001, 0.5),
+    Offer("b2", 1_500, 0.006, 0.3),
+    Offer("b1", 800, 0.03, 0.2),
+)
+
+
+@pytest.mark.parametrize(
+    ("deadline_s", "max_dloss", "chosen"),
+    [
+        (2.0, 0.01, "lossless"),
+        (1.99, 0.01, "b4"),
+        (0.3, 0.01, "b2"),
+        (0.29, 0.01, "b2"),  # the soonest, late as it is
+        (0.29, 1.0, "b1"),
+        (5.0, 0.0, "lossless"),
+    ],
+)
+def test_the_best_that_is_expected_in_time(deadline_s: float, max_dloss: float, chosen: str) -> None:
+    assert choose_rung(TIMED, max_dloss, lambda _: True, deadline_s) == chosen
+
+
+def test_what_cannot_be_read_is_passed_over_for_what_is_in_time_too() -> None:
+    assert choose_rung(TIMED, 0.01, lambda name: name != "b4", 1.0) == "b2"
+    assert choose_rung(LADDER, 0.01, lambda _: True, 1.0) == "b2"  # of no rung anything is known: the fewest bytes
+
+
 names = st.sampled_from(["a", "b", "c", "d", "e", "f"])
 stated = st.none() | st.floats(-1, 1)
 

@@ -66,6 +66,16 @@ MaxDloss = Annotated[
         help="Stream the fewest bytes that raise the loss by no more than this, in nats a token.",
     ),
 ]
+Deadline = Annotated[
+    float | None,
+    typer.Option(
+        "--deadline",
+        min=0,
+        metavar="S",
+        help="Stream the best rung within --max-dloss whose first token is expected in so many seconds, not the "
+        "smallest.",
+    ),
+]
 Refine = Annotated[
     str | None,
     typer.Option(

@@ -41,6 +41,8 @@ class Options:
         rung: rung of the quality ladder that is streamed, for example "lossless"; None: the one of fewest bytes that
             keeps `max_dloss`.
         max_dloss: by how much a rung's stated loss may exceed the exact one, in nats a token.
+        deadline_s: of the rungs that keep `max_dloss` the best is streamed whose first token is expected so soon; None:
+            the one of fewest bytes.
         window_tokens: size of the KV cache in tokens; 0: the model's own window, at most 8,192.
         threads: 0: as many as this process may use.
         cache_ram_bytes: memory for the KV of contexts that are not in use at the moment.
@@ -61,6 +63,7 @@ class Options:
     folder: Path | None = None
     sync_s: float = 5.0
     refine: str | None = None
+    deadline_s: float | None = None
     near: Near = field(default_factory=Near)
 
 
@@ -106,6 +109,7 @@ class AsyncEdge:
                 shelf_bytes=options.cache_ram_bytes,
                 sync_s=options.sync_s,
                 refine=options.refine,
+                deadline_s=options.deadline_s,
             )
         )
         try:

@@ -4,6 +4,7 @@ The choice itself is `plan.choose`'s; here is what a manifest offers, and what t
 """
 
 import logging
+from dataclasses import replace
 
 from preread.codec.base import Codec
 from preread.codec.ladder import by_version, needs_profile
@@ -13,16 +14,34 @@ from preread.edge.profiles import Reader
 from preread.edge.site import Site
 from preread.errors import CorruptData, PrereadError, UsageError
 from preread.plan.choose import Offer, choose_rung
+from preread.plan.cost import Link, Need, floor_in_order_s
 from preread.wire import manifest as manifests
 from preread.wire.manifest import Manifest, Rung
 
 _LOSSLESS = "lossless"
+
+_ABOVE_FLOOR = 1.3
+"""A first token comes so many times later than the floor, as a rule."""
+
 _log = logging.getLogger(__name__)
 
 
 def offers(manifest: Manifest) -> list[Offer]:
-    """What a manifest has, best quality first."""
+    """What a manifest has, best quality first; when it would be there is not told."""
     return [Offer(rung.name, _size_bytes(manifest, rung), stated_dloss(rung)) for rung in manifest.rungs]
+
+
+def expected_s(manifest: Manifest, rung: str, site: Site, prompt_s: float) -> float:
+    """Seconds until the first token if a context is streamed at this rung, what is on this edge's disk from there.
+
+    A cloud whose link is unknown brings nothing, as far as is known: then everything is computed here.
+    """
+    tokens = manifest.tokens.count
+    refs = (ref for place in manifests.places(manifest, rung) for ref in place.refs)
+    away_bytes = sum(ref.size_bytes for ref in refs if not site.sources.disk.holds(ref))
+    need = Need(tokens, away_bytes, tokens / site.estimates.prefill.seconds(0, tokens), prompt_s)
+    link = site.estimates.link or Link(0.0, site.estimates.rtt_s)
+    return _ABOVE_FLOOR * (floor_in_order_s(need, link) if away_bytes else prompt_s)
 
 
 def stated_dloss(rung: Rung) -> float | None:
@@ -37,8 +56,12 @@ def stated_dloss(rung: Rung) -> float | None:
     return 0.0 if rung.name == _LOSSLESS else None
 
 
-def chosen(known: Known, site: Site) -> Parcel:
+def chosen(known: Known, site: Site, prompt_s: float = 0.0) -> Parcel:
     """What to stream of a context: the rung that this edge was told to use, or else the one that its budget allows.
+
+    Args:
+        known, site: the context and the edge.
+        prompt_s: what computing the prompt is expected to take, where there is one.
 
     Raises:
         PrereadError: why there is none, in one line.
@@ -56,7 +79,10 @@ def chosen(known: Known, site: Site) -> Parcel:
             problems.append(f"rung {name}: {error}")
         return name in parcels
 
-    name = choose_rung(offers(manifest), site.max_dloss, usable)
+    offered, deadline_s = offers(manifest), site.deadline_s
+    if deadline_s is not None:
+        offered = [replace(offer, first_s=expected_s(manifest, offer.name, site, prompt_s)) for offer in offered]
+    name = choose_rung(offered, site.max_dloss, usable, deadline_s)
     if name is not None:
         for problem in problems:
             _log.info("context %r is streamed at %s, since it cannot be at %s", known.entry.name, name, problem)

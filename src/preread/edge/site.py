@@ -43,6 +43,7 @@ class Site:
         held: the context whose KV is in the engine's cache; changed only by whoever has the turn.
         rung: rung of the quality ladder that is loaded; None: the smallest that keeps `max_dloss`.
         max_dloss: by how much the streamed context's loss may be stated to exceed the exact one's, in nats a token.
+        deadline_s: the best rung is loaded whose first token is expected by then; None: the one of fewest bytes.
         refine: rung that a held context is brought to while it is in use; None: it stays as it was loaded.
         refinement: how far that has come, for the context that is held.
         breaker: the cloud's health, as loads found it; a sync that succeeds closes it.
@@ -63,10 +64,11 @@ class Site:
         max_dloss: float,
         shelf: Shelf,
         refine: str | None = None,
+        deadline_s: float | None = None,
     ) -> None:
         self.engine, self.worker, self.link = engine, worker, link
         self.contexts, self.estimates, self.shelf = contexts, estimates, shelf
-        self.rung, self.max_dloss, self.refine = rung, max_dloss, refine
+        self.rung, self.max_dloss, self.refine, self.deadline_s = rung, max_dloss, refine, deadline_s
         self.preparations = Preparations(engine.embeddings)
         self.held: ContextId | None = None
         self.refinement: Refinement | None = None
@@ -163,6 +165,7 @@ async def open_site(
     shelf_bytes: int = 1 << 30,
     sync_s: float = 5.0,
     refine: str | None = None,
+    deadline_s: float | None = None,
 ) -> AsyncGenerator[Site, None]:
     """Load the model, test that KV can be injected, restore and sync the catalogue; close everything at the end.
 
@@ -170,7 +173,7 @@ async def open_site(
         model: GGUF file; `name`: what to call it.
         link: to the cloud; None: everything is computed here.
         folder: where the catalogue is kept.
-        rung, max_dloss: as for `Site`.
+        rung, max_dloss, deadline_s: as for `Site`.
         window_tokens, threads: as for `LlamaCpp.open`.
         shelf_bytes: memory for the KV of contexts that left the engine's cache.
         sync_s: how often the catalogue is asked for.
@@ -191,7 +194,18 @@ async def open_site(
     contexts = Contexts(folder, engine.spec.fingerprint)
     contexts.restore()
     estimates, shelf = Estimates(tested.prefill_tokens_s), Shelf(shelf_bytes)
-    site = Site(engine, worker, link, contexts, estimates, rung=rung, max_dloss=max_dloss, shelf=shelf, refine=refine)
+    site = Site(
+        engine,
+        worker,
+        link,
+        contexts,
+        estimates,
+        rung=rung,
+        max_dloss=max_dloss,
+        shelf=shelf,
+        refine=refine,
+        deadline_s=deadline_s,
+    )
     syncing = None
     try:
         with suppress(PrereadError):
