@@ -2,7 +2,7 @@
 
 import pytest
 
-from preread.bench.questions import EACH, Question, documents
+from preread.bench.questions import EACH, Question, about, documents
 from preread.errors import UsageError
 from preread.fit.text import CALIBRATION
 
@@ -25,6 +25,12 @@ def test_the_same_seed_asks_the_same() -> None:
 def test_more_than_there_are_cannot_be_asked() -> None:
     with pytest.raises(UsageError, match="ask for fewer"):
         documents(100_000)
+
+
+def test_source_is_asked_about_and_prose_is_not() -> None:
+    (first, second) = about("CODE = 107\n\ndef wait(seconds=30):\n    return seconds\n\nMANY = [CODE]\n")
+    assert "`CODE`" in first.text and first.right("107") and "`seconds` of `wait`" in second.text and second.right("30")
+    assert about("The pump has code 107.") == about("A\0B") == about("") == ()
 
 
 def test_an_answer_is_right_whatever_is_put_around_it() -> None:

@@ -21,7 +21,7 @@ from preread.fit.sample import TAIL_TOKENS
 from preread.values import ContextId, Fingerprint, Span
 from preread.wire.digest import context_id
 
-TEXT = "The pump has code 107. The fan has code 114. Both are changed every three weeks."
+TEXT = "PUMP_CODE = 107\nFAN_CODE = 114\n# Both are changed every three weeks."
 OTHER = ContextId("e" * 64)
 
 
@@ -61,6 +61,8 @@ def test_modes_are_compared_with_a_control(
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == json.loads(json.dumps(told))
     llm, slm, taught = told["rows"]
     assert (llm["mode"], slm["mode"], taught["mode"]) == ("llm", "slm", "taught") and told["exchanges"] == 2
+    assert told["questions"] == 2 and llm["qa_exact"] is None
+    assert slm["qa_exact"] == taught["qa_exact"] in (0, 0.5, 1) and taught["qa_control"] in (0, 0.5, 1)
     # It is exact KV that is called taught here: it changes nothing, and the control is worse.
     assert llm["loss"] == 0 and slm["dloss"] == 0 and abs(taught["dloss"]) < 1e-6
     gap = slm["loss"] - llm["loss"]

@@ -19,11 +19,10 @@ from rich.table import Table
 
 from preread.align.mapping import Read
 from preread.align.mapping_bytes import Kept
-from preread.bench.questions import SOURCE, Document, documents
+from preread.bench.questions import SOURCE, Document, documents, right
 from preread.cloud.reading import Help, check_models
 from preread.edge.machine import machine
 from preread.engine.llamacpp import LlamaCpp, Tokens
-from preread.engine.sampling import Sampling
 from preread.errors import UsageError
 from preread.fit.map import Report, load, mapped, read
 from preread.fit.quality import Single, compare, log_softmax
@@ -37,7 +36,6 @@ _HEADINGS = (
     "mode", "loss", "− SLM's", "KL", "gap closed", "control", "gain over it", "right answers", "control", "B/token",
 )  # fmt: skip
 _CONTROL = " control"
-_ANSWER_TOKENS = 24
 _SLM, _LLM = "slm", "llm"
 
 
@@ -168,13 +166,15 @@ def _asked(
 ) -> Read:
     """Ask all modes about a document; what both models make of it."""
     start, prompts = _prompts(slm, document)
-    found.right.setdefault(_LLM, []).append(_answers(llm, document, *_prompts(llm, document)))
+    begun, theirs = _prompts(llm, document)
+    llm.prefill(begun)
+    found.right.setdefault(_LLM, []).append(right(llm, document.questions, theirs))
     now = _read(slm, llm, start, kept)
-    found.right.setdefault(_SLM, []).append(_answers(slm, document, None, prompts))
+    found.right.setdefault(_SLM, []).append(right(slm, document.questions, prompts))
     for mode, block in _modes(slm, now, kept, before):
         slm.inject(now.block)
         slm.inject(block)
-        found.right.setdefault(mode, []).append(_answers(slm, document, None, prompts))
+        found.right.setdefault(mode, []).append(right(slm, document.questions, prompts))
     return now
 
 
@@ -207,16 +207,6 @@ def _prompts(engine: LlamaCpp, document: Document) -> tuple[Tokens, list[Tokens]
     return begun, [engine.tokenize(text) for text in asked]
 
 
-def _answers(engine: LlamaCpp, document: Document, begun: Tokens | None, prompts: Sequence[Tokens]) -> list[bool]:
-    """Which answers are right; `begun`: what to read first, if the engine does not hold it."""
-    if begun is not None:
-        engine.prefill(begun)
-    sampling = Sampling(max_tokens=_ANSWER_TOKENS)
-    answers = [b"".join(step.piece for step in engine.generate(prompt, sampling)) for prompt in prompts]
-    told = [answer.decode(errors="replace") for answer in answers]
-    return [question.right(answer) for question, answer in zip(document.questions, told, strict=True)]
-
-
 def _large_loss(slm: LlamaCpp, llm: LlamaCpp, tail: Tokens) -> Double:
     """What the large model pays for the tail after what it holds: nats for each token of the small one, (tail - 1,)."""
     if slm.spec.vocabulary == llm.spec.vocabulary:
@@ -241,7 +231,7 @@ def _rows(found: _Found, text: str, slm: LlamaCpp, llm: LlamaCpp) -> list[Row]:
     for mode, its in losses.items():
         if mode.endswith(_CONTROL):
             continue
-        controls, right = losses.get(mode + _CONTROL), found.right.get(mode)
+        controls, its_right = losses.get(mode + _CONTROL), found.right.get(mode)
         loss = float(np.mean(its))
         control = None if not controls else float(np.mean(controls))
         # The first window has no other before it: the control is compared with the same windows.
@@ -258,16 +248,16 @@ def _rows(found: _Found, text: str, slm: LlamaCpp, llm: LlamaCpp) -> list[Row]:
                 None if control is None else round(control, 5),
                 None if control is None or gap <= 0 else round((control - matched) / gap, 4),
                 2 * (llm if mode == _LLM else slm).spec.geometry.values_per_token,
-                _share(right),
-                None if right is None else _interval([float(np.mean(one)) for one in right]),
+                _share(its_right),
+                None if its_right is None else _interval([float(np.mean(one)) for one in its_right]),
                 _share(found.right.get(mode + _CONTROL)),
             )
         )
     return rows
 
 
-def _share(right: list[list[bool]] | None) -> float | None:
-    return None if right is None else round(float(np.mean([one for each in right for one in each])), 4)
+def _share(marks: list[list[bool]] | None) -> float | None:
+    return None if marks is None else share([one for each in marks for one in each])
 
 
 def _interval(means: list[float]) -> tuple[float, float]:
@@ -296,6 +286,11 @@ def _show(rows: list[Row], small: str, large: str, count: int, asked: int, conso
     }  # fmt: skip
     print(json.dumps(result))
     return result
+
+
+def share(marks: Sequence[bool]) -> float | None:
+    """Of the answers, which are right or not; None where nothing was asked."""
+    return round(float(np.mean(marks)), 4) if marks else None
 
 
 def number(value: float | None) -> str:

@@ -9,11 +9,13 @@ constant, a parameter's default or name. An answer is right if it is the same te
 import ast
 import random
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from preread.engine.llamacpp import LlamaCpp, Tokens
+from preread.engine.sampling import Sampling
 from preread.errors import UsageError
 from preread.fit.text import CALIBRATION
 
@@ -35,6 +37,8 @@ _LEAST_CHARACTERS, _MOST_CHARACTERS = 3000, 5000
 
 EACH: Final = 5
 """Questions about one document, at most."""
+
+_ANSWER_TOKENS = 24
 
 ONLY: Final = "Answer with that alone, without explanation."
 
@@ -80,6 +84,22 @@ def documents(count: int, seed: int = 0) -> list[Document]:
     return found
 
 
+def about(source: str) -> tuple[Question, ...]:
+    """All questions about a whole document; none if it is no Python source."""
+    try:
+        return tuple(_askable(list(_parts(ast.parse(source).body)), source))
+    except (SyntaxError, ValueError):
+        return ()
+
+
+def right(engine: LlamaCpp, questions: Sequence[Question], prompts: Sequence[Tokens]) -> list[bool]:
+    """Which greedy answers of an engine are right, after the context that it holds; `prompts`: what is asked."""
+    sampling = Sampling(max_tokens=_ANSWER_TOKENS)
+    answers = [b"".join(step.piece for step in engine.generate(prompt, sampling)) for prompt in prompts]
+    told = [answer.decode(errors="replace") for answer in answers]
+    return [question.right(answer) for question, answer in zip(questions, told, strict=True)]
+
+
 def _stretches(path: Path, folder: Path, source: random.Random) -> Iterator[Document]:
     text = path.read_text("utf-8", errors="replace")
     lines, name = text.splitlines(keepends=True), str(path.relative_to(folder))
@@ -88,8 +108,7 @@ def _stretches(path: Path, folder: Path, source: random.Random) -> Iterator[Docu
         begun.append(part)
         piece = "".join(lines[begun[0].start - 1 : part.stop])
         if len(piece) >= _LEAST_CHARACTERS:
-            # A number may be written in another base, a text with escapes: what is asked for stands there as such.
-            asked = [question for question in _questions(begun, piece) if _bare(question.answer) in piece]
+            asked = _askable(begun, piece)
             if len(piece) <= _MOST_CHARACTERS and len(asked) >= EACH:
                 yield Document(name, piece, tuple(source.sample(asked, EACH)))
             begun = []
@@ -114,6 +133,11 @@ def _parts(body: list[ast.stmt], of: str = "") -> Iterator[_Part]:
             yield from _parts(node.body, f"{of}{node.name}.")
         else:
             yield _Part(node, of, start, node.end_lineno or start)
+
+
+def _askable(parts: list[_Part], piece: str) -> list[Question]:
+    # A number may be written in another base, a text with escapes: what is asked for stands there as such.
+    return [question for question in _questions(parts, piece) if _bare(question.answer) in piece]
 
 
 def _questions(parts: list[_Part], piece: str) -> Iterator[Question]:

@@ -1,7 +1,8 @@
 """What teaching a context did: answers to questions held out, in every mode, in the engine that edges run.
 
 Exact KV, taught KV, taught KV through a rung, and the large model's own loss; the control is the same context taught
-with questions about another document, which learns how answers are worded but nothing of this one.
+with questions about another document, which learns how answers are worded but nothing of this one. Documents that are
+Python source are also asked about what their syntax tree says, word for word: questions that no model wrote.
 """
 
 import json
@@ -14,10 +15,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from preread.align.exchanges import Exchange
 from preread.align.study_bytes import Study
 from preread.align.taught_bytes import Taught
-from preread.bench.guide import number
+from preread.bench.guide import number, share
+from preread.bench.questions import Question, about, right
 from preread.bench.through import sent
 from preread.codec import ladder
 from preread.codec.profile import prepare
@@ -29,10 +30,13 @@ from preread.fit import files, study
 from preread.fit.quality import Double, interval
 from preread.fit.sample import TAIL_TOKENS, hold
 from preread.fit.teach import answers, load
-from preread.values import KVBlock, Span
+from preread.values import Span
 from preread.wire.digest import context_id
 
-_HEADINGS = ("mode", "loss", "− SLM's", "gap closed", "control", "gain over it", "95 % interval", "B/token")
+_HEADINGS = (
+    "mode", "loss", "− SLM's", "gap closed", "control", "gain over it", "95 % interval", "right answers", "control",
+    "B/token",
+)  # fmt: skip
 _SLM, _LLM = "slm", "llm"
 
 
@@ -62,6 +66,7 @@ class Row:
         control_loss: of the control; `gain_over_control`: less the mode's own, as such a share too, `gain_ci`: its 95 %
             interval.
         bytes_per_token: of the context's KV: on the wire for a rung, else as float16.
+        qa_exact: share of the questions about Python source whose answer is right; `qa_control`: the control's.
     """
 
     mode: str
@@ -73,6 +78,17 @@ class Row:
     control_loss: float | None
     gain_over_control: float | None
     gain_ci: tuple[float, float] | None
+    bytes_per_token: float
+    qa_exact: float | None = None
+    qa_control: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What one mode made of the answers held out, nats a token, and which questions it answered right."""
+
+    losses: list[Double]
+    right: list[bool]
     bytes_per_token: float
 
 
@@ -86,27 +102,41 @@ def bench(model: tuple[Path, str], options: Options, console: Console) -> dict[s
     path, name = model
     measured, taught = study.load(options.study), load(options.taught)
     control = None if options.control is None else load(options.control)
-    held_out = measured.held_out
+    held_out, asked = measured.held_out, about(options.document)
     window = (len(taught.block.tokens) + TAIL_TOKENS + 255) // 256 * 256
     with closing(LlamaCpp.open(path, name=name, window_tokens=window, scored_tokens=TAIL_TOKENS)) as engine:
         tokens = _tokens(engine, options.document)
         _check(engine, tokens, measured, taught, control)
+        prompts = [_prompt(engine, question) for question in asked]
+
+        def said(size_bytes: float) -> _Said:
+            losses = [nats.astype(np.float64) for nats in answers(engine, held_out)]
+            return _Said(losses, right(engine, asked, prompts), size_bytes)
+
         engine.prefill(tokens)
         plain = 2.0 * engine.spec.geometry.values_per_token
         exact = engine.export(Span(0, len(tokens)), Span(0, engine.spec.geometry.layers))
-        found = {_LLM: ([one.losses.astype(np.float64) for one in held_out], plain)}
-        found[_SLM] = _losses(engine, exact, held_out), plain
-        found["taught"] = _losses(engine, taught.block, held_out), plain
+        found = {_LLM: _Said([one.losses.astype(np.float64) for one in held_out], [], plain)}
+        for mode, block in ((_SLM, exact), ("taught", taught.block)):
+            hold(engine, block)
+            found[mode] = said(plain)
         if options.profile is not None:
             profile = loads(files.read(options.profile))
             codec = ladder.codec(options.rung, prepare(profile, engine.embeddings(tokens)))
             for mode, block in ((_SLM, exact), ("taught", taught.block)):
                 size_bytes = sent(engine, codec, tokens, block, profile.group_layers)
-                its = [nats.astype(np.float64) for nats in answers(engine, held_out)]
-                found[f"{mode}-{options.rung}"] = its, size_bytes / len(tokens)
-        controls = None if control is None else _losses(engine, control.block, held_out)
+                found[f"{mode}-{options.rung}"] = said(size_bytes / len(tokens))
+        controls = None
+        if control is not None:
+            hold(engine, control.block)
+            controls = said(plain)
         rows = _rows(found, Path(options.study).stem, controls)
-    return _show(rows, name, len(held_out), console)
+    return _show(rows, name, len(held_out), len(asked), console)
+
+
+def _prompt(engine: LlamaCpp, question: Question) -> Tokens:
+    assert engine.chat is not None  # or the document had no tokens
+    return engine.tokenize(engine.chat.after_system([{"role": "user", "content": question.text}]))
 
 
 def _tokens(engine: LlamaCpp, document: str) -> Tokens:
@@ -125,42 +155,44 @@ def _check(engine: LlamaCpp, tokens: Tokens, study: Study, taught: Taught, contr
         )
 
 
-def _losses(engine: LlamaCpp, block: KVBlock, held_out: Sequence[Exchange]) -> list[Double]:
-    hold(engine, block)
-    return [nats.astype(np.float64) for nats in answers(engine, held_out)]
-
-
-def _rows(found: dict[str, tuple[list[Double], float]], text: str, controls: list[Double] | None) -> list[Row]:
-    own, best = (np.concatenate(found[mode][0]).mean() for mode in (_SLM, _LLM))
+def _rows(found: dict[str, _Said], text: str, controls: _Said | None) -> list[Row]:
+    own, best = (np.concatenate(found[mode].losses).mean() for mode in (_SLM, _LLM))
     gap = float(own - best)
     rows = []
-    for mode, (its, size_bytes) in found.items():
-        loss = float(np.concatenate(its).mean())
-        rises = [new - old for new, old in zip(its, found[_SLM][0], strict=True)]
-        control, gain, gain_ci = None, None, None
+    for mode, its in found.items():
+        loss = float(np.concatenate(its.losses).mean())
+        rises = [new - old for new, old in zip(its.losses, found[_SLM].losses, strict=True)]
+        control, gain, gain_ci, qa_control = None, None, None, None
         if controls is not None and mode.startswith("taught"):
-            gains = [(other - new) / gap for new, other in zip(its, controls, strict=True)]
-            control, gain = float(np.concatenate(controls).mean()), float(np.concatenate(gains).mean())
-            gain_ci = interval(gains)
+            gains = [(other - new) / gap for new, other in zip(its.losses, controls.losses, strict=True)]
+            control, gain = float(np.concatenate(controls.losses).mean()), float(np.concatenate(gains).mean())
+            gain_ci, qa_control = interval(gains), share(controls.right)
         closed = (float(own) - loss) / gap if mode != _SLM and gap > 0 else None
         rows.append(
-            Row(mode, text, loss, loss - float(own), interval(rises), closed, control, gain, gain_ci, size_bytes)
-        )
+            Row(
+                mode, text, loss, loss - float(own), interval(rises), closed, control, gain, gain_ci,
+                its.bytes_per_token, share(its.right), qa_control,
+            )
+        )  # fmt: skip
     return rows
 
 
-def _show(rows: Sequence[Row], name: str, count: int, console: Console) -> dict[str, object]:
-    table = Table(*_HEADINGS, title=f"{name}, {rows[0].text}", caption=f"{count} answers held out; nats a token")
+def _show(rows: Sequence[Row], name: str, count: int, asked: int, console: Console) -> dict[str, object]:
+    caption = f"{count} answers held out; nats a token"
+    if asked:
+        caption += f"; {asked} questions about what the syntax tree says"
+    table = Table(*_HEADINGS, title=f"{name}, {rows[0].text}", caption=caption)
     for row in rows:
         low, high = row.dloss_ci
         span = "–" if row.gain_ci is None else f"[{row.gain_ci[0]:.3f}, {row.gain_ci[1]:.3f}]"
         table.add_row(
             row.mode, f"{row.loss:.4f}", f"{row.dloss:+.4f} [{low:+.4f}, {high:+.4f}]", number(row.gap_closed),
-            number(row.control_loss), number(row.gain_over_control), span, f"{row.bytes_per_token:,.0f}",
+            number(row.control_loss), number(row.gain_over_control), span, number(row.qa_exact), number(row.qa_control),
+            f"{row.bytes_per_token:,.0f}",
         )  # fmt: skip
     console.print(table)
     result: dict[str, object] = {
-        "bench": "guide", "slm": name, "exchanges": count, "rows": [asdict(row) for row in rows],
+        "bench": "guide", "slm": name, "exchanges": count, "questions": asked, "rows": [asdict(row) for row in rows],
         "machine": asdict(machine()),
     }  # fmt: skip
     print(json.dumps(result))
