@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from preread.engine.llamacpp import LlamaCpp
 from preread.errors import UsageError
 from preread.fit.sample import TAIL_TOKENS
-from preread.fit.study import BRIEFLY, PASSAGE_CHARACTERS, passages, questions, study
+from preread.fit.study import BARELY, BRIEFLY, PASSAGE_CHARACTERS, passages, questions, study
 from preread.wire.digest import context_id
 
 TEXT = """The air cleaner is cleaned once a week. Its filter has the code 107 and lasts for six months.
@@ -37,7 +37,8 @@ def test_a_model_asks_and_answers_itself(model: LlamaCpp, monkeypatch: pytest.Mo
     assert found.context == context_id(model.spec.fingerprint, context)
     model.prefill(context)
     prompts = [b"".join(map(model.piece, one.prompt)).decode() for one in found.exchanges]
-    assert len(set(prompts)) == len(prompts) >= 2 and all(f"? {BRIEFLY}" in prompt for prompt in prompts)
+    manners = [next(manner for manner in (BRIEFLY, BARELY) if f"? {manner}" in prompt) for prompt in prompts]
+    assert len(set(prompts)) == len(prompts) >= 2 and set(manners) == {BRIEFLY, BARELY}
     for one in found.exchanges:
         assert model.tokenize(chat.eos).tolist() == [one.answer[-1]]
         # The answer was greedy: of the candidates, its tokens are the likeliest, but for what batches round.

@@ -27,22 +27,29 @@ from preread.wire.digest import context_id
 Report = Callable[[str, int, int], None]
 """Told a stage ("ask" or "answer"), how much of it is done, and how much there is."""
 
-ROUNDS: Final = 3
+ROUNDS: Final = 4
 EACH: Final = 5
 PASSAGE_CHARACTERS: Final = 330
 """Of a passage at least: larger ones are asked about no more, and questions come to lie thinner."""
 
 BRIEFLY: Final = "Answer in one short sentence."
-"""Said to both models: long answers cost time, and say more of how a model talks than of what it has read."""
+BARELY: Final = "Answer with that fact alone, in as few words as possible."
+"""Said to both models: long answers cost time, and say more of how a model talks than of what it has read. But who only
+learns to explain, in sentences, answers so when asked for a bare value, and wrongly."""
 
 _QUESTION_TOKENS, _ANSWER_TOKENS = 160, 64
 _LONGEST_QUESTION: Final = 200
 _FEWEST: Final = 8
-_ASK: Final = (
-    "This is a part of a longer text:\n\n{part}\n\nWrite {each} different short questions that this part answers, one "
-    "a line. Name in each what it is about, so that it can be understood by somebody who does not see this part. Do "
-    "not answer them."
+_PART: Final = "This is a part of a longer text:\n\n{part}\n\nWrite {each} different short questions "
+_LINES: Final = (
+    ", one a line. Name in each what it is about, so that it can be understood by somebody who does not see this part. "
+    "Do not answer them."
 )
+KINDS: Final = (
+    (f"{_PART}that this part answers{_LINES}", BRIEFLY),
+    (f"{_PART}about single facts in this part, such as a value, a number, a name or a default{_LINES}", BARELY),
+)
+"""What rounds ask for in turn, and how that is to be answered."""
 
 
 def study(small: LlamaCpp, large: LlamaCpp, text: str, progress: Report, rounds: int = ROUNDS) -> Study:
@@ -63,9 +70,9 @@ def study(small: LlamaCpp, large: LlamaCpp, text: str, progress: Report, rounds:
     mine, its = _chat(small), _chat(large)
     asked = _asked(large, its, text, rounds, progress)
     large.prefill(large.tokenize_prompt(its.system_prefix(text)))
-    found = []
+    found: list[Exchange] = []
     for number, question in enumerate(asked):
-        messages = [{"role": "user", "content": f"{question} {BRIEFLY}"}]
+        messages = [{"role": "user", "content": question}]
         its_prompt = large.tokenize(its.after_system(messages))
         steps = list(large.generate(its_prompt, Sampling(max_tokens=_ANSWER_TOKENS)))
         answer = b"".join(step.piece for step in steps).decode(errors="ignore")
@@ -110,20 +117,20 @@ def questions(reply: str) -> Iterator[str]:
 
 
 def _asked(large: LlamaCpp, chat: ChatTemplate, text: str, rounds: int, progress: Report) -> list[str]:
-    """No question twice."""
+    """Questions, each with how it is to be answered; none is asked twice."""
     parts = passages(text)
     found: dict[str, str] = {}
     large.clear()
     for number in range(rounds * len(parts)):
         part = parts[number % len(parts)]
-        prompt = large.tokenize_prompt(
-            chat.render([{"role": "user", "content": _ASK.format(part=part.strip(), each=EACH)}])
-        )
-        first = number < len(parts)
+        ask, manner = KINDS[number // len(parts) % len(KINDS)]
+        content = ask.format(part=part.strip(), each=EACH)
+        prompt = large.tokenize_prompt(chat.render([{"role": "user", "content": content}]))
+        first = number < len(KINDS) * len(parts)
         sampling = Sampling(_QUESTION_TOKENS, temperature=0.0 if first else 0.8, top_p=0.95, seed=number)
         reply = b"".join(step.piece for step in large.generate(prompt, sampling))
         for question in questions(reply.decode(errors="ignore")):
-            found.setdefault(re.sub(r"\W+", " ", question.lower()).strip(), question)
+            found.setdefault(re.sub(r"\W+", " ", question.lower()).strip(), f"{question} {manner}")
         progress("ask", number + 1, rounds * len(parts))
     return list(found.values())
 
