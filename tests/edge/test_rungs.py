@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,6 +155,11 @@ def test_what_is_expected_follows_from_the_link_the_size_and_what_is_on_disk(
     for deadline_s, rung in (((b2 + lossless) / 2, "b4"), (lossless, "lossless"), (0.0, "b2")):
         site.deadline_s = deadline_s
         assert chosen(bench.known, site, 0.5).rung == rung
+    hours_later = time.monotonic() + 1e4
+    with monkeypatch.context() as later:
+        later.setattr(time, "monotonic", lambda: hours_later)
+        assert site.estimates.link is None  # the plan begins with what is sure; the choice takes what was seen last
+        assert expected_s(bench.manifest, "b2", site, 0.5) == b2
     monkeypatch.setattr(site.sources.disk, "holds", lambda _: True)
     site.deadline_s = b2
     assert chosen(bench.known, site, 0.5).rung == "lossless"

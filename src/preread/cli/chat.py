@@ -34,7 +34,6 @@ def ask(
     ] = None,
     rung: options.Rung = None,
     max_dloss: options.MaxDloss = MAX_DLOSS,
-    deadline: options.Deadline = None,
     refine: options.Refine = None,
     ctx_size: options.Window = 0,
     threads: options.Threads = 0,
@@ -61,7 +60,7 @@ def ask(
             pieces = ask_edge(edge, prompt, context, sampling, api_key=api_key)
         else:
             _check_cloud(context, cloud)
-            chosen = {"rung": rung, "max_dloss": max_dloss, "deadline_s": deadline, "refine": refine}
+            chosen = {"rung": rung, "max_dloss": max_dloss, "refine": refine}
             sizes = {"window_tokens": ctx_size, "threads": threads}
             opened = stack.enter_context(open_edge(model, cloud, api_key, local=local, **chosen, **sizes))
             if context is not None:
@@ -80,7 +79,6 @@ def run(
     api_key: options.CloudKey = None,
     rung: options.Rung = None,
     max_dloss: options.MaxDloss = MAX_DLOSS,
-    deadline: options.Deadline = None,
     refine: options.Refine = None,
     ctx_size: options.Window = 0,
     threads: options.Threads = 0,
@@ -96,7 +94,7 @@ def run(
     from preread.engine.sampling import Sampling
 
     _check_cloud(context, cloud)
-    chosen = {"rung": rung, "max_dloss": max_dloss, "deadline_s": deadline, "refine": refine}
+    chosen = {"rung": rung, "max_dloss": max_dloss, "refine": refine}
     sizes = {"window_tokens": ctx_size, "threads": threads}
     with open_edge(model, cloud, api_key, local=local, **chosen, **sizes) as opened:
         if opened.asynchronous.site.engine.chat is None:

@@ -75,9 +75,12 @@ class Estimates:
     @property
     def link(self) -> Link | None:
         """The link, or None when nothing has been transferred lately."""
-        if self._bytes_s is None or time.monotonic() - self._seen_s > _TRUST_S:
-            return None
-        return Link(self._bytes_s, self._rtt_s or 0.0)
+        return self.last_link if time.monotonic() - self._seen_s <= _TRUST_S else None
+
+    @property
+    def last_link(self) -> Link | None:
+        """The link as it was when it was seen last, however long ago; None: never."""
+        return None if self._bytes_s is None else Link(self._bytes_s, self._rtt_s or 0.0)
 
     @property
     def rtt_s(self) -> float:

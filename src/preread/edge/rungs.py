@@ -34,13 +34,15 @@ def offers(manifest: Manifest) -> list[Offer]:
 def expected_s(manifest: Manifest, rung: str, site: Site, prompt_s: float) -> float:
     """Seconds until the first token if a context is streamed at this rung, what is on this edge's disk from there.
 
-    A cloud whose link is unknown brings nothing, as far as is known: then everything is computed here.
+    The link is taken to be what it was when it was seen last, hours ago if need be: a wrong choice costs bytes or
+    quality within the budget, and the plan sees to the time. One that was never seen brings nothing, as far as is
+    known: then everything is computed here.
     """
     tokens = manifest.tokens.count
     refs = (ref for place in manifests.places(manifest, rung) for ref in place.refs)
     away_bytes = sum(ref.size_bytes for ref in refs if not site.sources.disk.holds(ref))
     need = Need(tokens, away_bytes, tokens / site.estimates.prefill.seconds(0, tokens), prompt_s)
-    link = site.estimates.link or Link(0.0, site.estimates.rtt_s)
+    link = site.estimates.last_link or Link(0.0, site.estimates.rtt_s)
     return _ABOVE_FLOOR * (floor_in_order_s(need, link) if away_bytes else prompt_s)
 
 
