@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import typer
 
 from preread.cli import chat, contexts, doctor, fitting, measure, models, serve, teaching
+from preread.engine.barrier import wait_briefly
 from preread.errors import PrereadError
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -45,6 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     0: done; 1: an error, told in one line on stderr; 2: the command line makes no sense; 130: Ctrl-C.
     """
+    wait_briefly()
     try:
         app(arguments)
     except PrereadError as error:
