@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from preread import Edge
-from preread.cloud.publish import CHUNK_TOKENS
 from preread.edge.edge import Answer
 from preread.edge.hold import refinement
 from preread.edge.load import parcel
@@ -236,9 +235,10 @@ def test_a_better_segment_that_is_broken_ends_it_and_nothing_else(
     assert answer.timings.way == "resident" and 0 < answer.timings.refined_share < 1 and answer.text
     assert not bench.refinement.running  # it does not try again
     rows = bench.rows()
-    starts = range(0, rows.k.shape[2], CHUNK_TOKENS)
+    manifest = bench.site.contexts.named("manual").manifest
+    assert manifest is not None
     from_thin, from_best = (
-        np.array([(rows.k == other.k)[:, :, at : at + CHUNK_TOKENS].all(axis=(1, 2, 3)) for at in starts])
+        np.array([(rows.k == other.k)[:, :, start:stop].all(axis=(1, 2, 3)) for start, stop in manifest.chunks])
         for other in (thin[1], best[1])
     )
     assert (from_thin | from_best).all() and from_best.any() and from_thin.any()  # nothing but whole segments

@@ -167,9 +167,10 @@ def _asked(
     """Ask all modes about a document; what both models make of it."""
     start, prompts = _prompts(slm, document)
     begun, theirs = _prompts(llm, document)
-    llm.prefill(begun)
-    found.right.setdefault(_LLM, []).append(right(llm, document.questions, theirs))
     now = _read(slm, llm, start, kept)
+    if slm.spec.vocabulary != llm.spec.vocabulary or not np.array_equal(start, begun):
+        llm.prefill(begun)  # or it holds that already: reading is half of what asking takes
+    found.right.setdefault(_LLM, []).append(right(llm, document.questions, theirs))
     found.right.setdefault(_SLM, []).append(right(slm, document.questions, prompts))
     for mode, block in _modes(slm, now, kept, before):
         slm.inject(now.block)
