@@ -169,7 +169,7 @@ def _asked(
     begun, theirs = _prompts(llm, document)
     now = _read(slm, llm, start, kept)
     if slm.spec.vocabulary != llm.spec.vocabulary or not np.array_equal(start, begun):
-        llm.prefill(begun)  # or it holds that already: reading is half of what asking takes
+        llm.prefill(begun)  # or it holds that already, and reading takes longest
     found.right.setdefault(_LLM, []).append(right(llm, document.questions, theirs))
     found.right.setdefault(_SLM, []).append(right(slm, document.questions, prompts))
     for mode, block in _modes(slm, now, kept, before):
