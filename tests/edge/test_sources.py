@@ -135,6 +135,34 @@ def test_disk_comes_first_and_survives_a_restart(cloud_url: str, tmp_path: Path)
     run(cloud_url, tmp_path, work)
 
 
+def test_a_disk_rests_while_somebody_waits_for_a_first_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    held = Held(tmp_path, 10**9)
+    things = [os.urandom(1000) for _ in range(8)]
+    refs = [ObjectRef("segments", object_id(data), len(data)) for data in things]
+
+    async def main() -> None:
+        disk = sources_module.Disk(held)
+        with disk.resting():
+            disk.keep(refs[0], things[0])
+            await asyncio.sleep(0.1)
+            assert disk.holds(refs[0]) and await disk.get(refs[0]) == things[0], "it is here all the same"
+            assert refs[0].id not in held
+        await disk.flush()
+        assert refs[0].id in held
+        monkeypatch.setattr(sources_module, "MOST_PENDING_BYTES", 5000)
+        with disk.resting():
+            for ref, data in zip(refs[1:5], things[1:5], strict=True):
+                disk.keep(ref, data)
+            await disk.flush()
+            assert all(ref.id in held for ref in refs[1:5]), "more than half of its room is taken: it writes"
+            monkeypatch.setattr(sources_module, "MOST_REST_S", 0.05)
+            disk.keep(refs[5], things[5])
+            await disk.flush()
+            assert refs[5].id in held, "it has rested long enough"
+
+    asyncio.run(main())
+
+
 def test_what_a_planner_sees(cloud_url: str, tmp_path: Path) -> None:
     async def work(here: Site) -> None:
         edges = await here.edges(3)

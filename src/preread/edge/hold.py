@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from dataclasses import replace
 from functools import partial
 
@@ -101,11 +101,14 @@ async def streamed(
     supplies = site.sources.supplies()
     task = _task(question, what, supplies, site)
     loading = Loading(what, known.tokens, task, supplies, site.engine, site.worker, reserve, done)
+    until_answered = ExitStack()
     try:
+        until_answered.enter_context(site.sources.disk.resting())
         async with loading, aclosing(_behind_the_gate(question, loading, site)) as steps:
             async for step in steps:
                 if site.held is None:
                     await loading.complete()
+                    until_answered.close()
                     site.held = known.entry.context
                     site.refinement = refinement(known, what, site)
                     if site.refinement is not None:
@@ -119,6 +122,7 @@ async def streamed(
             _log.exception("loading a context failed in a way that nobody foresaw")
         raise NotStreamed(str(error)) from error
     finally:
+        until_answered.close()
         _learn(site, what, supplies, loading, done)
         if site.held is None:
             # Whatever a failed load left behind must not reach a later answer.

@@ -20,6 +20,7 @@ class Grid:
     """The cells of a context, `sizes` [chunk][group] in bytes.
 
     Attributes:
+        away: cells that would have to be fetched.
         here: cells that arrived and wait to be injected.
         left_bytes: of each chunk, of cells that are not in place.
         away_bytes: of each chunk, of cells that would have to be fetched.
@@ -30,7 +31,7 @@ class Grid:
     def __init__(self, sizes: Sequence[Sequence[int]]) -> None:
         self._sizes, self.groups = sizes, len(sizes[0])
         self._at = {(c, g): At.AWAY for c in range(len(sizes)) for g in range(self.groups)}
-        self.here: set[Cell] = set()
+        self.away, self.here = set(self._at), set[Cell]()
         self.left_bytes = [sum(row) for row in sizes]
         self.away_bytes = list(self.left_bytes)
         self.computed: set[int] = set()
@@ -43,10 +44,6 @@ class Grid:
     def bytes(self, cell: Cell) -> int:
         """Size of a cell."""
         return self._sizes[cell[0]][cell[1]]
-
-    def away(self, cell: Cell) -> bool:
-        """Whether a cell would have to be fetched."""
-        return self._at[cell] is At.AWAY
 
     def left(self) -> list[int]:
         """Chunks that are not in place, in order."""
@@ -74,7 +71,7 @@ class Grid:
         """A cell that was away is here now."""
         self._at[cell] = At.HERE
         self.here.add(cell)
-        self.away_bytes[cell[0]] -= self.bytes(cell)
+        self._no_longer_away(cell)
 
     def inject(self, cell: Cell) -> None:
         """A cell that is here is being injected."""
@@ -90,7 +87,7 @@ class Grid:
     def spoil(self, cell: Cell) -> None:
         """It can neither be had nor be decoded."""
         self._injecting[cell[0]] -= self._at[cell] is At.INJECTING
-        self.away_bytes[cell[0]] -= self.bytes(cell) if self.away(cell) else 0
+        self._no_longer_away(cell)
         self._at[cell] = At.SPOILT
         self.spoilt.add(cell[0])
 
@@ -101,8 +98,13 @@ class Grid:
         for cell in self.cells(chunk):
             if self._at[cell] is not At.PLACED:
                 self.here.discard(cell)
-                self.away_bytes[chunk] -= self.bytes(cell) if self.away(cell) else 0
+                self._no_longer_away(cell)
                 self._place(cell)
+
+    def _no_longer_away(self, cell: Cell) -> None:
+        if cell in self.away:
+            self.away.remove(cell)
+            self.away_bytes[cell[0]] -= self.bytes(cell)
 
     def _place(self, cell: Cell) -> None:
         self._at[cell] = At.PLACED

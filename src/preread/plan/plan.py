@@ -12,6 +12,7 @@ until it shows otherwise, so that one that is dead costs nothing; whatever arriv
 """
 
 import itertools
+from collections.abc import Sequence
 from enum import Enum
 from typing import Final
 
@@ -75,12 +76,14 @@ class Plan:
 
     def __init__(self, task: Task, at_s: float) -> None:
         self._task, self._now_s, self.grid = task, at_s, Grid(task.cells)
-        self._starts = [sum(task.chunks[:c]) for c in range(len(task.chunks))]
+        starts = [sum(task.chunks[:c]) for c in range(len(task.chunks))]
+        self._believed_s = [task.prefill.seconds(start, size) for start, size in zip(starts, task.chunks, strict=True)]
         self._engine, self._began_s, self._until_s = Engine.IDLE, at_s, at_s
         self._span = range(0)  # chunks that are being computed
         self._speed = 1.0  # seconds that computing takes ÷ what was believed
-        local_s = sum(map(self._compute_s, range(len(task.chunks))))
+        local_s = sum(self._believed_s)
         self._sources = [Seen.begin(index, source, at_s, local_s) for index, source in enumerate(task.sources)]
+        self._asked_first = {index for row in task.first for index in row} | {len(task.sources) - 1}
         self._opened = self._interrupts = 0
         self._due = self._wanted()
 
@@ -105,11 +108,9 @@ class Plan:
 
     # What is believed
 
-    def _believed_s(self, chunk: int) -> float:
-        return self._task.prefill.seconds(self._starts[chunk], self._task.chunks[chunk])
-
-    def _compute_s(self, chunk: int) -> float:
-        return self._speed * self._slower * self._believed_s(chunk)
+    def _compute_s(self, chunks: Sequence[int]) -> list[float]:
+        slower = self._speed * self._slower
+        return [slower * self._believed_s[chunk] for chunk in chunks]
 
     @property
     def _computing_s(self) -> float:
@@ -156,13 +157,13 @@ class Plan:
         spoilt = sum(c in grid.spoilt for c in left)
         computed_s = 0.0 if afresh else self._computing_s
         finishes = []
-        for chunk in [*left, None]:
+        for chunk, compute_s in zip([*left, None], [*self._compute_s(left), 0.0], strict=True):
             load_s = float("inf") if spoilt else coming.seconds(left_bytes, away_bytes)
             # Computing takes every processor that there is, and so does decoding: neither is for nothing.
             busy_s = computed_s + prompt_s + left_bytes / coming.decode_bytes_s
             finishes.append(max(busy_s, load_s + prompt_s / grid.groups))
             if chunk is not None:
-                computed_s += self._compute_s(chunk)
+                computed_s += compute_s
                 left_bytes, away_bytes = left_bytes - grid.left_bytes[chunk], away_bytes - grid.away_bytes[chunk]
                 spoilt -= chunk in grid.spoilt
         return finishes
@@ -214,11 +215,11 @@ class Plan:
             self._forget(seen, cell)
         seen.lost = seen.lost or fault == "source" or seen.breaker.tripped
         hopeless = all(cell not in seen.asked and (seen.lost or seen.refuses(cell)) for seen in self._having(cell))
-        if hopeless and self.grid.away(cell):
+        if hopeless and cell in self.grid.away:
             self.grid.spoil(cell)
 
     def _computed(self, seconds: float, out: list[Instruction]) -> None:
-        expected_s = sum(map(self._believed_s, self._span))
+        expected_s = sum(self._believed_s[chunk] for chunk in self._span)
         slower = seconds / max(expected_s, 1e-9)
         self._speed += 0.5 * (min(max(slower, 0.1), 10.0) - self._speed)
         for chunk in self._span:
@@ -286,7 +287,7 @@ class Plan:
             if chunk != stop or tokens > LONGEST_BATCH_TOKENS or begun:
                 break
             stop += 1
-        compute_s = sum(map(self._compute_s, range(left[0], stop)))
+        compute_s = sum(self._compute_s(range(left[0], stop)))
         self._engine, self._span = Engine.COMPUTING, range(left[0], stop)
         self._began_s, self._until_s = self._now_s, self._now_s + compute_s
         for chunk in self._span:
@@ -307,7 +308,8 @@ class Plan:
 
     def _fetch(self, out: list[Instruction]) -> None:
         """Ask for more, as long as the sources' windows have room."""
-        if not any(self._room(seen) for seen in self._usable()):
+        under_way = all(self._awaited(cell) for cell in self.grid.away)
+        if under_way or not any(self._room(seen) for seen in self._usable()):
             return
         owed = sum(map(self.grid.bytes, self.grid.here)) + sum(seen.owed_bytes for seen in self._sources)
         order, begins = self._order(self.grid.left())
@@ -349,7 +351,7 @@ class Plan:
 
     def _source_for(self, cell: Cell, behind: bool) -> int | None:
         """Who should be asked for a cell: somebody with room, and a second one only where the first is overdue."""
-        if any(self._now_s < seen.due.get(cell, 0.0) for seen in self._sources):
+        if self._awaited(cell):
             return None
         for seen in self._having(cell):
             if cell in seen.asked or seen.refuses(cell) or not seen.usable(self._now_s):
@@ -359,6 +361,10 @@ class Plan:
             if self._task.first:
                 return None  # it is worth waiting for: the last one would do the same work again
         return None
+
+    def _awaited(self, cell: Cell) -> bool:
+        """Whether a cell was asked for and is not overdue."""
+        return any(self._now_s < seen.due.get(cell, 0.0) for seen in self._sources)
 
     def _having(self, cell: Cell) -> list[Seen]:
         """Who has a cell, or can get it, in the order in which they are to be asked."""
@@ -370,8 +376,8 @@ class Plan:
         """The sources that something is still to come from."""
         if not self._task.first:
             return set(range(len(self._sources)))
-        usable, wanted = {seen.index for seen in self._usable()}, set[int]()
-        for cell in (cell for chunk in self.grid.left() for cell in self.grid.cells(chunk) if self.grid.away(cell)):
+        usable, wanted = {seen.index for seen in self._usable()} & self._asked_first, set[int]()
+        for cell in self.grid.away:
             if wanted == usable:
                 break
             having = (seen.index for seen in self._having(cell) if seen.index in usable and not seen.refuses(cell))
@@ -400,7 +406,7 @@ class Plan:
         if unknown or coming.seconds(*self._rest(left)) < self._computing_s - _INTERRUPT_S:
             order += [cell for c in self._span for cell in grid.cells(c)]
         begins = not (tail or computed or grid.groups_in_place)
-        return [cell for cell in order if grid.away(cell)], begins
+        return [cell for cell in order if cell in grid.away], begins
 
     def _rest(self, left: list[int]) -> tuple[int, int]:
         """Bytes of these chunks that are not in place, and not here."""
