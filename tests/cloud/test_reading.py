@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from preread.align.mapping_bytes import Kept
 from preread.align.taught_bytes import Taught
+from preread.cloud import reading as reading_module
 from preread.cloud.publish import publish
 from preread.cloud.reading import NO_HELP, Help, Reading, check_models, read_context, windows
 from preread.cloud.serve import EnginePublisher
@@ -64,6 +65,24 @@ def test_mapped_kv_takes_the_place_of_exact_kv(tiny: tuple[LlamaCpp, LlamaCpp], 
     np.testing.assert_array_equal(now.k[:4], exact.k[:4])
     assert (now.k[4:] != exact.k[4:]).any() and (now.v[4:] != exact.v[4:]).any()
     assert {"read", "measure"} == set(told)
+
+
+@pytest.mark.parametrize(("budget", "said"), [(1.0, False), (-1.0, True)])
+def test_a_mode_that_edges_do_not_stream_by_themselves_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+    tiny: tuple[LlamaCpp, LlamaCpp],
+    kept: Kept,
+    tokens: Tokens,
+    budget: float,
+    said: bool,
+) -> None:
+    monkeypatch.setattr(reading_module, "MAX_DLOSS", budget)
+    reading = read_context(tiny[0], Help(tiny[1], (kept,)), tokens, "mapped", lambda *_: None)
+    assert reading.quality is not None
+    assert any("edges stream it with --max-dloss" in note for note in reading.notes) is said
+    if said:
+        least = float(reading.notes[-1].split()[5])
+        assert max(reading.quality.dloss, reading.quality.kl) + 0.01 <= least + 1e-9
 
 
 @pytest.mark.parametrize(

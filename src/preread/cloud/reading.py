@@ -6,6 +6,7 @@ keeps the budget stays. KV that was taught this very context goes through the sa
 It decides what is published; it must not know segments, stores or names.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,7 +26,7 @@ from preread.errors import UsageError
 from preread.fit.map import mapped, read
 from preread.fit.quality import Score, compare, log_softmax, summary
 from preread.fit.sample import TAIL_TOKENS, rope
-from preread.plan.choose import MAX_MODE_DLOSS
+from preread.plan.choose import MAX_DLOSS, MAX_MODE_DLOSS
 from preread.values import Geometry, KVBlock, Span
 from preread.wire.digest import context_id
 
@@ -158,6 +159,9 @@ def read_context(small: LlamaCpp, help: Help, tokens: Tokens, mode: Mode, progre
     small.inject(block)
     if best.mode == "taught":  # that other tokens become likelier is what it was taught for
         quality = replace(quality, kl=0.0)
+    if (costs := max(quality.dloss, quality.kl)) > MAX_DLOSS:
+        least = math.ceil(costs * 100 + 1) / 100  # a hundredth more than that, for the codec
+        notes.append(f"edges stream it with --max-dloss {least:g} or more, and compute it themselves with less")
     return Reading(best.mode, quality, tuple(notes))
 
 
