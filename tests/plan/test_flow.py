@@ -73,10 +73,19 @@ def test_bytes_that_nobody_waits_for_any_more_are_bytes_of_the_link() -> None:
 
 def test_a_window_is_some_cells_while_nothing_is_known_and_then_what_the_link_holds() -> None:
     unknown = Flow.begin(None, 0.1, 0.0, 10.0)
-    assert [unknown.window_bytes(cell) for cell in (1000, 48 * 1024, 10**6)] == [8000, 192 * 1024, 2 * 10**6]
+    assert [unknown.window_bytes(cell, 0.0) for cell in (1000, 48 * 1024, 10**6)] == [8000, 192 * 1024, 2 * 10**6]
     near, far = Flow.begin(1e6, 0.01, 0.0, 10.0), Flow.begin(1e6, 0.1, 0.0, 10.0)
-    assert near.window_bytes(1000) >= 2000 + 1e6 * 0.01
-    assert far.window_bytes(1000) - near.window_bytes(1000) >= 1e6 * 0.09
+    assert near.window_bytes(1000, 0.0) >= 2000 + 1e6 * 0.01
+    assert far.window_bytes(1000, 0.0) - near.window_bytes(1000, 0.0) >= 1e6 * 0.09
+
+
+def test_what_follows_is_asked_for_as_the_link_can_carry_it() -> None:
+    flow = Flow.begin(1e6, 0.1, 0.0, 10.0)
+    flow.asked(2.0)
+    at_once, later, much_later = (flow.window_bytes(1000, at_s, 20_000) for at_s in (2.0, 2.04, 3.0))
+    assert 19_000 <= at_once < 20_000 + 10_000, "what comes first has the link to itself at first"
+    assert later - at_once >= 1e6 * 0.04
+    assert much_later == flow.window_bytes(1000, 9.0, 0.0) < flow.window_bytes(1000, 9.0), "no more than it needs"
 
 
 def test_a_small_load_forgets_sooner_what_was_believed_than_a_large_one() -> None:

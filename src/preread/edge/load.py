@@ -31,6 +31,8 @@ from preread.wire.manifest import Manifest, SegmentPlace
 T = TypeVar("T")
 
 _TICK_S = 0.02
+_FIRST_TICK_S, _FIRST_S = 0.005, 0.2
+"""Until first answers come, requests leave one after the other, as the link can carry these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +240,8 @@ class Loading:
 
     async def _keep_time(self) -> None:
         while not self.plan.complete:
-            await asyncio.sleep(_TICK_S)
+            beginning = not self._done.received_bytes and time.monotonic() < self._done.started + _FIRST_S
+            await asyncio.sleep(_FIRST_TICK_S if beginning else _TICK_S)
             self._progress()
             self._tell(events.Tick())
             if self._stopping or self._failure is not None:

@@ -28,6 +28,9 @@ _FIRST_TURN_S = 0.1
 """The first answer of a load takes longer to be turned round: the server looks for what nobody asked for lately. Until
 then its absence says nothing of the link's rate."""
 
+_EAGER, _AHEAD_S = 1.25, 0.005
+"""A link may be somewhat faster than it seems, and the next look at it is some milliseconds away."""
+
 _GROWTH = 2.0
 """A window that is just as large as what was seen to fit would never see more fit, and a link that is not full looks
 slow (BBR, Cardwell et al. 2016, keeps twice what fits for the same reason). One that is much larger brings what is
@@ -53,6 +56,7 @@ class Flow:
     _seconds: float
     _counted_s: float
     _turned_s: float = float("-inf")
+    _asked_s: float = float("-inf")
 
     @classmethod
     def begin(cls, bytes_s: float | None, rtt_s: float, at_s: float, local_s: float) -> "Flow":
@@ -76,6 +80,7 @@ class Flow:
         """A first request is under way; nothing can come within a round trip, and until it was turned round."""
         self._counted_s = max(self._counted_s, at_s + self.rtt_s)
         self._turned_s = at_s + self.rtt_s + _FIRST_TURN_S
+        self._asked_s = at_s
 
     def advance(self, seen_bytes: int, at_s: float, busy: bool) -> None:
         """So many bytes had come in all; `busy`: something was under way since the last call."""
@@ -92,12 +97,17 @@ class Flow:
         self._seconds = self._seconds * fading + passed_s
         self._counted_s = max(self._counted_s, at_s)
 
-    def window_bytes(self, cell_bytes: float, behind: bool = False) -> float:
+    def window_bytes(self, cell_bytes: float, at_s: float, first_bytes: float | None = None) -> float:
         """How much may be under way: what the link holds, one cell that is being received and one that is due.
 
-        behind: what was asked for before is needed sooner, so that no more is asked for than keeps the link busy.
+        first_bytes: of what was asked for before and is needed sooner, so that no more is asked for than keeps the link
+            busy. Until the first answers come, that is what the link will have carried of these and of what follows:
+            answers to what is asked for at once come in any order.
         """
         if not self._bytes:
             return min(_UNKNOWN_WINDOW * cell_bytes, max(2 * cell_bytes, _UNKNOWN_BYTES))
         fits_bytes = self.bytes_s * (self.rtt_s + _TURN_S)
-        return fits_bytes + cell_bytes if behind else _GROWTH * fits_bytes + 2 * cell_bytes
+        if first_bytes is None:
+            return _GROWTH * fits_bytes + 2 * cell_bytes
+        carried_bytes = _EAGER * self.bytes_s * (at_s - self._asked_s + _AHEAD_S)
+        return min(fits_bytes + cell_bytes, first_bytes + carried_bytes - cell_bytes)

@@ -313,8 +313,9 @@ class Plan:
             return
         owed = sum(map(self.grid.bytes, self.grid.here)) + sum(seen.owed_bytes for seen in self._sources)
         order, begins = self._order(self.grid.left())
+        first_bytes = sum(self.grid.bytes(cell) for cell in order if cell[1] == 0)
         for cell in order:
-            index = self._source_for(cell, behind=begins and cell[1] > 0)
+            index = self._source_for(cell, first_bytes if begins and cell[1] > 0 else None)
             if index is None:
                 continue
             if owed and owed + self.grid.bytes(cell) > MOST_BYTES:
@@ -340,23 +341,23 @@ class Plan:
         rate = max((usable.flow.bytes_s for usable in self._usable()), default=0.0)
         return seen.flow.rtt_s + (seen.owed_bytes / rate if rate else 0.0)
 
-    def _room(self, seen: Seen, behind: bool = False) -> bool:
-        """Whether a source should be asked for one more; `behind`: what it was asked for before is needed sooner."""
+    def _room(self, seen: Seen, first_bytes: float | None = None) -> bool:
+        """Whether a source should be asked for one more; `first_bytes`: of what is needed sooner, if anything is."""
         if len(seen.asked) >= seen.source.most_requests:
             return False
         # Cells that share a link end together: half of the places are for what is asked for while these come.
         most_bytes = self.grid.mean_bytes * (seen.source.most_requests // 2 + 1)
-        window_bytes = min(seen.flow.window_bytes(self.grid.mean_bytes, behind), most_bytes)
+        window_bytes = min(seen.flow.window_bytes(self.grid.mean_bytes, self._now_s, first_bytes), most_bytes)
         return not seen.asked or seen.owed_bytes - seen.partly_bytes < window_bytes
 
-    def _source_for(self, cell: Cell, behind: bool) -> int | None:
+    def _source_for(self, cell: Cell, first_bytes: float | None) -> int | None:
         """Who should be asked for a cell: somebody with room, and a second one only where the first is overdue."""
         if self._awaited(cell):
             return None
         for seen in self._having(cell):
             if cell in seen.asked or seen.refuses(cell) or not seen.usable(self._now_s):
                 continue
-            if self._room(seen, behind):
+            if self._room(seen, first_bytes):
                 return seen.index
             if self._task.first:
                 return None  # it is worth waiting for: the last one would do the same work again
