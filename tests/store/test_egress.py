@@ -1,6 +1,7 @@
 """The edge's way out against honest, broken and malicious servers, over real sockets."""
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from preread.errors import CorruptData, PrereadError, RemoteError, TransportError, UsageError
+from preread.store import egress
 from preread.store.egress import CloudLink
 from preread.store.http11 import Patience, parse_origin
 from preread.values import ObjectId, ObjectRef
@@ -162,6 +164,104 @@ def test_oversize_body_is_not_read_to_its_end() -> None:
 def test_other_answers_say_whose_fault_it_is(handler: Handler, kind: type[PrereadError], words: str) -> None:
     error = outcome(handler)
     assert type(error) is kind and words in str(error)
+
+
+def ranges(cut: int, times: int, honest: bool = True) -> Handler:
+    """Answers ranges, and breaks off after `cut` bytes the first `times` times; not honest: it sends another part."""
+    left = [times]
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: bytes) -> None:
+        found = re.search(rb"\r\nRange: bytes=(\d+)-\r\n", head)
+        start = int(found[1]) if found else 0
+        body, at = DATA[start:], start if honest else 0
+        if found:
+            extra = f"Content-Range: bytes {at}-{len(DATA) - 1}/{len(DATA)}\r\n"
+            data = answer(body, "206 Partial Content", extra=extra)
+        else:
+            data = answer(body)
+        if left[0] > 0:
+            left[0] -= 1
+            writer.write(data[: len(data) - len(body) + cut])
+            await writer.drain()
+            raise OSError("enough")
+        writer.write(data)
+        await writer.drain()
+
+    return handle
+
+
+async def until_whole(link: CloudLink, tries: int) -> bytes:
+    for _ in range(tries - 1):
+        with pytest.raises(TransportError):
+            await link.get(REF)
+    return await link.get(REF)
+
+
+def test_what_broke_off_is_gone_on_from() -> None:
+    async def main() -> None:
+        async with server(ranges(30_000, 3)) as served, CloudLink(served.url) as link:
+            assert await until_whole(link, 4) == DATA
+            asked = [re.findall(rb"Range: bytes=(\d+)-", head) for head in served.requests]
+            assert asked == [[], [b"30000"], [b"60000"], [b"90000"]]
+            assert link.received_bytes < len(DATA) + 2000, "no byte came twice"
+            assert await link.get(REF) == DATA and b"Range" not in served.requests[-1]
+
+    asyncio.run(main())
+
+
+def test_what_broke_off_begins_anew_where_the_other_side_knows_no_ranges() -> None:
+    pieces = [answer(DATA)[:50_000], answer(DATA)]
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: bytes) -> None:
+        writer.write(piece := pieces.pop(0))
+        await writer.drain()
+        if len(piece) < len(DATA):
+            raise OSError("enough")
+
+    async def main() -> None:
+        async with server(handle) as served, CloudLink(served.url) as link:
+            assert await until_whole(link, 2) == DATA and b"Range" in served.requests[1]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("wrong", ["another part", "nothing more", "begun with other bytes"])
+def test_a_part_that_does_not_fit_is_thrown_away_with_what_was_begun(wrong: str) -> None:
+    handlers = {
+        "another part": [ranges(30_000, 1), ranges(0, 0, honest=False)],
+        "nothing more": [ranges(30_000, 1), sends(answer(b"", "416 Range Not Satisfiable"))],
+        "begun with other bytes": [sends(answer(bytes(30_000), length=len(DATA)), close=True), ranges(0, 0)],
+    }[wrong]
+    count = [0]
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: bytes) -> None:
+        count[0] += 1
+        await (handlers[count[0] - 1] if count[0] < 3 else ranges(0, 0))(reader, writer, head)
+
+    async def main() -> None:
+        async with server(handle) as served, CloudLink(served.url) as link:
+            with pytest.raises(TransportError):
+                await link.get(REF)
+            with pytest.raises((CorruptData, RemoteError)):
+                await link.get(REF)
+            assert await link.get(REF) == DATA and b"Range" not in served.requests[2]
+
+    asyncio.run(main())
+
+
+def test_of_what_broke_off_only_the_last_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(egress, "MOST_BEGUN_BYTES", 50_000)
+    other = bytes(reversed(DATA))
+    refs = [REF, ObjectRef("segments", object_id(other), len(other))]
+
+    async def main() -> None:
+        async with server(sends(answer(DATA)[:40_000], close=True)) as served, CloudLink(served.url) as link:
+            for ref in (*refs, *refs):
+                with pytest.raises(TransportError):
+                    await link.get(ref)
+            assert [b"Range" in head for head in served.requests] == [False, False, False, False]
+
+    asyncio.run(main())
 
 
 def test_redirects_are_not_followed() -> None:

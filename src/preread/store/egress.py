@@ -1,9 +1,10 @@
 """The one way out: everything that an edge ever says to the outside is said in this module.
 
 It can ask a cloud for the catalogue, and for manifests, tokens, profiles and segments by id, and a neighbouring edge
-for segments and for who it is: GET, fixed paths, constant headers. So nothing that derives from a prompt has a place to
-be. It knows how objects are named and verified; it must not know prompts, what objects mean, or which of them to ask
-for. (What an edge announces on the local network, when it is told to, is in `mdns.py`.)
+for segments and for who it is: GET, fixed paths, constant headers, and how much of an object has come before. So
+nothing that derives from a prompt has a place to be. It knows how objects are named and verified; it must not know
+prompts, what objects mean, or which of them to ask for. (What an edge announces on the local network, when it is told
+to, is in `mdns.py`.)
 """
 
 import asyncio
@@ -11,9 +12,9 @@ import re
 from types import TracebackType
 from typing import Final, Self, get_args
 
-from preread.errors import CorruptData, RemoteError, UsageError
+from preread.errors import CorruptData, RemoteError, TransportError, UsageError
 from preread.store.http11 import Answer, Headers, Patience, Pool, Wanted, parse_origin
-from preread.values import Kind, ObjectRef
+from preread.values import Kind, ObjectId, ObjectRef
 from preread.wire.digest import is_id, object_id
 from preread.wire.fields import MAX_CATALOGUE_BYTES
 
@@ -22,6 +23,9 @@ INTRODUCTION: Final = "/v1/edge"
 MAX_INTRODUCTION_BYTES: Final = 1024
 CONNECTIONS: Final = 48
 """Of segments of 20 KB that is a megabyte under way: 100 Mbit/s over 80 ms. Many also make up for TCP's slow start."""
+MOST_BEGUN_BYTES: Final = 4 * 2**20
+"""Of objects that broke off, what came is kept up to so many bytes in all."""
+
 _KINDS: Final = frozenset(get_args(Kind))
 _ETAG: Final = re.compile(r'(?:W/)?"[\x21\x23-\x7e]{0,128}"')
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,512}")
@@ -53,6 +57,7 @@ class CloudLink:
         if api_key is not None:
             self._headers += (("Authorization", f"Bearer {api_key}"),)
         self._pool = Pool(self._origin, patience, connections)
+        self._begun: dict[ObjectId, bytearray] = {}
 
     async def catalogue(self, etag: str | None = None) -> tuple[bytes, str] | None:
         """The catalogue's bytes, unverified, and its etag ("" where it has none); None if `etag` is still current.
@@ -85,12 +90,23 @@ class CloudLink:
     async def _object(self, ref: ObjectRef, headers: Headers) -> bytes:
         if ref.kind not in _KINDS or not is_id(ref.id):
             raise UsageError(f"{ref.kind!r}, {ref.id!r} does not name an object")
-        path = f"/v1/{ref.kind}/{ref.id}"
-        answer = await self._pool.get(Wanted(path, headers, ref.size_bytes, ref.size_bytes))
+        path, body = f"/v1/{ref.kind}/{ref.id}", self._begun.pop(ref.id, bytearray())
+        try:
+            answer = await self._pool.get(Wanted(path, headers, ref.size_bytes, ref.size_bytes), body)
+        except (TransportError, asyncio.CancelledError):
+            self._keep_begun(ref, body)
+            raise
         self._check(answer, f"{ref.kind}/{ref.id[:12]}…")
         if object_id(answer.body) != ref.id:
             raise CorruptData("digest", f"{path} from {self._origin} is not the object of that name")
         return answer.body
+
+    def _keep_begun(self, ref: ObjectRef, body: bytearray) -> None:
+        """What broke off is gone on from when it is asked for again, if it is among the last few."""
+        if 0 < len(body) < ref.size_bytes:
+            self._begun[ref.id] = body
+        while sum(map(len, self._begun.values())) > MOST_BEGUN_BYTES:
+            del self._begun[next(iter(self._begun))]
 
     @property
     def received_bytes(self) -> int:

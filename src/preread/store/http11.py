@@ -73,7 +73,10 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Status, headers (names in lower case), and the body: that of 200, otherwise empty."""
+    """Status, headers (names in lower case), and the body: that of 200, otherwise empty.
+
+    A part that was asked for and makes a body whole is told as 200.
+    """
 
     status: int
     headers: dict[bytes, bytes]
@@ -113,19 +116,25 @@ class Pool:
         self._tls: ssl.SSLContext | None = None
         self.received_bytes = 0
 
-    async def get(self, wanted: Wanted) -> Answer:
+    async def get(self, wanted: Wanted, begun: bytearray | None = None) -> Answer:
         """Ask once; an idle connection that the other side had closed meanwhile is replaced by another.
+
+        Args:
+            wanted: what to ask for.
+            begun: what has come of the body before. Only the rest is asked for then (RFC 9110, 14.2), and all of it
+                taken where that is what comes. It is added to, so that a failure can be gone on from.
 
         Raises:
             TransportError: no connection, no answer in time, or the connection broke before the answer's end.
             RemoteError: the answer is not HTTP/1.1, or its head is over 16 KiB.
             CorruptData: "length", the body is shorter or longer than wanted.
         """
+        body = bytearray() if begun is None else begun
         async with self._places:
             while self._idle:
                 with suppress(_Stale):
-                    return await self._ask(self._idle.pop(), wanted)
-            return await self._ask(await self._connect(), wanted)
+                    return await self._ask(self._idle.pop(), wanted, body)
+            return await self._ask(await self._connect(), wanted, body)
 
     async def aclose(self) -> None:
         """Close every connection at once; requests in flight fail with TransportError."""
@@ -134,10 +143,10 @@ class Pool:
         self._open.clear()
         await asyncio.gather(*closing)
 
-    async def _ask(self, connection: "_Connection", wanted: Wanted) -> Answer:
+    async def _ask(self, connection: "_Connection", wanted: Wanted, body: bytearray) -> Answer:
         reusable = False
         try:
-            answer = await connection.exchange(wanted, self._patience)
+            answer = await connection.exchange(wanted, self._patience, body)
             reusable = connection.rewind()
             return answer
         except OSError as error:
@@ -193,28 +202,32 @@ class _Connection:
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEAD_BYTES)
         self._used = False
 
-    async def exchange(self, wanted: Wanted, patience: Patience) -> Answer:
-        """Send the request, read the whole answer. Any exception leaves the connection unusable."""
-        target = self._origin.prefix + wanted.target
+    async def exchange(self, wanted: Wanted, patience: Patience, body: bytearray) -> Answer:
+        """Send the request, read the whole answer into `body`. Any exception leaves the connection unusable."""
+        target, before = self._origin.prefix + wanted.target, len(body)
         headers = [("Host", self._origin.authority), *wanted.headers]
+        if before:
+            headers.append(("Range", f"bytes={before}-"))
         head = self._http.send(h11.Request(method="GET", target=target, headers=headers))
         self._writer.write((head or b"") + (self._http.send(h11.EndOfMessage()) or b""))
-        answer, body, heard = Answer(0, {}, b""), bytearray(), False
+        answer, heard = Answer(0, {}, b""), False
         grace_until = time.monotonic() + patience.grace_s
         while True:
             event = self._next_event(len(body))
             if event is h11.NEED_DATA:
-                left_s = grace_until + len(body) / patience.slowest_bytes_s - time.monotonic()
+                left_s = grace_until + (len(body) - before) / patience.slowest_bytes_s - time.monotonic()
                 data = await self._read(min(patience.stall_s, left_s), len(body), retry=self._used and not heard)
                 heard = True
                 self._count(len(data))
                 self._http.receive_data(data)
             elif isinstance(event, h11.Response):
                 answer = Answer(event.status_code, dict(event.headers), b"")
-                if answer.status not in (200, 304):
-                    return answer
                 if answer.status == 200:
-                    _check_declared(answer, wanted)
+                    body.clear()  # all of it comes, whatever was asked for
+                    before = 0
+                elif answer.status != 304 and not (before and answer.status == 206):
+                    return answer
+                _check_declared(answer, wanted, before)
             elif isinstance(event, h11.Data):
                 body += event.data
                 if len(body) > wanted.most_bytes:
@@ -223,9 +236,11 @@ class _Connection:
                 break
             elif isinstance(event, h11.ConnectionClosed):
                 raise TransportError(f"{self._origin} closed the connection without an answer")
-        if answer.status == 200 and len(body) < wanted.least_bytes:
+        if answer.status == 304:
+            return answer
+        if len(body) < wanted.least_bytes:
             raise CorruptData("length", f"{target} has {len(body)} bytes, expected {wanted.least_bytes}")
-        return Answer(answer.status, answer.headers, bytes(body))
+        return Answer(200, answer.headers, bytes(body))
 
     def rewind(self) -> bool:
         """Make ready for another request; False where the connection must be closed instead."""
@@ -271,11 +286,19 @@ class _Connection:
         return data
 
 
-def _check_declared(answer: Answer, wanted: Wanted) -> None:
-    """Refuse a body of the wrong length before reading it. h11 has already refused lengths that are no numbers."""
+def _check_declared(answer: Answer, wanted: Wanted, before: int) -> None:
+    """Refuse a body of the wrong length, or another part, before reading it; `before`: bytes that are here already.
+
+    h11 has already refused lengths that are no numbers.
+    """
+    if answer.status == 304:
+        return
     declared = answer.headers.get(b"content-length")
-    if declared is not None and not wanted.least_bytes <= int(declared) <= wanted.most_bytes:
+    if declared is not None and not wanted.least_bytes <= before + int(declared) <= wanted.most_bytes:
         raise CorruptData("length", f"{wanted.target} is announced with {int(declared)} bytes: not what it must have")
+    part = answer.headers.get(b"content-range", b"")
+    if answer.status == 206 and not part.startswith(b"bytes %d-" % before):
+        raise CorruptData("length", f"{wanted.target} was asked for from byte {before} on, and another part came")
 
 
 def _cause(error: OSError) -> str:
