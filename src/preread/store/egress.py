@@ -23,8 +23,8 @@ INTRODUCTION: Final = "/v1/edge"
 MAX_INTRODUCTION_BYTES: Final = 1024
 CONNECTIONS: Final = 48
 """Of segments of 20 KB that is a megabyte under way: 100 Mbit/s over 80 ms. Many also make up for TCP's slow start."""
-MOST_BEGUN_BYTES: Final = 4 * 2**20
-"""Of objects that broke off, what came is kept up to so many bytes in all."""
+MOST_BEGUN_BYTES: Final = 16 * 2**20
+"""Of objects that broke off, what came is kept up to so many bytes in all; a profile has 7 MB."""
 
 _KINDS: Final = frozenset(get_args(Kind))
 _ETAG: Final = re.compile(r'(?:W/)?"[\x21\x23-\x7e]{0,128}"')
