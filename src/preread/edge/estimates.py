@@ -17,8 +17,8 @@ _SCATTER, _DRIFT = 0.15, 0.1
 """How much one measurement is off, and how much a machine changes from one to the next, as shares."""
 _DECODE_BYTES_S = 10e6
 _PLAIN_DECODE_BYTES_S = {"lossless": 300e6, "q8": 200e6, "q4": 100e6}
-"""How fast one processor decodes and injects, as long as nothing was measured: a third to a half of what was seen of
-Qwen2.5-0.5B. Rungs that are not of a profile have less to be undone for each byte."""
+"""How fast one processor decodes and injects, as long as nothing was measured: a quarter to two fifths of what was seen
+of Qwen2.5-0.5B. Rungs that are not of a profile have less to be undone for each byte."""
 _TRUST_S = 30.0  # links change; after so long without a transfer nothing is known
 
 
