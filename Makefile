@@ -3,7 +3,7 @@
 # make test      lint, the test suite, and that single-event tests reach every branch of the planner
 .PHONY: install demo test lint clean
 
-COMPILED = src/preread/engine/gate.c $(wildcard src/preread/codec/*.[ch])
+COMPILED = $(wildcard src/preread/engine/*.[ch] src/preread/codec/*.[ch])
 
 install: .venv/.installed
 demo: .venv/.installed

@@ -90,8 +90,7 @@ def _way(question: Question, known: Known, site: Site) -> Parcel | str:
         return f"it was published for {entry.model}, and {spec.name} of this edge has other weights or settings"
     away = "this edge has no cloud" if site.link is None else site.contexts.unreachable
     try:
-        rows = site.engine.rows(len(question.prompt), question.reuse)
-        what = chosen(known, site, site.estimates.prompt_s(question.reuse, rows))
+        what = chosen(known, site, site.estimates.prompt_s(question.reuse, len(question.prompt)))
     except PrereadError as error:
         return away or str(error)
     if away and not site.sources.without_cloud(what.places):

@@ -10,8 +10,8 @@ _RTT_S = 0.05
 _SMALLEST_TRANSFER_BYTES = 64 * 1024  # below it a transfer measures the round trip, not the rate
 _SMALLEST_PREFILL_TOKENS, _SMALLEST_PROMPT_TOKENS = 32, 8
 _SHORT_TOKENS = 64
-"""llama.cpp attends in another way for batches of fewer tokens, and several times more slowly."""
-_POSITION, _SHORT_POSITION = 2e-4, 7e-4
+"""Of batches of fewer tokens each takes longer: weights are read and unpacked for all of them together."""
+_POSITION = 1e-4
 """By so much of itself a token becomes dearer with every token before it, as long as nothing was measured."""
 _SCATTER, _DRIFT = 0.15, 0.1
 """How much one measurement is off, and how much a machine changes from one to the next, as shares."""
@@ -69,7 +69,7 @@ class Estimates:
 
     def __init__(self, prefill_tokens_s: float) -> None:
         self._long = _Pace.guessed(1 / prefill_tokens_s, _POSITION)
-        self._short = _Pace.guessed(1 / prefill_tokens_s, _SHORT_POSITION)
+        self._short = _Pace.guessed(1 / prefill_tokens_s, _POSITION)
         self._bytes_s: float | None = None
         self._rtt_s: float | None = None
         self._seen_s = 0.0
@@ -96,7 +96,7 @@ class Estimates:
         return self._long.prefill
 
     def prompt_s(self, position: int, tokens: int) -> float:
-        """What computing a prompt of so many tokens, filler included, takes that begins at this position."""
+        """What computing a prompt of so many tokens takes that begins at this position."""
         pace = self._short if tokens < _SHORT_TOKENS else self._long
         return pace.prefill.seconds(position, tokens)
 
@@ -114,7 +114,7 @@ class Estimates:
             self._long.took(tokens, tokens / 2, seconds)
 
     def prompted(self, position: int, tokens: int, seconds: float) -> None:
-        """A prompt of so many tokens, filler included, which began at this position, took so long.
+        """A prompt of so many tokens, which began at this position, took so long.
 
         Of very short ones, nothing is told: what they take is mostly not their own.
         """

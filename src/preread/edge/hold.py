@@ -50,8 +50,7 @@ async def generated(question: Question, site: Site) -> AsyncGenerator[Step, None
             if site.refinement is not None:
                 site.refinement.go_on()
             if telling:
-                rows = engine.rows(len(question.prompt), question.reuse)
-                site.estimates.prompted(question.reuse, rows, time.monotonic() - started)
+                site.estimates.prompted(question.reuse, len(question.prompt), time.monotonic() - started)
                 telling = False
             yield step
 
@@ -149,7 +148,7 @@ def _task(question: Question, what: Parcel, supplies: tuple[Supply, ...], site: 
     """What the plan has to know of a load. The first supply that has a segment, or can get it, is to be asked."""
     chunks = tuple(stop - start for start, stop in what.manifest.chunks)
     beliefs = site.estimates
-    prompt_s = beliefs.prompt_s(question.reuse, site.engine.rows(len(question.prompt), question.reuse))
+    prompt_s = beliefs.prompt_s(question.reuse, len(question.prompt))
     decode_bytes_s = min(INJECTIONS, len(os.sched_getaffinity(0))) * beliefs.decode_bytes_s(what.rung)
     sources = tuple(site.believed(supply.name) for supply in supplies)
     first = what.grid(lambda place: holder(place, supplies))

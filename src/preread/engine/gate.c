@@ -16,12 +16,15 @@
 
 typedef const char *(*name_of)(const void *tensor);
 typedef bool (*observer)(void *tensor, bool ask);
+typedef void (*preparer)(void *tensor, const void *with);
 
 struct gate {
     pthread_mutex_t mutex;
     pthread_cond_t changed;
     name_of name;
     observer observe; /* sees every node instead of the gate, while set: how the cache tensors are found */
+    preparer prepare; /* is given every node before it is computed, while set: how attention.c takes its own */
+    const void *with;
     bool armed;
     bool cancelled;
     int open;    /* layers 0 .. open-1 may be computed */
@@ -66,6 +69,7 @@ static bool wait_for(struct gate *gate, int layer) {
 /* The callback itself: ggml_backend_sched_eval_callback. */
 bool preread_gate_eval(void *tensor, bool ask, void *user_data) {
     struct gate *gate = user_data;
+    if (ask && gate->prepare) gate->prepare(tensor, gate->with);
     if (gate->observe) return gate->observe(tensor, ask);
     if (!gate->armed) return false;
     int next = layer_after(gate->name(tensor));
@@ -76,6 +80,11 @@ bool preread_gate_eval(void *tensor, bool ask, void *user_data) {
 bool preread_gate_pass(struct gate *gate, int layer) { return wait_for(gate, layer); }
 
 void preread_gate_observe(struct gate *gate, observer observe) { gate->observe = observe; }
+
+void preread_gate_prepare(struct gate *gate, preparer prepare, const void *with) {
+    gate->with = with;
+    gate->prepare = prepare;
+}
 
 static void change(struct gate *gate, bool armed, bool cancelled, int open) {
     pthread_mutex_lock(&gate->mutex);

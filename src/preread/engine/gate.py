@@ -4,6 +4,7 @@ import ctypes
 from collections.abc import Callable
 
 from preread.compiled import library as compiled
+from preread.engine.attention import Attention
 from preread.errors import EngineError
 
 _ALL_LAYERS = 1 << 30
@@ -20,6 +21,7 @@ def _library() -> ctypes.CDLL:
         "new": [ctypes.c_void_p],
         "free": [ctypes.c_void_p],
         "observe": [ctypes.c_void_p, ctypes.c_void_p],
+        "prepare": [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p],
         "arm": [ctypes.c_void_p, ctypes.c_int],
         "disarm": [ctypes.c_void_p],
         "open": [ctypes.c_void_p, ctypes.c_int],
@@ -74,6 +76,11 @@ class Gate:
             run()
         finally:
             self._library.preread_gate_observe(self._gate, None)
+
+    def prepare(self, attention: Attention) -> None:
+        """From now on prompts' attention is computed by `attention`, where it knows the shapes."""
+        self._attention = attention  # llama.cpp's threads read it for as long as the gate is called
+        self._library.preread_gate_prepare(self._gate, attention.take, attention.operations)
 
     def arm(self, layers: int = 0) -> None:
         """From now on only layers below `layers` may be computed, and a pending cancellation is forgotten."""

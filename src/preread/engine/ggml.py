@@ -56,6 +56,7 @@ def library() -> ctypes.CDLL:
     for function in (ggml.ggml_backend_tensor_set, ggml.ggml_backend_tensor_get):
         function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
         function.restype = None
+    ggml.ggml_op_name.argtypes, ggml.ggml_op_name.restype = [ctypes.c_int], ctypes.c_char_p
     ggml.ggml_get_name.argtypes, ggml.ggml_get_name.restype = [ctypes.c_void_p], ctypes.c_char_p
     ggml.ggml_nbytes.argtypes, ggml.ggml_nbytes.restype = [ctypes.c_void_p], ctypes.c_size_t
     ggml.ggml_get_type_traits.argtypes = [ctypes.c_int]

@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from preread.engine import cells, model
-from preread.engine.batch import Batch, filler_rows
+from preread.engine.attention import Attention, attends_in_tiles
+from preread.engine.batch import Batch
 from preread.engine.chat import ChatTemplate
 from preread.engine.context import CacheType as CacheType
 from preread.engine.context import open_context
@@ -99,6 +100,8 @@ class LlamaCpp:
             self._tensors = find_cache(ggml, self._warm_up, self.spec.geometry)
             self._embeddings = find_embeddings(ggml, self._warm_up, self.spec.vocab_size)
             cells.check_form(self._context, self.spec.geometry)
+            if attends_in_tiles():
+                self._gate.prepare(Attention(ggml))
         except EngineError as error:
             self._tensors, self.no_injection = None, str(error)
         self.clear()
@@ -349,26 +352,14 @@ class LlamaCpp:
                 raise Cancelled("cancelled while the context was loading")
             for start in range(0, len(prompt), BATCH_TOKENS):
                 batch = prompt[start : start + BATCH_TOKENS]
-                logits, filler = int(start + len(batch) == len(prompt)), self._filler(start, len(prompt), reuse)
-                self._decode(batch, reuse + start, _REQUEST, gated=True, logits=logits, filler=filler)
+                last = start + len(batch) == len(prompt)
+                self._decode(batch, reuse + start, _REQUEST, gated=True, logits=int(last))
             self._gate.disarm()
             self._loading = False
             yield from self._decode_loop(reuse + len(prompt), self._context_tokens + len(prompt), sampler, sampling)
         finally:
             sampler.close()
             llama_cpp.llama_memory_seq_rm(self._memory, _REQUEST, -1, -1)
-
-    def rows(self, prompt_tokens: int, reuse: int) -> int:
-        """In how many rows a prompt behind `reuse` tokens of context is computed: its own and filler. Thread-safe."""
-        last = (prompt_tokens - 1) // BATCH_TOKENS * BATCH_TOKENS
-        return prompt_tokens + self._filler(last, prompt_tokens, reuse)
-
-    def _filler(self, start: int, prompt_tokens: int, reuse: int) -> int:
-        """How many rows of filler the batch gets that begins at token `start` of a prompt."""
-        if self._tensors is None:
-            return 0  # llama.cpp attends by tiles to float16 caches only
-        count = filler_rows(min(prompt_tokens - start, BATCH_TOKENS), reuse + start, self.threads)
-        return count if self._context_tokens + prompt_tokens + count <= self.spec.window_tokens else 0
 
     def _decode_loop(self, position: int, used_cells: int, sampler: Sampler, sampling: Sampling) -> Iterator[Step]:
         count = min(sampling.max_tokens, self.spec.window_tokens - used_cells)
@@ -424,15 +415,10 @@ class LlamaCpp:
             self._gate.arm()
             self._gate.open(self._open_layers, self.spec.geometry.layers)
 
-    def _decode(
-        self, tokens: Tokens, position: int, sequence: int, *, gated: bool = False, logits: int = 0, filler: int = 0
-    ) -> None:
-        """One batch; `logits`: of how many of its last tokens; `filler`: so many rows beside them, gone afterwards."""
+    def _decode(self, tokens: Tokens, position: int, sequence: int, *, gated: bool = False, logits: int = 0) -> None:
+        """One batch; `logits`: of how many of its last tokens."""
         self._batch.fill(tokens, position, sequence, logits)
-        self._batch.pad(filler, _SCRATCH)
         status = llama_cpp.llama_decode(self._context, self._batch.native)
-        if filler:
-            llama_cpp.llama_memory_seq_rm(self._memory, _SCRATCH, -1, -1)
         if gated and self._gate.cancelled:
             raise Cancelled("cancelled during prefill")
         if status:

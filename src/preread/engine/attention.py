@@ -1,0 +1,47 @@
+"""Attention of prompts in tiles, instead of llama.cpp's own row by row. What it does is told in `attention.c`."""
+
+import ctypes
+
+from preread.compiled import library as compiled
+from preread.errors import EngineError
+
+_ATTENTION, _CUSTOM = b"FLASH_ATTN_EXT", b"CUSTOM"
+_MOST_OPERATIONS = 256
+
+
+class _Operations(ctypes.Structure):
+    """`struct operations` of attention.c."""
+
+    _fields_ = (("attention", ctypes.c_int32), ("custom", ctypes.c_int32))
+
+
+def attends_in_tiles() -> bool:
+    """Whether this machine can: x86-64 with AVX2, and compiled by gcc. Elsewhere attention stays llama.cpp's."""
+    library = compiled("preread.engine._attention")
+    library.preread_attention_here.restype = ctypes.c_bool
+    return bool(library.preread_attention_here())
+
+
+class Attention:
+    """What the gate gives every node of a graph to. Needs `struct ggml_tensor` to be as `ggml.Tensor` describes it."""
+
+    def __init__(self, ggml: ctypes.CDLL) -> None:
+        numbers: dict[bytes, int] = {}
+        for number in range(_MOST_OPERATIONS):  # ggml knows both names: the loop ends before its table does
+            numbers[ggml.ggml_op_name(number)] = number
+            if _ATTENTION in numbers and _CUSTOM in numbers:
+                break
+        else:
+            raise EngineError("this llama.cpp names its operations in a way that preread does not know")
+        self._operations = _Operations(numbers[_ATTENTION], numbers[_CUSTOM])
+        self._library = compiled("preread.engine._attention")
+
+    @property
+    def take(self) -> ctypes.c_void_p:
+        """Address of the function."""
+        return ctypes.cast(self._library.preread_attention_take, ctypes.c_void_p)
+
+    @property
+    def operations(self) -> ctypes.c_void_p:
+        """What the function must be given beside a node."""
+        return ctypes.cast(ctypes.pointer(self._operations), ctypes.c_void_p)
