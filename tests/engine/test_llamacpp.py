@@ -323,6 +323,33 @@ def test_self_test_passes_and_measures(engine: LlamaCpp) -> None:
     assert engine.context_tokens == 0
 
 
+@pytest.mark.skipif(not attends_in_tiles(), reason="this processor has no AVX2")
+def test_self_test_switches_attention_in_tiles_off_where_it_is_not_llama_cpps(
+    engine: LlamaCpp, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    export, seen = engine.export, list[bool]()
+
+    def wrong(tokens: Span, layers: Span) -> KVBlock:
+        block = export(tokens, layers)
+        assert engine.attention
+        seen.append(engine.attention.on)
+        half = block.v.shape[1] // 2
+        if seen == [False, True]:
+            block.v[:, :half] = 0
+        return block
+
+    monkeypatch.setattr(engine, "export", wrong)
+    assert engine.attention and engine.attention.on
+    try:
+        assert self_test(engine).no_injection is None
+        assert not engine.attention.on and "attention in tiles is off" in caplog.text
+        assert seen[:2] == [False, True]
+    finally:
+        engine.attention.on = True
+    monkeypatch.undo()
+    assert self_test(engine).no_injection is None and engine.attention.on
+
+
 def test_self_test_switches_injection_off_when_it_does_not_reproduce(
     engine: LlamaCpp, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ from preread.compiled import library as compiled
 from preread.errors import EngineError
 
 _ATTENTION, _CUSTOM = b"FLASH_ATTN_EXT", b"CUSTOM"
-_MOST_OPERATIONS = 256
+_MOST_OPERATIONS, _NONE = 256, -1
 
 
 class _Operations(ctypes.Structure):
@@ -33,13 +33,23 @@ class Attention:
                 break
         else:
             raise EngineError("this llama.cpp names its operations in a way that preread does not know")
-        self._operations = _Operations(numbers[_ATTENTION], numbers[_CUSTOM])
+        self._number = numbers[_ATTENTION]
+        self._operations = _Operations(self._number, numbers[_CUSTOM])
         self._library = compiled("preread.engine._attention")
 
     @property
     def take(self) -> ctypes.c_void_p:
         """Address of the function."""
         return ctypes.cast(self._library.preread_attention_take, ctypes.c_void_p)
+
+    @property
+    def on(self) -> bool:
+        """Whether nodes of graphs that are built from now on are taken."""
+        return bool(self._operations.attention == self._number)
+
+    @on.setter
+    def on(self, wanted: bool) -> None:
+        self._operations.attention = self._number if wanted else _NONE
 
     @property
     def operations(self) -> ctypes.c_void_p:

@@ -50,6 +50,7 @@ class LlamaCpp:
         self._loaded, self._context, self._gate = loaded, context, gate
         self._memory = llama_cpp.llama_get_memory(context)
         self._batch = Batch(BATCH_TOKENS)
+        self.attention: Attention | None = None  # llama.cpp's own
         self._tensors: CacheTensors | None = None
         self._embeddings: Embeddings | None = None
         self._context_tokens, self._loading, self._open_layers = 0, False, 0
@@ -101,7 +102,8 @@ class LlamaCpp:
             self._embeddings = find_embeddings(ggml, self._warm_up, self.spec.vocab_size)
             cells.check_form(self._context, self.spec.geometry)
             if attends_in_tiles():
-                self._gate.prepare(Attention(ggml))
+                self.attention = Attention(ggml)
+                self._gate.prepare(self.attention)
         except EngineError as error:
             self._tensors, self.no_injection = None, str(error)
         self.clear()
