@@ -211,7 +211,7 @@ def test_an_answer_ends_where_the_window_does(engine: LlamaCpp) -> None:
 
 
 @pytest.mark.skipif(not attends_in_tiles(), reason="llama.cpp's own attention takes short batches in another way")
-@pytest.mark.parametrize("cuts", [[4], [48], [100, 164, 300], [512], [511]])
+@pytest.mark.parametrize("cuts", [[32], [48, 112], [100, 164, 300], [512], [300]])
 def test_where_a_context_is_cut_into_batches_changes_no_bit(engine: LlamaCpp, cuts: list[int]) -> None:
     tokens, layers = document(600), engine.spec.geometry.layers
     engine.prefill(tokens)
