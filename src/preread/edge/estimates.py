@@ -11,8 +11,9 @@ _SMALLEST_TRANSFER_BYTES = 64 * 1024  # below it a transfer measures the round t
 _SMALLEST_PREFILL_TOKENS, _SMALLEST_PROMPT_TOKENS = 32, 8
 _SHORT_TOKENS = 64
 """Of batches of fewer tokens each takes longer: weights are read and unpacked for all of them together."""
-_POSITION = 1e-4
-"""By so much of itself a token becomes dearer with every token before it, as long as nothing was measured."""
+_POSITION, _POSITION_SPREAD = 1e-4, 3e-4
+"""By so much of itself a token becomes dearer with every token before it, as long as nothing was measured: of short
+prompts with llama.cpp's own attention it was 7e-4."""
 _SCATTER, _DRIFT = 0.15, 0.1
 """How much one measurement is off, and how much a machine changes from one to the next, as shares."""
 _DECODE_BYTES_S = 10e6
@@ -37,9 +38,9 @@ class _Pace:
     _both_var: float = 0.0
 
     @classmethod
-    def guessed(cls, token_s: float, position: float) -> "_Pace":
-        """Nothing was measured; `position` as a share of `token_s`."""
-        return cls(token_s, position * token_s, (0.3 * token_s) ** 2, (0.7 * position * token_s) ** 2)
+    def guessed(cls, token_s: float) -> "_Pace":
+        """Nothing was measured but `token_s`, and that on another day."""
+        return cls(token_s, _POSITION * token_s, (0.3 * token_s) ** 2, (_POSITION_SPREAD * token_s) ** 2)
 
     def took(self, tokens: int, position: float, seconds: float) -> None:
         """So many tokens, whose mean position is given, took so long."""
@@ -68,8 +69,8 @@ class Estimates:
     """
 
     def __init__(self, prefill_tokens_s: float) -> None:
-        self._long = _Pace.guessed(1 / prefill_tokens_s, _POSITION)
-        self._short = _Pace.guessed(1 / prefill_tokens_s, _POSITION)
+        self._long = _Pace.guessed(1 / prefill_tokens_s)
+        self._short = _Pace.guessed(1 / prefill_tokens_s)
         self._bytes_s: float | None = None
         self._rtt_s: float | None = None
         self._seen_s = 0.0
