@@ -33,6 +33,16 @@ def test_recent_transfers_weigh_more_and_old_ones_are_forgotten(monkeypatch: pyt
     assert estimates.link is None
 
 
+@pytest.mark.parametrize(
+    ("size_bytes", "bytes_s", "told"),
+    [(40_000, 62_500.0, True), (40_000, 1e6, False), (10_000, 5_000.0, False), (70_000, 1e8, True)],
+)
+def test_a_slow_link_is_known_by_few_bytes_and_a_fast_one_by_many(size_bytes: int, bytes_s: float, told: bool) -> None:
+    estimates = Estimates(100.0)
+    estimates.flowed(size_bytes, bytes_s)
+    assert (estimates.link is not None) == told
+
+
 def test_what_was_measured_of_a_link_can_be_forgotten() -> None:
     estimates = Estimates(100.0)
     estimates.transferred(1_000_000, 1.0)

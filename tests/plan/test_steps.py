@@ -172,6 +172,13 @@ def test_without_sources_chunks_are_computed_in_batches_but_for_the_last() -> No
     assert tell(plan, 4.0, events.Computed(4.0)) == [events.Compute(3, 4)]
 
 
+@pytest.mark.parametrize(("bytes_s", "stop"), [(200.0, 3), (400.0, 3), (500.0, 1), (1000.0, 1), (None, 1)])
+def test_where_a_link_brings_no_chunk_in_time_all_are_computed_at_once(bytes_s: float | None, stop: int) -> None:
+    """Three chunks take 3.9 s with the prompt, the last 2,000 bytes 5 s at 400 bytes a second, 4 s at 500."""
+    out = tell(Plan(task(replace(FAST, bytes_s=bytes_s), chunks=3), 0.0), 0.0, events.Tick())
+    assert [one for one in out if isinstance(one, events.Compute)] == [events.Compute(0, stop)]
+
+
 def test_a_batch_has_at_most_512_tokens() -> None:
     assert tell(Plan(task(chunks=30), 0.0), 0.0, events.Tick()) == [events.Compute(0, 4)]
 

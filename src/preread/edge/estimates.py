@@ -8,6 +8,7 @@ from preread.plan.cost import Link, Prefill
 _WEIGHT = 0.4
 _RTT_S = 0.05
 _SMALLEST_TRANSFER_BYTES = 64 * 1024  # below it a transfer measures the round trip, not the rate
+_SHORTEST_FLOW_S, _FEWEST_BYTES = 0.3, 16 * 1024  # a slow link brings no more beside a short context's prefill
 _SMALLEST_PREFILL_TOKENS, _SMALLEST_PROMPT_TOKENS = 32, 8
 _SHORT_TOKENS = 64
 """Of batches of fewer tokens each takes longer: weights are read and unpacked for all of them together."""
@@ -131,7 +132,7 @@ class Estimates:
 
     def flowed(self, size_bytes: int, bytes_s: float) -> None:
         """So many bytes came, lately at this rate."""
-        if size_bytes >= _SMALLEST_TRANSFER_BYTES:
+        if size_bytes >= min(_SMALLEST_TRANSFER_BYTES, max(_SHORTEST_FLOW_S * bytes_s, _FEWEST_BYTES)):
             self._seen_s = time.monotonic()
             self._bytes_s = bytes_s if self._bytes_s is None else self._bytes_s + _WEIGHT * (bytes_s - self._bytes_s)
 

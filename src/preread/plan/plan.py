@@ -52,6 +52,8 @@ MOST_BYTES: Final = 8 * 2**20
 LONGEST_BATCH_TOKENS: Final = 512
 _WORTH_S, _WORTH = 0.005, 0.02
 """Computing must be better than waiting by so much, in seconds and as a share, to be begun."""
+_IN_TIME = 0.8
+"""A link that would have to be so much faster brings nothing in time; small batches would cost a tenth more."""
 _RETRACT_S, _RETRACT = 0.1, 1.25
 """An answer that has begun is taken back only when that is better by so much."""
 _INTERRUPT_S, _INTERRUPT = 0.05, 0.7
@@ -273,15 +275,20 @@ class Plan:
         count = finishes.index(min(finishes))
         if count and finishes[count] < (1 - _WORTH) * finishes[0] - _WORTH_S:
             if not self.grid.injecting(left[0]):
-                self._compute(left, count, out)
+                self._compute(left, self._at_once(count, finishes), out)
         elif self.grid.groups_in_place:
             self._engine = Engine.ANSWERING
             out.append(Answer())
 
-    def _compute(self, left: list[int], count: int, out: list[Instruction]) -> None:
-        """Compute the first chunk that is left, and the next ones too if it is to be a good many anyway."""
+    def _at_once(self, count: int, finishes: list[float]) -> int:
+        """Half of what is to be computed, as a link may turn out faster; all where that brings no chunk in time."""
+        in_vain = count == len(finishes) - 1 and finishes[count] < _IN_TIME * finishes[count - 1] < float("inf")
+        return count if in_vain else max(1, count // 2)
+
+    def _compute(self, left: list[int], most: int, out: list[Instruction]) -> None:
+        """Compute the first chunk that is left, and up to `most`."""
         stop, tokens = left[0] + 1, self._task.chunks[left[0]]
-        for chunk in left[1 : max(1, count // 2)]:
+        for chunk in left[1:most]:
             tokens += self._task.chunks[chunk]
             begun = self.grid.left_bytes[chunk] < sum(self._task.cells[chunk]) or self.grid.injecting(chunk)
             if chunk != stop or tokens > LONGEST_BATCH_TOKENS or begun:
