@@ -136,7 +136,7 @@ def test_one_request_tries_a_source_that_had_failed_and_the_others_go_elsewhere(
 
 def test_a_source_that_falls_silent_is_replaced_and_one_that_speaks_again_is_used() -> None:
     silent_s = FAST.silence_s + 4 * FAST.rtt_s
-    plan = Plan(task(FAST, FAST, first=0, chunks=40), 0.0)
+    plan = Plan(task(FAST, FAST, first=0, chunks=80), 0.0)
     asked = fetched(tell(plan, 0.0, events.Tick()))
     assert {source for _, source in asked} == {0}
     overdue = fetched(tell(plan, silent_s - 0.01, events.Tick()))

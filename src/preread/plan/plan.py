@@ -352,9 +352,7 @@ class Plan:
         """Whether a source should be asked for one more; `first_bytes`: of what is needed sooner, if anything is."""
         if len(seen.asked) >= seen.source.most_requests:
             return False
-        # Cells that share a link end together: half of the places are for what is asked for while these come.
-        most_bytes = self.grid.mean_bytes * (seen.source.most_requests // 2 + 1)
-        window_bytes = min(seen.flow.window_bytes(self.grid.mean_bytes, self._now_s, first_bytes), most_bytes)
+        window_bytes = seen.flow.window_bytes(self.grid.mean_bytes, self._now_s, first_bytes)
         return not seen.asked or seen.owed_bytes - seen.partly_bytes < window_bytes
 
     def _source_for(self, cell: Cell, first_bytes: float | None) -> int | None:
