@@ -2,7 +2,9 @@
  *
  * llama.cpp's flash attention on CPUs takes batches of fewer than 64 tokens row by row, each head by itself: behind a
  * context of 1,000 tokens that is over a third of a short prompt's time, behind 4,000 two thirds. Here the rows of all
- * query heads that read one KV head go together, LANES at a time, so that a row of K or V is read once for all of them.
+ * query heads that read one KV head go together, LANES at a time, so that a row of K or V is read once for all of them;
+ * the cache is gone through tile by tile, with a running maximum and sum of each row (Milakov and Gimelshein, 2018; Dao
+ * et al., 2022).
  *
  * llama.cpp is not changed for it. Its evaluation callback shows every node of the graph before it is computed (gate.c),
  * and a node of attention whose shapes are known here becomes one of ggml's custom operations, which computes the same;

@@ -84,7 +84,7 @@ static inline Vector NAME(power)(Vector x) {
     const Numbers none = x < low;
     x = (Vector)(((Numbers)x & ~none) | ((Numbers)low & none));
     const Vector shifted = x + shift;
-    const Vector rest = x - (shifted - shift);             /* -1/2 to 1/2 */
+    const Vector rest = x - (shifted - shift);         /* -1/2 to 1/2 */
     Vector sum = rest * 1.5403530e-4f + 1.3333558e-3f; /* Taylor's series of 2^rest */
     sum = sum * rest + 9.6181291e-3f;
     sum = sum * rest + 5.5504109e-2f;
