@@ -77,6 +77,10 @@ def _engine(engine: "Engine") -> list[tuple[str, str]]:
         ),
         ("injection", tested),
         (
+            "attention",
+            "of prompts in tiles" if engine.tiles else "llama.cpp's own: prompts behind long contexts are slower",
+        ),
+        (
             "rates",
             f"prefill {engine.prefill_tokens_s:.0f} tokens/s, decode {engine.decode_tokens_s:.0f} tokens/s "
             f"with {engine.threads} threads",

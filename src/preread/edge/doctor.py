@@ -38,13 +38,19 @@ _BITS: Final = {"lossless": 13.5, "q8": 8.35, "q4": 4.32}
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """The model, the self-test's result (`no_injection`: why nothing can be streamed in), rates in tokens a second."""
+    """The model, the self-test's result, rates in tokens a second.
+
+    Attributes:
+        no_injection: why nothing can be streamed in; None: it can.
+        tiles: whether prompts attend in tiles, `engine/attention.c`.
+    """
 
     model: Spec
     threads: int
     no_injection: str | None
     prefill_tokens_s: float
     decode_tokens_s: float
+    tiles: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +146,10 @@ def _engine(model: Path, name: str, threads: int) -> Engine:
         started = time.monotonic()
         engine.prefill(tokens.astype(np.int32))
         prefill_s = time.monotonic() - started
+        tiles = engine.attention is not None and engine.attention.on
+        decode_tokens_s = _decode_tokens_s(engine)
         return Engine(
-            engine.spec, engine.threads, tested.no_injection, _PREFILL_TOKENS / prefill_s, _decode_tokens_s(engine)
+            engine.spec, engine.threads, tested.no_injection, _PREFILL_TOKENS / prefill_s, decode_tokens_s, tiles
         )
     finally:
         engine.close()
