@@ -350,6 +350,15 @@ def test_self_test_switches_attention_in_tiles_off_where_it_is_not_llama_cpps(
     assert self_test(engine).no_injection is None and engine.attention.on
 
 
+def test_self_test_of_an_engine_that_cannot_inject_still_measures(engine: LlamaCpp) -> None:
+    engine.no_injection = "a reason"
+    try:
+        tested = self_test(engine)
+        assert tested.no_injection == "a reason" and tested.prefill_tokens_s > 1
+    finally:
+        engine.no_injection = None
+
+
 def test_self_test_switches_injection_off_when_it_does_not_reproduce(
     engine: LlamaCpp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
