@@ -1,16 +1,21 @@
 """What a large model's reading does for a small one: the bench runs through; a model is its own large one here."""
 
 import json
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
+from preread.align.guide import Guide, Weights
+from preread.align.guide_bytes import KeptGuide, Outcome
+from preread.align.guide_bytes import dumps as dumps_guide
 from preread.align.mapping_bytes import Kept, dumps
 from preread.bench.guide import Options, bench
+from preread.engine.llamacpp import LlamaCpp
 from preread.errors import UsageError
 from preread.fit.text import Text
 from preread.values import Fingerprint
@@ -44,3 +49,36 @@ def test_a_mapping_of_other_models_is_refused(tiny_model: Path, tiny_mapping: Ke
         bench(model, model, options, Console(quiet=True), nullcontext(lambda *_: None))
     with pytest.raises(UsageError, match="cannot read"):
         bench(model, model, Options(UNSEEN, (tmp_path / "no.npz",), 4), Console(), nullcontext(lambda *_: None))
+
+
+def test_a_guide_is_compared_with_its_control(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with closing(LlamaCpp.open(tiny_model, window_tokens=256)) as engine:
+        shape, of = engine.spec.geometry, engine.spec.fingerprint
+        width = engine.embeddings(np.zeros(1, np.int32)).shape[1]
+    layers, heads, channels = shape.layers, 2 * shape.kv_heads, 2 * shape.kv_heads * shape.head_dim
+    shapes = ((width,), (width, 3), (layers, 3, 2), (layers, 2, channels), (layers, channels), (layers, 3, heads))
+    weights = Weights(*(np.zeros(one, np.float32) for one in (*shapes, (layers, heads))))
+    nothing = KeptGuide(Guide(0, (4,), weights), of, of, shape, "a text", 1, Outcome(0, (0, 0), 0, (0, 0), 0, 1))
+    wrong = replace(weights, bias=weights.bias + 2)
+    control = replace(nothing, guide=Guide(0, (4,), wrong), control=True)
+    for name, one in (("guide", nothing), ("control", control)):
+        (tmp_path / name).write_bytes(dumps_guide(one))
+    options = Options(UNSEEN, (), 4, 10, tmp_path / "guide", tmp_path / "control")
+    model = tiny_model, "tiny"
+    told: dict[str, Any] = bench(model, model, options, Console(quiet=True), nullcontext(lambda *_: None))
+    capsys.readouterr()
+    llm, slm, guided = told["rows"]
+    # It changes nothing, and its control does.
+    assert guided["mode"] == "guided" and guided["dloss"] == guided["kl"] == 0
+    assert guided["control_loss"] > guided["loss"] + 0.1 and guided["qa_control_loss"] != guided["qa_loss"]
+    assert guided["qa_loss"] == slm["qa_loss"] == pytest.approx(llm["qa_loss"], abs=1e-3)
+    with pytest.raises(UsageError, match="is no control"):
+        bench(
+            model,
+            model,
+            replace(options, control=tmp_path / "guide"),
+            Console(quiet=True),
+            nullcontext(lambda *_: None),
+        )

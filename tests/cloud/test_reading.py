@@ -13,6 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from preread.align.guide import Guide, Weights
+from preread.align.guide_bytes import KeptGuide, Outcome
 from preread.align.mapping_bytes import Kept
 from preread.align.taught_bytes import Taught
 from preread.cloud import reading as reading_module
@@ -183,6 +185,52 @@ def test_what_was_taught_badly_is_refused(tiny: tuple[LlamaCpp, LlamaCpp], token
     np.testing.assert_array_equal(small.score(tokens[:8]), exact)
 
 
+def guide(small: LlamaCpp, scale: float) -> KeptGuide:
+    """From the model itself, of random weights: as if it had learnt something."""
+    shape, source, read = small.spec.geometry, np.random.default_rng(0), 5
+    width, channels = small.embeddings(np.zeros(1, np.int32)).shape[1], 2 * shape.kv_heads * shape.head_dim
+    layers, heads = shape.layers - 3, 2 * shape.kv_heads
+    shapes = ((2 * width,), (2 * width, read), (layers, read, 4), (layers, 4, channels), (layers, channels))
+    parts = [source.normal(size=one) for one in (*shapes, (layers, read, heads), (layers, heads))]
+    parts[1] /= np.sqrt(2 * width)
+    parts[3], parts[4] = parts[3] * scale, parts[4] * scale
+    weights = Weights(*(part.astype(np.float32) for part in parts))
+    outcome, of = Outcome(-0.05, (-0.08, -0.02), 0.03, (0.01, 0.05), 0.4, 900), small.spec.fingerprint
+    return KeptGuide(Guide(3, (2, 5), weights), of, of, shape, "a text", 100, outcome)
+
+
+def test_guided_kv_takes_the_place_of_exact_kv(tiny: tuple[LlamaCpp, LlamaCpp], tokens: Tokens) -> None:
+    small, large = tiny
+    small.prefill(tokens)
+    exact, one = held(small, len(tokens)), guide(small, 0.001)
+    reading = read_context(small, Help(large, guides=(one,)), tokens, "guided", lambda *_: None)
+    assert reading.mode == "guided" and reading.quality is not None and abs(reading.quality.dloss) < 0.02
+    assert reading.quality.kl == 0  # other distributions are what was learnt
+    now = held(small, len(tokens))
+    np.testing.assert_array_equal(now.k[:3], exact.k[:3])
+    np.testing.assert_array_equal(now.v[:, :, :4], exact.v[:, :, :4])
+    assert all((now.k[layer] != exact.k[layer]).any() and (now.v[layer] != exact.v[layer]).any() for layer in (3, 7))
+    # Beside a mapping it is asked for by its name, and what was not asked for is not tried.
+    assert read_context(small, Help(large, guides=(one,)), tokens, "mapped", lambda *_: None) == Reading()
+
+
+def test_what_guides_badly_is_refused(tiny: tuple[LlamaCpp, LlamaCpp], tokens: Tokens) -> None:
+    small, large = tiny
+    good = guide(small, 0.001)
+    for wrong, mode, why in (
+        (replace(good, control=True), "guided", "it is a control"),
+        (replace(good, outcome=replace(good.outcome, dloss_ci=(-0.2, 0.01))), "guided", "[-0.2000, +0.0100]"),
+        (replace(good, outcome=replace(good.outcome, gain_ci=(-0.01, 0.2))), "auto", "[-0.0100, +0.2000]"),
+        (guide(small, 3.0), "guided", "refused, the budget is 1e-06"),
+        (guide(small, 1e-9), "auto", "lowers nothing beyond doubt"),
+    ):
+        helper = Help(large, max_dloss=1e-6, guides=(wrong,))
+        reading = read_context(small, helper, tokens, mode, lambda *_: None)  # type: ignore[arg-type]
+        assert reading.mode == "exact" and why in reading.notes[0], reading.notes
+    short = read_context(small, Help(large, guides=(good,)), tokens[:150], "guided", lambda *_: None)
+    assert short == Reading(notes=("exact: 150 tokens are too few to measure a mode on",))
+
+
 @given(st.integers(1, 40_000))
 def test_windows_do_not_overlap_and_the_last_ends_the_context(tokens: int) -> None:
     found = windows(tokens)
@@ -224,11 +272,18 @@ def test_a_cloud_says_what_it_lacks(tiny: tuple[LlamaCpp, LlamaCpp], kept: Kept,
     alone = EnginePublisher(small, worker, store, ("lossless",))
     with pytest.raises(UsageError, match="--llm"):
         asyncio.run(alone("name", "text", None, "text", "mapped", lambda *_: None))
+    with pytest.raises(UsageError, match="--guide"):
+        asyncio.run(alone("name", "text", None, "text", "guided", lambda *_: None))
     with pytest.raises(UsageError, match="--taught"):
         asyncio.run(alone("name", "text", None, "text", "taught", lambda *_: None))
     worker.close()
     with pytest.raises(UsageError, match="other models"):
         check_models(small, Help(large, (replace(kept, large=Fingerprint("0" * 64)),)))
+    for wrong_guide in (replace(guide(small, 0), large=Fingerprint("0" * 64)), guide(small, 0)):
+        with pytest.raises(UsageError, match="a guide is of other models"):
+            check_models(
+                small, Help(None if wrong_guide.large == small.spec.fingerprint else large, guides=(wrong_guide,))
+            )
     other = replace(taught(small, small.tokenize("some words of a text"), 0.0), small=Fingerprint("0" * 64))
     fewer = replace(other.block, k=other.block.k[:-1], v=other.block.v[:-1])
     for wrong in (other, replace(other, small=small.spec.fingerprint, block=fewer)):

@@ -1,55 +1,68 @@
 """What a large model's reading does for a small one: loss after a context, in every mode, on text that no fit has seen.
 
-Both models read each window. The small one then predicts what follows on its own exact KV, and on KV that a mapping
-made of what the large one reads; the control reads the same mapping of what the large model makes of *another* window,
-which shows how much of it is the large model's reading of this one. With questions, every mode also answers them about
-documents, word for word. It knows modes; it must not know how mappings are made.
+Both models read each window. The small one then predicts what follows on its own exact KV, on KV that a mapping made of
+what the large one reads, and on its own as a guide changes it; the control is the same with what the large model makes
+of *another* window, which shows how much of it is the large model's reading of this one; a guide's control is a network
+of its own, that learnt so. With questions, every mode also answers them about documents, word for word, and it is
+measured how likely the right answers are. It knows modes; it must not know how mappings and guides are made.
 """
 
 import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
+from preread.align.guide_bytes import KeptGuide
 from preread.align.mapping import Read
 from preread.align.mapping_bytes import Kept
-from preread.bench.questions import SOURCE, Document, documents, right
+from preread.bench.through import sent
 from preread.cloud.reading import Help, check_models
+from preread.codec import ladder
+from preread.codec.profile import Profile, prepare
+from preread.codec.profile_bytes import loads
 from preread.edge.machine import machine
 from preread.engine.llamacpp import LlamaCpp, Tokens
 from preread.errors import UsageError
+from preread.fit import files
+from preread.fit import guide as guides
 from preread.fit.map import Report, load, mapped, read
-from preread.fit.quality import Single, compare, log_softmax
+from preread.fit.quality import Double, Single, compare, interval, log_softmax
+from preread.fit.questions import SOURCE, Document, documents, right
 from preread.fit.sample import TAIL_TOKENS, WINDOW_TOKENS, rope, windows
 from preread.fit.text import Text
 from preread.values import KVBlock
 
-Double = npt.NDArray[np.float64]
-
 _HEADINGS = (
-    "mode", "loss", "− SLM's", "KL", "gap closed", "control", "gain over it", "right answers", "control", "B/token",
+    "mode", "loss", "− SLM's", "KL", "gap closed", "control", "gain over it", "right answers", "control", "their loss",
+    "gain over control", "B/token",
 )  # fmt: skip
 _CONTROL = " control"
-_SLM, _LLM = "slm", "llm"
+_SLM, _LLM, _GUIDED = "slm", "llm", "guided"
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What to measure: `mappings` are files that `preread fit map` wrote; windows are cut from `text`.
+    """What to measure: files of `preread fit map` and `fit guide`; windows are cut from `text`.
 
-    `questions`: how many to ask at least, about documents of `bench.questions`; 0: none.
+    `questions`: how many to ask at least, about documents of `fit.questions`; 0: none.
+    `control`: of the guide; without one, the guide itself reads another document.
+    `profile`: for `rung`, which guided KV also goes through.
     """
 
     text: Text
     mappings: tuple[Path, ...]
     windows: int = 20
     questions: int = 0
+    guide: Path | None = None
+    control: Path | None = None
+    profile: Path | None = None
+    rung: str = "b1.2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +70,16 @@ class Row:
     """One mode, means over all windows; nats a token.
 
     Attributes:
-        mode: "slm" or "llm" alone, or "mapped-<split>".
+        mode: "slm" or "llm" alone, "mapped-<split>", "guided", or "guided-<rung>".
         loss: of the text after the context; `dloss`: less the small model's own, `dloss_ci`: its 95 % interval.
         kl: of the next-token distribution from the small model's own.
         gap_closed: share of the difference between the two models.
         control_loss: with the large model's KV of another context; `gain_over_control`: less the mode's own, as such a
-            share too.
+            share too, `gain_ci`: its 95 % interval.
         qa_exact: share of the questions whose answer is the right one, word for word; `qa_ci`: its 95 % interval,
             over documents; `qa_control`: with the large model's reading of another document.
+        qa_loss: of the right answers, nats a token; `qa_gap_closed`, `qa_control_loss`, `qa_gain_over_control` and
+            `qa_gain_ci` as above.
         bytes_per_token: of the context's KV as float16, before any codec.
     """
 
@@ -81,6 +96,12 @@ class Row:
     qa_exact: float | None = None
     qa_ci: tuple[float, float] | None = None
     qa_control: float | None = None
+    gain_ci: tuple[float, float] | None = None
+    qa_loss: float | None = None
+    qa_gap_closed: float | None = None
+    qa_control_loss: float | None = None
+    qa_gain_over_control: float | None = None
+    qa_gain_ci: tuple[float, float] | None = None
 
 
 def bench(
@@ -103,10 +124,9 @@ def bench(
     longest = WINDOW_TOKENS + TAIL_TOKENS if not asked else _MOST_TOKENS
     with progress as report, ExitStack() as stack:
         slm, llm = (stack.enter_context(closing(_open(*model, longest))) for model in (small, large))
-        kept = tuple(load(path) for path in options.mappings)
-        check_models(slm, Help(llm, kept))
+        kept = _load(slm, llm, options)
         chosen = windows(slm, options.text, options.windows)
-        found = _Found({}, {}, {})
+        found = _Found({}, {}, {}, {})
         before: Read | None = None
         for number, (tokens, tail) in enumerate(chosen):
             before = _window(slm, llm, tokens, tail, kept, before, found)
@@ -125,11 +145,41 @@ _MOST_TOKENS = 2048
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """By mode: losses (tail - 1,) and divergences of each window, and which answers about each document are right."""
+    """By mode: losses (tail - 1,) and divergences of each window; of each document losses of the right answers' tokens,
+    and which answers are right.
+    """
 
     losses: dict[str, list[Double]]
     divergences: dict[str, list[float]]
+    answers: dict[str, list[Double]]
     right: dict[str, list[list[bool]]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """What helps the small model."""
+
+    mappings: tuple[Kept, ...]
+    guide: KeptGuide | None
+    control: KeptGuide | None
+    profile: Profile | None
+    rung: str
+
+    @property
+    def reads(self) -> list[int]:
+        """Large layers that are read."""
+        found = {layer for one in self.mappings for layer in one.mapping.reads}
+        return sorted(found | {layer for one in (self.guide, self.control) if one for layer in one.guide.reads}) or [1]
+
+
+def _load(slm: LlamaCpp, llm: LlamaCpp, options: Options) -> _Kept:
+    mappings = tuple(load(path) for path in options.mappings)
+    guide, control = (None if path is None else guides.load(path) for path in (options.guide, options.control))
+    check_models(slm, Help(llm, mappings, guides=tuple(one for one in (guide, control) if one)))
+    if control is not None and not control.control:
+        raise UsageError(f"{options.control} is no control: `preread fit guide --control` writes one")
+    profile = None if options.profile is None else loads(files.read(options.profile))
+    return _Kept(mappings, guide, control, profile, options.rung)
 
 
 def _open(path: Path, name: str, window_tokens: int) -> LlamaCpp:
@@ -141,7 +191,7 @@ def _window(
     llm: LlamaCpp,
     tokens: Tokens,
     tail: Tokens,
-    kept: Sequence[Kept],
+    kept: _Kept,
     before: Read | None,
     found: _Found,
 ) -> Read:
@@ -152,7 +202,7 @@ def _window(
     for mode, loss, kl in ((_LLM, _large_loss(slm, llm, tail), 0.0), (_SLM, own, 0.0)):
         found.losses.setdefault(mode, []).append(loss)
         found.divergences.setdefault(mode, []).append(kl)
-    for mode, block in _modes(slm, now, kept, before):
+    for mode, block in _modes(slm, now, tokens, kept, before):
         slm.inject(now.block)
         slm.inject(block)
         score = compare(slm.score(tail), tail, exact)
@@ -161,38 +211,67 @@ def _window(
     return now
 
 
-def _asked(
-    slm: LlamaCpp, llm: LlamaCpp, document: Document, kept: Sequence[Kept], before: Read | None, found: _Found
-) -> Read:
+def _asked(slm: LlamaCpp, llm: LlamaCpp, document: Document, kept: _Kept, before: Read | None, found: _Found) -> Read:
     """Ask all modes about a document; what both models make of it."""
     start, prompts = _prompts(slm, document)
     begun, theirs = _prompts(llm, document)
     now = _read(slm, llm, start, kept)
     if slm.spec.vocabulary != llm.spec.vocabulary or not np.array_equal(start, begun):
         llm.prefill(begun)  # or it holds that already, and reading takes longest
-    found.right.setdefault(_LLM, []).append(right(llm, document.questions, theirs))
-    found.right.setdefault(_SLM, []).append(right(slm, document.questions, prompts))
-    for mode, block in _modes(slm, now, kept, before):
+
+    def ask(mode: str, engine: LlamaCpp, its: list[Tokens]) -> None:
+        found.right.setdefault(mode, []).append(right(engine, document.questions, its))
+        found.answers.setdefault(mode, []).append(_answers(slm, engine, document, its))
+
+    ask(_LLM, llm, theirs)
+    ask(_SLM, slm, prompts)
+    for mode, block in _modes(slm, now, start, kept, before):
         slm.inject(now.block)
         slm.inject(block)
-        found.right.setdefault(mode, []).append(right(slm, document.questions, prompts))
+        ask(mode, slm, prompts)
     return now
 
 
-def _read(slm: LlamaCpp, llm: LlamaCpp, tokens: Tokens, kept: Sequence[Kept]) -> Read:
-    layers = sorted({layer for one in kept for layer in one.mapping.reads}) or [1]
-    return read(slm, llm, tokens, sorted({one.mapping.split for one in kept}), layers)
+def _answers(slm: LlamaCpp, engine: LlamaCpp, document: Document, prompts: list[Tokens]) -> Double:
+    """What the right answers cost an engine that holds the document: nats of each, over the small model's tokens."""
+    spent = []
+    for question, prompt in zip(document.questions, prompts, strict=True):
+        answer, counted = (_answer(one, question.answer) for one in (engine, slm))
+        rows = log_softmax(engine.score(np.concatenate([prompt, answer[:-1]]))[len(prompt) - 1 :])
+        nats = -rows[np.arange(len(answer)), answer].astype(np.float64)
+        spent.append(np.full(len(counted), nats.sum() / len(counted)))
+    return np.concatenate(spent)
 
 
-def _modes(slm: LlamaCpp, now: Read, kept: Sequence[Kept], before: Read | None) -> list[tuple[str, KVBlock]]:
+def _answer(engine: LlamaCpp, text: str) -> Tokens:
+    ends = "\n" if engine.chat is None else engine.chat.eos
+    return np.concatenate([engine.tokenize(text, special=False), engine.tokenize(ends)])
+
+
+def _read(slm: LlamaCpp, llm: LlamaCpp, tokens: Tokens, kept: _Kept) -> Read:
+    return read(slm, llm, tokens, sorted({one.mapping.split for one in kept.mappings}), kept.reads)
+
+
+def _modes(slm: LlamaCpp, now: Read, tokens: Tokens, kept: _Kept, before: Read | None) -> list[tuple[str, KVBlock]]:
     """The small model's KV in every mode, and in every mode's control, for which there has to be another text."""
-    made = [(f"mapped-{one.mapping.split}", mapped(one.mapping, now, rope(slm))) for one in kept]
+    turn = rope(slm)
+    made = [(f"mapped-{one.mapping.split}", mapped(one.mapping, now, turn)) for one in kept.mappings]
+    if kept.guide is not None:
+        made.append((_GUIDED, guides.guided(kept.guide.guide, now, turn)))
+    if kept.guide is not None and kept.profile is not None:
+        codec = ladder.codec(kept.rung, prepare(kept.profile, slm.embeddings(tokens)))
+        slm.inject(now.block)
+        slm.inject(made[-1][1])
+        whole = slm.export(now.block.tokens, now.block.layers)
+        sent(slm, codec, tokens, whole, kept.profile.group_layers)
+        made.append((f"{_GUIDED}-{kept.rung}", slm.export(now.block.tokens, now.block.layers)))
     if before is None:
         return made
-    count = len(now.embeddings)
-    others = {layer: np.resize(rows, (count, rows.shape[1])) for layer, rows in before.large.items()}
-    control = replace(now, large=others)
-    return made + [(f"mapped-{one.mapping.split}{_CONTROL}", mapped(one.mapping, control, rope(slm))) for one in kept]
+    control = guides.other(now, before)
+    made += [(f"mapped-{one.mapping.split}{_CONTROL}", mapped(one.mapping, control, turn)) for one in kept.mappings]
+    if kept.guide is not None:
+        made.append((_GUIDED + _CONTROL, guides.guided((kept.control or kept.guide).guide, control, turn)))
+    return made
 
 
 def _prompts(engine: LlamaCpp, document: Document) -> tuple[Tokens, list[Tokens]]:
@@ -200,7 +279,7 @@ def _prompts(engine: LlamaCpp, document: Document) -> tuple[Tokens, list[Tokens]
     try:
         if engine.chat is None:
             raise UsageError("there is no template")
-        begun = engine.tokenize_prompt(engine.chat.system_prefix(f"A part of {document.module}:\n\n{document.text}"))
+        begun = engine.tokenize_prompt(engine.chat.system_prefix(document.titled))
         asked = [engine.chat.after_system([{"role": "user", "content": one.text}]) for one in document.questions]
     except UsageError:  # none, or one without a system prompt
         begun = engine.tokenize(document.text, special=False, start=True)
@@ -226,35 +305,64 @@ def _loss(log_probabilities: Single, tail: Tokens) -> Double:
 
 def _rows(found: _Found, text: str, slm: LlamaCpp, llm: LlamaCpp) -> list[Row]:
     losses = found.losses
-    own, best = (float(np.mean(losses[mode])) for mode in (_SLM, _LLM))
-    gap = own - best
     rows = []
     for mode, its in losses.items():
         if mode.endswith(_CONTROL):
             continue
-        controls, its_right = losses.get(mode + _CONTROL), found.right.get(mode)
-        loss = float(np.mean(its))
-        control = None if not controls else float(np.mean(controls))
-        # The first window has no other before it: the control is compared with the same windows.
-        matched = loss if not controls else float(np.mean(its[-len(controls) :]))
+        its_right = found.right.get(mode)
+        told, asked = _told(losses, mode), _told(found.answers, mode)
+        assert told is not None
         rows.append(
             Row(
                 mode,
                 text,
-                round(loss, 5),
-                round(loss - own, 5),
+                told.loss,
+                round(told.loss - float(np.mean(np.concatenate(losses[_SLM]))), 5),
                 _interval([a.mean() - b.mean() for a, b in zip(its, losses[_SLM], strict=True)]),
                 round(float(np.mean(found.divergences[mode])), 5),
-                None if mode == _SLM or gap <= 0 else round((own - loss) / gap, 4),
-                None if control is None else round(control, 5),
-                None if control is None or gap <= 0 else round((control - matched) / gap, 4),
+                told.gap_closed,
+                told.control,
+                told.gain,
                 2 * (llm if mode == _LLM else slm).spec.geometry.values_per_token,
                 _share(its_right),
                 None if its_right is None else _interval([float(np.mean(one)) for one in its_right]),
-                _share(found.right.get(mode + _CONTROL)),
+                _share(found.right.get(mode.partition("-b")[0] + _CONTROL)),
+                told.gain_ci,
+                *((None,) * 5 if asked is None else asked),
             )
         )
     return rows
+
+
+class _Told(NamedTuple):
+    """Nats a token in one mode, against both models and its control, as in `Row`."""
+
+    loss: float
+    gap_closed: float | None
+    control: float | None
+    gain: float | None
+    gain_ci: tuple[float, float] | None
+
+
+def _told(losses: dict[str, list[Double]], mode: str) -> _Told | None:
+    """Of windows or of documents; None: there are none."""
+    if not losses:
+        return None
+    loss, own, best = (float(np.concatenate(losses[one]).mean()) for one in (mode, _SLM, _LLM))
+    gap = own - best
+    closed = None if mode == _SLM or gap <= 0 else round((own - loss) / gap, 4)
+    controls = losses.get(mode.partition("-b")[0] + _CONTROL)
+    if not controls:
+        return _Told(round(loss, 5), closed, None, None, None)
+    control = round(float(np.concatenate(controls).mean()), 5)
+    if gap <= 0:
+        return _Told(round(loss, 5), closed, control, None, None)
+    # The first text has no other before it: the control is compared with the same texts.
+    gains = [(other - mine) / gap for mine, other in zip(losses[mode][-len(controls) :], controls, strict=True)]
+    low, high = interval(gains)
+    return _Told(
+        round(loss, 5), closed, control, round(float(np.concatenate(gains).mean()), 4), (round(low, 4), round(high, 4))
+    )
 
 
 def _share(marks: list[list[bool]] | None) -> float | None:
@@ -278,7 +386,8 @@ def _show(rows: list[Row], small: str, large: str, count: int, asked: int, conso
         table.add_row(
             row.mode, f"{row.loss:.4f}", f"{row.dloss:+.4f} [{low:+.4f}, {high:+.4f}]", f"{row.kl:.4f}",
             number(row.gap_closed), number(row.control_loss), number(row.gain_over_control),
-            number(row.qa_exact), number(row.qa_control), f"{row.bytes_per_token:,}",
+            number(row.qa_exact), number(row.qa_control), number(row.qa_loss), number(row.qa_gain_over_control),
+            f"{row.bytes_per_token:,}",
         )  # fmt: skip
     console.print(table)
     result: dict[str, object] = {

@@ -18,7 +18,6 @@ from rich.table import Table
 from preread.align.study_bytes import Study
 from preread.align.taught_bytes import Taught
 from preread.bench.guide import number, share
-from preread.bench.questions import Question, about, right
 from preread.bench.through import sent
 from preread.codec import ladder
 from preread.codec.profile import prepare
@@ -28,6 +27,7 @@ from preread.engine.llamacpp import LlamaCpp, Tokens
 from preread.errors import UsageError
 from preread.fit import files, study
 from preread.fit.quality import Double, interval
+from preread.fit.questions import Question, about, right
 from preread.fit.sample import TAIL_TOKENS, hold
 from preread.fit.teach import answers, load
 from preread.values import Span

@@ -47,8 +47,8 @@ def publish(
         Mode,
         typer.Option(
             "--mode",
-            help="exact: as the model itself reads; mapped: as a large one does; taught: what a large one taught, if "
-            "its gate lets it; auto: the best of these",
+            help="exact: as the model itself reads; mapped: as a large one does; guided: with something of that; "
+            "taught: what a large one taught, if its gate lets it; auto: the best of these",
         ),
     ] = "exact",
     api_key: options.CloudKey = None,

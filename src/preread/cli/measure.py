@@ -112,7 +112,7 @@ def ttft(
 
 
 @bench.command("guide")
-def guide(
+def guide_bench(
     llm: Annotated[
         str, typer.Option("--llm", metavar="NAME|PATH|hf:…", help="The large model, named as with --model elsewhere.")
     ],
@@ -120,6 +120,12 @@ def guide(
     mapping: Annotated[
         list[Path] | None,
         typer.Option("--map", metavar="FILE", help="What `preread fit map` wrote; may be repeated."),
+    ] = None,
+    guide: Annotated[
+        Path | None, typer.Option("--guide", metavar="FILE", help="What `preread fit guide` wrote.")
+    ] = None,
+    control: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Its control; without, the guide reads another document.")
     ] = None,
     text: Annotated[
         list[Path] | None,
@@ -129,6 +135,10 @@ def guide(
     questions: Annotated[
         int, typer.Option(min=0, help="Also ask so many about Python's library: takes minutes; 0: none.")
     ] = 0,
+    profile: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also measure what a rung leaves of guided KV.")
+    ] = None,
+    rung: Annotated[str, typer.Option(metavar="RUNG", help="Which.")] = "b1.2",
 ) -> None:
     """What a large model's reading does for a small one: loss after contexts, in every mode, with a control."""
     from rich.console import Console
@@ -137,7 +147,8 @@ def guide(
     from preread.bench.guide import bench as bench_guide
     from preread.fit.text import evaluation, read
 
-    chosen = Options(read(text) if text else evaluation(), tuple(mapping or ()), windows, questions)
+    source = read(text) if text else evaluation()
+    chosen = Options(source, tuple(mapping or ()), windows, questions, guide, control, profile, rung)
     small, large = ((path, options.shown_name(name, path)) for name in (slm, llm) for path in [options.pulled(name)])
     bench_guide(small, large, chosen, Console(width=_WIDE), token_progress())
 

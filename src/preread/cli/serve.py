@@ -45,6 +45,10 @@ def cloud(
         list[Path] | None,
         typer.Option("--map", metavar="FILE", help="What `preread fit map` wrote for both; may be repeated."),
     ] = None,
+    guide: Annotated[
+        list[Path] | None,
+        typer.Option("--guide", metavar="FILE", help="What `preread fit guide` wrote for both; may be repeated."),
+    ] = None,
     taught: Annotated[
         list[Path] | None,
         typer.Option("--taught", metavar="FILE", help="What `preread fit teach` wrote; may be repeated."),
@@ -65,25 +69,33 @@ def cloud(
     from preread.store.objects import open_store
 
     names, keys = None if rungs is None else options.rung_names(rungs), options.client_keys(api_key)
-    if (llm is None) != (not mapping):
-        raise UsageError("a large model reads by a mapping: give --llm and --map together, see `preread fit map`")
+    if (llm is None) != (not mapping and not guide):
+        raise UsageError(
+            "a large model reads by a mapping or a guide: give --llm and --map or --guide together, see `preread fit`"
+        )
     with bind(host, port) as sock, ExitStack() as stack:
         warn_if_open(sock, keys)
         objects = open_store(store)
         engine = stack.enter_context(engine_for(model, ctx_size, threads))
         large = llm and stack.enter_context(engine_for(llm, ctx_size, threads, streamed=False))
-        help = _help(large or None, mapping or [], taught or [], max_dloss)
+        help = _help(large or None, mapping or [], guide or [], taught or [], max_dloss)
         interrupted = loop.run(_serve_cloud(sock, engine, objects, names, keys, store, help))
     if interrupted:
         raise KeyboardInterrupt
 
 
-def _help(large: "LlamaCpp | None", mappings: list[Path], taught: list[Path], max_dloss: float) -> "Help":
+def _help(
+    large: "LlamaCpp | None", mappings: list[Path], guides: list[Path], taught: list[Path], max_dloss: float
+) -> "Help":
     from preread.cloud.reading import Help
-    from preread.fit import map, teach
+    from preread.fit import guide, map, teach
 
     return Help(
-        large, tuple(map.load(file) for file in mappings), tuple(teach.load(file) for file in taught), max_dloss
+        large,
+        tuple(map.load(file) for file in mappings),
+        tuple(teach.load(file) for file in taught),
+        max_dloss,
+        tuple(guide.load(file) for file in guides),
     )
 
 

@@ -1,4 +1,4 @@
-"""`preread fit study` and `preread fit teach`: what a large model has to say of one document."""
+"""`preread fit study` and `fit teach`: what a large model has to say of one document; `fit guide`: of any."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -11,13 +11,16 @@ from preread.engine.registry import DEFAULT
 from preread.fit import files
 
 if TYPE_CHECKING:
+    from preread.fit.guide import Fit
     from preread.fit.teach import Lesson
 
 _STAGES: Final = {
     "ask": "asking about the document",
+    "align": "aligning layers",
     "load": "reading the weights",
     "answer": "answering",
     "teach": "teaching",
+    "guide": "learning",
     "measure": "measuring",
 }
 
@@ -133,3 +136,74 @@ def print_lesson(small: str, document: str, found: "Lesson", path: Path) -> None
         "curve": [(at, round(loss, 5)) for at, loss in found.curve],
     }  # fmt: skip
     print_json(told)
+
+
+def guide(
+    llm: Annotated[
+        str, typer.Option("--llm", metavar="NAME|PATH|hf:…", help="The large model, named as with --model elsewhere.")
+    ],
+    slm: _Small = DEFAULT,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option("--text", metavar="FILE|FOLDER", help="Text to learn from; may be repeated; by default built in."),
+    ] = None,
+    out: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="Where to write the guide; its control is FILE.control.", dir_okay=False),
+    ] = Path("guide.npz"),
+    steps: Annotated[int, typer.Option(min=1, help="Steps to learn in, of one document each.")] = 900,
+    documents: Annotated[int, typer.Option(min=8, help="Of the text, at most.")] = 600,
+    threads: options.Threads = 0,
+) -> None:
+    """Learn what a small model's KV should take from a large model's reading of any text. Takes an hour or two.
+
+    Needs PyTorch: pip install 'preread[cloud]'. One that is interrupted goes on when it is started again. What it does
+    is measured on documents that it did not learn from, beside a control. The last line is JSON.
+    """
+    from preread.align.guide_bytes import dumps
+    from preread.cli.serve import engine_for
+    from preread.engine import hf
+    from preread.fit.guide import Models, fit_guide
+    from preread.fit.text import below, calibration
+
+    source = below(text) if text else calibration()
+    path = out.expanduser()
+    options.check_folder(path)
+    keep = path.with_name(f"{path.name}.part")
+    with (
+        engine_for(slm, 0, threads) as small,
+        engine_for(llm, 0, threads, streamed=False) as large,
+        token_progress() as report,
+    ):
+        hf.use_threads(small.threads)
+        report(_STAGES["load"], 0, 2)
+        kind = hf.faster()
+        pupil = hf.load(options.pulled(slm), small.spec.rope_near, kind)
+        report(_STAGES["load"], 1, 2)
+        teacher = hf.load(options.pulled(llm), large.spec.rope_near, kind)
+        models = Models(small, large, pupil, teacher)
+        found = fit_guide(models, source, lambda stage, *at: report(_STAGES[stage], *at), steps, documents, keep=keep)
+        files.write(path, dumps(found.guide))
+        files.write(path.with_name(f"{path.name}.control"), dumps(found.control))
+        keep.unlink(missing_ok=True)
+        print_guide(small.spec.name, large.spec.name, found, path)
+
+
+def print_guide(small: str, large: str, found: "Fit", path: Path) -> None:
+    told, control = found.guide.outcome, found.control.outcome
+    (low, high), (least, most) = told.dloss_ci, told.gain_ci
+    rows = [(f"{at:,}", f"{mine:.4f}", f"{its:.4f}") for at, mine, its in found.curve]
+    print_table(("STEPS", "NATS A TOKEN HELD OUT", "CONTROL"), rows)
+    print(
+        f"guided {told.dloss:+.4f} [{low:+.4f}, {high:+.4f}], control {control.dloss:+.4f}, gain over it "
+        f"{told.gain:+.4f} [{least:+.4f}, {most:+.4f}] nats a token: {path}"
+    )
+    share = None if not told.gap or told.gap <= 0 else round(told.gain / told.gap, 4)
+    told_json = {
+        "fit": "guide", "slm": small, "llm": large, "text": found.guide.text, "steps": found.guide.steps,
+        "reads": found.guide.guide.reads, "dloss": round(told.dloss, 5), "dloss_ci": told.dloss_ci,
+        "control_dloss": round(control.dloss, 5), "gain": round(told.gain, 5), "gain_ci": told.gain_ci, "gap": told.gap,
+        "gain_over_control": share, "tokens": told.tokens,
+        "curve": [(at, round(mine, 5), round(its, 5)) for at, mine, its in found.curve],
+    }  # fmt: skip
+    print_json(told_json)

@@ -7,7 +7,7 @@ import msgspec
 from preread.values import Form
 from preread.wire.catalogue import Entry
 
-Mode = Literal["exact", "mapped", "taught", "auto"]
+Mode = Literal["exact", "mapped", "guided", "taught", "auto"]
 """How a document is to be read; see `preread.cloud.reading`."""
 
 TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
@@ -26,7 +26,7 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
 class Progress(msgspec.Struct, frozen=True, tag_field="event", tag="progress"):
     """`done` of `total` steps of a stage: "fit" (once for a model), then "prefill" and "encode", counted in tokens.
 
-    Where a large model helps, between these "read", in tokens, and "measure", in mappings.
+    Where a large model helps, between these "read", in tokens, and "measure", in modes.
     """
 
     stage: str
@@ -51,7 +51,7 @@ class Published(
     entry: Entry
     rung_bytes: dict[str, int]
     seconds: float
-    mode: Literal["exact", "mapped", "taught"] = "exact"
+    mode: Literal["exact", "mapped", "guided", "taught"] = "exact"
     notes: tuple[str, ...] = ()
     bases: dict[str, str] = {}
 

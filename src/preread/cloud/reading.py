@@ -1,8 +1,9 @@
 """How a context is read: by its own model alone, or with a large model's help where that keeps the budget.
 
 the large model reads the tokens → the small one does, exactly → each mapping, those that take most from the large model
-first: its KV goes into the engine, and what follows in windows of the context itself is predicted → the first that
-keeps the budget stays. KV that was taught this very context goes through the same gate, and needs nobody to read.
+first, and each guide: its KV goes into the engine, and what follows in windows of the context itself is predicted → the
+first that keeps the budget stays. KV that was taught this very context goes through the same gate, and needs nobody to
+read.
 It decides what is published; it must not know segments, stores or names.
 """
 
@@ -16,6 +17,7 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
+from preread.align.guide_bytes import KeptGuide
 from preread.align.mapping import Read
 from preread.align.mapping_bytes import Kept
 from preread.align.taught_bytes import Taught
@@ -23,6 +25,7 @@ from preread.cloud.events import Mode
 from preread.codec.profile import Quality
 from preread.engine.llamacpp import LlamaCpp
 from preread.errors import UsageError
+from preread.fit.guide import guided
 from preread.fit.map import mapped, read
 from preread.fit.quality import Score, compare, log_softmax, summary
 from preread.fit.sample import TAIL_TOKENS, rope
@@ -44,6 +47,7 @@ class Help:
     Attributes:
         large: it, used in the small one's thread; None: there is none, and no mapping.
         mappings: from what it makes of a text to the small model's KV.
+        guides: what of that is added to the small model's KV.
         taught: contexts that it taught, each once.
         max_dloss: nats a token that reading other KV than the exact one may cost: on the context itself, and, mapped,
             in the fit's own measurement.
@@ -53,6 +57,7 @@ class Help:
     mappings: tuple[Kept, ...] = ()
     taught: tuple[Taught, ...] = ()
     max_dloss: float = MAX_MODE_DLOSS
+    guides: tuple[KeptGuide, ...] = ()
 
 
 NO_HELP: Final = Help()
@@ -68,7 +73,7 @@ class Reading:
         notes: for each mode that was tried or refused, a line with its numbers.
     """
 
-    mode: Literal["exact", "mapped", "taught"] = "exact"
+    mode: Literal["exact", "mapped", "guided", "taught"] = "exact"
     quality: Quality | None = None
     notes: tuple[str, ...] = ()
 
@@ -77,14 +82,14 @@ class Reading:
 class _Candidate:
     """Other KV for a context: `block` makes it; `refused`: by what was measured before, or None."""
 
-    mode: Literal["mapped", "taught"]
+    mode: Literal["mapped", "guided", "taught"]
     what: str
     block: Callable[[], KVBlock]
     refused: str | None
 
 
 def check_models(small: LlamaCpp, help: Help) -> None:
-    """Refuse mappings and taught contexts of other models.
+    """Refuse mappings, guides and taught contexts of other models.
 
     Raises:
         UsageError: one is.
@@ -96,6 +101,13 @@ def check_models(small: LlamaCpp, help: Help) -> None:
                 f"the mapping with split {kept.mapping.split} is of other models than "
                 f"{large.spec.name if large else 'this cloud runs'} and {small.spec.name}: fit one for them with "
                 "`preread fit map`"
+            )
+    for guide in help.guides:
+        large = help.large
+        if large is None or (guide.small, guide.large) != (small.spec.fingerprint, large.spec.fingerprint):
+            raise UsageError(
+                f"a guide is of other models than {large.spec.name if large else 'this cloud runs'} and "
+                f"{small.spec.name}: fit one for them with `preread fit guide`"
             )
     shape = small.spec.geometry
     for one in help.taught:
@@ -111,8 +123,9 @@ def read_context(small: LlamaCpp, help: Help, tokens: Tokens, mode: Mode, progre
         small: opened to score `sample.TAIL_TOKENS` tokens, if there is any help.
         help: what the large one held is gone.
         tokens: the context's.
-        mode: "taught"; "mapped": the mapping that takes most from the large model, of those that keep the budget;
-            "auto": taught, or else the mapping that lowers the loss most, of those whose interval lies below zero.
+        mode: "taught"; "guided"; "mapped": the mapping that takes most from the large model, of those that keep the
+            budget; "auto": taught, or else the mapping or guide that lowers the loss most, of those whose interval
+            lies below zero.
         progress: is told of the stages "prefill", "read" and "measure".
 
     Raises:
@@ -120,23 +133,26 @@ def read_context(small: LlamaCpp, help: Help, tokens: Tokens, mode: Mode, progre
         Cancelled: somebody called `cancel` of an engine.
     """
     cuts = windows(len(tokens))
-    taught = [] if mode in ("exact", "mapped") else _taught(small, help, tokens)
+    taught = _taught(small, help, tokens) if mode in ("taught", "auto") else []
     mappings = help.mappings if mode in ("mapped", "auto") else ()
+    guides = help.guides if mode in ("guided", "auto") else ()
     notes = []
     if mode == "taught" and not taught:
         notes.append("exact: nobody taught this context: use `preread fit teach`, and start the cloud with --taught")
-    elif (taught or mappings) and not cuts:
+    elif (taught or mappings or guides) and not cuts:
         notes.append(f"exact: {len(tokens)} tokens are too few to measure a mode on")
-        taught, mappings = [], ()
+        taught, mappings, guides = [], (), ()
     both: Read | None = None
-    if mappings and help.large is not None:
+    if (mappings or guides) and help.large is not None:
         try:
-            both = _read(small, help.large, mappings, tokens, progress)
+            both = _read(small, help.large, mappings, guides, tokens, progress)
         except UsageError as error:  # it does not fit the large model's window
             notes.append(f"exact: {error}")
     if both is None:
         small.prefill(tokens, lambda done: progress("prefill", done, len(tokens)))
-    candidates = taught + ([] if both is None else _mapped(small, mappings, both, help.max_dloss))
+    candidates = taught
+    if both is not None:
+        candidates += _mapped(small, mappings, both, help.max_dloss) + _guided(small, guides, both)
     if not candidates:
         return Reading(notes=tuple(notes))
     exact = small.export(Span(0, len(tokens)), Span(0, small.spec.geometry.layers))
@@ -157,7 +173,7 @@ def read_context(small: LlamaCpp, help: Help, tokens: Tokens, mode: Mode, progre
         return Reading(notes=tuple(notes))
     _, best, block, quality = min(judged, key=lambda one: one[0])
     small.inject(block)
-    if best.mode == "taught":  # that other tokens become likelier is what it was taught for
+    if best.mode != "mapped":  # that other tokens become likelier is what was learnt
         quality = replace(quality, kl=0.0)
     if (costs := max(quality.dloss, quality.kl)) > MAX_DLOSS:
         least = math.ceil(costs * 100 + 1) / 100  # a hundredth more than that, for the codec
@@ -184,10 +200,18 @@ def _refused_lesson(taught: Taught) -> str | None:
     return None
 
 
-def _read(small: LlamaCpp, large: LlamaCpp, mappings: Sequence[Kept], tokens: Tokens, progress: Report) -> Read:
-    layers = sorted({layer for kept in mappings for layer in kept.mapping.reads})
+def _read(
+    small: LlamaCpp,
+    large: LlamaCpp,
+    mappings: Sequence[Kept],
+    guides: Sequence[KeptGuide],
+    tokens: Tokens,
+    progress: Report,
+) -> Read:
+    layers = {layer for kept in mappings for layer in kept.mapping.reads}
+    layers |= {layer for kept in guides for layer in kept.guide.reads}
     splits = sorted({kept.mapping.split for kept in mappings})
-    return read(small, large, tokens, splits, layers, lambda done: progress("read", done, 2 * len(tokens)))
+    return read(small, large, tokens, splits, sorted(layers), lambda done: progress("read", done, 2 * len(tokens)))
 
 
 def _mapped(small: LlamaCpp, mappings: Sequence[Kept], both: Read, max_dloss: float) -> list[_Candidate]:
@@ -200,6 +224,27 @@ def _mapped(small: LlamaCpp, mappings: Sequence[Kept], both: Read, max_dloss: fl
         make = partial(mapped, kept.mapping, both, rope(small))
         found.append(_Candidate("mapped", f"mapped from layer {kept.mapping.split} on", make, why))
     return found
+
+
+def _guided(small: LlamaCpp, guides: Sequence[KeptGuide], both: Read) -> list[_Candidate]:
+    return [
+        _Candidate("guided", "guided", partial(guided, one.guide, both, rope(small)), _refused_guide(one))
+        for one in guides
+    ]
+
+
+def _refused_guide(kept: KeptGuide) -> str | None:
+    """Why KV must not be published that is guided so."""
+    if kept.control:
+        return "refused, it is a control: it learnt from what was read of other documents"
+    told = kept.outcome
+    if told.dloss_ci[1] >= 0 or told.gain_ci[0] <= 0:
+        return (
+            "refused, text held out of its fit does not become likelier beyond doubt, or as likely with its control: "
+            f"loss {told.dloss:+.4f} [{told.dloss_ci[0]:+.4f}, {told.dloss_ci[1]:+.4f}], "
+            f"gain over the control {told.gain:+.4f} [{told.gain_ci[0]:+.4f}, {told.gain_ci[1]:+.4f}]"
+        )
+    return None
 
 
 def windows(tokens: int) -> list[int]:
@@ -226,7 +271,7 @@ def _refused(one: _Candidate, quality: Quality, dloss_high: float, max_dloss: fl
     """Why a mode is not published, by what it does to the context itself; None: it may be."""
     if quality.dloss > max_dloss:
         return f"refused, the budget is {max_dloss:g}"
-    if mode == "auto" and one.mode == "mapped" and dloss_high >= 0:
+    if mode == "auto" and one.mode != "taught" and dloss_high >= 0:
         return f"not taken, it lowers nothing beyond doubt (95 % interval up to {dloss_high:+.4f})"
     return None
 

@@ -49,8 +49,10 @@ class EnginePublisher:
         Raises:
             UsageError, EngineError, RemoteError: as `read_document`, `profile_for` and `publish` do.
         """
-        if mode == "mapped" and self._help.large is None:
+        if mode == "mapped" and not self._help.mappings:
             raise UsageError("this cloud has no large model to map from: start it with --llm and --map")
+        if mode == "guided" and not self._help.guides:
+            raise UsageError("this cloud has no large model that guides: start it with --llm and --guide")
         if mode == "taught" and not self._help.taught:
             raise UsageError("nobody taught this cloud's contexts: use `preread fit teach`, and start it with --taught")
         ids = None if tokens is None else np.array(tokens, np.int32)

@@ -173,7 +173,8 @@ def answers(engine: LlamaCpp, exchanges: Sequence[Exchange]) -> list[Single]:
     """Nats of each answer's tokens, (A,) for each exchange, after the context that the engine holds."""
     found = []
     for one in exchanges:
-        said = log_softmax(engine.score(np.concatenate([one.prompt, one.answer[:-1]]))[len(one.prompt) - 1 :])
+        said = engine.score(np.concatenate([one.prompt, one.answer[:-1]]), reuse=one.behind)
+        said = log_softmax(said[len(one.prompt) - 1 :])
         found.append(-said[np.arange(len(one.answer)), one.answer])
     return found
 

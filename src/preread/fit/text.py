@@ -60,3 +60,25 @@ def read(paths: list[Path]) -> Text:
         except OSError as error:
             raise UsageError(f"{path} cannot be read: {error.strerror}") from error
     return Text(", ".join(path.name for path in paths), tuple(parts))
+
+
+def below(paths: list[Path]) -> Text:
+    """Text files, and all of a folder's that can be read as UTF-8, in the order of their names.
+
+    Raises:
+        UsageError: a file cannot be read, or a folder has none.
+    """
+    parts: list[str] = []
+    for path in paths:
+        if not path.is_dir():
+            parts += read([path]).parts
+            continue
+        before = len(parts)
+        for file in sorted(path.rglob("*")):
+            try:
+                parts.append(file.read_text("utf-8"))
+            except (OSError, UnicodeDecodeError):  # a folder, a picture
+                continue
+        if len(parts) == before:
+            raise UsageError(f"{path} has no text")
+    return Text(", ".join(path.name for path in paths), tuple(parts))

@@ -92,14 +92,14 @@ class Rung(Record, frozen=True, omit_defaults=True):
 class Origin(Record, frozen=True):
     """How the KV was made; for people and for reproduction, nothing is decided by it.
 
-    `mode`: "exact" is what prefill computes; "mapped" follows from what a large model read, "taught" learned from its
-    answers, and the rungs say what that costs.
+    `mode`: "exact" is what prefill computes; "mapped" follows from what a large model read, "guided" takes something
+    from that, "taught" learned from its answers, and the rungs say what that costs.
     """
 
     engine: Line
     software: Line
     batch_tokens: Annotated[int, msgspec.Meta(ge=1, le=2**24)]
-    mode: Literal["exact", "mapped", "taught"] = "exact"
+    mode: Literal["exact", "mapped", "guided", "taught"] = "exact"
 
 
 class Manifest(Record, frozen=True):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from preread.bench.questions import EACH, Question, about, documents
 from preread.errors import UsageError
+from preread.fit.questions import EACH, Question, about, documents
 from preread.fit.text import CALIBRATION
 
 

@@ -63,6 +63,11 @@ class Document:
     text: str
     questions: tuple[Question, ...]
 
+    @property
+    def titled(self) -> str:
+        """As models read it."""
+        return f"A part of {self.module}:\n\n{self.text}"
+
 
 def documents(count: int, seed: int = 0) -> list[Document]:
     """Documents with at least `count` questions in all, drawn by the seed; no module twice before each was once.
@@ -71,12 +76,13 @@ def documents(count: int, seed: int = 0) -> list[Document]:
         UsageError: this Python's library has no sources, or too few.
     """
     folder, source = Path(sysconfig.get_path("stdlib")), random.Random(seed)
-    paths = [folder / f"{name}.py" for name in _MODULES if name not in CALIBRATION]
-    stretches = [list(_stretches(path, folder, source)) for path in paths if path.is_file()]
-    source.shuffle(stretches)
+    names = [f"{name}.py" for name in _MODULES if name not in CALIBRATION]
+    modules = [name for name in names if folder.joinpath(name).is_file()]
+    parts = [list(stretches(folder.joinpath(name).read_text("utf-8", "replace"), name, source)) for name in modules]
+    source.shuffle(parts)
     found: list[Document] = []
-    for turn in range(max(map(len, stretches), default=0)):
-        for documents in stretches:
+    for turn in range(max(map(len, parts), default=0)):
+        for documents in parts:
             if turn < len(documents) and sum(len(one.questions) for one in found) < count:
                 found.append(documents[turn])
     if sum(len(one.questions) for one in found) < count:
@@ -100,17 +106,30 @@ def right(engine: LlamaCpp, questions: Sequence[Question], prompts: Sequence[Tok
     return [question.right(answer) for question, answer in zip(questions, told, strict=True)]
 
 
-def _stretches(path: Path, folder: Path, source: random.Random) -> Iterator[Document]:
-    text = path.read_text("utf-8", errors="replace")
-    lines, name = text.splitlines(keepends=True), str(path.relative_to(folder))
-    begun: list[_Part] = []
-    for part in _parts(ast.parse(text).body):
+def stretches(
+    text: str,
+    module: str,
+    source: random.Random,
+    characters: tuple[int, int] = (_LEAST_CHARACTERS, _MOST_CHARACTERS),
+    questions: tuple[int, int] = (EACH, EACH),
+) -> Iterator[Document]:
+    """Stretches of a module's source of so many characters, least and most, with so many questions each.
+
+    There are none where the text is no Python.
+    """
+    try:
+        statements = list(_parts(ast.parse(text).body))
+    except (SyntaxError, ValueError, RecursionError):
+        return
+    (shortest, longest), (fewest, most) = characters, questions
+    lines, begun = text.splitlines(keepends=True), list[_Part]()
+    for part in statements:
         begun.append(part)
         piece = "".join(lines[begun[0].start - 1 : part.stop])
-        if len(piece) >= _LEAST_CHARACTERS:
+        if len(piece) >= shortest:
             asked = _askable(begun, piece)
-            if len(piece) <= _MOST_CHARACTERS and len(asked) >= EACH:
-                yield Document(name, piece, tuple(source.sample(asked, EACH)))
+            if len(piece) <= longest and len(asked) >= fewest:
+                yield Document(module, piece, tuple(source.sample(asked, min(most, len(asked)))))
             begun = []
 
 

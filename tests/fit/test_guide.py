@@ -1,0 +1,99 @@
+"""A guide learns in PyTorch and guides in llama.cpp; a model with random weights is its own large one here."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from preread.align import guide_bytes
+from preread.engine.llamacpp import LlamaCpp
+from preread.errors import UsageError
+from preread.fit import guide as fitting
+from preread.fit.guide import Models, fit_guide, guided, rate
+from preread.fit.lessons import lessons
+from preread.fit.map import SINK_TOKENS, read
+from preread.fit.sample import TAIL_TOKENS, hold, rope
+from preread.fit.teach import answers
+from preread.fit.text import Text
+
+if TYPE_CHECKING:
+    from preread.engine.hf import Frozen
+
+pytestmark = pytest.mark.filterwarnings("default")  # what these libraries warn of is theirs
+
+TEXT = Text("squares", tuple(" ".join(str(n * n % modulus) for n in range(900)) for modulus in (997, 9973)))
+
+
+@pytest.fixture(scope="module")
+def models(tiny_model: Path, tiny_frozen: "Frozen") -> Iterator[Models]:
+    def opened() -> LlamaCpp:
+        return LlamaCpp.open(tiny_model, window_tokens=1024, scored_tokens=TAIL_TOKENS)
+
+    with closing(opened()) as small, closing(opened()) as large:
+        yield Models(small, large, tiny_frozen, tiny_frozen)
+
+
+def test_what_was_learnt_holds_in_the_engine_and_in_its_file(
+    models: Models, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(fitting, "RATE", 0.02)
+    told: list[tuple[str, int, int]] = []
+    found = fit_guide(models, TEXT, lambda *at: told.append(at), steps=24, count=8, first=2)
+    guide, control = found.guide, found.control
+    # A model of random weights learns at once what numbers look like; that is not the reading, and the control knows.
+    assert guide.outcome.dloss < -0.2 and guide.outcome.dloss_ci[1] < 0 and control.outcome.dloss < -0.2
+    assert guide.outcome.gain == pytest.approx(control.outcome.dloss - guide.outcome.dloss) and control.control
+    assert guide.outcome.gap == pytest.approx(0, abs=1e-3) and guide.outcome.tokens > 0
+    (start, before, its), (stop, after, _) = found.curve[0], found.curve[-1]
+    assert (start, stop) == (0, 24) and before == pytest.approx(its) and after < before
+    # What PyTorch computes for the guide is what llama.cpp finds with its KV.
+    assert after - before == pytest.approx(guide.outcome.dloss, abs=0.05)
+    assert told[-1][0] == "measure" and {stage for stage, *_ in told} == {"align", "guide", "measure"}
+    path = tmp_path / "a.guide"
+    path.write_bytes(guide_bytes.dumps(guide))
+    np.testing.assert_array_equal(fitting.load(path).guide.weights.up, guide.guide.weights.up)
+    lesson = lessons(models.small, TEXT, 8)[0]
+    one = read(models.small, models.large, lesson.tokens, (), guide.guide.reads)
+    block = guided(guide.guide, one, rope(models.small))
+    np.testing.assert_array_equal(block.k[:, :, :SINK_TOKENS], one.block.k[2:, :, :SINK_TOKENS])
+    assert (block.k[:, :, SINK_TOKENS:] != one.block.k[2:, :, SINK_TOKENS:]).any() and block.layers.start == 2
+    hold(models.small, one.block)
+    exact = np.concatenate(answers(models.small, lesson.exchanges)).mean()
+    models.small.inject(block)
+    assert np.concatenate(answers(models.small, lesson.exchanges)).mean() < exact - 0.2
+
+
+def test_a_fit_that_was_interrupted_goes_on_as_if_nothing_had_been(
+    models: Models, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(fitting, "_SAVE_STEPS", 2)
+    keep = tmp_path / "kept"
+
+    def fit(stop: int | None) -> fitting.Fit:
+        def progress(stage: str, done: int, total: int) -> None:
+            if stage == "guide" and done == stop:
+                raise KeyboardInterrupt
+
+        return fit_guide(models, TEXT, progress, steps=6, count=8, keep=keep if stop != 0 else None)
+
+    whole = fit(0)
+    with pytest.raises(KeyboardInterrupt):
+        fit(5)
+    assert keep.exists()
+    again = fit(None)
+    np.testing.assert_array_equal(again.guide.guide.weights.up, whole.guide.guide.weights.up)
+    np.testing.assert_array_equal(again.control.guide.weights.down, whole.control.guide.weights.down)
+    assert [step for step, *_ in again.curve] == [0, 6]
+
+
+def test_text_that_is_too_short_is_said(models: Models) -> None:
+    with pytest.raises(UsageError, match="too short"):
+        fit_guide(models, Text("short", ("1 2 3",)), lambda *_: None, steps=1, count=8)
+
+
+def test_the_rate_rises_and_falls() -> None:
+    told = [rate(step, 100) for step in range(100)]
+    assert max(told) <= fitting.RATE and told[0] < told[19] and told[99] == pytest.approx(0.03 * fitting.RATE)
