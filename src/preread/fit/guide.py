@@ -58,6 +58,7 @@ _CURVE_STEPS: Final = 100
 _CURVE_LESSONS: Final = 8
 _SAVE_STEPS: Final = 50
 _SEED: Final = 0
+_NAMES: Final = ("guide", "control")
 
 
 class _Head(msgspec.Struct, frozen=True):
@@ -128,39 +129,17 @@ def fit_guide(
     if kept is None:
         alike = align(small, large, text, lambda _, *at: progress("align", *at), _ALIGN_WINDOWS)
         reads = chosen(alike.path, first, LARGE_LAYERS)
-    else:
-        reads = kept[0].reads
-    school = _School(models, first, reads, learnt)
-    guide, control = school.learner(), school.learner()
-    curve: list[tuple[int, float, float]] = []
-    start = 0
-    if kept is not None:
-        start, curve = kept[0].step, list(kept[0].curve)
-        for learner, name in ((guide, "guide"), (control, "control")):
-            prefix = f"{name} "
-            learner.resume({key.removeprefix(prefix): rows for key, rows in kept[1].items() if key.startswith(prefix)})
-    unseen = [school.seen(one) for one in measured[:: max(1, len(measured) // _CURVE_LESSONS)]]
-    course = _course(len(learnt), steps)
-    before = school.lesson(course[start - 1])
-    for step in range(start, steps):
-        if step % _CURVE_STEPS == 0 and (not curve or curve[-1][0] < step):
-            curve.append((step, *_losses(guide, control, unseen)))
-        if keep is not None and step % _SAVE_STEPS == 0 and step > start:
-            head = _Head(identity, step, reads, curve)
-            rows = {f"guide {key}": value for key, value in guide.state().items()}
-            files.write(keep, archive.dumps(head, rows | {f"control {k}": v for k, v in control.state().items()}))
-        now = school.lesson(course[step])
-        guide.step(now, now.read, rate(step, steps))
-        control.step(now, before.read, rate(step, steps))
-        before = now
-        progress("guide", step + 1, steps)
-    curve.append((steps, *_losses(guide, control, unseen)))
-    found = [Guide(first, reads, school.weights(learner)) for learner in (guide, control)]
+        kept = _Head(identity, 0, reads, []), _units(models, first, reads, learnt[:_SAMPLE])
+    head, arrays = kept
+    school = _School(models, first, head.reads, arrays)
+    guide, control = (school.learner(name) for name in _NAMES)
+    curve = _learnt(school, guide, control, learnt, measured, head, steps, keep, progress)
+    found = [Guide(first, head.reads, school.weights(learner)) for learner in (guide, control)]
     outcomes = _measured(models, found[0], found[1], measured, progress)
     of = small.spec.fingerprint, large.spec.fingerprint, small.spec.geometry, text.label, steps
     kept_guide, kept_control = (
-        KeptGuide(one, *of, outcome, number == 1)
-        for number, (one, outcome) in enumerate(zip(found, outcomes, strict=True))
+        KeptGuide(one, *of, outcome, name == "control")
+        for name, one, outcome in zip(_NAMES, found, outcomes, strict=True)
     )
     return Fit(kept_guide, kept_control, tuple(curve))
 
@@ -194,50 +173,96 @@ def _half(rows: Single) -> Half:
     return np.clip(rows, -65504, 65504).astype(np.float16)
 
 
+def _units(models: Models, first: int, reads: tuple[int, ...], sample: Sequence[Lesson]) -> archive.Arrays:
+    """What is read is projected by, and what is added counts in: by some lessons' own readings."""
+    read: list[Single] = []
+    rows: tuple[list[Single], list[Single]] = ([], [])
+    for one in sample:
+        read.append(_read(models, reads, one)[SINK_TOKENS:])
+        k, v = (its.float().cpu().numpy()[first:] for its in models.pupil.read(one.tokens))
+        k = unrotate(models.pupil.there(k), Span(0, len(one.tokens)), rope(models.small))
+        for its, some in zip(rows, (k, v), strict=True):
+            its.append(some[:, :, SINK_TOKENS:])
+    mean, inward = leading(np.concatenate(read), READ_CHANNELS)
+    k_scale, v_scale = (np.concatenate(its, axis=2).std(axis=2) for its in rows)
+    return {"mean": mean, "inward": inward, "k_scale": k_scale, "v_scale": v_scale}
+
+
+def _read(models: Models, reads: tuple[int, ...], lesson: Lesson) -> Single:
+    """What the large model's layers read of a lesson, side by side, a row for each of the small one's tokens."""
+    theirs, at = matching(models.small, models.large, lesson.tokens)
+    return np.concatenate([normalised(stream)[at] for stream in models.teacher.inputs(theirs, reads)], axis=1)
+
+
 class _School:
-    """Lessons as both models read them. What was read stays in memory, some 8 MB each."""
+    """Lessons as both models read them, and what learns from them."""
 
-    def __init__(self, models: Models, first: int, reads: tuple[int, ...], learnt: Sequence[Lesson]) -> None:
-        self._models, self._first, self._reads, self._learnt = models, first, reads, learnt
-        self._rope = rope(models.small)
-        sample = [self._read(one) for one in learnt[:_SAMPLE]]
-        self._mean, self._inward = leading(np.concatenate([rows[SINK_TOKENS:] for rows in sample]), READ_CHANNELS)
-        kept: list[tuple[Single, Single]] = []
-        for one in learnt[:_SAMPLE]:
-            k, v = (rows.float().cpu().numpy() for rows in models.pupil.read(one.tokens))
-            k = unrotate(models.pupil.there(k), Span(0, len(one.tokens)), self._rope)
-            kept.append((k[first:, :, SINK_TOKENS:], v[first:, :, SINK_TOKENS:]))
-        k_scale, v_scale = (np.concatenate([one[n] for one in kept], axis=2).std(axis=2) for n in (0, 1))
-        self._scales = k_scale, v_scale
-        self._seen: dict[int, Seen] = {}
+    def __init__(self, models: Models, first: int, reads: tuple[int, ...], kept: archive.Arrays) -> None:
+        """`kept`: by `_units`, or what `state` gave."""
+        self._models, self._first, self._reads, self._kept = models, first, reads, kept
 
-    def learner(self) -> "Learner":
-        """One that has learnt nothing."""
+    def learner(self, name: str) -> "Learner":
+        """One that knows what is kept under its name, or else nothing."""
         from preread.engine.hf import Learner
 
-        return Learner(self._models.pupil, self._first, self._scales, self._inward.shape[1], RANK, self._rope)
-
-    def lesson(self, number: int) -> "Seen":
-        """One of those that are learnt from."""
-        if number not in self._seen:
-            self._seen[number] = self.seen(self._learnt[number])
-        return self._seen[number]
+        kept, small = self._kept, self._models.small
+        scales, read = (kept["k_scale"], kept["v_scale"]), kept["inward"].shape[1]
+        learner = Learner(self._models.pupil, self._first, scales, read, RANK, rope(small))
+        if known := {key.removeprefix(f"{name} "): rows for key, rows in kept.items() if key.startswith(f"{name} ")}:
+            learner.resume(known)
+        return learner
 
     def seen(self, lesson: Lesson) -> "Seen":
         """What both models make of a lesson."""
         from preread.engine.hf import Seen
 
-        rows = (self._read(lesson) - self._mean) @ self._inward
+        rows = (_read(self._models, self._reads, lesson) - self._kept["mean"]) @ self._kept["inward"]
         return Seen(rows.astype(np.float16), *self._models.pupil.read(lesson.tokens), lesson.exchanges)
 
     def weights(self, learner: "Learner") -> Weights:
         """What a learner has learnt, as a guide has it."""
-        return Weights(self._mean, self._inward, **learner.weights())
+        return Weights(self._kept["mean"], self._kept["inward"], **learner.weights())
 
-    def _read(self, lesson: Lesson) -> Single:
-        theirs, at = matching(self._models.small, self._models.large, lesson.tokens)
-        streams = self._models.teacher.inputs(theirs, self._reads)
-        return np.concatenate([normalised(stream)[at] for stream in streams], axis=1)
+    def state(self, learners: dict[str, "Learner"]) -> archive.Arrays:
+        """All that another school needs to go on."""
+        states = {f"{name} {key}": rows for name, one in learners.items() for key, rows in one.state().items()}
+        return {key: self._kept[key] for key in ("mean", "inward", "k_scale", "v_scale")} | states
+
+
+def _learnt(
+    school: _School,
+    guide: "Learner",
+    control: "Learner",
+    learnt: Sequence[Lesson],
+    measured: Sequence[Lesson],
+    head: _Head,
+    steps: int,
+    keep: Path | None,
+    progress: Report,
+) -> list[tuple[int, float, float]]:
+    """Both learn, from where `head` says; the curve. What was read stays in memory, some 8 MB a lesson."""
+    curve, seen = list(head.curve), dict[int, "Seen"]()
+
+    def lesson(number: int) -> "Seen":
+        if number not in seen:
+            seen[number] = school.seen(learnt[number])
+        return seen[number]
+
+    unseen = [school.seen(one) for one in measured[:: max(1, len(measured) // _CURVE_LESSONS)]]
+    course = _course(len(learnt), steps)
+    before = lesson(course[head.step - 1])
+    for step in range(head.step, steps):
+        if step % _CURVE_STEPS == 0 and (not curve or curve[-1][0] < step):
+            curve.append((step, *_losses(guide, control, unseen)))
+        if keep is not None and step % _SAVE_STEPS == 0 and step > head.step:
+            now = _Head(head.identity, step, head.reads, curve)
+            files.write(keep, archive.dumps(now, school.state(dict(zip(_NAMES, (guide, control), strict=True)))))
+        one = lesson(course[step])
+        guide.step(one, one.read, rate(step, steps))
+        control.step(one, before.read, rate(step, steps))
+        before = one
+        progress("guide", step + 1, steps)
+    return [*curve, (steps, *_losses(guide, control, unseen))]
 
 
 def _course(count: int, steps: int) -> list[int]:

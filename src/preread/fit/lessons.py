@@ -55,7 +55,7 @@ def lessons(engine: LlamaCpp, text: Text, count: int, seed: int = _SEED) -> list
             if turn < len(each) and len(asked) < most:
                 asked.append(about(engine, each[turn]))
     plain = [of_text(np.concatenate(one)) for one in windows(engine, text, max(4, count - len(asked)))]
-    found = [*asked, *plain]
+    found = [one for one in (*asked, *plain) if one.exchanges]
     source.shuffle(found)
     return found
 
