@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from preread.align.guide import Guide, Weights
+from preread.align.guide_bytes import KeptGuide, Outcome
 from preread.align.taught_bytes import Taught
 from preread.cli.fitting import _print_ladder, _print_path, _splits
-from preread.cli.teaching import print_lesson
+from preread.cli.teaching import print_guide, print_lesson
 from preread.errors import UsageError
 from preread.fit.align import Alignment
+from preread.fit.guide import Fit
 from preread.fit.teach import Lesson
 from preread.testing.profile import plain_profile
 from preread.values import ContextId, Fingerprint, Geometry, KVBlock, Span
@@ -113,6 +117,23 @@ def test_a_lesson_is_shown_with_its_curve_and_as_json(tmp_path: Path, capsys: py
     assert said.startswith("exact 0.4500, taught 0.3500 [-0.1500, -0.0500], large model 0.2500")
     told = json.loads(line)
     assert (told["control"], told["dloss"], told["gap_closed"], told["exchanges"]) == (True, -0.1, 0.5, 27)
+
+
+def test_a_guide_is_shown_with_its_control_and_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, of = np.zeros((1, 1), np.float32), Fingerprint("f" * 64)
+    weights = Weights(one[0], one, one[None], np.zeros((1, 1, 4), np.float32), np.zeros((1, 4), np.float32),
+                      np.zeros((1, 1, 2), np.float32), np.zeros((1, 2), np.float32))  # fmt: skip
+    outcome = Outcome(-0.1, (-0.15, -0.05), 0.04, (0.01, 0.07), 0.4, 900)
+    kept = KeptGuide(Guide(0, (5,), weights), of, of, Geometry(1, 1, 2), "manuals", 20, outcome)
+    control = replace(kept, outcome=replace(outcome, dloss=-0.06), control=True)
+    print_guide("small", "large", Fit(kept, control, ((0, 1.5, 1.5), (20, 1.4, 1.44))), tmp_path / "a.npz")
+    head, first, second, said, line = capsys.readouterr().out.splitlines()
+    assert head.split()[0] == "STEPS" and first.split() == ["0", "1.5000", "1.5000"] and second.split()[-1] == "1.4400"
+    assert said.startswith(
+        "guided -0.1000 [-0.1500, -0.0500], control -0.0600, gain over it +0.0400 [+0.0100, +0.0700]"
+    )
+    told = json.loads(line)
+    assert (told["gain"], told["gain_over_control"], told["control_dloss"]) == (0.04, 0.1, -0.06)
 
 
 def test_splits_are_layers_of_the_small_model() -> None:
