@@ -15,9 +15,11 @@ from preread.align.guide_bytes import KeptGuide, Outcome
 from preread.align.guide_bytes import dumps as dumps_guide
 from preread.align.mapping_bytes import Kept, dumps
 from preread.bench.guide import Options, bench
+from preread.codec import profile_bytes
 from preread.engine.llamacpp import LlamaCpp
 from preread.errors import UsageError
 from preread.fit.text import Text
+from preread.testing.profile import plain_profile
 from preread.values import Fingerprint
 
 UNSEEN = Text("cubes", (" ".join(str(n * n * n % 9973) for n in range(1500)),))
@@ -65,15 +67,21 @@ def test_a_guide_is_compared_with_its_control(
     control = replace(nothing, guide=Guide(0, (4,), wrong), control=True)
     for name, one in (("guide", nothing), ("control", control)):
         (tmp_path / name).write_bytes(dumps_guide(one))
-    options = Options(UNSEEN, (), 4, 10, tmp_path / "guide", tmp_path / "control")
+    (tmp_path / "profile").write_bytes(profile_bytes.dumps(plain_profile(of, shape, width, {"b2": (0.05, 0.0)})))
+    files = (tmp_path / name for name in ("guide", "control", "profile"))
+    options = Options(UNSEEN, (), 4, 10, *files, "b2")
     model = tiny_model, "tiny"
     told: dict[str, Any] = bench(model, model, options, Console(quiet=True), nullcontext(lambda *_: None))
     capsys.readouterr()
-    llm, slm, guided = told["rows"]
+    llm, slm, guided, through = told["rows"]
     # It changes nothing, and its control does.
     assert guided["mode"] == "guided" and guided["dloss"] == guided["kl"] == 0
     assert guided["control_loss"] > guided["loss"] + 0.1 and guided["qa_control_loss"] != guided["qa_loss"]
     assert guided["qa_loss"] == slm["qa_loss"] == pytest.approx(llm["qa_loss"], abs=1e-3)
+    # What a rung leaves of it is a little worse, smaller, and has the same control.
+    assert through["mode"] == "guided-b2" and 0 < through["kl"] < 0.1
+    assert through["control_loss"] == guided["control_loss"] and through["qa_loss"] != guided["qa_loss"]
+    assert through["bytes_per_token"] < guided["bytes_per_token"] == 2 * shape.values_per_token
     with pytest.raises(UsageError, match="is no control"):
         bench(
             model,

@@ -80,7 +80,7 @@ class Row:
             over documents; `qa_control`: with the large model's reading of another document.
         qa_loss: of the right answers, nats a token; `qa_gap_closed`, `qa_control_loss`, `qa_gain_over_control` and
             `qa_gain_ci` as above.
-        bytes_per_token: of the context's KV as float16, before any codec.
+        bytes_per_token: of the context's KV as float16, before any codec; of a rung, what is sent.
     """
 
     mode: str
@@ -126,7 +126,7 @@ def bench(
         slm, llm = (stack.enter_context(closing(_open(*model, longest))) for model in (small, large))
         kept = _load(slm, llm, options)
         chosen = windows(slm, options.text, options.windows)
-        found = _Found({}, {}, {}, {})
+        found = _Found({}, {}, {}, {}, {})
         before: Read | None = None
         for number, (tokens, tail) in enumerate(chosen):
             before = _window(slm, llm, tokens, tail, kept, before, found)
@@ -146,13 +146,14 @@ _MOST_TOKENS = 2048
 @dataclass(frozen=True, slots=True)
 class _Found:
     """By mode: losses (tail - 1,) and divergences of each window; of each document losses of the right answers' tokens,
-    and which answers are right.
+    and which answers are right. Of rungs, bytes a token that were sent.
     """
 
     losses: dict[str, list[Double]]
     divergences: dict[str, list[float]]
     answers: dict[str, list[Double]]
     right: dict[str, list[list[bool]]]
+    sent: dict[str, list[float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +203,7 @@ def _window(
     for mode, loss, kl in ((_LLM, _large_loss(slm, llm, tail), 0.0), (_SLM, own, 0.0)):
         found.losses.setdefault(mode, []).append(loss)
         found.divergences.setdefault(mode, []).append(kl)
-    for mode, block in _modes(slm, now, tokens, kept, before):
+    for mode, block in _modes(slm, now, tokens, kept, before, found):
         slm.inject(now.block)
         slm.inject(block)
         score = compare(slm.score(tail), tail, exact)
@@ -225,7 +226,7 @@ def _asked(slm: LlamaCpp, llm: LlamaCpp, document: Document, kept: _Kept, before
 
     ask(_LLM, llm, theirs)
     ask(_SLM, slm, prompts)
-    for mode, block in _modes(slm, now, start, kept, before):
+    for mode, block in _modes(slm, now, start, kept, before, found):
         slm.inject(now.block)
         slm.inject(block)
         ask(mode, slm, prompts)
@@ -252,7 +253,9 @@ def _read(slm: LlamaCpp, llm: LlamaCpp, tokens: Tokens, kept: _Kept) -> Read:
     return read(slm, llm, tokens, sorted({one.mapping.split for one in kept.mappings}), kept.reads)
 
 
-def _modes(slm: LlamaCpp, now: Read, tokens: Tokens, kept: _Kept, before: Read | None) -> list[tuple[str, KVBlock]]:
+def _modes(
+    slm: LlamaCpp, now: Read, tokens: Tokens, kept: _Kept, before: Read | None, found: _Found
+) -> list[tuple[str, KVBlock]]:
     """The small model's KV in every mode, and in every mode's control, for which there has to be another text."""
     turn = rope(slm)
     made = [(f"mapped-{one.mapping.split}", mapped(one.mapping, now, turn)) for one in kept.mappings]
@@ -263,8 +266,9 @@ def _modes(slm: LlamaCpp, now: Read, tokens: Tokens, kept: _Kept, before: Read |
         slm.inject(now.block)
         slm.inject(made[-1][1])
         whole = slm.export(now.block.tokens, now.block.layers)
-        sent(slm, codec, tokens, whole, kept.profile.group_layers)
+        size_bytes = sent(slm, codec, tokens, whole, kept.profile.group_layers)
         made.append((f"{_GUIDED}-{kept.rung}", slm.export(now.block.tokens, now.block.layers)))
+        found.sent.setdefault(made[-1][0], []).append(size_bytes / len(tokens))
     if before is None:
         return made
     control = guides.other(now, before)
@@ -323,15 +327,21 @@ def _rows(found: _Found, text: str, slm: LlamaCpp, llm: LlamaCpp) -> list[Row]:
                 told.gap_closed,
                 told.control,
                 told.gain,
-                2 * (llm if mode == _LLM else slm).spec.geometry.values_per_token,
+                round(float(np.mean(found.sent[mode])))
+                if mode in found.sent
+                else 2 * (llm if mode == _LLM else slm).spec.geometry.values_per_token,
                 _share(its_right),
                 None if its_right is None else _interval([float(np.mean(one)) for one in its_right]),
-                _share(found.right.get(mode.partition("-b")[0] + _CONTROL)),
+                _share(found.right.get(_control(mode))),
                 told.gain_ci,
                 *((None,) * 5 if asked is None else asked),
             )
         )
     return rows
+
+
+def _control(mode: str) -> str:
+    return (_GUIDED if mode.startswith(_GUIDED) else mode) + _CONTROL
 
 
 class _Told(NamedTuple):
@@ -351,7 +361,7 @@ def _told(losses: dict[str, list[Double]], mode: str) -> _Told | None:
     loss, own, best = (float(np.concatenate(losses[one]).mean()) for one in (mode, _SLM, _LLM))
     gap = own - best
     closed = None if mode == _SLM or gap <= 0 else round((own - loss) / gap, 4)
-    controls = losses.get(mode.partition("-b")[0] + _CONTROL)
+    controls = losses.get(_control(mode))
     if not controls:
         return _Told(round(loss, 5), closed, None, None, None)
     control = round(float(np.concatenate(controls).mean()), 5)
