@@ -136,6 +136,17 @@ def test_a_guide_is_shown_with_its_control_and_as_json(tmp_path: Path, capsys: p
     assert (told["gain"], told["gain_over_control"], told["control_dloss"]) == (0.04, 0.1, -0.06)
 
 
+@pytest.mark.parametrize("command", ["teach", "guide"])
+def test_help_says_how_to_get_pytorch(preread: Callable[..., Any], command: str) -> None:
+    assert "pip install 'preread[cloud]'" in preread("fit", command, "--help").out
+
+
+@pytest.mark.skipif(find_spec("torch") is not None, reason="PyTorch is installed")
+def test_a_guide_without_pytorch_is_refused_before_models_are_loaded(preread: Callable[..., Any]) -> None:
+    ran = preread("fit", "guide", "--llm", "no.gguf", "--slm", "no.gguf")
+    assert ran.code == 1 and "pip install 'preread[cloud]'" in ran.err and "no.gguf" not in ran.err
+
+
 def test_splits_are_layers_of_the_small_model() -> None:
     assert _splits("0,12, 12", 24) == (0, 12)
     for wrong in ("24", "-1", "half"):

@@ -92,7 +92,7 @@ def teach(
 ) -> None:
     """Teach the small model's KV of one document to answer as a large model does. Takes many minutes.
 
-    Needs PyTorch: pip install 'preread[cloud]'. One that is interrupted goes on when it is started again. What it did
+    Needs PyTorch: pip install 'preread\\[cloud]'. One that is interrupted goes on when it is started again. What it did
     is measured on questions that it did not learn from. The last line is JSON.
     """
     from preread.align.taught_bytes import dumps
@@ -157,8 +157,8 @@ def guide(
 ) -> None:
     """Learn what a small model's KV should take from a large model's reading of any text. Takes an hour or two.
 
-    Needs PyTorch: pip install 'preread[cloud]'. One that is interrupted goes on when it is started again. What it does
-    is measured on documents that it did not learn from, beside a control. The last line is JSON.
+    Needs PyTorch: pip install 'preread\\[cloud]'. One that is interrupted goes on when it is started again. What it
+    does is measured on documents that it did not learn from, beside a control. The last line is JSON.
     """
     from preread.align.guide_bytes import dumps
     from preread.cli.serve import engine_for

@@ -26,7 +26,7 @@ try:
     import torch
     from transformers import AutoModelForCausalLM, DynamicCache, GgufConfig
 except ImportError as error:  # both or one of them
-    raise UsageError("teaching needs PyTorch and transformers: pip install 'preread[cloud]'") from error
+    raise UsageError("this needs PyTorch and transformers: pip install 'preread[cloud]'") from error
 
 Single = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.int32]
