@@ -10,7 +10,7 @@ import pytest
 
 from preread.align import guide_bytes
 from preread.engine.llamacpp import LlamaCpp
-from preread.errors import UsageError
+from preread.errors import EngineError, UsageError
 from preread.fit import guide as fitting
 from preread.fit.guide import Models, fit_guide, guided, rate
 from preread.fit.lessons import lessons
@@ -87,6 +87,15 @@ def test_a_fit_that_was_interrupted_goes_on_as_if_nothing_had_been(
     np.testing.assert_array_equal(again.guide.guide.weights.up, whole.guide.guide.weights.up)
     np.testing.assert_array_equal(again.control.guide.weights.down, whole.control.guide.weights.down)
     assert [step for step, *_ in again.curve] == [0, 6]
+
+
+def test_engines_that_compute_differently_are_refused_before_anything_is_learnt(
+    models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = models.pupil.losses
+    monkeypatch.setattr(models.pupil, "losses", lambda *of: [nats + 0.5 for nats in exact(*of)])
+    with pytest.raises(EngineError, match="PyTorch and"):
+        fit_guide(models, TEXT, lambda *_: None, steps=1, count=8)
 
 
 def test_text_that_is_too_short_is_said(models: Models) -> None:

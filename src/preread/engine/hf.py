@@ -124,10 +124,11 @@ class Frozen:
     def losses(self, k: Rows, v: Rows, lesson: Sequence[Exchange]) -> list[Single]:
         """Nats of each answer's own tokens, (A,) for each exchange."""
         found: list[Single] = []
-        for batch in batches(lesson, _MEASURED_ROWS):
-            answers = self.tensor(np.concatenate([one.answer for one in batch]).astype(np.int64))
-            nats = -self.logprobs(k, v, batch).gather(1, answers[:, None])[:, 0].cpu().numpy()
-            found += np.split(nats, np.cumsum([len(one.answer) for one in batch])[:-1])
+        with torch.no_grad():
+            for batch in batches(lesson, _MEASURED_ROWS):
+                answers = self.tensor(np.concatenate([one.answer for one in batch]).astype(np.int64))
+                nats = -self.logprobs(k, v, batch).gather(1, answers[:, None])[:, 0].cpu().numpy()
+                found += np.split(nats, np.cumsum([len(one.answer) for one in batch])[:-1])
         return found
 
     def read(self, tokens: Tokens) -> "tuple[torch.Tensor, torch.Tensor]":

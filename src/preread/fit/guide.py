@@ -30,7 +30,7 @@ from preread.fit.lessons import Lesson, lessons, split
 from preread.fit.map import SINK_TOKENS, read
 from preread.fit.quality import Double, Single, interval
 from preread.fit.sample import hold, rope
-from preread.fit.teach import answers
+from preread.fit.teach import answers, check_alike
 from preread.fit.text import Text
 from preread.values import Half, KVBlock, Span
 from preread.wire.digest import object_id
@@ -118,12 +118,15 @@ def fit_guide(
 
     Raises:
         UsageError: the text is too short, or `keep` cannot be written.
-        EngineError: what a model computes cannot be read, or an engine failed.
+        EngineError: what a model computes cannot be read, or an engine failed, or the two compute differently.
         Cancelled: somebody called `cancel` of an engine.
     """
     small, large = models.small, models.large
     first = small.spec.geometry.layers // 4 if first is None else first
     learnt, measured = split(lessons(small, text, count), min(_HELD_OUT, count // 8))
+    small.prefill(measured[0].tokens)
+    theirs = models.pupil.losses(*models.pupil.read(measured[0].tokens), measured[0].exchanges)
+    check_alike(answers(small, measured[0].exchanges), theirs)
     identity = _identity(models, [*learnt, *measured], steps, first)
     kept = _kept(keep, identity)
     if kept is None:

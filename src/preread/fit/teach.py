@@ -104,7 +104,7 @@ def teach(
     exact = small.export(Span(0, len(tokens)), Span(0, small.spec.geometry.layers))
     before = answers(small, measured.held_out)
     pupil = frozen.pupil(exact)
-    _check_alike(before, pupil.losses(measured.held_out))
+    check_alike(before, pupil.losses(measured.held_out))
     course = schedule([*lessons.taught, *anchors(small, tokens)], epochs)
     identity = _identity(context, course)
     curve: list[tuple[int, float]] = []
@@ -195,7 +195,7 @@ def _check(small: LlamaCpp, context: ContextId, lessons: Study, measured: Study)
         raise UsageError("the study is too short: nothing is held out to measure with")
 
 
-def _check_alike(ours: Sequence[Single], theirs: Sequence[Single]) -> None:
+def check_alike(ours: Sequence[Single], theirs: Sequence[Single]) -> None:
     """What is learnt in one engine has to hold in the other."""
     apart = abs(_mean(ours) - _mean(theirs))
     if apart > _FARTHEST_APART:
