@@ -22,7 +22,10 @@ from preread.fit.text import Text
 if TYPE_CHECKING:
     from preread.engine.hf import Frozen
 
-pytestmark = pytest.mark.filterwarnings("default")  # what these libraries warn of is theirs
+pytestmark = [
+    pytest.mark.filterwarnings("default"),  # what these libraries warn of is theirs
+    pytest.mark.timeout(400),  # two engines' threads and another worker's on two cores
+]
 
 TEXT = Text("squares", tuple(" ".join(str(n * n % modulus) for n in range(900)) for modulus in (997, 9973)))
 
