@@ -178,7 +178,7 @@ def _load(slm: LlamaCpp, llm: LlamaCpp, options: Options) -> _Kept:
     guide, control = (None if path is None else guides.load(path) for path in (options.guide, options.control))
     check_models(slm, Help(llm, mappings, guides=tuple(one for one in (guide, control) if one)))
     if control is not None and not control.control:
-        raise UsageError(f"{options.control} is no control: `preread fit guide --control` writes one")
+        raise UsageError(f"{options.control} is no control: `preread fit guide` writes one beside each guide")
     profile = None if options.profile is None else loads(files.read(options.profile))
     return _Kept(mappings, guide, control, profile, options.rung)
 

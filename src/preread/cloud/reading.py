@@ -95,25 +95,22 @@ def check_models(small: LlamaCpp, help: Help) -> None:
         UsageError: one is.
     """
     for kept in help.mappings:
-        large = help.large
-        if large is None or (kept.small, kept.large) != (small.spec.fingerprint, large.spec.fingerprint):
-            raise UsageError(
-                f"the mapping with split {kept.mapping.split} is of other models than "
-                f"{large.spec.name if large else 'this cloud runs'} and {small.spec.name}: fit one for them with "
-                "`preread fit map`"
-            )
+        _check_pair(small, help.large, kept, f"the mapping with split {kept.mapping.split}", "map")
     for guide in help.guides:
-        large = help.large
-        if large is None or (guide.small, guide.large) != (small.spec.fingerprint, large.spec.fingerprint):
-            raise UsageError(
-                f"a guide is of other models than {large.spec.name if large else 'this cloud runs'} and "
-                f"{small.spec.name}: fit one for them with `preread fit guide`"
-            )
+        _check_pair(small, help.large, guide, "a guide", "guide")
     shape = small.spec.geometry
     for one in help.taught:
         layers, kv_heads, _, head_dim = one.block.k.shape
         if one.small != small.spec.fingerprint or shape != Geometry(layers, kv_heads, head_dim):
             raise UsageError(f"a taught context is of another model than {small.spec.name}: teach it with `fit teach`")
+
+
+def _check_pair(small: LlamaCpp, large: LlamaCpp | None, one: Kept | KeptGuide, what: str, command: str) -> None:
+    if large is None or (one.small, one.large) != (small.spec.fingerprint, large.spec.fingerprint):
+        raise UsageError(
+            f"{what} is of other models than {large.spec.name if large else 'this cloud runs'} and {small.spec.name}: "
+            f"fit one for them with `preread fit {command}`"
+        )
 
 
 def read_context(small: LlamaCpp, help: Help, tokens: Tokens, mode: Mode, progress: Report) -> Reading:

@@ -63,7 +63,9 @@ def lessons(engine: LlamaCpp, text: Text, count: int, seed: int = _SEED) -> list
 def of_text(tokens: Tokens) -> Lesson:
     """A window's text, stretches of which are predicted from all that precedes them."""
     starts = range(_FIRST_BEHIND, len(tokens) - STRETCH_TOKENS + 1, _APART)
-    return Lesson(tokens, tuple(plain(tokens[at : at + STRETCH_TOKENS], at) for at in starts), False)
+    return Lesson(
+        tokens, tuple(_certain(tokens[at : at + 1], tokens[at + 1 : at + STRETCH_TOKENS], at) for at in starts), False
+    )
 
 
 def about(engine: LlamaCpp, document: Document) -> Lesson:
@@ -82,11 +84,6 @@ def about(engine: LlamaCpp, document: Document) -> Lesson:
         if sum(map(len, found)) + len(prompt) + len(answer) <= _ROWS and len(prompt) + len(answer) <= TAIL_TOKENS:
             found.append(_certain(prompt, answer, None))
     return Lesson(begun, tuple(found), True)
-
-
-def plain(text: Tokens, behind: int | None) -> Exchange:
-    """Text as it is: its first token is given, the others are to be predicted."""
-    return _certain(text[:1], text[1:], behind)
 
 
 def _certain(prompt: Tokens, answer: Tokens, behind: int | None) -> Exchange:
