@@ -60,10 +60,10 @@ def test_a_guide_is_compared_with_its_control(
         shape, of = engine.spec.geometry, engine.spec.fingerprint
         width = engine.embeddings(np.zeros(1, np.int32)).shape[1]
     layers, heads, channels = shape.layers, 2 * shape.kv_heads, 2 * shape.kv_heads * shape.head_dim
-    shapes = ((width,), (width, 3), (layers, 3, 2), (layers, 2, channels), (layers, channels), (layers, 3, heads))
-    weights = Weights(*(np.zeros(one, np.float32) for one in (*shapes, (layers, heads))))
+    shapes = ((width,), (width, 3), (layers, 3, channels), (layers, channels))
+    weights = Weights(*(np.zeros(one, np.float32) for one in shapes), np.ones((layers, heads), np.float32))
     nothing = KeptGuide(Guide(0, (4,), weights), of, of, shape, "a text", 1, Outcome(0, (0, 0), 0, (0, 0), 0, 1))
-    wrong = replace(weights, bias=weights.bias + 2)
+    wrong = replace(weights, bias=weights.bias + 1)
     control = replace(nothing, guide=Guide(0, (4,), wrong), control=True)
     for name, one in (("guide", nothing), ("control", control)):
         (tmp_path / name).write_bytes(dumps_guide(one))

@@ -121,14 +121,16 @@ def test_a_lesson_is_shown_with_its_curve_and_as_json(tmp_path: Path, capsys: py
 
 def test_a_guide_is_shown_with_its_control_and_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one, of = np.zeros((1, 1), np.float32), Fingerprint("f" * 64)
-    weights = Weights(one[0], one, one[None], np.zeros((1, 1, 4), np.float32), np.zeros((1, 4), np.float32),
-                      np.zeros((1, 1, 2), np.float32), np.zeros((1, 2), np.float32))  # fmt: skip
+    rows = (np.zeros(shape, np.float32) for shape in ((1, 1, 4), (1, 4), (1, 2)))
+    weights = Weights(one[0], one, *rows)
     outcome = Outcome(-0.1, (-0.15, -0.05), 0.04, (0.01, 0.07), 0.4, 900)
     kept = KeptGuide(Guide(0, (5,), weights), of, of, Geometry(1, 1, 2), "manuals", 20, outcome)
     control = replace(kept, outcome=replace(outcome, dloss=-0.06), control=True)
     print_guide("small", "large", Fit(kept, control, ((0, 1.5, 1.5), (20, 1.4, 1.44))), tmp_path / "a.npz")
     head, first, second, said, line = capsys.readouterr().out.splitlines()
-    assert head.split()[0] == "STEPS" and first.split() == ["0", "1.5000", "1.5000"] and second.split()[-1] == "1.4400"
+    assert (
+        head.split()[0] == "DOCUMENTS" and first.split() == ["0", "1.5000", "1.5000"] and second.split()[-1] == "1.4400"
+    )
     assert said.startswith(
         "guided -0.1000 [-0.1500, -0.0500], control -0.0600, gain over it +0.0400 [+0.0100, +0.0700]"
     )

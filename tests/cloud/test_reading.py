@@ -190,11 +190,10 @@ def guide(small: LlamaCpp, scale: float) -> KeptGuide:
     shape, source, read = small.spec.geometry, np.random.default_rng(0), 5
     width, channels = small.embeddings(np.zeros(1, np.int32)).shape[1], 2 * shape.kv_heads * shape.head_dim
     layers, heads = shape.layers - 3, 2 * shape.kv_heads
-    shapes = ((2 * width,), (2 * width, read), (layers, read, 4), (layers, 4, channels), (layers, channels))
-    parts = [source.normal(size=one) for one in (*shapes, (layers, read, heads), (layers, heads))]
-    parts[1] /= np.sqrt(2 * width)
-    parts[3], parts[4] = parts[3] * scale, parts[4] * scale
-    weights = Weights(*(part.astype(np.float32) for part in parts))
+    shapes = ((2 * width,), (2 * width, read), (layers, read, channels), (layers, channels))
+    mean, inward, added, bias = (source.normal(size=one).astype(np.float32) for one in shapes)
+    gates = np.full((layers, heads), scale, np.float32)
+    weights = Weights(mean, inward / np.sqrt(np.float32(2 * width)), added, bias, gates)
     outcome, of = Outcome(-0.05, (-0.08, -0.02), 0.03, (0.01, 0.05), 0.4, 900), small.spec.fingerprint
     return KeptGuide(Guide(3, (2, 5), weights), of, of, shape, "a text", 100, outcome)
 

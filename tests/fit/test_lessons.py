@@ -9,7 +9,7 @@ import pytest
 
 from preread.engine.llamacpp import LlamaCpp
 from preread.errors import UsageError
-from preread.fit.lessons import STRETCH_TOKENS, lessons, of_text, split
+from preread.fit.lessons import STRETCH_TOKENS, Lesson, apart, lessons, of_text
 from preread.fit.sample import TAIL_TOKENS
 from preread.fit.text import Text, below
 
@@ -23,12 +23,16 @@ def engine(smollm: Path) -> Iterator[LlamaCpp]:
         yield opened
 
 
+def _text(engine: LlamaCpp, lesson: Lesson) -> str:
+    return b"".join(engine.piece(int(token)) for token in lesson.tokens).decode(errors="replace")
+
+
 def test_source_is_asked_about_and_prose_predicts_itself(engine: LlamaCpp) -> None:
     found = lessons(engine, Text("both", (SOURCE, PROSE)), 8)
     asked, plain = [[one for one in found if one.asked == kind] for kind in (True, False)]
     assert asked and plain and len(found) <= 10
     for one in asked:
-        text = "".join(engine.piece(int(token)).decode(errors="replace") for token in one.tokens)
+        text = _text(engine, one)
         for exchange in one.exchanges:
             prompt, answer = (
                 b"".join(engine.piece(int(token)) for token in ids).decode()
@@ -46,16 +50,28 @@ def test_source_is_asked_about_and_prose_predicts_itself(engine: LlamaCpp) -> No
     assert all(np.array_equal(a.tokens, b.tokens) for a, b in zip(found, again, strict=True))
 
 
-def test_what_is_measured_with_is_not_learnt_from(engine: LlamaCpp) -> None:
-    found = lessons(engine, Text("both", (SOURCE, PROSE)), 10)
-    learnt, measured = split(found, 4)
-    assert len(learnt) + len(measured) == len(found) and {one.asked for one in measured} == {True, False}
-    assert not {one.tokens.tobytes() for one in learnt} & {one.tokens.tobytes() for one in measured}
+def test_what_is_measured_with_is_of_documents_that_nothing_is_learnt_from() -> None:
+    parts = tuple(f"document {n}" for n in range(30))
+    learnt, measured = apart(Text("many", parts))
+    assert measured.parts == ("document 0", "document 12", "document 24")
+    assert sorted((*learnt.parts, *measured.parts)) == sorted(parts)
+    assert [len(one.parts) for one in apart(Text("two", parts[:2]))] == [1, 1]
+    with pytest.raises(UsageError, match="give two files"):
+        apart(Text("one", parts[:1]))
+
+
+def test_every_document_gives_a_lesson_before_any_gives_a_second(engine: LlamaCpp) -> None:
+    parts = tuple("".join(f"{name}{n} " for n in range(1200)) for name in ("ash", "birch", "cedar", "date", "elm"))
+    found = lessons(engine, Text("trees", parts), 10)
+    names = [name for one in found for name in ("ash", "birch", "cedar", "date", "elm") if name in _text(engine, one)]
+    assert sorted(names) == sorted(2 * ["ash", "birch", "cedar", "date", "elm"])
+    with pytest.raises(UsageError, match="too short to learn from: 0 lessons, 4 are needed"):
+        lessons(engine, Text("short", ("1 2 3", "4")), 8)
 
 
 def test_stretches_lie_behind_what_precedes_them() -> None:
     one = of_text(np.arange(640, dtype=np.int32))
-    assert [exchange.behind for exchange in one.exchanges] == [128, 278, 428]
+    assert [exchange.behind for exchange in one.exchanges] == [80, 160, 240, 320, 400, 480, 560]
     assert of_text(np.arange(100, dtype=np.int32)).exchanges == ()
 
 

@@ -24,8 +24,8 @@ class Outcome:
 
     Attributes:
         dloss: against exact KV; `dloss_ci`: its 95 % interval over documents.
-        gain: what the control's loss is above the guide's, `gain_ci`: its interval. The control is the same network,
-            trained as long, that reads what the large model makes of another document.
+        gain: what the control's loss is above the guide's, `gain_ci`: its interval. The control is learnt from the
+            same lessons in the same way, but reads what the large model makes of another document.
         gap: what the small model's own loss is above the large one's; None: they have other tokenizers.
         tokens: how many were predicted.
     """
@@ -44,7 +44,7 @@ class KeptGuide:
 
     Attributes:
         small, large: fingerprints of the two models; `geometry`: of the small one's KV.
-        text: what it was trained on, in `steps` steps.
+        text: what it was learnt from, in `lessons` lessons.
         outcome: on documents of the text held out.
         control: it is no guide, but one's control.
     """
@@ -54,7 +54,7 @@ class KeptGuide:
     large: Fingerprint
     geometry: Geometry
     text: str
-    steps: int
+    lessons: int
     outcome: Outcome
     control: bool = False
 
@@ -68,7 +68,7 @@ class _Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     first: Layer
     reads: tuple[Layer, ...]
     text: str
-    steps: Count
+    lessons: Count
     outcome: Outcome
     control: bool
 
@@ -77,8 +77,8 @@ def dumps(kept: KeptGuide) -> bytes:
     """Write a guide that `loads` accepts."""
     guide = kept.guide
     head = _Head(
-        FORMAT, 1, kept.small, kept.large, kept.geometry, guide.first, guide.reads, kept.text, kept.steps, kept.outcome,
-        kept.control,
+        FORMAT, 1, kept.small, kept.large, kept.geometry, guide.first, guide.reads, kept.text, kept.lessons,
+        kept.outcome, kept.control,
     )  # fmt: skip
     return archive.dumps(head, {name: getattr(guide.weights, name) for name in NAMES})
 
@@ -101,9 +101,9 @@ def loads(data: bytes) -> KeptGuide:
     channels = 2 * shape.kv_heads * shape.head_dim
     if (guide.layers, guide.weights.bias.shape[1]) != (shape.layers - head.first, channels):
         raise CorruptData("shape", "guide does not change all layers from its first on")
-    if guide.weights.gate_bias.shape[1] != 2 * shape.kv_heads:
+    if guide.weights.gates.shape[1] != 2 * shape.kv_heads:
         raise CorruptData("shape", "guide has other heads than the model")
     return KeptGuide(
-        guide, Fingerprint(head.small), Fingerprint(head.large), shape, head.text, head.steps, head.outcome,
+        guide, Fingerprint(head.small), Fingerprint(head.large), shape, head.text, head.lessons, head.outcome,
         head.control,
     )  # fmt: skip

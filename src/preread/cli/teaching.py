@@ -125,7 +125,9 @@ def teach(
 def print_lesson(small: str, document: str, found: "Lesson", path: Path) -> None:
     taught, gap = found.taught, found.exact - found.llm
     closed = None if gap <= 0 else round(-taught.dloss / gap, 4)
-    print_table(("STEPS", "NATS A TOKEN OF ANSWERS HELD OUT"), [(f"{at:,}", f"{loss:.4f}") for at, loss in found.curve])
+    print_table(
+        ("DOCUMENTS", "NATS A TOKEN OF ANSWERS HELD OUT"), [(f"{at:,}", f"{loss:.4f}") for at, loss in found.curve]
+    )
     (low, high), after = taught.dloss_ci, found.exact + taught.dloss
     print(f"exact {found.exact:.4f}, taught {after:.4f} [{low:+.4f}, {high:+.4f}], large model {found.llm:.4f}: {path}")
     told = {
@@ -151,11 +153,10 @@ def guide(
         Path,
         typer.Option(metavar="FILE", help="Where to write the guide; its control is FILE.control.", dir_okay=False),
     ] = Path("guide.npz"),
-    steps: Annotated[int, typer.Option(min=1, help="Steps to learn in, of one document each.")] = 900,
-    documents: Annotated[int, typer.Option(min=8, help="Of the text, at most.")] = 600,
+    documents: Annotated[int, typer.Option(min=8, help="Of the text to learn from, at most.")] = 300,
     threads: options.Threads = 0,
 ) -> None:
-    """Learn what a small model's KV should take from a large model's reading of any text. Takes an hour or two.
+    """Learn what a small model's KV should take from a large model's reading of any text. Takes about an hour.
 
     Needs PyTorch: pip install 'preread\\[cloud]'. One that is interrupted goes on when it is started again. What it
     does is measured on documents that it did not learn from, beside a control. The last line is JSON.
@@ -182,7 +183,7 @@ def guide(
         report(_STAGES["load"], 1, 2)
         teacher = hf.load(options.pulled(llm), large.spec.rope_near, kind)
         models = Models(small, large, pupil, teacher)
-        found = fit_guide(models, source, lambda stage, *at: report(_STAGES[stage], *at), steps, documents, keep=keep)
+        found = fit_guide(models, source, lambda stage, *at: report(_STAGES[stage], *at), documents, keep=keep)
         files.write(path, dumps(found.guide))
         files.write(path.with_name(f"{path.name}.control"), dumps(found.control))
         keep.unlink(missing_ok=True)
@@ -193,14 +194,14 @@ def print_guide(small: str, large: str, found: "Fit", path: Path) -> None:
     told, control = found.guide.outcome, found.control.outcome
     (low, high), (least, most) = told.dloss_ci, told.gain_ci
     rows = [(f"{at:,}", f"{mine:.4f}", f"{its:.4f}") for at, mine, its in found.curve]
-    print_table(("STEPS", "NATS A TOKEN HELD OUT", "CONTROL"), rows)
+    print_table(("DOCUMENTS", "NATS A TOKEN HELD OUT", "CONTROL"), rows)
     print(
         f"guided {told.dloss:+.4f} [{low:+.4f}, {high:+.4f}], control {control.dloss:+.4f}, gain over it "
         f"{told.gain:+.4f} [{least:+.4f}, {most:+.4f}] nats a token: {path}"
     )
     share = None if not told.gap or told.gap <= 0 else round(told.gain / told.gap, 4)
     told_json = {
-        "fit": "guide", "slm": small, "llm": large, "text": found.guide.text, "steps": found.guide.steps,
+        "fit": "guide", "slm": small, "llm": large, "text": found.guide.text, "documents": found.guide.lessons,
         "reads": found.guide.guide.reads, "dloss": round(told.dloss, 5), "dloss_ci": told.dloss_ci,
         "control_dloss": round(control.dloss, 5), "gain": round(told.gain, 5), "gain_ci": told.gain_ci, "gap": told.gap,
         "gain_over_control": share, "tokens": told.tokens,

@@ -10,7 +10,6 @@ import io
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from preread.align.exchanges import Exchange, batches, packed, targets
-from preread.codec.rope import Rope, angles
 from preread.errors import UsageError
-from preread.values import Half, KVBlock, Span
+from preread.values import KVBlock
 
 try:
     import torch
@@ -30,6 +28,7 @@ except ImportError as error:  # both or one of them
 
 Single = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.int32]
+Indices = npt.NDArray[np.int64]
 Rows = Sequence["torch.Tensor"]
 
 SINK_TOKENS = 4
@@ -131,18 +130,36 @@ class Frozen:
                 found += np.split(nats, np.cumsum([len(one.answer) for one in batch])[:-1])
         return found
 
-    def read(self, tokens: Tokens) -> "tuple[torch.Tensor, torch.Tensor]":
-        """Exact KV of a context, each (layers, kv_heads, tokens, head_dim), as `logprobs` takes it."""
+    def gradients(self, k: Single, v: Single, lesson: Sequence[Exchange]) -> tuple[Single, Single]:
+        """How `loss`, summed over the answers' tokens, changes with a context's K and V, as llama.cpp has them."""
+        keys, values = (part.requires_grad_() for part in self.rows(k, v))
+        (self.loss(keys, values, lesson) * sum(len(one.answer) for one in lesson)).backward()
+        return self.there(keys.grad.cpu().numpy()), values.grad.cpu().numpy()
+
+    def read(self, tokens: Tokens) -> tuple[Single, Single]:
+        """Exact KV of a context as llama.cpp has it, each (layers, kv_heads, tokens, head_dim)."""
         with torch.no_grad():
             cache = self._model.model(input_ids=self._ids(tokens), use_cache=True).cache
-        k, v = (torch.stack([getattr(layer, rows)[0] for layer in cache.layers]) for rows in ("keys", "values"))
-        return k, v
+        k, v = (
+            torch.stack([getattr(layer, rows)[0] for layer in cache.layers]).float().cpu().numpy()
+            for rows in ("keys", "values")
+        )
+        return self.there(k), v
 
-    def inputs(self, tokens: Tokens, layers: Sequence[int]) -> list[Single]:
-        """The residual stream (tokens, width) that each of these layers reads, as `LlamaCpp.inputs` has it."""
+    def rows(self, k: Single, v: Single) -> "tuple[torch.Tensor, torch.Tensor]":
+        """KV as llama.cpp has it, as `logprobs` takes it."""
+        return self.tensor(np.ascontiguousarray(self.here(k))), self.tensor(v)
+
+    def inputs(self, tokens: Tokens, layers: Sequence[int], told: Indices) -> tuple[list[Single], Single]:
+        """What a text's layers read, and what this model says of it.
+
+        The residual stream (tokens, width) that each of these layers reads, as `LlamaCpp.inputs` has it, and
+        log-probabilities (told, vocab) of what follows each of the tokens `told`.
+        """
         with torch.no_grad():
-            hidden = self._model.model(input_ids=self._ids(tokens), output_hidden_states=True).hidden_states
-        return [hidden[layer][0].float().cpu().numpy() for layer in layers]
+            read = self._model.model(input_ids=self._ids(tokens), output_hidden_states=True)
+            follows = self._model.lm_head(read.last_hidden_state[0, self.tensor(told)]).float().log_softmax(-1)
+        return [read.hidden_states[layer][0].float().cpu().numpy() for layer in layers], follows.cpu().numpy()
 
     def _ids(self, tokens: Tokens) -> "torch.Tensor":
         return self.tensor(tokens.astype(np.int64))[None]
@@ -199,101 +216,6 @@ class Pupil:
     def _rows(self) -> tuple[torch.Tensor, torch.Tensor]:
         (k_scale, v_scale), (k_change, v_change) = self._scales, self._changes
         return self._k + k_scale * k_change, self._v + v_scale * v_change
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """A document that a guide learns from.
-
-    Attributes:
-        read: (tokens, R) what the large model makes of it, projected as `Weights.inward` says.
-        k, v: the small model's exact KV, as `Frozen.read` gives it.
-        exchanges: what is to be predicted behind it.
-    """
-
-    read: Half
-    k: "torch.Tensor"
-    v: "torch.Tensor"
-    exchanges: tuple[Exchange, ...]
-
-
-class Learner:
-    """What a guide adds to any context's KV, learning; at first it adds nothing."""
-
-    def __init__(self, frozen: Frozen, first: int, scales: tuple[Single, Single], read: int, rank: int, rope: Rope):
-        """
-        Args:
-            first: the first layer that is changed.
-            scales: what each channel of K before rotation and of V varies by, as llama.cpp has them, each
-                (layers, kv_heads, head_dim) of the layers from `first` on.
-            read: how many channels of the large model's reading there are; `rank`: how many a layer makes of them.
-            rope: how llama.cpp rotates the model's K.
-        """
-        layers, heads, dim = scales[0].shape
-        self._frozen, self._first, self._heads, self._rope = frozen, first, heads, replace(rope, near=False)
-        self._scales = np.concatenate([frozen.here(scales[0]), scales[1]], axis=1)
-        self._units = frozen.tensor(self._scales[:, :, None])
-        channels, source = 2 * heads * dim, np.random.default_rng(0)
-        start = {
-            "down": source.normal(size=(layers, read, rank)) / np.sqrt(read), "up": np.zeros((layers, rank, channels)),
-            "bias": np.zeros((layers, channels)), "gates": np.zeros((layers, read, 2 * heads)),
-            "gate_bias": np.zeros((layers, 2 * heads)),
-        }  # fmt: skip
-        self._weights = {
-            name: frozen.tensor(value.astype(np.float32)).requires_grad_() for name, value in start.items()
-        }
-        self._learning = list(self._weights.values())
-        self._optimiser = torch.optim.Adam(self._learning, betas=_DECAYS)
-
-    def step(self, seen: Seen, read: Half, rate: float) -> float:
-        """One step towards what follows a document (cross-entropy, Adam); nats a token before it.
-
-        `read`: the document's own, or another's for a control, (any number of tokens, R).
-        """
-        loss = self._frozen.loss(*self._rows(seen, read), seen.exchanges)
-        return _descend(self._optimiser, self._learning, loss, rate)
-
-    def losses(self, seen: Seen, read: Half) -> list[Single]:
-        """Nats of what follows a document, for each exchange."""
-        with torch.no_grad():
-            return self._frozen.losses(*self._rows(seen, read), seen.exchanges)
-
-    def weights(self) -> dict[str, Single]:
-        """By their names in `align.guide.Weights`, for channels as llama.cpp has them; without the projection."""
-        found = {name: value.detach().cpu().numpy().copy() for name, value in self._weights.items()}
-        layers, heads, dim = self._scales.shape
-        for name in ("up", "bias"):
-            value = found[name].reshape(layers, -1, heads, dim) * self._scales[:, None]
-            value[:, :, : heads // 2] = self._frozen.there(value[:, :, : heads // 2])
-            found[name] = np.ascontiguousarray(value.reshape(found[name].shape))
-        return found
-
-    def state(self) -> dict[str, Single]:
-        """All that `resume` needs to go on."""
-        return _state(self._optimiser, self._learning)
-
-    def resume(self, state: Mapping[str, Single]) -> None:
-        """Go on from where `state` was taken, with a learner of the same shapes."""
-        _resume(self._optimiser, self._learning, state)
-
-    def _rows(self, seen: Seen, read: Half) -> tuple[list["torch.Tensor"], list["torch.Tensor"]]:
-        """The document's KV, changed. `align.guide.Guide.changes` computes the same change."""
-        w, count, first = self._weights, seen.k.shape[2], self._first
-        rows = self._frozen.tensor(np.resize(read, (count, read.shape[1])).astype(np.float32))
-        added = torch.nn.functional.gelu(rows @ w["down"], approximate="tanh") @ w["up"] + w["bias"][:, None]
-        added = added.view(len(added), count, 2 * self._heads, -1).transpose(1, 2) * self._units
-        gates = torch.sigmoid(rows @ w["gates"] + w["gate_bias"][:, None]).transpose(1, 2)
-        free = self._frozen.tensor(np.arange(count) >= SINK_TOKENS)
-        added = added * (gates * free)[..., None]
-        k, v = seen.k.float(), seen.v.float()
-        k_added, v_added = self._rotated(added[:, : self._heads]), added[:, self._heads :]
-        return [*k[:first], *(k[first:] + k_added)], [*v[:first], *(v[first:] + v_added)]
-
-    def _rotated(self, k: "torch.Tensor") -> "torch.Tensor":
-        cosines, sines = (self._frozen.tensor(each) for each in angles(self._rope, Span(0, k.shape[2])))
-        pairs = cosines.shape[1]
-        a, b, rest = k[..., :pairs], k[..., pairs : 2 * pairs], k[..., 2 * pairs :]
-        return torch.cat([a * cosines - b * sines, a * sines + b * cosines, rest], dim=-1)
 
 
 def _descend(optimiser: Any, learning: "list[torch.Tensor]", loss: "torch.Tensor", rate: float) -> float:

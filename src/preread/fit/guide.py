@@ -1,32 +1,34 @@
 """The guide's story: a small model's KV learns what to take from a large model's reading, of documents of all kinds.
 
-documents, and what follows them → both models read each → step by step, a small network learns to add to the small
-model's exact KV what lowers its loss on what follows; beside it a control learns, which is given what the large model
-made of *another* document → both are measured in the real engine, on documents that nothing was learnt from. Both
-models stay as they are. What the control gains too is the kind of text; only what the guide gains beyond is reading.
+documents, and what follows them → both models read each → the gradient of the small model's loss on what follows, with
+respect to its own exact KV, is summed up times what the large one reads there; beside it for a control, times what that
+made of *another* document → either sum gives a guide, as strong as some lessons like best → both are measured in the
+real engine, on documents that nothing was learnt from. Both models stay as they are. What the control gains too is the
+kind of text; only what the guide gains beyond is reading.
 """
 
-import math
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 import numpy as np
 
-from preread.align import archive, guide_bytes
+from preread.align import archive, guide_bytes, steepest
+from preread.align.exchanges import Exchange, told
 from preread.align.guide import Guide, Weights
 from preread.align.guide_bytes import KeptGuide, Outcome
 from preread.align.mapping import Read, chosen
 from preread.align.projection import leading
+from preread.align.steepest import Sums
 from preread.codec.profile import normalised
 from preread.codec.rope import Rope, rotate, unrotate
 from preread.engine.llamacpp import LlamaCpp
 from preread.fit import files
 from preread.fit.align import align, matching
-from preread.fit.lessons import Lesson, lessons, split
+from preread.fit.lessons import Lesson, apart, lessons
 from preread.fit.map import SINK_TOKENS, read
 from preread.fit.quality import Double, Single, interval
 from preread.fit.sample import hold, rope
@@ -36,28 +38,30 @@ from preread.values import Half, KVBlock, Span
 from preread.wire.digest import object_id
 
 if TYPE_CHECKING:
-    from preread.engine.hf import Frozen, Learner, Seen
+    from preread.engine.hf import Frozen
 
 Report = Callable[[str, int, int], None]
 """Told a stage ("align", "guide" or "measure"), how much of it is done, and how much there is."""
 
-LESSONS: Final = 600
-STEPS: Final = 900
-RATE: Final = 2e-3
-"""Of Adam; what is added is in units of what a channel varies by."""
-
+LESSONS: Final = 300
 LARGE_LAYERS: Final = 4
 READ_CHANNELS: Final = 512
-RANK: Final = 64
 
-_SAMPLE: Final = 24
+STRENGTHS: Final = (0.02, 0.03, 0.04, 0.06, 0.08, 0.11, 0.16, 0.23, 0.32, 0.45)
+"""Of what is added before gates, in units of what a channel varies by: the root mean square."""
+
+_SAMPLE: Final = 12
 _HELD_OUT: Final = 24
 _ALIGN_WINDOWS: Final = 4
-_WARM_STEPS: Final = 20
-_CURVE_STEPS: Final = 100
+_TRIED: Final = 8
+"""Lessons by which the strength is chosen, half of them with questions, which bear less of it than text does; nothing
+else is learnt from them."""
+
+_CURVE: Final = (0.25, 0.5)
+"""Shares of the lessons after which the curve has a point; one more at the end."""
+
 _CURVE_LESSONS: Final = 8
-_SAVE_STEPS: Final = 50
-_SEED: Final = 0
+_SAVE_LESSONS: Final = 16
 _NAMES: Final = ("guide", "control")
 
 
@@ -65,9 +69,10 @@ class _Head(msgspec.Struct, frozen=True):
     """Of what is kept of a fit that has not ended."""
 
     identity: str
-    step: int
+    done: int
     reads: tuple[int, ...]
     curve: list[tuple[int, float, float]]
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +81,8 @@ class Fit:
 
     Attributes:
         guide, control: with what they were measured to do.
-        curve: (steps, loss with the guide, loss with the control) on documents held out, as PyTorch computes them.
+        curve: (lessons, loss with the guide, loss with the control) on 8 documents held out, half of them with
+            questions: means over documents, as PyTorch computes them.
     """
 
     guide: KeptGuide
@@ -101,19 +107,17 @@ def fit_guide(
     models: Models,
     text: Text,
     progress: Report,
-    steps: int = STEPS,
     count: int = LESSONS,
-    first: int | None = None,
+    first: int = 0,
     keep: Path | None = None,
 ) -> Fit:
     """Fit a guide, and its control. What the engines held is gone.
 
     Args:
         models: the two.
-        text: at least 4 windows of 640 tokens.
-        steps: of one lesson each, for either.
-        count: how many lessons, if the text has so many.
-        first: the first layer that is guided; a quarter of them are not by default.
+        text: two documents at least; what is measured with is of others than what is learnt from.
+        count: how many lessons to learn from, if the text has so many.
+        first: the first layer that is guided.
         keep: where to keep what was learnt every few minutes, and to go on from; removed by the caller.
 
     Raises:
@@ -122,29 +126,28 @@ def fit_guide(
         Cancelled: somebody called `cancel` of an engine.
     """
     small, large = models.small, models.large
-    first = small.spec.geometry.layers // 4 if first is None else first
-    learnt, measured = split(lessons(small, text, count), min(_HELD_OUT, count // 8))
+    learns, measures = apart(text)
+    found, measured = (
+        lessons(small, learns, count + _TRIED),
+        lessons(small, measures, max(1, min(_HELD_OUT, count // 8))),
+    )
+    tried = _of_both_kinds(found, min(_TRIED, len(found) // 4))
+    learnt = [one for one in found if not any(one is other for other in tried)][:count]
     small.prefill(measured[0].tokens)
-    theirs = models.pupil.losses(*models.pupil.read(measured[0].tokens), measured[0].exchanges)
+    theirs = models.pupil.losses(*models.pupil.rows(*models.pupil.read(measured[0].tokens)), measured[0].exchanges)
     check_alike(answers(small, measured[0].exchanges), theirs)
-    identity = _identity(models, [*learnt, *measured], steps, first)
+    identity = _identity(models, [*learnt, *measured], first)
     kept = _kept(keep, identity)
     if kept is None:
         alike = align(small, large, text, lambda _, *at: progress("align", *at), _ALIGN_WINDOWS)
-        reads = chosen(alike.path, first, LARGE_LAYERS)
-        kept = _Head(identity, 0, reads, []), _units(models, first, reads, learnt[:_SAMPLE])
+        reads = chosen(alike.path, small.spec.geometry.layers // 4, LARGE_LAYERS)
+        kept = _Head(identity, 0, reads, [], 0), _units(models, first, reads, learnt[:_SAMPLE])
     head, arrays = kept
     school = _School(models, first, head.reads, arrays)
-    guide, control = (school.learner(name) for name in _NAMES)
-    curve = _learnt(school, guide, control, learnt, measured, head, steps, keep, progress)
-    found = [Guide(first, head.reads, school.weights(learner)) for learner in (guide, control)]
-    outcomes = _measured(models, found[0], found[1], measured, progress)
-    of = small.spec.fingerprint, large.spec.fingerprint, small.spec.geometry, text.label, steps
-    kept_guide, kept_control = (
-        KeptGuide(one, *of, outcome, name == "control")
-        for name, one, outcome in zip(_NAMES, found, outcomes, strict=True)
-    )
-    return Fit(kept_guide, kept_control, tuple(curve))
+    guide, control, curve = _learnt(school, learnt, tried, measured, head, arrays, keep, progress)
+    outcomes = _measured(models, guide, control, measured, progress)
+    of = small.spec.fingerprint, large.spec.fingerprint, small.spec.geometry, text.label, len(learnt)
+    return Fit(KeptGuide(guide, *of, outcomes[0]), KeptGuide(control, *of, outcomes[1], control=True), tuple(curve))
 
 
 def load(path: Path) -> KeptGuide:
@@ -167,11 +170,6 @@ def guided(guide: Guide, read: Read, rotation: Rope) -> KVBlock:
     return KVBlock(exact.tokens, Span(guide.first, guide.first + len(k)), *half)
 
 
-def rate(step: int, steps: int) -> float:
-    """Of learning: it rises for a few steps, and then falls along a cosine to a thirtieth."""
-    return RATE * min(1.0, (step + 1) / _WARM_STEPS) * max(0.03, 0.5 + 0.5 * math.cos(math.pi * step / steps))
-
-
 def _half(rows: Single) -> Half:
     return np.clip(rows, -65504, 65504).astype(np.float16)
 
@@ -179,109 +177,184 @@ def _half(rows: Single) -> Half:
 def _units(models: Models, first: int, reads: tuple[int, ...], sample: Sequence[Lesson]) -> archive.Arrays:
     """What is read is projected by, and what is added counts in: by some lessons' own readings."""
     read: list[Single] = []
-    rows: tuple[list[Single], list[Single]] = ([], [])
+    rows: list[Single] = []
     for one in sample:
-        read.append(_read(models, reads, one)[SINK_TOKENS:])
-        k, v = (its.float().cpu().numpy()[first:] for its in models.pupil.read(one.tokens))
-        k = unrotate(models.pupil.there(k), Span(0, len(one.tokens)), rope(models.small))
-        for its, some in zip(rows, (k, v), strict=True):
-            its.append(some[:, :, SINK_TOKENS:])
+        read.append(_read(models, reads, one)[0][SINK_TOKENS:])
+        rows.append(_both(models, *models.pupil.read(one.tokens), first)[:, :, SINK_TOKENS:])
     mean, inward = leading(np.concatenate(read), READ_CHANNELS)
-    k_scale, v_scale = (np.concatenate(its, axis=2).std(axis=2) for its in rows)
-    return {"mean": mean, "inward": inward, "k_scale": k_scale, "v_scale": v_scale}
+    return {"mean": mean, "inward": inward, "units": np.concatenate(rows, axis=2).std(axis=2)}
 
 
-def _read(models: Models, reads: tuple[int, ...], lesson: Lesson) -> Single:
-    """What the large model's layers read of a lesson, side by side, a row for each of the small one's tokens."""
+def _both(models: Models, k: Single, v: Single, first: int) -> Single:
+    """K before rotation and V of the guided layers, heads side by side: (layers, 2 · kv_heads, tokens, head_dim)."""
+    return np.concatenate([unrotate(k[first:], Span(0, k.shape[2]), rope(models.small)), v[first:]], axis=1)
+
+
+def _read(models: Models, reads: tuple[int, ...], lesson: Lesson) -> tuple[Single, tuple[Exchange, ...]]:
+    """What the large model's layers read of a lesson, side by side, a row for each of the small one's tokens.
+
+    And what is to be predicted: of the document's own text the large model's distributions, which say more than the
+    one token that follows (Hinton et al., arXiv 1503.02531), if both have one vocabulary; else as it was given.
+    """
     theirs, at = matching(models.small, models.large, lesson.tokens)
-    return np.concatenate([normalised(stream)[at] for stream in models.teacher.inputs(theirs, reads)], axis=1)
+    alike = models.small.spec.vocabulary == models.large.spec.vocabulary
+    own = lesson.exchanges if alike and not lesson.asked else ()
+    rows = [np.arange(len(one.answer)) + (one.behind or 0) for one in own]
+    streams, follows = models.teacher.inputs(theirs, reads, np.concatenate([np.zeros(0, np.int64), *rows]))
+    said = np.split(follows, np.cumsum([len(its) for its in rows], dtype=np.int64))[:-1]
+    exchanges = tuple(told(one.prompt, one.answer, its, one.behind) for one, its in zip(own, said, strict=True))
+    return np.concatenate([normalised(stream)[at] for stream in streams], axis=1), exchanges or lesson.exchanges
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What both models make of a lesson: `read` (tokens, R) projected, the small one's exact K and V of all layers."""
+
+    read: Single
+    k: Single
+    v: Single
+    exchanges: tuple[Exchange, ...]
 
 
 class _School:
-    """Lessons as both models read them, and what learns from them."""
+    """Lessons as both models read them, and how guides do with them."""
 
-    def __init__(self, models: Models, first: int, reads: tuple[int, ...], kept: archive.Arrays) -> None:
-        """`kept`: by `_units`, or what `state` gave."""
-        self._models, self._first, self._reads, self._kept = models, first, reads, kept
+    def __init__(self, models: Models, first: int, reads: tuple[int, ...], units: archive.Arrays) -> None:
+        """`units`: by `_units`."""
+        self._models, self._first, self._reads, self._units = models, first, reads, units
 
-    def learner(self, name: str) -> "Learner":
-        """One that knows what is kept under its name, or else nothing."""
-        from preread.engine.hf import Learner
-
-        kept, small = self._kept, self._models.small
-        scales, read = (kept["k_scale"], kept["v_scale"]), kept["inward"].shape[1]
-        learner = Learner(self._models.pupil, self._first, scales, read, RANK, rope(small))
-        if known := {key.removeprefix(f"{name} "): rows for key, rows in kept.items() if key.startswith(f"{name} ")}:
-            learner.resume(known)
-        return learner
-
-    def seen(self, lesson: Lesson) -> "Seen":
+    def seen(self, lesson: Lesson) -> _Seen:
         """What both models make of a lesson."""
-        from preread.engine.hf import Seen
+        streams, exchanges = _read(self._models, self._reads, lesson)
+        read = (streams - self._units["mean"]) @ self._units["inward"]
+        return _Seen(np.asarray(read, np.float32), *self._models.pupil.read(lesson.tokens), exchanges)
 
-        rows = (_read(self._models, self._reads, lesson) - self._kept["mean"]) @ self._kept["inward"]
-        return Seen(rows.astype(np.float16), *self._models.pupil.read(lesson.tokens), lesson.exchanges)
+    def asked(self, seen: _Seen, others: Single) -> tuple[Sums, Sums]:
+        """What a lesson asks for, of a guide and of its control, which reads `others` (any number of tokens, R)."""
+        found = self._models.pupil.gradients(seen.k, seen.v, seen.exchanges)
+        gradients = _both(self._models, *found, self._first)  # a rotation's transpose is its inverse
+        gradients *= self._units["units"][:, :, None]
+        layers, _, count, _ = gradients.shape
+        rows = gradients.transpose(0, 1, 3, 2).reshape(layers, -1, count)[..., SINK_TOKENS:]
+        own, control = (steepest.lesson(rows, read[SINK_TOKENS:]) for read in (seen.read, _resized(others, count)))
+        return own, control
 
-    def weights(self, learner: "Learner") -> Weights:
-        """What a learner has learnt, as a guide has it."""
-        return Weights(self._kept["mean"], self._kept["inward"], **learner.weights())
+    def nothing(self) -> Sums:
+        """What no lesson asks for."""
+        layers, heads, dim = self._units["units"].shape
+        return steepest.nothing(layers, heads * dim, self._units["inward"].shape[1])
 
-    def state(self, learners: dict[str, "Learner"]) -> archive.Arrays:
-        """All that another school needs to go on."""
-        states = {f"{name} {key}": rows for name, one in learners.items() for key, rows in one.state().items()}
-        return {key: self._kept[key] for key in ("mean", "inward", "k_scale", "v_scale")} | states
+    def best(self, sums: Sums, tried: Sequence[tuple[_Seen, Single]]) -> Guide:
+        """What lessons ask for, in the strengths that `tried` like best: first of what is read, then of the rest."""
+        units = self._units["units"]
+        added, bias, gates = steepest.solved(sums, units.shape[1])
+        scale = units.reshape(len(units), -1)
+        made = partial(self._guide, added * scale[:, None], bias * scale, gates)
+        strength = self._strength(lambda one: made(one, 0), tried)
+        return made(strength, self._strength(lambda one: made(strength, one), tried))
+
+    def _guide(self, added: Single, bias: Single, gates: Single, strength: float, rest: float) -> Guide:
+        parts = np.float32(strength) * added, np.float32(rest) * bias, gates
+        return Guide(self._first, self._reads, Weights(self._units["mean"], self._units["inward"], *parts))
+
+    def _strength(self, made: Callable[[float], Guide], tried: Sequence[tuple[_Seen, Single]]) -> float:
+        """Of all strengths, in turn while the loss still falls, the last."""
+        best, least = 0.0, self.nats(made(0), tried)
+        for strength in STRENGTHS:
+            nats = self.nats(made(strength), tried)
+            if nats >= least:
+                break
+            best, least = strength, nats
+        return best
+
+    def nats(self, guide: Guide, some: Sequence[tuple[_Seen, Single]]) -> float:
+        """The loss on what follows documents with guided KV, by what the large model makes of each or of another.
+
+        The mean over documents: a few short answers count as much as a page.
+        """
+        return float(np.mean([_mean(self._losses(guide, seen, read)) for seen, read in some]))
+
+    def _losses(self, guide: Guide, seen: _Seen, read: Single) -> list[Single]:
+        changes = guide.of(_resized(read, len(seen.read)))
+        changes[..., :SINK_TOKENS, :] = 0
+        k, v = seen.k.copy(), seen.v.copy()
+        k[self._first :] += rotate(changes[:, 0], Span(0, len(seen.read)), rope(self._models.small))
+        v[self._first :] += changes[:, 1]
+        return self._models.pupil.losses(*self._models.pupil.rows(k, v), seen.exchanges)
 
 
 def _learnt(
     school: _School,
-    guide: "Learner",
-    control: "Learner",
     learnt: Sequence[Lesson],
+    tried: Sequence[Lesson],
     measured: Sequence[Lesson],
     head: _Head,
-    steps: int,
+    arrays: archive.Arrays,
     keep: Path | None,
     progress: Report,
-) -> list[tuple[int, float, float]]:
-    """Both learn, from where `head` says; the curve. What was read stays in memory, some 8 MB a lesson."""
-    curve, seen = list(head.curve), dict[int, "Seen"]()
+) -> tuple[Guide, Guide, list[tuple[int, float, float]]]:
+    """What all lessons ask for, from where `head` says: guide, control, and the curve."""
+    curve = list(head.curve)
+    sums = [_sums(arrays, name, head.tokens) if head.done else school.nothing() for name in _NAMES]
+    trying, unseen = ([school.seen(one) for one in some] for some in (tried, _of_both_kinds(measured, _CURVE_LESSONS)))
 
-    def lesson(number: int) -> "Seen":
-        if number not in seen:
-            seen[number] = school.seen(learnt[number])
-        return seen[number]
+    def point(done: int) -> list[Guide]:
+        guides = [school.best(its, of(trying)) for its, of in zip(sums, (_own, _others), strict=True)]
+        told = [school.nats(one, of(unseen)) for one, of in zip(guides, (_own, _others), strict=True)]
+        curve.append((done, told[0], told[1]))
+        return guides
 
-    unseen = [school.seen(one) for one in measured[:: max(1, len(measured) // _CURVE_LESSONS)]]
-    course = _course(len(learnt), steps)
-    before = lesson(course[head.step - 1])
-    for step in range(head.step, steps):
-        if step % _CURVE_STEPS == 0 and (not curve or curve[-1][0] < step):
-            curve.append((step, *_losses(guide, control, unseen)))
-        if keep is not None and step % _SAVE_STEPS == 0 and step > head.step:
-            now = _Head(head.identity, step, head.reads, curve)
-            files.write(keep, archive.dumps(now, school.state(dict(zip(_NAMES, (guide, control), strict=True)))))
-        one = lesson(course[step])
-        guide.step(one, one.read, rate(step, steps))
-        control.step(one, before.read, rate(step, steps))
-        before = one
-        progress("guide", step + 1, steps)
-    return [*curve, (steps, *_losses(guide, control, unseen))]
-
-
-def _course(count: int, steps: int) -> list[int]:
-    """Which lesson each step learns from: each once before any comes again, in another order each time."""
-    source, order = random.Random(_SEED), list[int]()
-    while len(order) < steps:
-        order += source.sample(range(count), count)
-    return order[:steps]
+    if not curve:
+        point(0)
+    before = school.seen(learnt[head.done - 1])
+    for done, one in enumerate(learnt[head.done :], head.done + 1):
+        now = school.seen(one)
+        sums = [its + more for its, more in zip(sums, school.asked(now, before.read), strict=True)]
+        before = now
+        if done < len(learnt) and done in [round(share * len(learnt)) for share in _CURVE]:
+            point(done)
+        if keep is not None and done % _SAVE_LESSONS == 0:
+            told = _Head(head.identity, done, head.reads, curve, sums[0].tokens)
+            files.write(keep, archive.dumps(told, arrays | _arrays(sums)))
+        progress("guide", done, len(learnt))
+    guide, control = point(len(learnt))
+    return guide, control, curve
 
 
-def _losses(guide: "Learner", control: "Learner", unseen: Sequence["Seen"]) -> tuple[float, float]:
-    """Of the guide and the control, on documents held out."""
-    others = [unseen[-1], *unseen[:-1]]
-    mine = [nats for one in unseen for nats in guide.losses(one, one.read)]
-    its = [nats for one, other in zip(unseen, others, strict=True) for nats in control.losses(one, other.read)]
-    return float(np.concatenate(mine).mean()), float(np.concatenate(its).mean())
+def _of_both_kinds(some: Sequence[Lesson], count: int) -> list[Lesson]:
+    """So many and one at least, half of them with questions if there are such."""
+    asked, plain = ([one for one in some if one.asked == kind] for kind in (True, False))
+    found = asked[: count // 2]
+    return found + plain[: max(1, count - len(found))]
+
+
+def _own(seen: Sequence[_Seen]) -> list[tuple[_Seen, Single]]:
+    """Documents, and what the large model makes of each."""
+    return [(one, one.read) for one in seen]
+
+
+def _others(seen: Sequence[_Seen]) -> list[tuple[_Seen, Single]]:
+    """Documents, and what the large model makes of another one."""
+    return [(one, other.read) for one, other in zip(seen, [seen[-1], *seen[:-1]], strict=True)]
+
+
+def _resized(read: Single, count: int) -> Single:
+    """Of another document: so many tokens, from the start again if it is shorter."""
+    return np.resize(read, (count, read.shape[1]))
+
+
+_SUMS: Final = "asked", "squares", "apart"
+
+
+def _arrays(sums: Sequence[Sums]) -> archive.Arrays:
+    """Sums of guide and control, to be kept."""
+    return {f"{name} {part}": getattr(its, part) for name, its in zip(_NAMES, sums, strict=True) for part in _SUMS}
+
+
+def _sums(arrays: archive.Arrays, name: str, tokens: int) -> Sums:
+    """One of those that `_arrays` keeps."""
+    asked, squares, apart = (arrays[f"{name} {part}"] for part in _SUMS)
+    return Sums(asked, squares, apart, tokens)
 
 
 def _measured(
@@ -317,13 +390,13 @@ def other(now: Read, before: Read) -> Read:
     return replace(now, large={layer: np.resize(rows, (count, rows.shape[1])) for layer, rows in before.large.items()})
 
 
-def _mean(values: Sequence[Double]) -> float:
+def _mean(values: Sequence[Single] | Sequence[Double]) -> float:
     return float(np.concatenate(values).mean())
 
 
-def _identity(models: Models, found: Sequence[Lesson], steps: int, first: int) -> str:
+def _identity(models: Models, found: Sequence[Lesson], first: int) -> str:
     """Of a fit: whose it is, and what it learns from."""
-    of = f"{models.small.spec.fingerprint} {models.large.spec.fingerprint} {steps} {first}"
+    of = f"{models.small.spec.fingerprint} {models.large.spec.fingerprint} {first}"
     return object_id(of.encode("ascii") + np.concatenate([one.tokens for one in found]).astype("<i4").tobytes())
 
 

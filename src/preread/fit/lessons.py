@@ -5,9 +5,10 @@ stretches in a chat, asked about what their syntax tree says. Nothing here is wr
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from itertools import islice
+from typing import Final, TypeVar
 
 import numpy as np
 
@@ -15,17 +16,26 @@ from preread.align.exchanges import Exchange
 from preread.engine.llamacpp import LlamaCpp, Tokens
 from preread.errors import UsageError
 from preread.fit.questions import Document, stretches
-from preread.fit.sample import TAIL_TOKENS, windows
+from preread.fit.sample import TAIL_TOKENS, WINDOW_TOKENS
 from preread.fit.text import Text
 
 STRETCH_TOKENS: Final = 80
-_FIRST_BEHIND, _APART = 128, 150
 CHARACTERS: Final = (1000, 2400)
 QUESTIONS: Final = (5, 12)
 _ROWS: Final = 300
 """Of questions and answers behind one document, in tokens."""
-_ASKED_SHARE: Final = 0.7
+_ASKED_SHARE: Final = 0.2
+"""Of all lessons. From questions a guide learns how answers are worded, from text what the large model reads."""
+
+_MOST_TOKENS: Final = WINDOW_TOKENS + TAIL_TOKENS
+_CHARACTERS: Final = 4 * _MOST_TOKENS
+"""Of a window: more than its tokens need, except in plain prose."""
+
+_HELD_OUT_PARTS: Final = 12
+_LEAST: Final = 4
 _SEED: Final = 0
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,32 +47,59 @@ class Lesson:
     asked: bool
 
 
+def apart(text: Text) -> tuple[Text, Text]:
+    """Documents to learn from, and whole other ones to measure with: each twelfth, and at least one.
+
+    Raises:
+        UsageError: there are not two.
+    """
+    if len(text.parts) < 2:
+        raise UsageError(
+            f"a guide is measured on documents that nothing was learnt from, and {text.label} is a single one: "
+            "give two files at least"
+        )
+    measured = text.parts[::_HELD_OUT_PARTS]
+    learnt = [part for number, part in enumerate(text.parts) if number % _HELD_OUT_PARTS]
+    return Text(text.label, tuple(learnt)), Text(text.label, measured)
+
+
 def lessons(engine: LlamaCpp, text: Text, count: int, seed: int = _SEED) -> list[Lesson]:
-    """At most so many, mixed; seven of ten are asked about, if the text has so many.
+    """At most so many, mixed, of all documents evenly; a fifth are asked about, where the text has so many.
 
     Raises:
         UsageError: the text is too short.
     """
     source = random.Random(seed)
-    asked: list[Lesson] = []
-    most = round(count * _ASKED_SHARE) if engine.chat is not None else 0
-    documents = (
-        [list(stretches(part, "a module", source, CHARACTERS, QUESTIONS)) for part in text.parts] if most else []
-    )
-    source.shuffle(documents)
-    for turn in range(max(map(len, documents), default=0)):  # of each part one, before any gives a second
-        for each in documents:
-            if turn < len(each) and len(asked) < most:
-                asked.append(about(engine, each[turn]))
-    plain = [of_text(np.concatenate(one)) for one in windows(engine, text, max(4, count - len(asked)))]
-    found = [one for one in (*asked, *plain) if one.exchanges]
+    found: list[Lesson] = []
+    if engine.chat is not None:
+        asked = [list(stretches(part, "a module", source, CHARACTERS, QUESTIONS)) for part in text.parts]
+        found += _first(round(count * _ASKED_SHARE), (about(engine, one) for one in _in_turn(asked, source)))
+    cut = [[part[at : at + _CHARACTERS] for at in range(0, len(part), _CHARACTERS)] for part in text.parts]
+    for pieces in cut:
+        source.shuffle(pieces)  # files often begin alike: with a licence, with imports
+    plain = (engine.tokenize(piece, special=False, start=True) for piece in _in_turn(cut, source))
+    found += _first(count - len(found), (of_text(tokens[:_MOST_TOKENS]) for tokens in plain))
+    if len(found) < min(count, _LEAST):
+        raise UsageError(f"the text is too short to learn from: {len(found)} lessons, {_LEAST} are needed")
     source.shuffle(found)
     return found
 
 
+def _first(count: int, some: Iterator[Lesson]) -> list[Lesson]:
+    """So many of which there is something to learn."""
+    return list(islice((one for one in some if one.exchanges), count))
+
+
+def _in_turn(piles: list[list[_T]], source: random.Random) -> Iterator[_T]:
+    """Of each pile one, in any order, before any gives a second."""
+    order = source.sample(piles, len(piles))
+    for turn in range(max(map(len, order), default=0)):
+        yield from (pile[turn] for pile in order if turn < len(pile))
+
+
 def of_text(tokens: Tokens) -> Lesson:
     """A window's text, stretches of which are predicted from all that precedes them."""
-    starts = range(_FIRST_BEHIND, len(tokens) - STRETCH_TOKENS + 1, _APART)
+    starts = range(STRETCH_TOKENS, len(tokens) - STRETCH_TOKENS + 1, STRETCH_TOKENS)
     return Lesson(
         tokens, tuple(_certain(tokens[at : at + 1], tokens[at + 1 : at + STRETCH_TOKENS], at) for at in starts), False
     )
@@ -89,12 +126,3 @@ def about(engine: LlamaCpp, document: Document) -> Lesson:
 def _certain(prompt: Tokens, answer: Tokens, behind: int | None) -> Exchange:
     rows = np.zeros((len(answer), 1), np.float32)
     return Exchange(prompt, answer, answer[:, None], rows, rows[:, 0], behind)
-
-
-def split(found: Sequence[Lesson], held_out: int) -> tuple[list[Lesson], list[Lesson]]:
-    """Lessons to learn from, and so many to measure with, evenly of both kinds."""
-    measured: list[Lesson] = []
-    for kind in (True, False):
-        its = [one for one in found if one.asked == kind]
-        measured += its[: round(held_out * len(its) / len(found))]
-    return [one for one in found if not any(one is other for other in measured)], measured
