@@ -47,7 +47,7 @@ LESSONS: Final = 300
 LARGE_LAYERS: Final = 4
 READ_CHANNELS: Final = 512
 
-STRENGTHS: Final = (0.02, 0.03, 0.04, 0.06, 0.08, 0.11, 0.16, 0.23, 0.32, 0.45)
+STRENGTHS: Final = (0.02, 0.04, 0.08, 0.16, 0.32)
 """Of what is added before gates, in units of what a channel varies by: the root mean square."""
 
 _SAMPLE: Final = 12
@@ -274,6 +274,11 @@ class _School:
         """
         return float(np.mean([_mean(self._losses(guide, seen, read)) for seen, read in some]))
 
+    def exact(self, some: Sequence[_Seen]) -> float:
+        """The same with exact KV."""
+        pupil = self._models.pupil
+        return float(np.mean([_mean(pupil.losses(*pupil.rows(one.k, one.v), one.exchanges)) for one in some]))
+
     def _losses(self, guide: Guide, seen: _Seen, read: Single) -> list[Single]:
         changes = guide.of(_resized(read, len(seen.read)))
         changes[..., :SINK_TOKENS, :] = 0
@@ -305,7 +310,8 @@ def _learnt(
         return guides
 
     if not curve:
-        point(0)
+        exact = school.exact(unseen)
+        curve.append((0, exact, exact))
     before = school.seen(learnt[head.done - 1])
     for done, one in enumerate(learnt[head.done :], head.done + 1):
         now = school.seen(one)
