@@ -193,7 +193,7 @@ def guide(small: LlamaCpp, scale: float) -> KeptGuide:
     shapes = ((2 * width,), (2 * width, read), (layers, read, channels), (layers, channels))
     mean, inward, added, bias = (source.normal(size=one).astype(np.float32) for one in shapes)
     gates = np.full((layers, heads), scale, np.float32)
-    weights = Weights(mean, inward / np.sqrt(np.float32(2 * width)), added, bias, gates)
+    weights = Weights(mean, inward / np.sqrt(np.float32(2 * width)), added, np.float32(scale) * bias, gates)
     outcome, of = Outcome(-0.05, (-0.08, -0.02), 0.03, (0.01, 0.05), 0.4, 900), small.spec.fingerprint
     return KeptGuide(Guide(3, (2, 5), weights), of, of, shape, "a text", 100, outcome)
 
