@@ -125,9 +125,7 @@ def teach(
 def print_lesson(small: str, document: str, found: "Lesson", path: Path) -> None:
     taught, gap = found.taught, found.exact - found.llm
     closed = None if gap <= 0 else round(-taught.dloss / gap, 4)
-    print_table(
-        ("STEPS", "NATS A TOKEN OF ANSWERS HELD OUT"), [(f"{at:,}", f"{loss:.4f}") for at, loss in found.curve]
-    )
+    print_table(("STEPS", "NATS A TOKEN OF ANSWERS HELD OUT"), [(f"{at:,}", f"{loss:.4f}") for at, loss in found.curve])
     (low, high), after = taught.dloss_ci, found.exact + taught.dloss
     print(f"exact {found.exact:.4f}, taught {after:.4f} [{low:+.4f}, {high:+.4f}], large model {found.llm:.4f}: {path}")
     told = {
