@@ -37,7 +37,8 @@ def large(seed: int = 3) -> dict[int, np.ndarray]:
 
 def test_what_is_added_is_what_the_formula_says() -> None:
     w, streams = weights(), large()
-    found = Guide(FIRST, READS, w).changes(streams)
+    guide = Guide(FIRST, READS, w)
+    found = guide.changes(guide.read(streams))
     assert found.shape == (3, 2, 2, TOKENS, 6) and found.dtype == np.float32
     for layer, part, head, token in np.ndindex(3, 2, 2, TOKENS):
         z = (np.concatenate([streams[3][token], streams[8][token]]) - w.mean) @ w.inward
@@ -49,10 +50,10 @@ def test_what_is_added_is_what_the_formula_says() -> None:
 def test_untrained_means_exact_and_tokens_do_not_see_each_other() -> None:
     w = weights()
     nothing = Guide(FIRST, READS, replace(w, added=np.zeros_like(w.added), bias=np.zeros_like(w.bias)))
-    assert not nothing.changes(large()).any()
+    assert not nothing.changes(nothing.read(large())).any()
     guide, streams = Guide(FIRST, READS, w), large()
-    whole = guide.changes(streams)
-    one = guide.changes({layer: rows[4:5] for layer, rows in streams.items()})
+    whole = guide.changes(guide.read(streams))
+    one = guide.changes(guide.read({layer: rows[4:5] for layer, rows in streams.items()}))
     np.testing.assert_allclose(one[..., 0, :], whole[..., 4, :], rtol=1e-4, atol=1e-5)
 
 

@@ -13,10 +13,12 @@ from preread.align.exchanges import Exchange, Single, Tokens
 from preread.engine.llamacpp import LlamaCpp
 from preread.errors import EngineError, UsageError
 from preread.fit import guide as fitting
-from preread.fit.guide import Models, fit_guide, guided
+from preread.fit import school as schooling
+from preread.fit.guide import fit_guide, guided
 from preread.fit.lessons import lessons
 from preread.fit.map import SINK_TOKENS, read
 from preread.fit.sample import TAIL_TOKENS, hold, rope
+from preread.fit.school import Models
 from preread.fit.teach import answers
 from preread.fit.text import Text
 
@@ -46,8 +48,9 @@ def _text_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
         rows = np.zeros((len(answer), 1), np.float32)
         return Exchange(prompt, answer, answer[:, None], rows, rows[:, 0], behind)
 
-    monkeypatch.setattr(fitting, "told", as_it_stands)
-    for name, few in (("STRENGTHS", (0.1, 0.3)), ("_TRIED", 1), ("_CURVE_LESSONS", 1), ("_CURVE", (0.5,))):
+    monkeypatch.setattr(schooling, "told", as_it_stands)
+    monkeypatch.setattr(schooling, "STRENGTHS", (0.1, 0.3))
+    for name, few in (("_TRIED", 1), ("_CURVE_LESSONS", 1), ("_CURVE", (0.5,))):
         monkeypatch.setattr(fitting, name, few)
 
 
@@ -109,7 +112,7 @@ def test_a_fit_that_was_interrupted_goes_on_as_if_nothing_had_been(
 
 def test_the_large_model_says_what_is_to_be_predicted_where_both_read_the_same_tokens(models: Models) -> None:
     (lesson, *_) = lessons(models.small, TEXT, 4)
-    streams, exchanges = fitting._read(models, (1, 5), lesson)
+    streams, exchanges = schooling._read(models, (1, 5), lesson)
     assert streams.shape == (len(lesson.tokens), 2 * models.small.embeddings(lesson.tokens[:1]).shape[1])
     models.large.prefill(lesson.tokens)
     for one, was, nats in zip(exchanges, lesson.exchanges, answers(models.large, lesson.exchanges), strict=True):

@@ -65,20 +65,16 @@ class Guide:
         """How many layers are changed."""
         return len(self.weights.bias)
 
-    def changes(self, large: Mapped[int, Single]) -> Single:
-        """What is added to K before rotation and to V, (layers, 2, kv_heads, tokens, head_dim).
+    def read(self, large: Mapped[int, Single]) -> Single:
+        """What all layers share of what is read, (tokens, R).
 
         `large`: by large layer the normalised residual stream, a row for each small token.
         """
-        return self.of(self.read(large))
-
-    def read(self, large: Mapped[int, Single]) -> Single:
-        """What all layers share of it, (tokens, R)."""
         w = self.weights
         return np.asarray((np.concatenate([large[layer] for layer in self.reads], axis=1) - w.mean) @ w.inward)
 
-    def of(self, read: Single) -> Single:
-        """`changes`, by what `read` gives."""
+    def changes(self, read: Single) -> Single:
+        """What is added to K before rotation and to V, (layers, 2, kv_heads, tokens, head_dim), by what `read` gave."""
         w = self.weights
         layers, heads = w.gates.shape
         gated = (read @ w.added).reshape(layers, len(read), heads, -1) * w.gates[:, None, :, None]

@@ -162,7 +162,8 @@ def guide(
     from preread.align.guide_bytes import dumps
     from preread.cli.serve import engine_for
     from preread.engine import hf
-    from preread.fit.guide import Models, fit_guide
+    from preread.fit.guide import fit_guide
+    from preread.fit.school import Models
     from preread.fit.text import below, calibration
 
     source = below(text) if text else calibration()

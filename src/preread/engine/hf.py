@@ -183,8 +183,7 @@ class Pupil:
     def __init__(self, frozen: Frozen, exact: KVBlock) -> None:
         """`exact`: of all layers, from the context's start, as llama.cpp has it."""
         self._frozen, self._exact = frozen, exact
-        self._k = frozen.tensor(frozen.here(exact.k.astype(np.float32)))
-        self._v = frozen.tensor(exact.v.astype(np.float32))
+        self._k, self._v = frozen.rows(exact.k.astype(np.float32), exact.v.astype(np.float32))
         free = frozen.tensor(np.arange(exact.k.shape[2])[:, None] >= SINK_TOKENS)
         self._scales = [rows[:, :, SINK_TOKENS:].std(dim=2, keepdim=True) * free for rows in (self._k, self._v)]
         self._changes = [torch.zeros_like(rows, requires_grad=True) for rows in (self._k, self._v)]

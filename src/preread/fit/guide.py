@@ -9,46 +9,35 @@ kind of text; only what the guide gains beyond is reading.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import msgspec
 import numpy as np
 
-from preread.align import archive, guide_bytes, steepest
-from preread.align.exchanges import Exchange, told
-from preread.align.guide import Guide, Weights
+from preread.align import archive, guide_bytes
+from preread.align.guide import Guide
 from preread.align.guide_bytes import KeptGuide, Outcome
 from preread.align.mapping import Read, chosen
-from preread.align.projection import leading
 from preread.align.steepest import Sums
-from preread.codec.profile import normalised
-from preread.codec.rope import Rope, rotate, unrotate
-from preread.engine.llamacpp import LlamaCpp
+from preread.codec.rope import Rope
 from preread.fit import files
-from preread.fit.align import align, matching
+from preread.fit.align import align
 from preread.fit.lessons import Lesson, apart, lessons
-from preread.fit.map import SINK_TOKENS, read
+from preread.fit.map import read
 from preread.fit.quality import Double, Single, interval
 from preread.fit.sample import hold, rope
+from preread.fit.school import Models, School, begun, changed, others, own
 from preread.fit.teach import answers, check_alike
 from preread.fit.text import Text
 from preread.values import Half, KVBlock, Span
 from preread.wire.digest import object_id
-
-if TYPE_CHECKING:
-    from preread.engine.hf import Frozen
 
 Report = Callable[[str, int, int], None]
 """Told a stage ("align", "guide" or "measure"), how much of it is done, and how much there is."""
 
 LESSONS: Final = 300
 LARGE_LAYERS: Final = 4
-READ_CHANNELS: Final = 512
-
-STRENGTHS: Final = (0.02, 0.04, 0.08, 0.16, 0.32)
-"""Of what is added before gates, in units of what a channel varies by: the root mean square."""
 
 _SAMPLE: Final = 12
 _HELD_OUT: Final = 24
@@ -90,19 +79,6 @@ class Fit:
     curve: tuple[tuple[int, float, float], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Models:
-    """The same two models in two engines: `small` and `large` read and measure, `pupil` and `teacher` are learnt with.
-
-    `small` is opened to score `sample.TAIL_TOKENS` tokens; the large one may have another tokenizer.
-    """
-
-    small: LlamaCpp
-    large: LlamaCpp
-    pupil: "Frozen"
-    teacher: "Frozen"
-
-
 def fit_guide(
     models: Models,
     text: Text,
@@ -127,10 +103,8 @@ def fit_guide(
     """
     small, large = models.small, models.large
     learns, measures = apart(text)
-    found, measured = (
-        lessons(small, learns, count + _TRIED),
-        lessons(small, measures, max(1, min(_HELD_OUT, count // 8))),
-    )
+    found = lessons(small, learns, count + _TRIED)
+    measured = lessons(small, measures, max(2, min(_HELD_OUT, count // 8)))  # a control reads another one
     tried = _of_both_kinds(found, min(_TRIED, len(found) // 4))
     learnt = [one for one in found if not any(one is other for other in tried)][:count]
     small.prefill(measured[0].tokens)
@@ -139,11 +113,11 @@ def fit_guide(
     identity = _identity(models, [*learnt, *measured], first)
     kept = _kept(keep, identity)
     if kept is None:
-        alike = align(small, large, text, lambda _, *at: progress("align", *at), _ALIGN_WINDOWS)
+        alike = align(small, large, learns, lambda _, *at: progress("align", *at), _ALIGN_WINDOWS)
         reads = chosen(alike.path, small.spec.geometry.layers // 4, LARGE_LAYERS)
-        kept = _Head(identity, 0, reads, [], 0), _units(models, first, reads, learnt[:_SAMPLE])
+        kept = _Head(identity, 0, reads, [], 0), begun(models, first, reads, learnt[:_SAMPLE])
     head, arrays = kept
-    school = _School(models, first, head.reads, arrays)
+    school = School(models, first, head.reads, arrays)
     guide, control, curve = _learnt(school, learnt, tried, measured, head, arrays, keep, progress)
     outcomes = _measured(models, guide, control, measured, progress)
     of = small.spec.fingerprint, large.spec.fingerprint, small.spec.geometry, text.label, len(learnt)
@@ -164,9 +138,7 @@ def guided(guide: Guide, read: Read, rotation: Rope) -> KVBlock:
     """The guided layers as the small model would cache them; the first `SINK_TOKENS` are exact."""
     exact = read.block
     k, v = (rows[guide.first :].astype(np.float32) for rows in (exact.k, exact.v))
-    changes = guide.changes(read.large)
-    changes[..., :SINK_TOKENS, :] = 0
-    half = [_half(rows) for rows in (k + rotate(changes[:, 0], exact.tokens, rotation), v + changes[:, 1])]
+    half = [_half(rows) for rows in changed(guide, guide.read(read.large), k, v, rotation)]
     return KVBlock(exact.tokens, Span(guide.first, guide.first + len(k)), *half)
 
 
@@ -174,122 +146,8 @@ def _half(rows: Single) -> Half:
     return np.clip(rows, -65504, 65504).astype(np.float16)
 
 
-def _units(models: Models, first: int, reads: tuple[int, ...], sample: Sequence[Lesson]) -> archive.Arrays:
-    """What is read is projected by, and what is added counts in: by some lessons' own readings."""
-    read: list[Single] = []
-    rows: list[Single] = []
-    for one in sample:
-        read.append(_read(models, reads, one)[0][SINK_TOKENS:])
-        rows.append(_both(models, *models.pupil.read(one.tokens), first)[:, :, SINK_TOKENS:])
-    mean, inward = leading(np.concatenate(read), READ_CHANNELS)
-    return {"mean": mean, "inward": inward, "units": np.concatenate(rows, axis=2).std(axis=2)}
-
-
-def _both(models: Models, k: Single, v: Single, first: int) -> Single:
-    """K before rotation and V of the guided layers, heads side by side: (layers, 2 · kv_heads, tokens, head_dim)."""
-    return np.concatenate([unrotate(k[first:], Span(0, k.shape[2]), rope(models.small)), v[first:]], axis=1)
-
-
-def _read(models: Models, reads: tuple[int, ...], lesson: Lesson) -> tuple[Single, tuple[Exchange, ...]]:
-    """What the large model's layers read of a lesson, side by side, a row for each of the small one's tokens.
-
-    And what is to be predicted: of the document's own text the large model's distributions, which say more than the
-    one token that follows (Hinton et al., arXiv 1503.02531), if both have one vocabulary; else as it was given.
-    """
-    theirs, at = matching(models.small, models.large, lesson.tokens)
-    alike = models.small.spec.vocabulary == models.large.spec.vocabulary
-    own = lesson.exchanges if alike and not lesson.asked else ()
-    rows = [np.arange(len(one.answer)) + (one.behind or 0) for one in own]
-    streams, follows = models.teacher.inputs(theirs, reads, np.concatenate([np.zeros(0, np.int64), *rows]))
-    said = np.split(follows, np.cumsum([len(its) for its in rows], dtype=np.int64))[:-1]
-    exchanges = tuple(told(one.prompt, one.answer, its, one.behind) for one, its in zip(own, said, strict=True))
-    return np.concatenate([normalised(stream)[at] for stream in streams], axis=1), exchanges or lesson.exchanges
-
-
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """What both models make of a lesson: `read` (tokens, R) projected, the small one's exact K and V of all layers."""
-
-    read: Single
-    k: Single
-    v: Single
-    exchanges: tuple[Exchange, ...]
-
-
-class _School:
-    """Lessons as both models read them, and how guides do with them."""
-
-    def __init__(self, models: Models, first: int, reads: tuple[int, ...], units: archive.Arrays) -> None:
-        """`units`: by `_units`."""
-        self._models, self._first, self._reads, self._units = models, first, reads, units
-
-    def seen(self, lesson: Lesson) -> _Seen:
-        """What both models make of a lesson."""
-        streams, exchanges = _read(self._models, self._reads, lesson)
-        read = (streams - self._units["mean"]) @ self._units["inward"]
-        return _Seen(np.asarray(read, np.float32), *self._models.pupil.read(lesson.tokens), exchanges)
-
-    def asked(self, seen: _Seen, others: Single) -> tuple[Sums, Sums]:
-        """What a lesson asks for, of a guide and of its control, which reads `others` (any number of tokens, R)."""
-        found = self._models.pupil.gradients(seen.k, seen.v, seen.exchanges)
-        gradients = _both(self._models, *found, self._first)  # a rotation's transpose is its inverse
-        gradients *= self._units["units"][:, :, None]
-        layers, _, count, _ = gradients.shape
-        rows = gradients.transpose(0, 1, 3, 2).reshape(layers, -1, count)[..., SINK_TOKENS:]
-        own, control = (steepest.lesson(rows, read[SINK_TOKENS:]) for read in (seen.read, _resized(others, count)))
-        return own, control
-
-    def nothing(self) -> Sums:
-        """What no lesson asks for."""
-        layers, heads, dim = self._units["units"].shape
-        return steepest.nothing(layers, heads * dim, self._units["inward"].shape[1])
-
-    def best(self, sums: Sums, tried: Sequence[tuple[_Seen, Single]]) -> Guide:
-        """What lessons ask for, in the strengths that `tried` like best: first of what is read, then of the rest."""
-        units = self._units["units"]
-        added, bias, gates = steepest.solved(sums, units.shape[1])
-        scale = units.reshape(len(units), -1)
-        made = partial(self._guide, added * scale[:, None], bias * scale, gates)
-        strength = self._strength(lambda one: made(one, 0), tried)
-        return made(strength, self._strength(lambda one: made(strength, one), tried))
-
-    def _guide(self, added: Single, bias: Single, gates: Single, strength: float, rest: float) -> Guide:
-        parts = np.float32(strength) * added, np.float32(rest) * bias, gates
-        return Guide(self._first, self._reads, Weights(self._units["mean"], self._units["inward"], *parts))
-
-    def _strength(self, made: Callable[[float], Guide], tried: Sequence[tuple[_Seen, Single]]) -> float:
-        """Of all strengths, in turn while the loss still falls, the last."""
-        best, least = 0.0, self.nats(made(0), tried)
-        for strength in STRENGTHS:
-            nats = self.nats(made(strength), tried)
-            if nats >= least:
-                break
-            best, least = strength, nats
-        return best
-
-    def nats(self, guide: Guide, some: Sequence[tuple[_Seen, Single]]) -> float:
-        """The loss on what follows documents with guided KV, by what the large model makes of each or of another.
-
-        The mean over documents: a few short answers count as much as a page.
-        """
-        return float(np.mean([_mean(self._losses(guide, seen, read)) for seen, read in some]))
-
-    def exact(self, some: Sequence[_Seen]) -> float:
-        """The same with exact KV."""
-        pupil = self._models.pupil
-        return float(np.mean([_mean(pupil.losses(*pupil.rows(one.k, one.v), one.exchanges)) for one in some]))
-
-    def _losses(self, guide: Guide, seen: _Seen, read: Single) -> list[Single]:
-        changes = guide.of(_resized(read, len(seen.read)))
-        changes[..., :SINK_TOKENS, :] = 0
-        k, v = seen.k.copy(), seen.v.copy()
-        k[self._first :] += rotate(changes[:, 0], Span(0, len(seen.read)), rope(self._models.small))
-        v[self._first :] += changes[:, 1]
-        return self._models.pupil.losses(*self._models.pupil.rows(k, v), seen.exchanges)
-
-
 def _learnt(
-    school: _School,
+    school: School,
     learnt: Sequence[Lesson],
     tried: Sequence[Lesson],
     measured: Sequence[Lesson],
@@ -304,8 +162,8 @@ def _learnt(
     trying, unseen = ([school.seen(one) for one in some] for some in (tried, _of_both_kinds(measured, _CURVE_LESSONS)))
 
     def point(done: int) -> list[Guide]:
-        guides = [school.best(its, of(trying)) for its, of in zip(sums, (_own, _others), strict=True)]
-        told = [school.nats(one, of(unseen)) for one, of in zip(guides, (_own, _others), strict=True)]
+        guides = [school.best(its, of(trying)) for its, of in zip(sums, (own, others), strict=True)]
+        told = [school.nats(one, of(unseen)) for one, of in zip(guides, (own, others), strict=True)]
         curve.append((done, told[0], told[1]))
         return guides
 
@@ -332,21 +190,6 @@ def _of_both_kinds(some: Sequence[Lesson], count: int) -> list[Lesson]:
     asked, plain = ([one for one in some if one.asked == kind] for kind in (True, False))
     found = asked[: count // 2]
     return found + plain[: max(1, count - len(found))]
-
-
-def _own(seen: Sequence[_Seen]) -> list[tuple[_Seen, Single]]:
-    """Documents, and what the large model makes of each."""
-    return [(one, one.read) for one in seen]
-
-
-def _others(seen: Sequence[_Seen]) -> list[tuple[_Seen, Single]]:
-    """Documents, and what the large model makes of another one."""
-    return [(one, other.read) for one, other in zip(seen, [seen[-1], *seen[:-1]], strict=True)]
-
-
-def _resized(read: Single, count: int) -> Single:
-    """Of another document: so many tokens, from the start again if it is shorter."""
-    return np.resize(read, (count, read.shape[1]))
 
 
 _SUMS: Final = "asked", "squares", "apart"
