@@ -11,7 +11,8 @@ pytest.importorskip("torch", reason="teaching needs PyTorch: pip install 'prerea
 pytest.importorskip("transformers", reason="teaching needs transformers: pip install 'preread[cloud]'")
 
 from preread.align.exchanges import Exchange
-from preread.engine.hf import Frozen, Pupil, load
+from preread.engine.hf import Frozen, load
+from preread.engine.learning import Pupil
 from preread.engine.llamacpp import LlamaCpp, Tokens
 from preread.errors import UsageError
 from preread.fit.sample import hold

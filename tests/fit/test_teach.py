@@ -80,7 +80,9 @@ def test_anchors_are_the_contexts_own_text_as_exact_kv_has_it(
         text = context[one.behind : one.behind + ANCHOR_TOKENS]
         assert [*one.prompt, *one.answer] == text.tolist()
     # Both engines say the same of them: each sees the context up to where it begins.
-    pupil = tiny_frozen.pupil(engine.export(Span(0, len(context)), Span(0, engine.spec.geometry.layers)))
+    from preread.engine.learning import Pupil
+
+    pupil = Pupil(tiny_frozen, engine.export(Span(0, len(context)), Span(0, engine.spec.geometry.layers)))
     for one, nats in zip(found, pupil.losses(found), strict=True):
         np.testing.assert_allclose(one.losses, nats, atol=0.05)
     assert anchors(engine, context[:100]) == []

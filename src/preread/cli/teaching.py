@@ -151,10 +151,10 @@ def guide(
         Path,
         typer.Option(metavar="FILE", help="Where to write the guide; its control is FILE.control.", dir_okay=False),
     ] = Path("guide.npz"),
-    documents: Annotated[int, typer.Option(min=8, help="Of the text to learn from, at most.")] = 300,
+    documents: Annotated[int, typer.Option(min=8, help="Of the text to learn from, at most.")] = 200,
     threads: options.Threads = 0,
 ) -> None:
-    """Learn what a small model's KV should take from a large model's reading of any text. Takes about an hour.
+    """Learn what a small model's KV should take from a large model's reading of any text. Two hours; minutes on a GPU.
 
     Needs PyTorch: pip install 'preread\\[cloud]'. One that is interrupted goes on when it is started again. What it
     does is measured on documents that it did not learn from, beside a control. The last line is JSON.

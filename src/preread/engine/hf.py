@@ -1,24 +1,22 @@
-"""A model that can be differentiated: what it predicts after a context, as a function of that context's KV.
+"""A model that can be differentiated: what it predicts after contexts, as a function of their KV.
 
-transformers reads the same GGUF file and PyTorch differentiates: this is their only home, and only who teaches contexts
-or fits guides installs them (`pip install 'preread[cloud]'`). The model is frozen; what learns is one context's KV, as
-a change of each channel in units of how much that channel varies over the context, or what makes such a change out of
-a large model's reading of any context.
+transformers reads the same GGUF file and PyTorch differentiates: this and `learning` are their only home, and only who
+teaches contexts or fits guides installs them (`pip install 'preread[cloud]'`). The model is frozen.
 """
 
 import io
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stderr
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from preread.align.exchanges import Exchange, batches, packed, targets
+from preread.align.exchanges import Exchange, packed
 from preread.errors import UsageError
-from preread.values import KVBlock
 
 try:
     import torch
@@ -28,15 +26,26 @@ except ImportError as error:  # both or one of them
 
 Single = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.int32]
-Indices = npt.NDArray[np.int64]
 Rows = Sequence["torch.Tensor"]
 
-SINK_TOKENS = 4
-"""At the context's start, never changed: every later token leans on them."""
+_AT_ONCE: Final = {"cuda": 16, "cpu": 1}
+"""Contexts in one batch: a GPU is idle with fewer, a CPU is busy with one."""
 
-_NORM = 1.0
-_DECAYS = (0.9, 0.99)
-_MEASURED_ROWS = 512
+
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """What follows B contexts that are filled up to T tokens: R rows each, filled up too.
+
+    Attributes:
+        tokens, positions: (B, R).
+        mask: (B, 1, R, T + R), added to attention scores.
+        predicts: rows of all B · R after which the answers' tokens follow, of each context's exchanges in turn.
+    """
+
+    tokens: "torch.Tensor"
+    positions: "torch.Tensor"
+    mask: "torch.Tensor"
+    predicts: "torch.Tensor"
 
 
 def use_threads(count: int) -> None:
@@ -76,6 +85,7 @@ def load(path: Path, near: bool, kind: torch.dtype = torch.float32) -> "Frozen":
             )
     except (OSError, ValueError, KeyError, NotImplementedError, ImportError) as error:
         raise UsageError(f"transformers cannot read {path.name}: {error}") from error
+    torch.set_float32_matmul_precision("high")  # on a GPU: products of rows that keep 10 bits, in an eighth of the time
     return Frozen(model.to(_device()), near)
 
 
@@ -84,163 +94,94 @@ def _device() -> str:
 
 
 class Frozen:
-    """A model whose weights stay as they are."""
+    """A model whose weights stay as they are. Its channels of K lie half a head apart from those they rotate with."""
 
     def __init__(self, model: Any, near: bool) -> None:
         self.near = near
         self._model = model.eval().requires_grad_(False)
 
+    @property
+    def at_once(self) -> int:
+        """How many contexts are best read at once."""
+        return _AT_ONCE[self._model.device.type]
+
     def tensor(self, values: npt.NDArray[Any]) -> "torch.Tensor":
         """Where the model computes; on a CPU it is the very same memory."""
         return torch.from_numpy(values).to(self._model.device)
 
-    def logprobs(self, k: Rows, v: Rows, lesson: Sequence[Exchange]) -> torch.Tensor:
-        """Log-probabilities (sum of A, vocab) at the answers' positions, behind a context of this KV.
+    def behind(self, followed: Sequence[Sequence[Exchange]], contexts: Sequence[int]) -> Behind:
+        """What follows contexts of so many tokens each, one exchange at least behind each."""
+        room = max(contexts)
+        each = [
+            packed([replace(one, behind=count if one.behind is None else one.behind) for one in its], room)
+            for its, count in zip(followed, contexts, strict=True)
+        ]
+        rows = max(len(one.tokens) for one in each)
+        tokens, positions = (np.zeros((len(each), rows), np.int64) for _ in range(2))
+        sees = np.zeros((len(each), 1, rows, room + rows), np.bool_)
+        for number, one in enumerate(each):
+            count = len(one.tokens)
+            tokens[number, :count], positions[number, :count] = one.tokens, one.positions
+            sees[number, 0, :count, : room + count] = one.sees
+        kind = self._model.dtype
+        mask = torch.zeros(sees.shape, dtype=kind, device=self._model.device)
+        mask.masked_fill_(~self.tensor(sees), torch.finfo(kind).min)
+        predicts = np.concatenate([number * rows + one.predicts for number, one in enumerate(each)])
+        return Behind(self.tensor(tokens), self.tensor(positions), mask, self.tensor(predicts))
 
-        `k`, `v`: of each layer (kv_heads, tokens, head_dim), K rotated, its channels in the order of `here`.
+    def logprobs(self, k: Rows, v: Rows, behind: Behind) -> "torch.Tensor":
+        """Log-probabilities (sum of A, vocab) at the answers' positions, behind contexts of this KV.
+
+        `k`, `v`: of each layer (B, kv_heads, T, head_dim), K rotated, its channels in the order of `here`.
         """
         cache, kind = DynamicCache(), self._model.dtype
         for layer, (keys, values) in enumerate(zip(k, v, strict=True)):
-            cache.update(keys[None].to(kind), values[None].to(kind), layer)
-        batch = packed(lesson, k[0].shape[1])
-        hidden = torch.finfo(kind).min
-        mask = np.where(batch.sees, np.float32(0), np.float32(hidden))
+            cache.update(keys.to(kind), values.to(kind), layer)
         read = self._model.model(
-            input_ids=self.tensor(batch.tokens.astype(np.int64))[None],
-            position_ids=self.tensor(batch.positions)[None],
-            attention_mask=self.tensor(mask).to(kind)[None, None],
+            input_ids=behind.tokens,
+            position_ids=behind.positions,
+            attention_mask=behind.mask,
             cache=cache,
             use_cache=True,
-        ).last_hidden_state[0]
-        return self._model.lm_head(read[self.tensor(batch.predicts)]).float().log_softmax(-1)
+        ).last_hidden_state
+        return self._said(read.flatten(0, 1)[behind.predicts])
 
-    def loss(self, k: Rows, v: Rows, lesson: Sequence[Exchange]) -> "torch.Tensor":
-        """Cross-entropy to the teacher's distributions, nats a token of the answers, where `logprobs` finds them."""
-        ids, shares = targets(lesson)
-        likely = self.logprobs(k, v, lesson).gather(1, self.tensor(ids.astype(np.int64)))
-        return -(self.tensor(shares) * likely).sum(-1).mean()
+    def read(self, texts: Sequence[Tokens]) -> "tuple[list[torch.Tensor], list[torch.Tensor]]":
+        """Exact K and V of contexts, of each layer (B, kv_heads, T, head_dim), as `logprobs` takes them.
 
-    def losses(self, k: Rows, v: Rows, lesson: Sequence[Exchange]) -> list[Single]:
-        """Nats of each answer's own tokens, (A,) for each exchange."""
-        found: list[Single] = []
-        with torch.no_grad():
-            for batch in batches(lesson, _MEASURED_ROWS):
-                answers = self.tensor(np.concatenate([one.answer for one in batch]).astype(np.int64))
-                nats = -self.logprobs(k, v, batch).gather(1, answers[:, None])[:, 0].cpu().numpy()
-                found += np.split(nats, np.cumsum([len(one.answer) for one in batch])[:-1])
-        return found
-
-    def gradients(self, k: Single, v: Single, lesson: Sequence[Exchange]) -> tuple[Single, Single]:
-        """How `loss`, summed over the answers' tokens, changes with a context's K and V, as llama.cpp has them."""
-        keys, values = (part.requires_grad_() for part in self.rows(k, v))
-        (self.loss(keys, values, lesson) * sum(len(one.answer) for one in lesson)).backward()
-        return self.there(keys.grad.cpu().numpy()), values.grad.cpu().numpy()
-
-    def read(self, tokens: Tokens) -> tuple[Single, Single]:
-        """Exact KV of a context as llama.cpp has it, each (layers, kv_heads, tokens, head_dim)."""
-        with torch.no_grad():
-            cache = self._model.model(input_ids=self._ids(tokens), use_cache=True).cache
-        k, v = (
-            torch.stack([getattr(layer, rows)[0] for layer in cache.layers]).float().cpu().numpy()
-            for rows in ("keys", "values")
-        )
-        return self.there(k), v
-
-    def rows(self, k: Single, v: Single) -> "tuple[torch.Tensor, torch.Tensor]":
-        """KV as llama.cpp has it, as `logprobs` takes it."""
-        return self.tensor(np.ascontiguousarray(self.here(k))), self.tensor(v)
-
-    def inputs(self, tokens: Tokens, layers: Sequence[int], told: Indices) -> tuple[list[Single], Single]:
-        """What a text's layers read, and what this model says of it.
-
-        The residual stream (tokens, width) that each of these layers reads, as `LlamaCpp.inputs` has it, and
-        log-probabilities (told, vocab) of what follows each of the tokens `told`.
+        Shorter ones are filled up with what nothing may attend to.
         """
         with torch.no_grad():
-            read = self._model.model(input_ids=self._ids(tokens), output_hidden_states=True)
-            follows = self._model.lm_head(read.last_hidden_state[0, self.tensor(told)]).float().log_softmax(-1)
-        return [read.hidden_states[layer][0].float().cpu().numpy() for layer in layers], follows.cpu().numpy()
+            cache = self._model.model(input_ids=self._ids(texts), use_cache=True).cache
+        return [layer.keys.float() for layer in cache.layers], [layer.values.float() for layer in cache.layers]
 
-    def _ids(self, tokens: Tokens) -> "torch.Tensor":
-        return self.tensor(tokens.astype(np.int64))[None]
+    def inputs(
+        self, texts: Sequence[Tokens], layers: Sequence[int], told: Sequence[npt.NDArray[np.int64]], likeliest: int
+    ) -> "tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]":
+        """What layers read of texts, and what this model says of them.
 
-    def pupil(self, exact: KVBlock) -> "Pupil":
-        """A context of this model, to be taught; `exact` is its KV, of all layers, as llama.cpp has it."""
-        return Pupil(self, exact)
+        The residual stream (B, T, width) that each of these layers reads, as `LlamaCpp.inputs` has it; and of what
+        follows each of the tokens `told` of each text, all in turn, so many likeliest tokens and log-probabilities.
+        """
+        with torch.no_grad():
+            read = self._model.model(input_ids=self._ids(texts), output_hidden_states=True)
+            last = [read.last_hidden_state[number, self.tensor(rows)] for number, rows in enumerate(told)]
+            logprobs, ids = self._said(torch.cat(last)).topk(likeliest, dim=1)
+        return [read.hidden_states[layer].float() for layer in layers], ids, logprobs
 
-    def here(self, k: Single) -> Single:
+    def here(self, k: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """K's channels in transformers' order, which rotates channels half a head apart."""
         return np.concatenate([k[..., 0::2], k[..., 1::2]], axis=-1) if self.near else k
 
-    def there(self, k: Single) -> Single:
+    def there(self, k: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """What `here` was given, as llama.cpp has it."""
         return np.stack(np.split(k, 2, axis=-1), axis=-1).reshape(k.shape) if self.near else k
 
+    def _said(self, rows: "torch.Tensor") -> "torch.Tensor":
+        return self._model.lm_head(rows).float().log_softmax(-1)
 
-class Pupil:
-    """A context's KV that learns to answer as a teacher does."""
-
-    def __init__(self, frozen: Frozen, exact: KVBlock) -> None:
-        """`exact`: of all layers, from the context's start, as llama.cpp has it."""
-        self._frozen, self._exact = frozen, exact
-        self._k, self._v = frozen.rows(exact.k.astype(np.float32), exact.v.astype(np.float32))
-        free = frozen.tensor(np.arange(exact.k.shape[2])[:, None] >= SINK_TOKENS)
-        self._scales = [rows[:, :, SINK_TOKENS:].std(dim=2, keepdim=True) * free for rows in (self._k, self._v)]
-        self._changes = [torch.zeros_like(rows, requires_grad=True) for rows in (self._k, self._v)]
-        self._optimiser = torch.optim.Adam(self._changes, betas=_DECAYS)
-
-    def step(self, exchanges: Sequence[Exchange], rate: float) -> float:
-        """One step towards the teacher's distributions (cross-entropy, Adam); nats a token before it."""
-        return _descend(self._optimiser, self._changes, self._frozen.loss(*self._rows(), exchanges), rate)
-
-    def losses(self, exchanges: Sequence[Exchange]) -> list[Single]:
-        """Nats of each answer's tokens, (A,) for each exchange."""
-        with torch.no_grad():
-            return self._frozen.losses(*self._rows(), exchanges)
-
-    def block(self) -> KVBlock:
-        """The KV as it is now, as llama.cpp would cache it."""
-        k, v = (rows.detach().cpu().numpy() for rows in self._rows())
-        half = [np.clip(rows, -65504, 65504).astype(np.float16) for rows in (self._frozen.there(k), v)]
-        return KVBlock(self._exact.tokens, self._exact.layers, *half)
-
-    def state(self) -> dict[str, Single]:
-        """All that `resume` needs to go on."""
-        return _state(self._optimiser, self._changes)
-
-    def resume(self, state: Mapping[str, Single]) -> None:
-        """Go on from where `state` was taken, with a pupil of the same context."""
-        _resume(self._optimiser, self._changes, state)
-
-    def _rows(self) -> tuple[torch.Tensor, torch.Tensor]:
-        (k_scale, v_scale), (k_change, v_change) = self._scales, self._changes
-        return self._k + k_scale * k_change, self._v + v_scale * v_change
-
-
-def _descend(optimiser: Any, learning: "list[torch.Tensor]", loss: "torch.Tensor", rate: float) -> float:
-    """One step of Adam at this rate; the loss before it."""
-    for group in optimiser.param_groups:
-        group["lr"] = rate
-    optimiser.zero_grad()
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(learning, _NORM)
-    optimiser.step()
-    return float(loss.detach())
-
-
-def _state(optimiser: Any, learning: "list[torch.Tensor]") -> dict[str, Single]:
-    held = optimiser.state_dict()["state"]
-    found = {f"change-{n}": rows.detach().cpu().numpy() for n, rows in enumerate(learning)}
-    return found | {f"{key}-{n}": value.cpu().numpy() for n in held for key, value in held[n].items()}
-
-
-def _resume(optimiser: Any, learning: "list[torch.Tensor]", state: Mapping[str, Single]) -> None:
-    with torch.no_grad():
-        for n, rows in enumerate(learning):
-            rows.copy_(torch.from_numpy(state[f"change-{n}"]))
-    held = {
-        n: {key: torch.from_numpy(np.asarray(state[f"{key}-{n}"])) for key in ("step", "exp_avg", "exp_avg_sq")}
-        for n in range(len(learning))
-        if f"step-{n}" in state
-    }
-    optimiser.load_state_dict(optimiser.state_dict() | {"state": held})
+    def _ids(self, texts: Sequence[Tokens]) -> "torch.Tensor":
+        ids = np.zeros((len(texts), max(map(len, texts))), np.int64)
+        for row, tokens in zip(ids, texts, strict=True):
+            row[: len(tokens)] = tokens
+        return self.tensor(ids)

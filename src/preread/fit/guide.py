@@ -1,16 +1,16 @@
 """The guide's story: a small model's KV learns what to take from a large model's reading, of documents of all kinds.
 
-documents, and what follows them → both models read each → the gradient of the small model's loss on what follows, with
-respect to its own exact KV, is summed up times what the large one reads there; beside it for a control, times what that
-made of *another* document → either sum gives a guide, as strong as some lessons like best → both are measured in the
-real engine, on documents that nothing was learnt from. Both models stay as they are. What the control gains too is the
-kind of text; only what the guide gains beyond is reading.
+documents, and what follows them → both models read each → step by step, what is added to the small one's KV learns to
+lower its loss on what follows; beside it a control, which reads what the large model made of *another* document → both
+are as strong as some lessons like best → and measured in the real engine, on documents that nothing was learnt from.
+Both models stay as they are. What the control gains too is the kind of text; only what the guide gains beyond is
+reading.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 import numpy as np
@@ -19,7 +19,6 @@ from preread.align import archive, guide_bytes
 from preread.align.guide import Guide
 from preread.align.guide_bytes import KeptGuide, Outcome
 from preread.align.mapping import Read, chosen
-from preread.align.steepest import Sums
 from preread.codec.rope import Rope
 from preread.fit import files
 from preread.fit.align import align
@@ -27,31 +26,39 @@ from preread.fit.lessons import Lesson, apart, lessons
 from preread.fit.map import read
 from preread.fit.quality import Double, Single, interval
 from preread.fit.sample import hold, rope
-from preread.fit.school import Models, School, begun, changed, others, own
+from preread.fit.school import Models, School, begun, best, changed, nats
 from preread.fit.teach import answers, check_alike
 from preread.fit.text import Text
 from preread.values import Half, KVBlock, Span
 from preread.wire.digest import object_id
 
+if TYPE_CHECKING:
+    from preread.engine.learning import Learner
+
 Report = Callable[[str, int, int], None]
 """Told a stage ("align", "guide" or "measure"), how much of it is done, and how much there is."""
 
-LESSONS: Final = 300
+LESSONS: Final = 200
 LARGE_LAYERS: Final = 4
 
-_SAMPLE: Final = 12
+_SAMPLE: Final = 24
 _HELD_OUT: Final = 24
 _ALIGN_WINDOWS: Final = 4
-_TRIED: Final = 8
+_TRIED: Final = 16
 """Lessons by which the strength is chosen, half of them with questions, which bear less of it than text does; nothing
 else is learnt from them."""
 
-_CURVE: Final = (0.25, 0.5)
-"""Shares of the lessons after which the curve has a point; one more at the end."""
+_STEP_LESSONS: Final = 16
+PATH: Final = 0.04
+"""How far each weight goes if it always goes the same way, in units of what a channel varies by: Adam's rates add up to
+it. So few steps are long ones."""
 
-_CURVE_LESSONS: Final = 8
-_SAVE_LESSONS: Final = 16
+_WARM: Final = 0.05
+_CURVE: Final = (0.25, 0.5)
+"""Shares of the steps after which the curve has a point; one more at the end."""
+
 _NAMES: Final = ("guide", "control")
+_CONTROLS: Final = (False, True)
 
 
 class _Head(msgspec.Struct, frozen=True):
@@ -61,7 +68,6 @@ class _Head(msgspec.Struct, frozen=True):
     done: int
     reads: tuple[int, ...]
     curve: list[tuple[int, float, float]]
-    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +76,8 @@ class Fit:
 
     Attributes:
         guide, control: with what they were measured to do.
-        curve: (lessons, loss with the guide, loss with the control) on 8 documents held out, half of them with
-            questions: means over documents, as PyTorch computes them.
+        curve: (lessons, loss with the guide, loss with the control) on the documents held out: means over documents, as
+            PyTorch computes them, all that was learnt counting once.
     """
 
     guide: KeptGuide
@@ -101,6 +107,8 @@ def fit_guide(
         EngineError: what a model computes cannot be read, or an engine failed, or the two compute differently.
         Cancelled: somebody called `cancel` of an engine.
     """
+    from preread.engine.learning import Pupil
+
     small, large = models.small, models.large
     learns, measures = apart(text)
     found = lessons(small, learns, count + _TRIED)
@@ -108,14 +116,14 @@ def fit_guide(
     tried = _of_both_kinds(found, min(_TRIED, len(found) // 4))
     learnt = [one for one in found if not any(one is other for other in tried)][:count]
     small.prefill(measured[0].tokens)
-    theirs = models.pupil.losses(*models.pupil.rows(*models.pupil.read(measured[0].tokens)), measured[0].exchanges)
-    check_alike(answers(small, measured[0].exchanges), theirs)
+    pupil = Pupil(models.pupil, small.export(Span(0, len(measured[0].tokens)), Span(0, small.spec.geometry.layers)))
+    check_alike(answers(small, measured[0].exchanges), pupil.losses(measured[0].exchanges))
     identity = _identity(models, [*learnt, *measured], first)
     kept = _kept(keep, identity)
     if kept is None:
         alike = align(small, large, learns, lambda _, *at: progress("align", *at), _ALIGN_WINDOWS)
         reads = chosen(alike.path, small.spec.geometry.layers // 4, LARGE_LAYERS)
-        kept = _Head(identity, 0, reads, [], 0), begun(models, first, reads, learnt[:_SAMPLE])
+        kept = _Head(identity, 0, reads, []), begun(models, first, reads, learnt[:_SAMPLE])
     head, arrays = kept
     school = School(models, first, head.reads, arrays)
     guide, control, curve = _learnt(school, learnt, tried, measured, head, arrays, keep, progress)
@@ -156,33 +164,50 @@ def _learnt(
     keep: Path | None,
     progress: Report,
 ) -> tuple[Guide, Guide, list[tuple[int, float, float]]]:
-    """What all lessons ask for, from where `head` says: guide, control, and the curve."""
+    """What lessons teach, from where `head` says: guide, control, and the curve."""
+    from preread.engine.learning import others
+
+    progress("guide", head.done, len(learnt))
     curve = list(head.curve)
-    sums = [_sums(arrays, name, head.tokens) if head.done else school.nothing() for name in _NAMES]
-    trying, unseen = ([school.seen(one) for one in some] for some in (tried, _of_both_kinds(measured, _CURVE_LESSONS)))
+    learners = [school.learner() for _ in _NAMES]
+    trying, unseen = (list(school.read(some)) for some in (tried, measured))
 
-    def point(done: int) -> list[Guide]:
-        guides = [school.best(its, of(trying)) for its, of in zip(sums, (own, others), strict=True)]
-        told = [school.nats(one, of(unseen)) for one, of in zip(guides, (own, others), strict=True)]
+    def point(done: int) -> None:
+        told = [nats(one, unseen, control) for one, control in zip(learners, _CONTROLS, strict=True)]
         curve.append((done, told[0], told[1]))
-        return guides
 
-    if not curve:
-        exact = school.exact(unseen)
-        curve.append((0, exact, exact))
-    before = school.seen(learnt[head.done - 1])
-    for done, one in enumerate(learnt[head.done :], head.done + 1):
-        now = school.seen(one)
-        sums = [its + more for its, more in zip(sums, school.asked(now, before.read), strict=True)]
-        before = now
-        if done < len(learnt) and done in [round(share * len(learnt)) for share in _CURVE]:
+    if head.done:
+        for name, one in zip(_NAMES, learners, strict=True):
+            one.resume(_of(arrays, name))
+    elif not curve:
+        point(0)
+    steps = -(-len(learnt) // _STEP_LESSONS)
+    before = next(school.read(learnt[head.done - 1 :][:1])).read[-1]
+    for step in range(head.done // _STEP_LESSONS, steps):
+        some = learnt[step * _STEP_LESSONS : (step + 1) * _STEP_LESSONS]
+        for reading in school.read(some):
+            for one, its in zip(learners, (reading.read, others(reading.read, before)), strict=True):
+                one.ask(reading, its)
+            before = reading.read[-1]
+        for one in learners:
+            one.step(rate(step, steps))
+        done = step * _STEP_LESSONS + len(some)
+        if step + 1 in [round(share * steps) for share in _CURVE]:
             point(done)
-        if keep is not None and done % _SAVE_LESSONS == 0:
-            told = _Head(head.identity, done, head.reads, curve, sums[0].tokens)
-            files.write(keep, archive.dumps(told, arrays | _arrays(sums)))
+        if keep is not None:
+            files.write(keep, archive.dumps(_Head(head.identity, done, head.reads, curve), arrays | _states(learners)))
         progress("guide", done, len(learnt))
-    guide, control = point(len(learnt))
+    point(len(learnt))
+    strengths = [best(one, trying, control) for one, control in zip(learners, _CONTROLS, strict=True)]
+    guide, control = (school.guide(one, strength) for one, strength in zip(learners, strengths, strict=True))
     return guide, control, curve
+
+
+def rate(step: int, steps: int) -> float:
+    """Of learning: it rises for a twentieth of the steps, and then falls to nothing."""
+    warm = max(1, round(_WARM * steps))
+    rates = [min((turn + 1) / warm, (steps - turn) / max(1, steps - warm)) for turn in range(steps)]
+    return PATH * rates[step] / sum(rates)
 
 
 def _of_both_kinds(some: Sequence[Lesson], count: int) -> list[Lesson]:
@@ -192,18 +217,16 @@ def _of_both_kinds(some: Sequence[Lesson], count: int) -> list[Lesson]:
     return found + plain[: max(1, count - len(found))]
 
 
-_SUMS: Final = "asked", "squares", "apart"
+def _states(learners: "Sequence[Learner]") -> archive.Arrays:
+    """What guide and control have learnt, to be kept."""
+    return {
+        f"{name} {part}": rows for name, one in zip(_NAMES, learners, strict=True) for part, rows in one.state().items()
+    }
 
 
-def _arrays(sums: Sequence[Sums]) -> archive.Arrays:
-    """Sums of guide and control, to be kept."""
-    return {f"{name} {part}": getattr(its, part) for name, its in zip(_NAMES, sums, strict=True) for part in _SUMS}
-
-
-def _sums(arrays: archive.Arrays, name: str, tokens: int) -> Sums:
-    """One of those that `_arrays` keeps."""
-    asked, squares, apart = (arrays[f"{name} {part}"] for part in _SUMS)
-    return Sums(asked, squares, apart, tokens)
+def _of(arrays: archive.Arrays, name: str) -> archive.Arrays:
+    """One of those that `_states` keeps."""
+    return {part.removeprefix(f"{name} "): rows for part, rows in arrays.items() if part.startswith(f"{name} ")}
 
 
 def _measured(

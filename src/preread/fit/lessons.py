@@ -20,12 +20,13 @@ from preread.fit.sample import TAIL_TOKENS, WINDOW_TOKENS
 from preread.fit.text import Text
 
 STRETCH_TOKENS: Final = 80
-CHARACTERS: Final = (1000, 2400)
-QUESTIONS: Final = (5, 12)
+CHARACTERS: Final = (800, 2400)
+QUESTIONS: Final = (2, 12)
 _ROWS: Final = 300
 """Of questions and answers behind one document, in tokens."""
-_ASKED_SHARE: Final = 0.2
-"""Of all lessons. From questions a guide learns how answers are worded, from text what the large model reads."""
+_TURN: Final = 5
+"""Of so many lessons one asks. From questions a guide learns how answers are worded, from text what the large model
+reads."""
 
 _MOST_TOKENS: Final = WINDOW_TOKENS + TAIL_TOKENS
 _CHARACTERS: Final = 4 * _MOST_TOKENS
@@ -64,30 +65,39 @@ def apart(text: Text) -> tuple[Text, Text]:
 
 
 def lessons(engine: LlamaCpp, text: Text, count: int, seed: int = _SEED) -> list[Lesson]:
-    """At most so many, mixed, of all documents evenly; a fifth are asked about, where the text has so many.
+    """At most so many, of all documents evenly; every fifth is asked about, as long as the text has such.
+
+    With a larger count the same ones come first.
 
     Raises:
         UsageError: the text is too short.
     """
     source = random.Random(seed)
-    found: list[Lesson] = []
+    asked: list[list[Document]] = []
     if engine.chat is not None:
         asked = [list(stretches(part, "a module", source, CHARACTERS, QUESTIONS)) for part in text.parts]
-        found += _first(round(count * _ASKED_SHARE), (about(engine, one) for one in _in_turn(asked, source)))
     cut = [[part[at : at + _CHARACTERS] for at in range(0, len(part), _CHARACTERS)] for part in text.parts]
     for pieces in cut:
         source.shuffle(pieces)  # files often begin alike: with a licence, with imports
-    plain = (engine.tokenize(piece, special=False, start=True) for piece in _in_turn(cut, source))
-    found += _first(count - len(found), (of_text(tokens[:_MOST_TOKENS]) for tokens in plain))
+    questions = _worth(about(engine, one) for one in _in_turn(asked, source))
+    texts = (engine.tokenize(piece, special=False, start=True) for piece in _in_turn(cut, source))
+    plain = _worth(of_text(tokens[:_MOST_TOKENS]) for tokens in texts)
+    found = list(islice(_mixed(plain, questions), count))
     if len(found) < min(count, _LEAST):
         raise UsageError(f"the text is too short to learn from: {len(found)} lessons, {_LEAST} are needed")
-    source.shuffle(found)
     return found
 
 
-def _first(count: int, some: Iterator[Lesson]) -> list[Lesson]:
-    """So many of which there is something to learn."""
-    return list(islice((one for one in some if one.exchanges), count))
+def _worth(some: Iterator[Lesson]) -> Iterator[Lesson]:
+    """Those of which there is something to learn."""
+    return (one for one in some if one.exchanges)
+
+
+def _mixed(plain: Iterator[Lesson], questions: Iterator[Lesson]) -> Iterator[Lesson]:
+    """Of each turn the first asks, until there is no more text."""
+    while turn := list(islice(plain, _TURN - 1)):
+        yield from islice(questions, 1)
+        yield from turn
 
 
 def _in_turn(piles: list[list[_T]], source: random.Random) -> Iterator[_T]:

@@ -1,21 +1,17 @@
 """Lessons as both models read them: what they ask of a guide, and how it does with them.
 
-The small model's KV is as llama.cpp has it throughout; PyTorch only says what it predicts, and its gradient.
+PyTorch says what the small model predicts and what would have it predict better; how llama.cpp has its KV is kept to.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from preread.align import archive, steepest
-from preread.align.exchanges import Exchange, told
+from preread.align import archive
 from preread.align.guide import Guide, Weights
 from preread.align.projection import leading
-from preread.align.steepest import Sums
-from preread.codec.profile import normalised
 from preread.codec.rope import Rope, rotate, unrotate
 from preread.engine.llamacpp import LlamaCpp
 from preread.fit.align import matching
@@ -27,11 +23,13 @@ from preread.values import Span
 
 if TYPE_CHECKING:
     from preread.engine.hf import Frozen
+    from preread.engine.learning import Document, Learner, Reading
 
-READ_CHANNELS: Final = 512
+READ_CHANNELS: Final = 1024
 
-STRENGTHS: Final = (0.02, 0.04, 0.08, 0.16, 0.32)
-"""Of what is added before gates, in units of what a channel varies by: the root mean square."""
+STRONGER: Final = (1.25, 1.6)
+WEAKER: Final = (0.75, 0.5, 0.25, 0.0)
+"""By which all that is added is multiplied in the end: what few lessons agree on goes too far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,127 +54,87 @@ def changed(guide: Guide, read: Single, k: Single, v: Single, rotation: Rope) ->
 
 def begun(models: Models, first: int, reads: tuple[int, ...], sample: Sequence[Lesson]) -> archive.Arrays:
     """What is read is projected by, and what is added counts in: by some lessons' own readings."""
+    from preread.engine.learning import told
+
     read: list[Single] = []
     rows: list[Single] = []
     for one in sample:
-        read.append(_read(models, reads, one)[0][SINK_TOKENS:])
-        rows.append(_both(models, *models.pupil.read(one.tokens), first)[:, :, SINK_TOKENS:])
+        (streams,), _, _ = told(models.teacher, reads, [document(models, one)])
+        read.append(streams[SINK_TOKENS:].cpu().numpy())
+        k, v = (
+            np.stack([layer[0].cpu().numpy() for layer in part[first:]]) for part in models.pupil.read([one.tokens])
+        )
+        k = unrotate(models.pupil.there(k), Span(0, k.shape[2]), rope(models.small))
+        rows.append(np.concatenate([k, v], axis=1)[:, :, SINK_TOKENS:])
     mean, inward = leading(np.concatenate(read), READ_CHANNELS)
     return {"mean": mean, "inward": inward, "units": np.concatenate(rows, axis=2).std(axis=2)}
 
 
-def _both(models: Models, k: Single, v: Single, first: int) -> Single:
-    """K before rotation and V of the guided layers, heads side by side: (layers, 2 · kv_heads, tokens, head_dim)."""
-    return np.concatenate([unrotate(k[first:], Span(0, k.shape[2]), rope(models.small)), v[first:]], axis=1)
+def document(models: Models, lesson: Lesson) -> "Document":
+    """A lesson as both models read it."""
+    from preread.engine.learning import Document
 
-
-def _read(models: Models, reads: tuple[int, ...], lesson: Lesson) -> tuple[Single, tuple[Exchange, ...]]:
-    """What the large model's layers read of a lesson, side by side, a row for each of the small one's tokens.
-
-    And what is to be predicted: of the document's own text the large model's distributions, which say more than the
-    one token that follows (Hinton et al., arXiv 1503.02531), if both have one vocabulary; else as it was given.
-    """
     theirs, at = matching(models.small, models.large, lesson.tokens)
     alike = models.small.spec.vocabulary == models.large.spec.vocabulary
-    own = lesson.exchanges if alike and not lesson.asked else ()
-    rows = [np.arange(len(one.answer)) + (one.behind or 0) for one in own]
-    streams, follows = models.teacher.inputs(theirs, reads, np.concatenate([np.zeros(0, np.int64), *rows]))
-    said = np.split(follows, np.cumsum([len(its) for its in rows], dtype=np.int64))[:-1]
-    exchanges = tuple(told(one.prompt, one.answer, its, one.behind) for one, its in zip(own, said, strict=True))
-    return np.concatenate([normalised(stream)[at] for stream in streams], axis=1), exchanges or lesson.exchanges
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """What both models make of a lesson: `read` (tokens, R) projected, the small one's exact K and V of all layers."""
-
-    read: Single
-    k: Single
-    v: Single
-    exchanges: tuple[Exchange, ...]
+    return Document(lesson.tokens, theirs, at, lesson.exchanges, alike and not lesson.asked)
 
 
 class School:
-    """Lessons as both models read them, and how guides do with them."""
+    """Two models that read lessons, and what learns from them."""
 
-    def __init__(self, models: Models, first: int, reads: tuple[int, ...], units: archive.Arrays) -> None:
-        """`units`: by `begun`."""
-        self._models, self._first, self._reads, self._units = models, first, reads, units
+    def __init__(self, models: Models, first: int, reads: tuple[int, ...], arrays: archive.Arrays) -> None:
+        """`arrays`: by `begun`."""
+        from preread.engine.learning import Readers
 
-    def seen(self, lesson: Lesson) -> Seen:
-        """What both models make of a lesson."""
-        streams, exchanges = _read(self._models, self._reads, lesson)
-        read = (streams - self._units["mean"]) @ self._units["inward"]
-        return Seen(np.asarray(read, np.float32), *self._models.pupil.read(lesson.tokens), exchanges)
+        self._models, self._first, self._reads = models, first, reads
+        self._mean, self._inward, self._units = (arrays[name] for name in ("mean", "inward", "units"))
+        self._readers = Readers(models.pupil, models.teacher, reads, self._mean, self._inward)
 
-    def asked(self, seen: Seen, others: Single) -> tuple[Sums, Sums]:
-        """What a lesson asks for, of a guide and of its control, which reads `others` (any number of tokens, R)."""
-        found = self._models.pupil.gradients(seen.k, seen.v, seen.exchanges)
-        gradients = _both(self._models, *found, self._first)  # a rotation's transpose is its inverse
-        gradients *= self._units["units"][:, :, None]
-        layers, _, count, _ = gradients.shape
-        rows = gradients.transpose(0, 1, 3, 2).reshape(layers, -1, count)[..., SINK_TOKENS:]
-        own, control = (steepest.lesson(rows, read[SINK_TOKENS:]) for read in (seen.read, _resized(others, count)))
-        return own, control
+    def learner(self) -> "Learner":
+        """A guide that changes nothing yet."""
+        from preread.engine.learning import Learner
 
-    def nothing(self) -> Sums:
-        """What no lesson asks for."""
-        layers, heads, dim = self._units["units"].shape
-        return steepest.nothing(layers, heads * dim, self._units["inward"].shape[1])
+        width = self._inward.shape[1]
+        return Learner(self._models.pupil, rope(self._models.small), self._first, self._units, width)
 
-    def best(self, sums: Sums, tried: Sequence[tuple[Seen, Single]]) -> Guide:
-        """What lessons ask for, in the strengths that `tried` like best: first of what is read, then of the rest."""
-        units = self._units["units"]
-        added, bias, gates = steepest.solved(sums, units.shape[1])
-        scale = units.reshape(len(units), -1)
-        made = partial(self._guide, added * scale[:, None], bias * scale, gates)
-        strength = self._strength(lambda one: made(one, 0), tried)
-        return made(strength, self._strength(lambda one: made(strength, one), tried))
+    def read(self, lessons: Sequence[Lesson]) -> "Iterator[Reading]":
+        """What both models make of lessons, as many together as this machine likes."""
+        size = self._models.pupil.at_once
+        for at in range(0, len(lessons), size):
+            yield self._readers.read([document(self._models, one) for one in lessons[at : at + size]])
 
-    def _guide(self, added: Single, bias: Single, gates: Single, strength: float, rest: float) -> Guide:
-        parts = np.float32(strength) * added, np.float32(rest) * bias, gates
-        return Guide(self._first, self._reads, Weights(self._units["mean"], self._units["inward"], *parts))
+    def guide(self, learner: "Learner", strength: float) -> Guide:
+        """What was learnt."""
+        added, bias = learner.weights()
+        gates = np.full(self._units.shape[:2], strength, np.float32)
+        parts = self._mean, self._inward, added, np.float32(strength) * bias, gates
+        return Guide(self._first, self._reads, Weights(*parts))
 
-    def _strength(self, made: Callable[[float], Guide], tried: Sequence[tuple[Seen, Single]]) -> float:
-        """Of all strengths, in turn while the loss still falls, the last."""
-        best, least = 0.0, self.nats(made(0), tried)
-        for strength in STRENGTHS:
-            nats = self.nats(made(strength), tried)
-            if nats >= least:
+
+def nats(learner: "Learner", some: Sequence["Reading"], control: bool, strength: float = 1) -> float:
+    """The loss on what follows documents with guided KV, of a control by what the large model makes of others.
+
+    The mean over documents: a few short answers count as much as a page.
+    """
+    from preread.engine.learning import others
+
+    found: list[Single] = []
+    before = some[-1].read[-1]
+    for one in some:
+        found += learner.losses(one, others(one.read, before) if control else one.read, strength)
+        before = one.read[-1]
+    return float(np.mean([its.mean() for its in found]))
+
+
+def best(learner: "Learner", tried: Sequence["Reading"], control: bool) -> float:
+    """Of all strengths from 1 on, first up and else down, the last one in turn that lowers the loss."""
+    found, least = 1.0, nats(learner, tried, control)
+    for strengths in (STRONGER, WEAKER):
+        for strength in strengths:
+            its = nats(learner, tried, control, strength)
+            if its >= least:
                 break
-            best, least = strength, nats
-        return best
-
-    def nats(self, guide: Guide, some: Sequence[tuple[Seen, Single]]) -> float:
-        """The loss on what follows documents with guided KV, by what the large model makes of each or of another.
-
-        The mean over documents: a few short answers count as much as a page.
-        """
-        return float(np.mean([np.concatenate(self._losses(guide, seen, read)).mean() for seen, read in some]))
-
-    def exact(self, some: Sequence[Seen]) -> float:
-        """The same with exact KV."""
-        pupil = self._models.pupil
-        nats = [np.concatenate(pupil.losses(*pupil.rows(one.k, one.v), one.exchanges)).mean() for one in some]
-        return float(np.mean(nats))
-
-    def _losses(self, guide: Guide, seen: Seen, read: Single) -> list[Single]:
-        first = self._first
-        k, v = changed(guide, _resized(read, len(seen.read)), seen.k[first:], seen.v[first:], rope(self._models.small))
-        rows = self._models.pupil.rows(np.concatenate([seen.k[:first], k]), np.concatenate([seen.v[:first], v]))
-        return self._models.pupil.losses(*rows, seen.exchanges)
-
-
-def own(seen: Sequence[Seen]) -> list[tuple[Seen, Single]]:
-    """Documents, and what the large model makes of each."""
-    return [(one, one.read) for one in seen]
-
-
-def others(seen: Sequence[Seen]) -> list[tuple[Seen, Single]]:
-    """Documents, and what the large model makes of another one."""
-    return [(one, other.read) for one, other in zip(seen, [seen[-1], *seen[:-1]], strict=True)]
-
-
-def _resized(read: Single, count: int) -> Single:
-    """Of another document: so many tokens, from the start again if it is shorter."""
-    return np.resize(read, (count, read.shape[1]))
+            found, least = strength, its
+        if found != 1:
+            break
+    return found

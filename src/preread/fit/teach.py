@@ -27,7 +27,8 @@ from preread.values import ContextId, Span
 from preread.wire.digest import context_id, object_id
 
 if TYPE_CHECKING:
-    from preread.engine.hf import Frozen, Pupil
+    from preread.engine.hf import Frozen
+    from preread.engine.learning import Pupil
 
 Report = Callable[[str, int, int], None]
 """Told a stage ("teach" or "measure"), how much of it is done, and how much there is."""
@@ -98,12 +99,14 @@ def teach(
         UsageError: a study is of another model or context, or `keep` cannot be written.
         EngineError: an engine failed, or the two compute differently.
     """
+    from preread.engine.learning import Pupil
+
     context = context_id(small.spec.fingerprint, tokens)
     _check(small, context, lessons, measured)
     small.prefill(tokens)
     exact = small.export(Span(0, len(tokens)), Span(0, small.spec.geometry.layers))
     before = answers(small, measured.held_out)
-    pupil = frozen.pupil(exact)
+    pupil = Pupil(frozen, exact)
     check_alike(before, pupil.losses(measured.held_out))
     course = schedule([*lessons.taught, *anchors(small, tokens)], epochs)
     identity = _identity(context, course)
