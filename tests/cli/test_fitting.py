@@ -21,7 +21,6 @@ from preread.cli.fitting import _print_ladder, _print_path, _splits
 from preread.cli.teaching import print_guide, print_lesson
 from preread.errors import UsageError
 from preread.fit.align import Alignment
-from preread.fit.guide import Fit
 from preread.fit.teach import Lesson
 from preread.testing.profile import plain_profile
 from preread.values import ContextId, Fingerprint, Geometry, KVBlock, Span
@@ -120,6 +119,9 @@ def test_a_lesson_is_shown_with_its_curve_and_as_json(tmp_path: Path, capsys: py
 
 
 def test_a_guide_is_shown_with_its_control_and_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch", reason="fitting a guide needs PyTorch: pip install 'preread[cloud]'")
+    from preread.fit.guide import Fit
+
     one, of = np.zeros((1, 1), np.float32), Fingerprint("f" * 64)
     rows = (np.zeros(shape, np.float32) for shape in ((1, 1, 4), (1, 4), (1, 2)))
     weights = Weights(one[0], one, *rows)

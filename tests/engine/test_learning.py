@@ -19,9 +19,9 @@ from preread.align.projection import leading
 from preread.codec.rope import Rope, unrotate
 from preread.engine.learning import Document, Learner, Readers, Reading, others, told
 from preread.engine.llamacpp import LlamaCpp, Tokens
+from preread.fit.guided import changed
 from preread.fit.lessons import of_text
 from preread.fit.sample import TAIL_TOKENS, rope
-from preread.fit.school import changed
 from preread.values import Span
 
 if TYPE_CHECKING:

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -13,19 +12,23 @@ from preread.align import guide_bytes
 from preread.codec.profile import normalised
 from preread.engine.llamacpp import LlamaCpp
 from preread.errors import EngineError, UsageError
-from preread.fit import guide as fitting
-from preread.fit import school as schooling
-from preread.fit.guide import fit_guide, guided
+from preread.fit.guided import guided, load
 from preread.fit.lessons import lessons
 from preread.fit.map import SINK_TOKENS, read
 from preread.fit.quality import log_softmax
 from preread.fit.sample import TAIL_TOKENS, hold, rope
-from preread.fit.school import Models
 from preread.fit.teach import answers
 from preread.fit.text import Text
 
-if TYPE_CHECKING:
-    from preread.engine.hf import Frozen
+pytest.importorskip("torch", reason="fitting a guide needs PyTorch: pip install 'preread[cloud]'")
+pytest.importorskip("transformers", reason="fitting a guide needs transformers: pip install 'preread[cloud]'")
+
+from preread.engine.hf import Frozen
+from preread.engine.learning import Pupil, told
+from preread.fit import guide as fitting
+from preread.fit import school as schooling
+from preread.fit.guide import fit_guide
+from preread.fit.school import Models
 
 pytestmark = [
     pytest.mark.filterwarnings("default"),  # what these libraries warn of is theirs
@@ -36,7 +39,7 @@ TEXT = Text("squares", tuple(" ".join(str(n * n % modulus) for n in range(3600))
 
 
 @pytest.fixture(scope="module")
-def models(tiny_model: Path, tiny_frozen: "Frozen") -> Iterator[Models]:
+def models(tiny_model: Path, tiny_frozen: Frozen) -> Iterator[Models]:
     """The model is its own large one."""
     with closing(_opened(tiny_model)) as small, closing(_opened(tiny_model)) as large:
         yield Models(small, large, tiny_frozen, tiny_frozen)
@@ -74,7 +77,7 @@ def test_what_was_learnt_holds_in_the_engine_and_in_its_file(models: Models, tmp
     assert told[-1][0] == "measure" and {stage for stage, *_ in told} == {"align", "guide", "measure"}
     path = tmp_path / "a.guide"
     path.write_bytes(guide_bytes.dumps(guide))
-    np.testing.assert_array_equal(fitting.load(path).guide.weights.added, guide.guide.weights.added)
+    np.testing.assert_array_equal(load(path).guide.weights.added, guide.guide.weights.added)
     lesson = lessons(models.small, TEXT, 8)[0]
     one = read(models.small, models.large, lesson.tokens, (), guide.guide.reads)
     block = guided(guide.guide, one, rope(models.small))
@@ -110,8 +113,6 @@ def test_a_fit_that_was_interrupted_goes_on_as_if_nothing_had_been(
 
 
 def test_the_large_model_says_what_is_to_be_predicted_where_both_read_the_same_tokens(models: Models) -> None:
-    from preread.engine.learning import told
-
     some = [lesson for lesson in lessons(models.small, TEXT, 10) if not lesson.asked][:2]
     some = [some[0], replace(some[1], tokens=some[1].tokens[:400], exchanges=some[1].exchanges[:4])]
     read, ids, shares = told(models.teacher, (1, 5), [schooling.document(models, lesson) for lesson in some])
@@ -136,8 +137,6 @@ def test_the_large_model_says_what_is_to_be_predicted_where_both_read_the_same_t
 def test_engines_that_compute_differently_are_refused_before_anything_is_learnt(
     models: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from preread.engine.learning import Pupil
-
     exact = Pupil.losses
     monkeypatch.setattr(Pupil, "losses", lambda *of: [nats + 0.5 for nats in exact(*of)])
     with pytest.raises(EngineError, match="PyTorch and"):

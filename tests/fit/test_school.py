@@ -6,9 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from preread.fit.school import best, nats
-
 pytest.importorskip("torch", reason="learning needs PyTorch: pip install 'preread[cloud]'")
+pytest.importorskip("transformers", reason="learning needs transformers: pip install 'preread[cloud]'")
+
+import torch
+
+from preread.fit.school import best, nats
 
 
 class Liking:
@@ -26,8 +29,6 @@ class Liking:
 
 
 def readings() -> Any:
-    import torch
-
     numbers = iter(range(3))
     return [SimpleNamespace(read=tuple(torch.full((4,), float(next(numbers))) for _ in range(n))) for n in (2, 1)]
 

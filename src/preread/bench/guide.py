@@ -30,7 +30,7 @@ from preread.edge.machine import machine
 from preread.engine.llamacpp import LlamaCpp, Tokens
 from preread.errors import UsageError
 from preread.fit import files
-from preread.fit import guide as guides
+from preread.fit import guided as guides
 from preread.fit.map import Report, load, mapped, read
 from preread.fit.quality import Double, Single, compare, interval, log_softmax
 from preread.fit.questions import SOURCE, Document, documents, right

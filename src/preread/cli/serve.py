@@ -88,14 +88,14 @@ def _help(
     large: "LlamaCpp | None", mappings: list[Path], guides: list[Path], taught: list[Path], max_dloss: float
 ) -> "Help":
     from preread.cloud.reading import Help
-    from preread.fit import guide, map, teach
+    from preread.fit import guided, map, teach
 
     return Help(
         large,
         tuple(map.load(file) for file in mappings),
         tuple(teach.load(file) for file in taught),
         max_dloss,
-        tuple(guide.load(file) for file in guides),
+        tuple(guided.load(file) for file in guides),
     )
 
 

@@ -154,8 +154,9 @@ def guide(
     documents: Annotated[int, typer.Option(min=8, help="Of the text to learn from, at most.")] = 200,
     threads: options.Threads = 0,
 ) -> None:
-    """Learn what a small model's KV should take from a large model's reading of any text. Two hours; minutes on a GPU.
+    """Learn what a small model's KV should take from a large model's reading of any text.
 
+    Takes minutes on a GPU, and hours on a CPU: give it documents by the thousand there, by the hundred here.
     Needs PyTorch: pip install 'preread\\[cloud]'. One that is interrupted goes on when it is started again. What it
     does is measured on documents that it did not learn from, beside a control. The last line is JSON.
     """

@@ -25,7 +25,7 @@ from preread.cloud.events import Mode
 from preread.codec.profile import Quality
 from preread.engine.llamacpp import LlamaCpp
 from preread.errors import UsageError
-from preread.fit.guide import guided
+from preread.fit.guided import guided
 from preread.fit.map import mapped, read
 from preread.fit.quality import Score, compare, log_softmax, summary
 from preread.fit.sample import TAIL_TOKENS, rope

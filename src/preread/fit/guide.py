@@ -8,32 +8,30 @@ reading.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import msgspec
 import numpy as np
 
-from preread.align import archive, guide_bytes
+from preread.align import archive
 from preread.align.guide import Guide
 from preread.align.guide_bytes import KeptGuide, Outcome
-from preread.align.mapping import Read, chosen
-from preread.codec.rope import Rope
+from preread.align.mapping import chosen
+from preread.engine.learning import Learner, Pupil, others
 from preread.fit import files
 from preread.fit.align import align
+from preread.fit.guided import guided, other
 from preread.fit.lessons import Lesson, apart, lessons
 from preread.fit.map import read
 from preread.fit.quality import Double, Single, interval
 from preread.fit.sample import hold, rope
-from preread.fit.school import Models, School, begun, best, changed, nats
+from preread.fit.school import Models, School, begun, best, nats
 from preread.fit.teach import answers, check_alike
 from preread.fit.text import Text
-from preread.values import Half, KVBlock, Span
+from preread.values import Span
 from preread.wire.digest import object_id
-
-if TYPE_CHECKING:
-    from preread.engine.learning import Learner
 
 Report = Callable[[str, int, int], None]
 """Told a stage ("align", "guide" or "measure"), how much of it is done, and how much there is."""
@@ -107,8 +105,6 @@ def fit_guide(
         EngineError: what a model computes cannot be read, or an engine failed, or the two compute differently.
         Cancelled: somebody called `cancel` of an engine.
     """
-    from preread.engine.learning import Pupil
-
     small, large = models.small, models.large
     learns, measures = apart(text)
     found = lessons(small, learns, count + _TRIED)
@@ -132,28 +128,6 @@ def fit_guide(
     return Fit(KeptGuide(guide, *of, outcomes[0]), KeptGuide(control, *of, outcomes[1], control=True), tuple(curve))
 
 
-def load(path: Path) -> KeptGuide:
-    """A guide's file.
-
-    Raises:
-        UsageError: it cannot be read.
-        CorruptData: it is none.
-    """
-    return guide_bytes.loads(files.read(path))
-
-
-def guided(guide: Guide, read: Read, rotation: Rope) -> KVBlock:
-    """The guided layers as the small model would cache them; the first `SINK_TOKENS` are exact."""
-    exact = read.block
-    k, v = (rows[guide.first :].astype(np.float32) for rows in (exact.k, exact.v))
-    half = [_half(rows) for rows in changed(guide, guide.read(read.large), k, v, rotation)]
-    return KVBlock(exact.tokens, Span(guide.first, guide.first + len(k)), *half)
-
-
-def _half(rows: Single) -> Half:
-    return np.clip(rows, -65504, 65504).astype(np.float16)
-
-
 def _learnt(
     school: School,
     learnt: Sequence[Lesson],
@@ -165,8 +139,6 @@ def _learnt(
     progress: Report,
 ) -> tuple[Guide, Guide, list[tuple[int, float, float]]]:
     """What lessons teach, from where `head` says: guide, control, and the curve."""
-    from preread.engine.learning import others
-
     progress("guide", head.done, len(learnt))
     curve = list(head.curve)
     learners = [school.learner() for _ in _NAMES]
@@ -217,7 +189,7 @@ def _of_both_kinds(some: Sequence[Lesson], count: int) -> list[Lesson]:
     return found + plain[: max(1, count - len(found))]
 
 
-def _states(learners: "Sequence[Learner]") -> archive.Arrays:
+def _states(learners: Sequence[Learner]) -> archive.Arrays:
     """What guide and control have learnt, to be kept."""
     return {
         f"{name} {part}": rows for name, one in zip(_NAMES, learners, strict=True) for part, rows in one.state().items()
@@ -254,12 +226,6 @@ def _measured(
         Outcome(_mean(its), interval(its), _mean(gains), interval(gains), gap, sum(map(len, its))) for its in rises
     )
     return first, second
-
-
-def other(now: Read, before: Read) -> Read:
-    """A document's exact KV, with what the large model made of another one."""
-    count = len(now.embeddings)
-    return replace(now, large={layer: np.resize(rows, (count, rows.shape[1])) for layer, rows in before.large.items()})
 
 
 def _mean(values: Sequence[Single] | Sequence[Double]) -> float:

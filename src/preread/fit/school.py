@@ -5,14 +5,16 @@ PyTorch says what the small model predicts and what would have it predict better
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 
 from preread.align import archive
 from preread.align.guide import Guide, Weights
 from preread.align.projection import leading
-from preread.codec.rope import Rope, rotate, unrotate
+from preread.codec.rope import unrotate
+from preread.engine.hf import Frozen
+from preread.engine.learning import Document, Learner, Readers, Reading, others, told
 from preread.engine.llamacpp import LlamaCpp
 from preread.fit.align import matching
 from preread.fit.lessons import Lesson
@@ -20,10 +22,6 @@ from preread.fit.map import SINK_TOKENS
 from preread.fit.quality import Single
 from preread.fit.sample import rope
 from preread.values import Span
-
-if TYPE_CHECKING:
-    from preread.engine.hf import Frozen
-    from preread.engine.learning import Document, Learner, Reading
 
 READ_CHANNELS: Final = 1024
 
@@ -41,21 +39,12 @@ class Models:
 
     small: LlamaCpp
     large: LlamaCpp
-    pupil: "Frozen"
-    teacher: "Frozen"
-
-
-def changed(guide: Guide, read: Single, k: Single, v: Single, rotation: Rope) -> tuple[Single, Single]:
-    """K and V of the guided layers from a context's start, by what is read there; its first `SINK_TOKENS` are exact."""
-    changes = guide.changes(read)
-    changes[..., :SINK_TOKENS, :] = 0
-    return k + rotate(changes[:, 0], Span(0, k.shape[2]), rotation), v + changes[:, 1]
+    pupil: Frozen
+    teacher: Frozen
 
 
 def begun(models: Models, first: int, reads: tuple[int, ...], sample: Sequence[Lesson]) -> archive.Arrays:
     """What is read is projected by, and what is added counts in: by some lessons' own readings."""
-    from preread.engine.learning import told
-
     read: list[Single] = []
     rows: list[Single] = []
     for one in sample:
@@ -70,10 +59,8 @@ def begun(models: Models, first: int, reads: tuple[int, ...], sample: Sequence[L
     return {"mean": mean, "inward": inward, "units": np.concatenate(rows, axis=2).std(axis=2)}
 
 
-def document(models: Models, lesson: Lesson) -> "Document":
+def document(models: Models, lesson: Lesson) -> Document:
     """A lesson as both models read it."""
-    from preread.engine.learning import Document
-
     theirs, at = matching(models.small, models.large, lesson.tokens)
     alike = models.small.spec.vocabulary == models.large.spec.vocabulary
     return Document(lesson.tokens, theirs, at, lesson.exchanges, alike and not lesson.asked)
@@ -84,26 +71,22 @@ class School:
 
     def __init__(self, models: Models, first: int, reads: tuple[int, ...], arrays: archive.Arrays) -> None:
         """`arrays`: by `begun`."""
-        from preread.engine.learning import Readers
-
         self._models, self._first, self._reads = models, first, reads
         self._mean, self._inward, self._units = (arrays[name] for name in ("mean", "inward", "units"))
         self._readers = Readers(models.pupil, models.teacher, reads, self._mean, self._inward)
 
-    def learner(self) -> "Learner":
+    def learner(self) -> Learner:
         """A guide that changes nothing yet."""
-        from preread.engine.learning import Learner
-
         width = self._inward.shape[1]
         return Learner(self._models.pupil, rope(self._models.small), self._first, self._units, width)
 
-    def read(self, lessons: Sequence[Lesson]) -> "Iterator[Reading]":
+    def read(self, lessons: Sequence[Lesson]) -> Iterator[Reading]:
         """What both models make of lessons, as many together as this machine likes."""
         size = self._models.pupil.at_once
         for at in range(0, len(lessons), size):
             yield self._readers.read([document(self._models, one) for one in lessons[at : at + size]])
 
-    def guide(self, learner: "Learner", strength: float) -> Guide:
+    def guide(self, learner: Learner, strength: float) -> Guide:
         """What was learnt."""
         added, bias = learner.weights()
         gates = np.full(self._units.shape[:2], strength, np.float32)
@@ -111,13 +94,11 @@ class School:
         return Guide(self._first, self._reads, Weights(*parts))
 
 
-def nats(learner: "Learner", some: Sequence["Reading"], control: bool, strength: float = 1) -> float:
+def nats(learner: Learner, some: Sequence[Reading], control: bool, strength: float = 1) -> float:
     """The loss on what follows documents with guided KV, of a control by what the large model makes of others.
 
     The mean over documents: a few short answers count as much as a page.
     """
-    from preread.engine.learning import others
-
     found: list[Single] = []
     before = some[-1].read[-1]
     for one in some:
@@ -126,7 +107,7 @@ def nats(learner: "Learner", some: Sequence["Reading"], control: bool, strength:
     return float(np.mean([its.mean() for its in found]))
 
 
-def best(learner: "Learner", tried: Sequence["Reading"], control: bool) -> float:
+def best(learner: Learner, tried: Sequence[Reading], control: bool) -> float:
     """Of all strengths from 1 on, first up and else down, the last one in turn that lowers the loss."""
     found, least = 1.0, nats(learner, tried, control)
     for strengths in (STRONGER, WEAKER):
