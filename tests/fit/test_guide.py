@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from preread.align import guide_bytes
 from preread.codec.profile import normalised
@@ -53,7 +55,7 @@ def _text_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitting, "PATH", 0.3)
     monkeypatch.setattr(schooling, "STRONGER", ())
     monkeypatch.setattr(schooling, "WEAKER", ())
-    for name, few in (("_TRIED", 1), ("_CURVE", (0.5,)), ("_STEP_LESSONS", 1)):
+    for name, few in (("_TRIED", 1), ("_CURVE", (0.5,)), ("_STEP_LESSONS", 1), ("_SAVE_S", 0)):
         monkeypatch.setattr(fitting, name, few)
 
 
@@ -141,6 +143,15 @@ def test_engines_that_compute_differently_are_refused_before_anything_is_learnt(
     monkeypatch.setattr(Pupil, "losses", lambda *of: [nats + 0.5 for nats in exact(*of)])
     with pytest.raises(EngineError, match="PyTorch and"):
         fit_guide(models, TEXT, lambda *_: None, count=8)
+
+
+@given(st.integers(1, 2000))
+def test_rates_rise_and_fall_and_go_one_way_in_all(steps: int) -> None:
+    course = fitting.rates(steps)
+    top = course.index(max(course))
+    assert len(course) == steps and min(course) > 0 and sum(course) == pytest.approx(fitting.PATH)
+    assert course[: top + 1] == sorted(course[: top + 1]) and course[top:] == sorted(course[top:], reverse=True)
+    assert top <= max(1, 0.06 * steps)
 
 
 def test_text_that_is_too_short_is_said(models: Models) -> None:

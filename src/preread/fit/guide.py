@@ -7,6 +7,7 @@ Both models stay as they are. What the control gains too is the kind of text; on
 reading.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,7 @@ _WARM: Final = 0.05
 _CURVE: Final = (0.25, 0.5)
 """Shares of the steps after which the curve has a point; one more at the end."""
 
+_SAVE_S: Final = 120.0
 _NAMES: Final = ("guide", "control")
 _CONTROLS: Final = (False, True)
 
@@ -151,23 +153,25 @@ def _learnt(
     if head.done:
         for name, one in zip(_NAMES, learners, strict=True):
             one.resume(_of(arrays, name))
-    elif not curve:
+    else:
         point(0)
-    steps = -(-len(learnt) // _STEP_LESSONS)
+    course = rates(-(-len(learnt) // _STEP_LESSONS))
     before = next(school.read(learnt[head.done - 1 :][:1])).read[-1]
-    for step in range(head.done // _STEP_LESSONS, steps):
+    saved = time.monotonic()
+    for step in range(head.done // _STEP_LESSONS, len(course)):
         some = learnt[step * _STEP_LESSONS : (step + 1) * _STEP_LESSONS]
         for reading in school.read(some):
             for one, its in zip(learners, (reading.read, others(reading.read, before)), strict=True):
                 one.ask(reading, its)
             before = reading.read[-1]
         for one in learners:
-            one.step(rate(step, steps))
+            one.step(course[step])
         done = step * _STEP_LESSONS + len(some)
-        if step + 1 in [round(share * steps) for share in _CURVE]:
+        if step + 1 in [round(share * len(course)) for share in _CURVE]:
             point(done)
-        if keep is not None:
+        if keep is not None and (done == len(learnt) or time.monotonic() - saved >= _SAVE_S):
             files.write(keep, archive.dumps(_Head(head.identity, done, head.reads, curve), arrays | _states(learners)))
+            saved = time.monotonic()
         progress("guide", done, len(learnt))
     point(len(learnt))
     strengths = [best(one, trying, control) for one, control in zip(learners, _CONTROLS, strict=True)]
@@ -175,11 +179,12 @@ def _learnt(
     return guide, control, curve
 
 
-def rate(step: int, steps: int) -> float:
-    """Of learning: it rises for a twentieth of the steps, and then falls to nothing."""
+def rates(steps: int) -> list[float]:
+    """Of learning, at each step: they rise for a twentieth of the steps, then fall to nothing, and add up to `PATH`."""
     warm = max(1, round(_WARM * steps))
-    rates = [min((turn + 1) / warm, (steps - turn) / max(1, steps - warm)) for turn in range(steps)]
-    return PATH * rates[step] / sum(rates)
+    found = [min((turn + 1) / warm, (steps - turn) / max(1, steps - warm)) for turn in range(steps)]
+    whole = sum(found)
+    return [PATH * one / whole for one in found]
 
 
 def _of_both_kinds(some: Sequence[Lesson], count: int) -> list[Lesson]:
