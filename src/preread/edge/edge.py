@@ -23,6 +23,7 @@ from preread.edge.near import Near, open_near
 from preread.edge.neighbours import Introduction
 from preread.edge.request import Ask, Done, Piece, Timings
 from preread.edge.site import Site, open_site
+from preread.engine import arenas
 from preread.engine.download import pull
 from preread.engine.sampling import Sampling
 from preread.errors import EngineError, UsageError
@@ -93,6 +94,7 @@ class AsyncEdge:
             PrereadError: the model cannot be had or loaded. A cloud that cannot be reached is no error.
         """
         options = self.options
+        arenas.bound()
         path = pull(options.model, lambda *_: None)
         link = CloudLink(options.cloud, api_key=options.api_key) if options.cloud else None
         folder = options.folder or _folder(options.cloud)
