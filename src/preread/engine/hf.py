@@ -85,7 +85,6 @@ def load(path: Path, near: bool, kind: torch.dtype = torch.float32) -> "Frozen":
             )
     except (OSError, ValueError, KeyError, NotImplementedError, ImportError) as error:
         raise UsageError(f"transformers cannot read {path.name}: {error}") from error
-    torch.set_float32_matmul_precision("high")  # on a GPU: products of rows that keep 10 bits, in an eighth of the time
     return Frozen(model.to(_device()), near)
 
 
