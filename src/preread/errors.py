@@ -2,9 +2,12 @@
 
     PrereadError
     ├── UsageError        the caller asked for something that cannot be: fix the request or the flags
-    │   └── UnknownContext    a context was asked for by a name that nobody published
+    │   ├── UnknownContext    a context was asked for by a name that nobody published
+    │   └── TooLong           the prompt does not fit the model's window
     ├── RemoteError       the other side answered, and its answer is an error: look at its log
     ├── TransportError    the other side did not answer (in time): look at the link
+    ├── Unavailable       what was asked for cannot be told now, and why: try again when that is mended
+    ├── Overloaded        there is too much to do at the moment: try again later
     ├── CorruptData       foreign bytes are not what they claim to be: they were not used
     ├── EngineError       this machine's inference engine failed or refused
     └── Cancelled         the caller went away; nothing is wrong
@@ -43,12 +46,33 @@ class UnknownContext(UsageError):
         super().__init__(f"unknown context {name!r}; known contexts: {listing}")
 
 
+class TooLong(UsageError):
+    """The prompt does not fit the model's window."""
+
+
 class RemoteError(PrereadError):
     """The other side's fault: it answered with an error or with nonsense."""
 
 
 class TransportError(PrereadError):
     """The link's fault: no answer, or not in time. Retrying later may help."""
+
+
+class Unavailable(PrereadError):
+    """What was asked for may exist, but cannot be had now; the message names the cause."""
+
+
+class Overloaded(PrereadError):
+    """There is too much to do at the moment.
+
+    Attributes:
+        retry_after_s: when trying again makes sense.
+        by_caller: whether it is this caller who has too much waiting (HTTP 429), or all together (503).
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float, by_caller: bool = False) -> None:
+        self.retry_after_s, self.by_caller = retry_after_s, by_caller
+        super().__init__(message)
 
 
 class CorruptData(PrereadError):

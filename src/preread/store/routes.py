@@ -4,6 +4,7 @@ It knows HTTP caching and how errors look; it must not know publishing, engines 
 PrereadError and `on_http_error` for HTTPException with the application that mounts the routes.
 """
 
+import math
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol, cast
 
@@ -12,7 +13,17 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from preread.errors import EngineError, PrereadError, RemoteError, TransportError, UnknownContext, UsageError
+from preread.errors import (
+    EngineError,
+    Overloaded,
+    PrereadError,
+    RemoteError,
+    TooLong,
+    TransportError,
+    Unavailable,
+    UnknownContext,
+    UsageError,
+)
 from preread.store.ranges import none_match, parse_range, range_applies
 from preread.values import Kind, ObjectId
 from preread.wire.digest import is_id, object_id
@@ -34,7 +45,9 @@ _MEDIA: Final[dict[Kind, str]] = {
 }
 _ANSWERS: Final[tuple[tuple[type[PrereadError], int, str], ...]] = (
     (UnknownContext, 404, "unknown_context"),
+    (TooLong, 400, "context_length_exceeded"),
     (UsageError, 400, "bad_request"),
+    (Unavailable, 503, "unavailable"),
     (TransportError, 504, "unreachable"),
     (RemoteError, 502, "remote_error"),
     (EngineError, 500, "engine_error"),
@@ -119,13 +132,17 @@ def error_response(
 
 def status_and_code(error: PrereadError) -> tuple[int, str]:
     """The HTTP status that says whose fault `error` is, and its code."""
+    if isinstance(error, Overloaded):
+        return (429, "rate_limit_exceeded") if error.by_caller else (503, "overloaded")
     return next((status, code) for kind, status, code in _ANSWERS if isinstance(error, kind))
 
 
 async def on_error(request: Request, error: Exception) -> Response:
     """Exception handler for PrereadError."""
     status, code = status_and_code(cast(PrereadError, error))
-    return error_response(status, str(error), code, param=error.param if isinstance(error, UsageError) else None)
+    param = error.param if isinstance(error, UsageError) else None
+    later = {"Retry-After": str(math.ceil(error.retry_after_s))} if isinstance(error, Overloaded) else None
+    return error_response(status, str(error), code, param=param, headers=later)
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:
