@@ -5,13 +5,10 @@ The system prompt of a chat can be a shared context. Where it ends is found by r
 """
 
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
+from preread.engine.rendering import renderer
 from preread.errors import UsageError
 
 Message = dict[str, Any]
@@ -21,7 +18,7 @@ _PLACEHOLDER = "\ue000 the shared context stands here \ue001"
 
 
 class ChatTemplate:
-    """A model's template, compiled once.
+    """A model's template, compiled once; `rendering.py` says where.
 
     Args:
         source: Jinja text.
@@ -30,31 +27,30 @@ class ChatTemplate:
             after a control token is tokenised on its own, so only there may a context end.
 
     Raises:
-        UsageError: the text is not a template.
+        UsageError: the text is too long to be a template.
     """
 
     def __init__(self, source: str, bos: str, eos: str, boundary: Callable[[str], int]) -> None:
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-        environment.globals["raise_exception"] = _refuse
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-        try:
-            self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
-            raise UsageError(f"the model's chat template cannot be read: {error}") from error
+        self._renderer = renderer(source)
         self.bos, self.eos, self._boundary = bos, eos, boundary
 
     def render(self, messages: Sequence[Message], *, reply: bool = True) -> str:
         """The prompt for these messages; with `reply`, up to where the assistant's answer begins.
 
         Raises:
-            UsageError: the template refuses the messages, for example their order of roles.
+            UsageError: the template cannot be read, or refuses the messages, for example their order of roles.
         """
-        try:
-            return self._template.render(
-                messages=list(messages), add_generation_prompt=reply, bos_token=self.bos, eos_token=self.eos
-            )
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
-            raise UsageError(f"the model's chat template refuses these messages: {error}") from error
+        variables = {
+            "messages": list(messages),
+            "add_generation_prompt": reply,
+            "bos_token": self.bos,
+            "eos_token": self.eos,
+        }
+        return self._renderer.render(variables)
+
+    def close(self) -> None:
+        """End what the template is rendered in."""
+        self._renderer.close()
 
     def system_prefix(self, system: str) -> str:
         """What every chat with this system prompt begins with, up to where the first other message starts.
@@ -90,10 +86,6 @@ class ChatTemplate:
                 "the model's chat template does not mark the end of a system prompt: publish as text (--as text)"
             )
         return before, common[:end]
-
-
-def _refuse(message: str) -> None:
-    raise jinja2.TemplateError(message)
 
 
 def _common_prefix(one: str, other: str) -> str:

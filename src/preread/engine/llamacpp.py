@@ -116,6 +116,8 @@ class LlamaCpp:
     def close(self) -> None:
         """Free everything; the object is of no use afterwards."""
         if self._context:
+            if "chat" in self.__dict__ and self.chat is not None:  # somebody has used it
+                self.chat.close()
             self._batch.close()
             llama_cpp.llama_free(self._context)
             self._gate.close()

@@ -90,7 +90,11 @@ class Loaded:
         return buffer.value.decode(errors="replace") if length >= 0 else None
 
     def chat_template(self, tokenize: Callable[[str], npt.NDArray[np.int32]]) -> ChatTemplate | None:
-        """The chat template with what it needs, or None."""
+        """The chat template with what it needs, or None.
+
+        Raises:
+            UsageError: it is no text, or too long to be a template.
+        """
         source = llama_cpp.llama_model_chat_template(self.model, None)
         if not source:
             return None
@@ -107,7 +111,11 @@ class Loaded:
             return 0
 
         bos, eos = llama_cpp.llama_vocab_bos(self.vocab), llama_cpp.llama_vocab_eos(self.vocab)
-        return ChatTemplate(source.decode(), special_text(bos), special_text(eos), boundary)
+        try:
+            text = source.decode()
+        except UnicodeDecodeError as error:
+            raise UsageError(f"the model's chat template cannot be read: it is not UTF-8 ({error})") from error
+        return ChatTemplate(text, special_text(bos), special_text(eos), boundary)
 
     def close(self) -> None:
         """Free the model."""
