@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preread.plan.match import PrefixIndex, prefix_index
+from preread.plan.match import Match, PrefixIndex, prefix_index
 from preread.values import ContextId
 
 TOKENS = st.lists(st.integers(0, 3), max_size=8)
@@ -25,3 +25,30 @@ def test_a_digest_only_finds_and_the_tokens_prove() -> None:
     [(key, _)] = honest.by_digest.items()
     lying = PrefixIndex(honest.lengths, {key: (ContextId("b"), ids([1, 3]))})
     assert lying.longest(ids([1, 2, 3])) is None
+
+
+@given(st.lists(TOKENS, max_size=6), TOKENS, st.sets(st.integers(0, 5)))
+def test_finds_the_usable_context_that_shares_most_with_a_prompt(
+    contexts: list[list[int]], prompt: list[int], chosen: set[int]
+) -> None:
+    named = {ContextId(str(tokens)): tokens for tokens in contexts}
+    usable = {ContextId(str(contexts[i])) for i in chosen if i < len(contexts)}
+
+    def shared(tokens: list[int]) -> int:
+        return next((n for n, (a, b) in enumerate(zip(tokens, prompt, strict=False)) if a != b),
+                    min(len(tokens), len(prompt)))  # fmt: skip
+
+    found = prefix_index((name, ids(tokens)) for name, tokens in named.items()).nearest(ids(prompt), usable)
+    most = max((shared(named[name]) for name in usable), default=0)
+    if found is None:
+        assert most == 0
+        return
+    assert found.context in usable and found.shared == most == shared(named[found.context])
+    assert found.whole == (most == len(named[found.context]))
+    assert found.whole or not any(prompt[:most] == named[name] for name in usable), "a whole one goes first"
+
+
+def test_a_context_that_differs_at_its_end_is_nearly_matched() -> None:
+    index = prefix_index([(ContextId("manual"), ids([1, 2, 3, 4]))])
+    assert index.nearest(ids([1, 2, 3, 9, 9]), {ContextId("manual")}) == Match(ContextId("manual"), 3, False)
+    assert index.nearest(ids([1, 2, 3, 9, 9]), set()) is None

@@ -1,6 +1,6 @@
-"""Which published context does a prompt begin with? Decided here, so that nobody has to be asked."""
+"""Which published context does a prompt begin with, or nearly so? Decided here, so that nobody has to be asked."""
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -10,6 +10,15 @@ import numpy.typing as npt
 from preread.values import ContextId
 
 Tokens = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A prompt and a context have their first `shared` tokens in common; `whole`: these are all of the context's."""
+
+    context: ContextId
+    shared: int
+    whole: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +38,24 @@ class PrefixIndex:
             if found is not None and np.array_equal(found[1], head):
                 return found[0]
         return None
+
+    def nearest(self, prompt: Tokens, usable: Container[ContextId]) -> Match | None:
+        """Of the usable contexts the one that has most tokens in common with the prompt's beginning, if any has one.
+
+        Of several, one that is whole there; then the shortest, since all of it has to be at hand.
+        """
+        best: tuple[int, int, ContextId] | None = None
+        for id, tokens in self.by_digest.values():
+            if id in usable and (shared := shared_tokens(tokens, prompt)):
+                best = max(best or (0, 0, id), (shared, -len(tokens), id))
+        return None if best is None else Match(best[2], best[0], best[0] == -best[1])
+
+
+def shared_tokens(one: Tokens, other: Tokens) -> int:
+    """How many tokens both begin with."""
+    length = min(len(one), len(other))
+    differing = np.flatnonzero(one[:length] != other[:length])
+    return int(differing[0]) if len(differing) else length
 
 
 def prefix_index(contexts: Iterable[tuple[ContextId, Tokens]]) -> PrefixIndex:
