@@ -90,6 +90,24 @@ def test_full_disk_leaves_no_object_and_the_catalogue_as_it_was(tiny_disk: Path)
     publish(store, "manual", "second edition")
 
 
+def test_a_full_disk_does_not_keep_a_name_from_being_removed(tiny_disk: Path) -> None:
+    store = open_store(str(tiny_disk / "store"))
+    publish(store, "manual", "a text that takes some room " * 20)
+    (tiny_disk / "ballast").write_bytes(b"x" * (os.statvfs(tiny_disk).f_bavail * os.statvfs(tiny_disk).f_frsize))
+    assert asyncio.run(store.remove_name("manual"))
+    assert asyncio.run(store.names()) == [] and asyncio.run(store.removed()) == ("manual",)
+
+
+def test_damaged_removals_are_forgotten_and_nothing_else(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = open_store(str(tmp_path))
+    one = publish(store, "one", "text one")
+    publish(store, "two", "text two")
+    asyncio.run(store.remove_name("two"))
+    (tmp_path / "removed.json").write_bytes(b"{")
+    assert asyncio.run(store.removed()) == () and asyncio.run(store.names()) == [one]
+    assert asyncio.run(store.remove_name("one")) and asyncio.run(store.removed()) == ("one",)
+
+
 def test_folder_is_for_its_owner_only(tmp_path: Path) -> None:
     open_store(str(tmp_path / "store"))
     assert stat.S_IMODE((tmp_path / "store").stat().st_mode) == 0o700

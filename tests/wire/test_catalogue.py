@@ -56,6 +56,12 @@ def test_round_trip(names: list[str]) -> None:
     assert catalogues.loads(catalogues.dumps(whole)) == whole
 
 
+@pytest.mark.parametrize("removed", [(), ("old",), ("b", "a")])
+def test_removed_names_are_told_in_their_order_and_left_out_where_there_are_none(removed: tuple[str, ...]) -> None:
+    data = catalogues.dumps(Catalogue((ENTRY,), removed))
+    assert catalogues.loads(data).removed == removed and (b'"removed"' in data) == bool(removed)
+
+
 def test_a_newer_version_says_upgrade() -> None:
     with pytest.raises(CorruptData, match="catalogue has version 2, this preread reads up to 1: upgrade it"):
         catalogues.loads(b'{"format":"preread-catalogue","version":2}')
@@ -75,6 +81,11 @@ CHANGES: list[tuple[str, str, Callable[[Any], object]]] = [
     ("manifest id", "schema", lambda t: t["contexts"][0]["manifest"].update(id="")),
     ("manifest bytes", "length", lambda t: t["contexts"][0]["manifest"].update(bytes=2**24 + 1)),
     ("tokens bytes", "length", lambda t: t["contexts"][0]["tokens"].update(bytes=1000)),
+    ("removed twice", "name", lambda t: t.update(removed=["x", "x"])),
+    ("removed and there", "name", lambda t: t.update(removed=[t["contexts"][0]["name"]])),
+    ("removed no name", "name", lambda t: t.update(removed=["a/b"])),
+    ("removed too many", "schema", lambda t: t.update(removed=[str(i) for i in range(4097)])),
+    ("removed nothing", "json", lambda t: t.update(removed=[])),
     ("tokens zero", "schema", lambda t: t["contexts"][0]["tokens"].update(bytes=0)),
 ]
 

@@ -97,7 +97,8 @@ class _Contexts:
         """The catalogue as it is sent; read from the store once after each change."""
         if not self._written:
             changes = self._changes
-            written = catalogue.dumps(Catalogue(tuple(await self._store.names())))
+            names, removed = await self._store.names(), await self._store.removed()
+            written = catalogue.dumps(Catalogue(tuple(names), removed))
             if changes != self._changes:
                 return written
             self._written = written

@@ -4,12 +4,14 @@ A folder, a bucket or memory, through obstore, so that an address is only an add
 which objects a manifest refers to; it must not know codecs, engines or HTTP.
 
     segments/ab/abcd…   tokens/ab/abcd…   manifests/ab/abcd…   profiles/ab/abcd…
-    names/<digest of the name>.json   fitted/<fingerprint>.json
+    names/<digest of the name>.json   removed.json   fitted/<fingerprint>.json
 
-A name's file is a catalogue of that one entry. Its key is a digest since names may have 128 letters of any script,
-which percent-encoded would be longer than file names can be. A file under `fitted` says with which profile contexts of
-that model are published; it is the cloud's own, and not served. Objects are written before the name that leads to them:
-whatever is under a name is whole, and what an aborted publication leaves is found and kept by the next attempt.
+A name's file is a catalogue of that one entry, and `removed.json` is one of names that were removed: so edges can tell
+what somebody took back from what a store has lost. The key of a name is a digest since names may have 128 letters of
+any script, which percent-encoded would be longer than file names can be. A file under `fitted` says with which profile
+contexts of that model are published; it is the cloud's own, and not served. Objects are written before the name that
+leads to them: whatever is under a name is whole, and what an aborted publication leaves is found and kept by the next
+attempt.
 """
 
 import logging
@@ -29,6 +31,7 @@ from preread.wire.digest import object_id
 from preread.wire.fields import MAX_PROFILE_BYTES, SizedId
 
 _PROBE: Final = "names/.probe"
+_REMOVED: Final = "removed.json"
 _SLOT_BYTES: Final = 256
 _ADVICE: Final = {"written": "check its free space and permissions", "read": "check that it is still there"}
 _log = logging.getLogger(__name__)
@@ -124,9 +127,35 @@ class Objects:
         if await self._read(key) is None:
             return False
         entry = await self._entry(key)
+        told = await self._note_removed(name)
         await self._guard("written", obstore.delete_async(self._backend, key))
         if entry is not None:
             await self._sweep(entry)
+        if not told and not await self._note_removed(name):
+            raise RemoteError(f"store {self._where}: {name!r} is gone, but edges cannot be told so: free some space")
+        return True
+
+    async def removed(self) -> tuple[str, ...]:
+        """Names that were removed and not published since, the last one last; the last `MOST_REMOVED` of them."""
+        data = await self._read(_REMOVED)
+        if data is None:
+            return ()
+        try:
+            names = catalogue.loads(data).removed
+        except CorruptData as error:
+            _log.warning("store %s: which names were removed is forgotten: %s", self._where, error)
+            return ()
+        published = set(await self._keys_in("names"))
+        return tuple(name for name in names if _name_key(name) not in published)
+
+    async def _note_removed(self, name: str) -> bool:
+        """Remember a removal; False where there is no room for it, as there will be when its objects are gone."""
+        names = (*(one for one in await self.removed() if one != name), name)[-catalogue.MOST_REMOVED :]
+        try:
+            await self._write(_REMOVED, catalogue.dumps(Catalogue(removed=names)))
+        except RemoteError as error:
+            _log.warning("the removal of %r is not noted yet: %s", name, error)
+            return False
         return True
 
     async def profile_of(self, fingerprint: Fingerprint) -> ObjectRef | None:

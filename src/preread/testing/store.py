@@ -104,6 +104,16 @@ class StoreContract:
     def test_removing_an_unknown_name(self, store: Objects) -> None:
         assert not asyncio.run(store.remove_name("nobody"))
 
+    def test_what_was_removed_is_told_until_it_is_published_again(self, store: Objects) -> None:
+        assert asyncio.run(store.removed()) == ()
+        for name in NAMES[:3]:
+            publish(store, name, f"text of {name}")
+        assert asyncio.run(store.removed()) == ()
+        for name in reversed(NAMES[:3]):
+            assert asyncio.run(store.remove_name(name))
+        publish(store, NAMES[1], "a new text")
+        assert asyncio.run(store.removed()) == (NAMES[2], NAMES[0])
+
     def test_removal_keeps_what_another_name_needs(self, store: Objects) -> None:
         one, two = publish(store, "one", "12345678 and a"), publish(store, "two", "12345678 and b")
         twin = publish(store, "twin", "12345678 and a")

@@ -21,6 +21,8 @@ from preread.wire.fields import (
 
 FORMAT: Final = "preread-catalogue"
 VERSION: Final = 1
+MOST_REMOVED: Final = 4096
+"""So many removals are told; whoever has not asked since longer ago keeps what he knew."""
 
 _UNNAMEABLE = {"Cc", "Cs", "Zl", "Zp"}
 
@@ -43,12 +45,18 @@ class Entry(Record, frozen=True):
     tokens: SizedId
 
 
-class Catalogue(Record, frozen=True):
-    """All published contexts; names are unique."""
+class Catalogue(Record, frozen=True, omit_defaults=True):
+    """All published contexts; names are unique.
 
-    contexts: Annotated[tuple[Entry, ...], msgspec.Meta(max_length=2**16)] = ()
-    format: Literal["preread-catalogue"] = FORMAT
-    version: Literal[1] = VERSION
+    `removed` are names that somebody took back, and none that is published; absent from the JSON where there are none.
+    That a name is in neither list tells nothing: a store may have come back empty or damaged, or be another one.
+    """
+
+    # a factory's value is written even where defaults are omitted: only `removed` may be absent
+    contexts: Annotated[tuple[Entry, ...], msgspec.Meta(max_length=2**16)] = msgspec.field(default_factory=lambda: ())
+    removed: Annotated[tuple[str, ...], msgspec.Meta(max_length=MOST_REMOVED)] = ()
+    format: Literal["preread-catalogue"] = msgspec.field(default_factory=lambda: FORMAT)
+    version: Literal[1] = msgspec.field(default_factory=lambda: VERSION)
 
 
 def dumps(catalogue: Catalogue) -> bytes:
@@ -70,11 +78,11 @@ def loads(data: bytes) -> Catalogue:
 
     Raises:
         CorruptData: "format", "version", "json", "schema", "length" (an object's size is out of bounds), "name" (not
-            a name, or two entries of one name).
+            a name, or a name that is there twice, published or removed).
     """
     canonical.check_stamp(data, FORMAT, VERSION, MAX_CATALOGUE_BYTES)
     catalogue = canonical.loads(data, Catalogue, MAX_CATALOGUE_BYTES)
-    names = [entry.name for entry in catalogue.contexts]
+    names = [*(entry.name for entry in catalogue.contexts), *catalogue.removed]
     if len(set(names)) != len(names) or not all(map(valid_name, names)):
         raise CorruptData("name", "catalogue holds a name twice, or a text that cannot be a name")
     for entry in catalogue.contexts:
