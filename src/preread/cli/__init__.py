@@ -7,10 +7,12 @@ command that needs them, so that the others answer at once.
 import logging
 import sys
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from preread import tls
 from preread.cli import chat, contexts, doctor, fitting, measure, models, serve, teaching
 from preread.engine.barrier import wait_briefly
 from preread.errors import PrereadError
@@ -67,8 +69,14 @@ def _options(
     log_level: Annotated[
         LogLevel | None, typer.Option(help="What to log on stderr; servers: info, other commands: warning.")
     ] = None,
+    ca: Annotated[
+        Path | None,
+        typer.Option("--ca", metavar="FILE", help="Trust the authorities of this file in TLS, as SSL_CERT_FILE does."),
+    ] = None,
     _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
 ) -> None:
+    if ca is not None:
+        tls.trust(ca)
     level = log_level or ("info" if context.invoked_subcommand in _SERVERS else "warning")
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("preread").setLevel(level.upper())

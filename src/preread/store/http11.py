@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import h11
 
+from preread import tls
 from preread.errors import CorruptData, RemoteError, TransportError, UsageError
 
 Headers = tuple[tuple[str, str], ...]
@@ -126,7 +127,8 @@ class Pool:
 
         Raises:
             TransportError: no connection, no answer in time, or the connection broke before the answer's end.
-            RemoteError: the answer is not HTTP/1.1, or its head is over 16 KiB.
+            UsageError: SSL_CERT_FILE names no certificates.
+        RemoteError: the answer is not HTTP/1.1, or its head is over 16 KiB.
             CorruptData: "length", the body is shorter or longer than wanted.
         """
         body = bytearray() if begun is None else begun
@@ -161,7 +163,7 @@ class Pool:
     async def _connect(self) -> "_Connection":
         origin, limit_s = self._origin, self._patience.connect_s
         if origin.scheme == "https" and self._tls is None:
-            self._tls = ssl.create_default_context()
+            self._tls = tls.context()
         try:
             async with asyncio.timeout(limit_s):
                 # No happy eyeballs: where they are cancelled, Python 3.11 leaks the socket that was about to win.
@@ -173,9 +175,8 @@ class Pool:
                 f"{origin} cannot be reached: no connection within {limit_s:g} s; check the address and the network"
             ) from error
         except OSError as error:
-            raise TransportError(
-                f"{origin} cannot be reached: {_cause(error)}; is `preread cloud` running there?"
-            ) from error
+            why = tls.cause(error) or f"{_cause(error)}; is `preread cloud` running there?"
+            raise TransportError(f"{origin} cannot be reached: {why}") from error
         connection = _Connection(origin, reader, writer, self._count)
         self._open.add(connection)
         return connection

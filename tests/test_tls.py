@@ -1,0 +1,127 @@
+"""One way to check certificates: whatever asks a cloud or an edge over TLS honours the same variables, and `--ca`."""
+
+import asyncio
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import typer.testing
+
+from preread import tls
+from preread.cli import app, remote
+from preread.cloud import client
+from preread.cloud.app import create_app
+from preread.engine import sources
+from preread.errors import PrereadError, TransportError, UsageError
+from preread.store.egress import CloudLink
+from preread.store.objects import open_store
+from preread.testing.cloud import RandomPublisher, serving
+
+EXTENSIONS = "subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:FALSE"
+
+
+@dataclass(frozen=True, slots=True)
+class Company:
+    """A cloud whose certificate was signed by an authority of the house: the authority's file, and a folder of it."""
+
+    url: str
+    file: Path
+    folder: Path
+
+
+def openssl(*arguments: str, cwd: Path) -> str:
+    return subprocess.run(["openssl", *arguments], cwd=cwd, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def company(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Company]:
+    here = tmp_path_factory.mktemp("company")
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+    openssl("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=House CA", cwd=here)
+    openssl("req", *key, "-keyout", "cloud.key", "-out", "cloud.csr", "-subj", "/CN=cloud", cwd=here)
+    (here / "extensions").write_text(EXTENSIONS)
+    signed = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "extensions", "-out", "cloud.pem")
+    openssl("x509", "-req", "-in", "cloud.csr", *signed, cwd=here)
+    folder = here / "authorities"
+    folder.mkdir()
+    (folder / f"{openssl('x509', '-hash', '-noout', '-in', 'ca.pem', cwd=here)}.0").write_bytes(
+        (here / "ca.pem").read_bytes()
+    )
+    store = open_store(str(here / "store"))
+    cloud = create_app(store, RandomPublisher(store))
+    with serving(cloud, ssl_certfile=here / "cloud.pem", ssl_keyfile=here / "cloud.key") as url:
+        yield Company(url.replace("http:", "https:"), here / "ca.pem", folder)
+
+
+@pytest.fixture(autouse=True)
+def nothing_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (tls.FILE, tls.FOLDER, "PIP_CERT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def list_contexts(url: str) -> None:
+    client.catalogue(url)
+
+
+def publish(url: str) -> None:
+    *_, last = client.publish(url, "manual", text="m" * 200)
+    assert last
+
+
+def ask(url: str) -> None:
+    with pytest.raises(UsageError, match="refuses"):  # a cloud answers no questions: it was reached
+        next(remote.ask(url, "?", None, {}))
+
+
+def sync(url: str) -> None:
+    async def main() -> None:
+        async with CloudLink(url) as link:
+            await link.catalogue()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("reach", [list_contexts, publish, ask, sync])
+def test_all_trust_whom_the_environment_names_and_nobody_else(
+    company: Company, monkeypatch: pytest.MonkeyPatch, reach: Callable[[str], None]
+) -> None:
+    with pytest.raises(TransportError, match=r"certificate is not trusted.*--ca FILE"):
+        reach(company.url)
+    monkeypatch.setenv(tls.FILE, str(company.file))
+    reach(company.url)
+    monkeypatch.delenv(tls.FILE)
+    monkeypatch.setenv(tls.FOLDER, str(company.folder))
+    reach(company.url)
+
+
+@pytest.mark.parametrize("reach", [list_contexts, sync])
+def test_https_to_plain_http_is_named(reach: Callable[[str], None], tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "store"))
+    with (
+        serving(create_app(store, RandomPublisher(store))) as url,
+        pytest.raises(TransportError, match="is it plain http there"),
+    ):
+        reach(url.replace("http:", "https:"))
+
+
+def test_the_command_line_takes_a_file(company: Company, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(tls.FILE, "")  # what --ca sets is taken back at the end
+    listing = ["contexts", "ls", "--cloud", company.url]
+    run = typer.testing.CliRunner().invoke
+    assert isinstance(run(app, listing).exception, TransportError)
+    assert run(app, ["--ca", str(company.file), *listing]).exit_code == 0
+    (tmp_path / "empty.pem").touch()
+    for wrong in ("empty.pem", "missing.pem"):
+        refused = run(app, ["--ca", str(tmp_path / wrong), *listing]).exception
+        assert isinstance(refused, PrereadError) and "holds no certificates" in str(refused)
+
+
+def test_pip_is_told_whom_to_trust(company: Company, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen = {}
+    monkeypatch.setattr(sources, "_run", lambda *_, **environ: seen.update(environ))
+    monkeypatch.setenv(tls.FILE, str(company.file))
+    with pytest.raises(PrereadError):
+        sources._pip_download("x==1", tmp_path, lambda _: None)
+    assert seen["PIP_CERT"] == str(company.file)
