@@ -6,21 +6,28 @@ import ipaddress
 import logging
 import signal
 import socket
+import sys
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from types import FrameType
-from typing import Final
+from typing import Any, Final
 
 import uvicorn
 from starlette.applications import Starlette
 
 from preread.errors import UsageError
+from preread.store.connections import Connections, Limits
 
 _LEAVE_S: Final = 5
 """How long requests that are being answered may take once the server is asked to stop."""
 
 _KEEP_ALIVE_S: Final = 75
 """Edges keep connections open for their next question; over a long link a new one costs a round trip."""
+
+_MOST_FILES: Final = 65_536
+_MOST_PLACES: Final = 1024
+_OWN_FILES: Final = 64
+"""Files that are no connections of clients: the model, the disk cache, what goes to the cloud and to neighbours."""
 
 _log = logging.getLogger(__name__)
 
@@ -98,9 +105,31 @@ async def serve(app: Starlette, sock: socket.socket, ready: Callable[[], None]) 
     return server.interrupted
 
 
+def _allow_files() -> int:
+    """Let this process open as many files as the system lets it, at most 65,536; how many that are."""
+    if sys.platform == "win32":
+        return 512
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def _limits() -> Limits:
+    """Places for as many connections as there are files for, of which one address gets the half."""
+    places = max(16, min(_MOST_PLACES, (_allow_files() - _OWN_FILES) // 2))
+    return Limits(connections=places, per_address=places // 2)
+
+
 def _config(app: Starlette) -> uvicorn.Config:
+    protocol: Any = Connections(_limits()).protocol  # uvicorn calls it as it would the class that it asks for
     return uvicorn.Config(
         app,
+        http=protocol,
         lifespan="off",
         log_config=None,
         access_log=False,
