@@ -56,6 +56,15 @@ def test_unknown_version_says_upgrade() -> None:
     assert caught.value.reason == "codec"
 
 
+@pytest.mark.parametrize(
+    ("version", "rung"), [("q4/1", "lossless"), ("lossless/1", "q4"), ("q8/1", "b2"), ("fitted/2", "lossless")]
+)
+def test_no_codec_passes_under_the_name_of_another(version: str, rung: str) -> None:
+    with pytest.raises(CorruptData, match="never called so") as caught:
+        by_version(version, rung)
+    assert caught.value.reason == "codec"
+
+
 def test_fitted_rungs_need_a_profile() -> None:
     ready = prepare(
         plain_profile(Fingerprint("f" * 64), Geometry(1, 1, 4), 8, {"b9": (0.1, 0.0)}), np.ones((9, 8), np.float32)

@@ -128,6 +128,15 @@ def test_an_edge_streams_the_fewest_bytes_within_its_budget(
     assert timings.bytes_received == bench.published.rung_bytes[streamed]
 
 
+@pytest.mark.parametrize("rung", [None, "lossless"])
+def test_four_bits_that_are_called_lossless_are_not_taken_for_exact(bench: Bench, rung: str | None) -> None:
+    bench.site.rung, bench.site.max_dloss = rung, 0.0
+    assert chosen(bench.known, bench.site).rung == "lossless"
+    for codec in ("q4/1", "fitted/2"):
+        with pytest.raises(CorruptData, match="never called so"):
+            chosen(bench.changed(lossless={"codec": codec}), bench.site)
+
+
 @pytest.mark.parametrize(
     ("deadline_s", "streamed"),
     [
@@ -215,7 +224,7 @@ def test_when_nothing_keeps_the_budget_that_is_told(bench: Bench) -> None:
 
 def test_unstated_quality_is_a_last_resort(bench: Bench) -> None:
     plain = bench.changed(
-        lossless={"name": "q8"}, b4={"quality": None, "codec": "lossless/1"}, b2={"quality": None}, b1={"quality": None}
+        lossless={"name": "q8", "codec": "q8/1"}, b4={"quality": None}, b2={"quality": None}, b1={"quality": None}
     )
     assert [offer.dloss for offer in offers(plain.manifest or bench.manifest)] == [None] * 4
     assert chosen(plain, bench.site).rung == "q8"

@@ -48,8 +48,10 @@ def by_version(version: str, rung: str, prepared: Prepared | None = None) -> Cod
     """The codec that reads what a manifest calls `rung`, written by codec `version`.
 
     Raises:
-        CorruptData: "codec": this release cannot read it; "profile": its profile is missing or lacks the rung.
+        CorruptData: "codec": this release cannot read it, or as `check_name`; "profile": its profile is missing or
+            lacks the rung.
     """
+    check_name(version, rung)
     for candidate in _PLAIN:
         if candidate.version == version:
             return candidate
@@ -59,6 +61,18 @@ def by_version(version: str, rung: str, prepared: Prepared | None = None) -> Cod
     if prepared is None or rung not in fitted_rungs(prepared.profile):
         raise CorruptData("profile", f"rung {rung!r} needs a profile that is not there, or that lacks the rung")
     return Fitted(prepared, fitted_rungs(prepared.profile).index(rung))
+
+
+def check_name(version: str, rung: str) -> None:
+    """Refuse a codec under the name of another: 4 bits a value that are called lossless would pass for exact.
+
+    Raises:
+        CorruptData: "codec": this release reads the version, and writes it under another name only.
+    """
+    named = {candidate.version: candidate.rung for candidate in _PLAIN}
+    misnamed = named[version] != rung if version in named else version == VERSION and rung in named.values()
+    if misnamed:
+        raise CorruptData("codec", f"rung {rung!r} is said to be of codec {version!r}, which is never called so")
 
 
 def needs_profile(version: str) -> bool:

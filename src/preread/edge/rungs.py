@@ -7,7 +7,7 @@ import logging
 from dataclasses import replace
 
 from preread.codec.base import Codec
-from preread.codec.ladder import by_version, needs_profile
+from preread.codec.ladder import by_version, check_name, needs_profile
 from preread.edge.contexts import Known
 from preread.edge.load import Parcel, parcel
 from preread.edge.profiles import Reader
@@ -104,6 +104,7 @@ def parcel_at(known: Known, name: str, site: Site) -> Parcel:
     """
     manifest = _manifest(known)
     rung = manifests.rung_named(manifest, name)
+    check_name(rung.codec, name)
     if not needs_profile(rung.codec):
         return parcel(manifest, name)
     profile = site.contexts.profiles.of(rung, manifest.model.geometry)
