@@ -14,7 +14,9 @@ from preread.cloud import app as app_module
 from preread.cloud.app import create_app
 from preread.cloud.events import Published
 from preread.errors import EngineError, UnknownContext
+from preread.store.auth import Keys
 from preread.store.egress import CloudLink
+from preread.store.guard import Access
 from preread.store.objects import Objects, open_store
 from preread.testing.cloud import RandomPublisher, serving
 from preread.wire import catalogue, manifest
@@ -265,7 +267,7 @@ KEYED = [
 def test_api_key_is_needed_for_everything_but_health(
     store: Objects, method: str, path: str, header: str | None
 ) -> None:
-    app = create_app(store, RandomPublisher(store), api_keys=frozenset({"right", "another"}))
+    app = create_app(store, RandomPublisher(store), Access(Keys.of(("read:right", "publish:another"), "read")))
 
     async def main() -> None:
         transport = httpx2.ASGITransport(app)
@@ -284,11 +286,11 @@ def test_api_key_is_needed_for_everything_but_health(
 def test_objects_behind_a_key_are_not_for_shared_caches(store: Objects) -> None:
     ref = asyncio.run(store.put("segments", b"for key holders"))
 
-    async def ask(keys: frozenset[str]) -> str:
-        transport = httpx2.ASGITransport(create_app(store, RandomPublisher(store), api_keys=keys))
-        async with httpx2.AsyncClient(transport=transport, base_url="http://cloud") as client:
+    async def ask(keys: Keys | None) -> str:
+        transport = httpx2.ASGITransport(create_app(store, RandomPublisher(store), Access(keys)))
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
             answer = await client.get(f"/v1/segments/{ref.id}", headers={"Authorization": "Bearer k"})
             return str(answer.headers["cache-control"])
 
-    assert asyncio.run(ask(frozenset({"k"}))).startswith("private")
-    assert asyncio.run(ask(frozenset())).startswith("public")
+    assert asyncio.run(ask(Keys.of(("k",), "read"))).startswith("private")
+    assert asyncio.run(ask(None)).startswith("public")

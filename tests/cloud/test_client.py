@@ -14,6 +14,8 @@ from preread.cloud import client
 from preread.cloud.app import create_app
 from preread.cloud.events import Progress, Published
 from preread.errors import CorruptData, RemoteError, TransportError, UnknownContext, UsageError
+from preread.store.auth import Keys
+from preread.store.guard import Access
 from preread.store.objects import open_store
 from preread.testing.cloud import RandomPublisher, serving
 
@@ -21,7 +23,7 @@ from preread.testing.cloud import RandomPublisher, serving
 @pytest.fixture
 def url(tmp_path: Path) -> Iterator[str]:
     store = open_store(str(tmp_path))
-    with serving(create_app(store, RandomPublisher(store), api_keys=frozenset({"k"}))) as url:
+    with serving(create_app(store, RandomPublisher(store), Access(Keys.of(("publish:k",), "read")))) as url:
         yield url
 
 

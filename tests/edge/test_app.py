@@ -18,6 +18,8 @@ from preread.edge.app import create_app
 from preread.edge.edge import AsyncEdge
 from preread.engine.sampling import Step
 from preread.errors import EngineError
+from preread.store.auth import Keys
+from preread.store.guard import Access
 
 QUESTION = [{"role": "user", "content": "What is the code of the pump?"}]
 MODEL = "smollm2-135m-instruct"
@@ -412,7 +414,7 @@ def test_client_that_goes_away_before_its_request_is_whole(edge: Any, caplog: py
 @pytest.mark.parametrize("header", [None, "Bearer", "Bearer wrong", "Basic one"])
 def test_keys(edge: Any, path: str, header: str | None) -> None:
     async def main() -> None:
-        transport = httpx2.ASGITransport(create_app(edge.opened, api_keys=frozenset({"one", "another"})))
+        transport = httpx2.ASGITransport(create_app(edge.opened, Access(Keys.of(("one", "another"), "ask"))))
         headers = {} if header is None else {"Authorization": header}
         async with httpx2.AsyncClient(transport=transport, base_url="http://edge", headers=headers) as client:
             answer = await client.get(path)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from preread.cli import options
+from preread.cli import keys, options
 from preread.engine.registry import DEFAULT
 from preread.errors import UsageError
 from preread.plan.choose import MAX_DLOSS
@@ -30,8 +30,15 @@ def ask(
     ] = None,
     api_key: Annotated[
         str | None,
-        typer.Option("--api-key", envvar="PREREAD_API_KEY", metavar="KEY", help="Key of the cloud, or of the edge."),
+        typer.Option(
+            "--api-key",
+            envvar="PREREAD_API_KEY",
+            metavar="KEY",
+            help="Key of the cloud, or of the edge. Other users see it here: use the variable, or a file.",
+            callback=keys.checked,
+        ),
     ] = None,
+    api_key_file: options.CloudKeyFile = None,
     rung: options.Rung = None,
     max_dloss: options.MaxDloss = MAX_DLOSS,
     refine: options.Refine = None,
@@ -52,17 +59,18 @@ def ask(
     prompt = sys.stdin.read() if question == "-" else question
     if not prompt.strip():
         raise UsageError("the question is empty")
+    key = keys.own(api_key, api_key_file)
     sampling = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     with ExitStack() as stack:
         if edge is not None:
             if local:
                 raise UsageError("--local computes in this process: leave --edge away")
-            pieces = ask_edge(edge, prompt, context, sampling, api_key=api_key)
+            pieces = ask_edge(edge, prompt, context, sampling, api_key=key)
         else:
             _check_cloud(context, cloud)
             chosen = {"rung": rung, "max_dloss": max_dloss, "refine": refine}
             sizes = {"window_tokens": ctx_size, "threads": threads}
-            opened = stack.enter_context(open_edge(model, cloud, api_key, local=local, **chosen, **sizes))
+            opened = stack.enter_context(open_edge(model, cloud, key, local=local, **chosen, **sizes))
             if context is not None:
                 find(opened, context)
             pieces = opened.answer(opened.asynchronous.question(prompt, context, (), sampling))
@@ -77,6 +85,7 @@ def run(
     cloud: options.OptionalCloud = None,
     context: Context = None,
     api_key: options.CloudKey = None,
+    api_key_file: options.CloudKeyFile = None,
     rung: options.Rung = None,
     max_dloss: options.MaxDloss = MAX_DLOSS,
     refine: options.Refine = None,
@@ -96,7 +105,7 @@ def run(
     _check_cloud(context, cloud)
     chosen = {"rung": rung, "max_dloss": max_dloss, "refine": refine}
     sizes = {"window_tokens": ctx_size, "threads": threads}
-    with open_edge(model, cloud, api_key, local=local, **chosen, **sizes) as opened:
+    with open_edge(model, cloud, keys.own(api_key, api_key_file), local=local, **chosen, **sizes) as opened:
         if opened.asynchronous.site.engine.chat is None:
             raise UsageError(f"{model} has no chat template: use `preread ask`, or a model that can chat")
         if context is not None:

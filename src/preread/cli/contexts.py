@@ -8,7 +8,7 @@ import msgspec
 import typer
 
 from preread import loop
-from preread.cli import options
+from preread.cli import keys, options
 from preread.cli.terminal import FIT_STAGE, print_json, print_table, quality_cells, size, token_progress
 from preread.cloud.events import Mode
 from preread.errors import RemoteError, UnknownContext, UsageError
@@ -52,6 +52,7 @@ def publish(
         ),
     ] = "exact",
     api_key: options.CloudKey = None,
+    api_key_file: options.CloudKeyFile = None,
     json: options.Json = False,
 ) -> None:
     """Have a cloud read a document, so that edges can ask questions about it."""
@@ -64,11 +65,12 @@ def publish(
         form = "chat"
     if name is None and (file is None or file == "-"):
         raise UsageError("say with --name what to call the context")
+    key = keys.own(api_key, api_key_file)
     text = _text(file) if file is not None else system
     if not text or not text.strip():
         raise UsageError(f"{_shown(file)} is empty: there is nothing to publish")
     ids = _ids(text, _shown(file)) if tokens else None
-    done = _publish(cloud, name or Path(file or "").stem, None if tokens else text, ids, form, mode, api_key)
+    done = _publish(cloud, name or Path(file or "").stem, None if tokens else text, ids, form, mode, key)
     if json:
         print_json(_published_json(done))
         return
@@ -134,11 +136,16 @@ def _ids(text: str, shown: str) -> list[int]:
 
 
 @app.command("ls")
-def list_contexts(cloud: options.Cloud, api_key: options.CloudKey = None, json: options.Json = False) -> None:
+def list_contexts(
+    cloud: options.Cloud,
+    api_key: options.CloudKey = None,
+    api_key_file: options.CloudKeyFile = None,
+    json: options.Json = False,
+) -> None:
     """List what a cloud has published."""
     from preread.cloud.client import catalogue
 
-    entries = sorted(catalogue(cloud, api_key=api_key).contexts, key=lambda entry: entry.name)
+    entries = sorted(catalogue(cloud, api_key=keys.own(api_key, api_key_file)).contexts, key=lambda entry: entry.name)
     if json:
         print_json([_entry_json(entry) for entry in entries])
         return
@@ -149,9 +156,15 @@ def list_contexts(cloud: options.Cloud, api_key: options.CloudKey = None, json: 
 
 
 @app.command()
-def show(name: Name, cloud: options.Cloud, api_key: options.CloudKey = None, json: options.Json = False) -> None:
+def show(
+    name: Name,
+    cloud: options.Cloud,
+    api_key: options.CloudKey = None,
+    api_key_file: options.CloudKeyFile = None,
+    json: options.Json = False,
+) -> None:
     """Show what a context is made of, and how large it is on the wire."""
-    entry, manifest = loop.run(_described(name, cloud, api_key))
+    entry, manifest = loop.run(_described(name, cloud, keys.own(api_key, api_key_file)))
     sizes = {rung.name: sum(cell.size_bytes for row in rung.segments for cell in row) for rung in manifest.rungs}
     if json:
         bases = {rung.name: rung.base for rung in manifest.rungs if rung.base}
@@ -184,11 +197,13 @@ def show(name: Name, cloud: options.Cloud, api_key: options.CloudKey = None, jso
 
 
 @app.command("rm")
-def remove(name: Name, cloud: options.Cloud, api_key: options.CloudKey = None) -> None:
+def remove(
+    name: Name, cloud: options.Cloud, api_key: options.CloudKey = None, api_key_file: options.CloudKeyFile = None
+) -> None:
     """Have a cloud forget a context. Edges that hold it keep it until they are asked for something else."""
     from preread.cloud.client import remove as remove_at
 
-    remove_at(cloud, name, api_key=api_key)
+    remove_at(cloud, name, api_key=keys.own(api_key, api_key_file))
     print(f"removed {name!r}")
 
 

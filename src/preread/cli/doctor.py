@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from preread.cli import options
+from preread.cli import keys, options
 from preread.cli.terminal import print_json, print_table, quality_cells, rate, size
 from preread.engine.registry import DEFAULT
 
@@ -17,6 +17,7 @@ def doctor(
     model: options.Model = DEFAULT,
     cloud: options.OptionalCloud = None,
     api_key: options.CloudKey = None,
+    api_key_file: options.CloudKeyFile = None,
     threads: options.Threads = 0,
     json: options.Json = False,
 ) -> None:
@@ -24,7 +25,7 @@ def doctor(
     from preread.edge.doctor import examine
     from preread.store.egress import CloudLink
 
-    link = CloudLink(cloud, api_key=api_key) if cloud else None
+    link = CloudLink(cloud, api_key=keys.own(api_key, api_key_file)) if cloud else None
     path = options.pulled(model)
     report = examine(path, options.shown_name(model, path), link, cloud, threads=threads)
     if json:

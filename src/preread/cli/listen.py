@@ -7,8 +7,8 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from types import FrameType
 from typing import Any, Final
 
@@ -18,6 +18,8 @@ from starlette.applications import Starlette
 from preread.errors import UsageError
 from preread.store.connections import Connections, Limits
 
+_LOOPBACKS: Final = ("127.0.0.1", "::1")
+_TRIES: Final = 8
 _LEAVE_S: Final = 5
 """How long requests that are being answered may take once the server is asked to stop."""
 
@@ -51,16 +53,63 @@ def bind(host: str, port: int, option: str = "--port") -> socket.socket:
     return sock
 
 
+def bind_all(hosts: Sequence[str], port: int) -> list[socket.socket]:
+    """Take several addresses, all at one port (0: any that is free); `localhost` is both loopbacks, if there are both.
+
+    Raises:
+        UsageError: as for `bind`.
+    """
+    for left in reversed(range(_TRIES if port == 0 else 1)):
+        with ExitStack() as stack:
+            try:
+                sockets = list(_each_bound(hosts, port, stack))
+            except UsageError as error:
+                if left and _failed_by(error, errno.EADDRINUSE):
+                    continue  # what was free on one address is taken on another
+                raise
+            stack.pop_all()
+            return sockets
+    raise AssertionError("the last try returns or raises")
+
+
+def _each_bound(hosts: Sequence[str], port: int, stack: ExitStack) -> Iterator[socket.socket]:
+    addresses = [one for name in hosts for one in (_LOOPBACKS if name == "localhost" else (name,))]
+    for host in dict.fromkeys(addresses):
+        try:
+            sock = stack.enter_context(bind(host, port))
+        except UsageError as error:
+            absent = _failed_by(error, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+            if host == "::1" and host not in hosts and absent:
+                continue  # a machine without IPv6
+            raise
+        port = sock.getsockname()[1]
+        yield sock
+
+
 def url(sock: socket.socket) -> str:
     """Where a bound socket is reached."""
     host, port = sock.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def warn_if_open(sock: socket.socket, api_keys: frozenset[str]) -> None:
-    """Say so when others on the network may ask without a key."""
-    if not api_keys and not ipaddress.ip_address(sock.getsockname()[0].partition("%")[0]).is_loopback:
-        _log.warning("%s can be used by everybody who reaches it: consider --api-key", url(sock))
+def urls(sockets: Sequence[socket.socket]) -> str:
+    """Where bound sockets are reached."""
+    return " and ".join(map(url, sockets))
+
+
+def closed(sockets: Sequence[socket.socket]) -> bool:
+    """Whether bound sockets are reached from this machine only."""
+    return all(ipaddress.ip_address(sock.getsockname()[0].partition("%")[0]).is_loopback for sock in sockets)
+
+
+def check_closed(sockets: Sequence[socket.socket], keys: str) -> None:
+    """Refuse what others on the network could use without a key. `keys` is how to give keys.
+
+    Raises:
+        UsageError: they could.
+    """
+    if not closed(sockets):
+        raise UsageError(f"everybody who reaches {urls(sockets)} could use it: give {keys}, or say --insecure")
 
 
 @asynccontextmanager
@@ -84,24 +133,26 @@ async def beside(app: Starlette, sock: socket.socket) -> AsyncGenerator[None, No
             await asyncio.wait([serving])
 
 
-async def serve(app: Starlette, sock: socket.socket, ready: Callable[[], None]) -> bool:
-    """Serve until SIGTERM or Ctrl-C, and tell whether it was Ctrl-C. The socket is closed at the end.
+async def serve(app: Starlette, sockets: list[socket.socket], ready: Callable[[], None]) -> bool:
+    """Serve until SIGTERM or Ctrl-C, and tell whether it was Ctrl-C. The sockets are closed at the end.
 
     The application's lifespan is run here rather than by uvicorn, which would report its errors as tracebacks.
 
     Args:
         app: what to serve.
-        sock: as `bind` made it.
+        sockets: as `bind_all` made them.
         ready: called once requests are answered.
 
     Raises:
         UsageError: another process took the address meanwhile.
         PrereadError: as the application's start does.
     """
-    server = _Server(_config(app), sock.getsockname()[:2], ready)
-    with sock:
+    server = _Server(_config(app), sockets[0].getsockname()[:2], ready)
+    with ExitStack() as stack:
+        for sock in sockets:
+            stack.enter_context(sock)
         async with app.router.lifespan_context(app):
-            await server.serve([sock])
+            await server.serve(sockets)
     return server.interrupted
 
 
@@ -173,6 +224,10 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.interrupted |= sig == signal.SIGINT
         super().handle_exit(sig, frame)
+
+
+def _failed_by(error: UsageError, *numbers: int) -> bool:
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno in numbers
 
 
 def _not_bound(host: str, port: int, error: OSError, option: str = "--port") -> UsageError:

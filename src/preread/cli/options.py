@@ -6,6 +6,7 @@ from typing import Annotated, Final
 
 import typer
 
+from preread.cli import keys
 from preread.cli.terminal import byte_progress
 from preread.codec.ladder import ladder
 from preread.engine.download import pull
@@ -38,7 +39,17 @@ OptionalCloud = Annotated[
     ),
 ]
 CloudKey = Annotated[
-    str | None, typer.Option("--api-key", envvar="PREREAD_API_KEY", metavar="KEY", help="Key that the cloud asks for.")
+    str | None,
+    typer.Option(
+        "--api-key",
+        envvar="PREREAD_API_KEY",
+        metavar="KEY",
+        help="Key that the cloud asks for. Other users see it here: use the variable, or a file.",
+        callback=keys.checked,
+    ),
+]
+CloudKeyFile = Annotated[
+    Path | None, typer.Option("--api-key-file", metavar="FILE", help="The same key, alone in a file.")
 ]
 ClientKeys = Annotated[
     str | None,
@@ -46,8 +57,39 @@ ClientKeys = Annotated[
         "--api-key",
         envvar="PREREAD_API_KEYS",
         metavar="KEY,…",
-        help="Keys of which clients must send one as bearer token; without, anybody may ask.",
+        help="Keys of which clients must send one as bearer token. Other users see them here: use the variable, or a "
+        "file.",
+        callback=keys.checked,
     ),
+]
+ClientKeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--api-key-file",
+        metavar="FILE",
+        help="Clients' keys, one on a line: KEY, or SCOPE:KEY. A cloud's may read, or publish where SCOPE says so.",
+    ),
+]
+Hosts = Annotated[
+    list[str],
+    typer.Option(
+        "--host", metavar="ADDRESS", help="Address to listen on; 0.0.0.0: all of IPv4; may be given repeatedly."
+    ),
+]
+Insecure = Annotated[
+    bool, typer.Option("--insecure", help="Without keys, let in everybody who reaches this server from elsewhere.")
+]
+AllowHost = Annotated[
+    str | None,
+    typer.Option(
+        "--allow-host",
+        metavar="NAME,…|*",
+        help="Names besides localhost that clients may call this server by where there are no keys.",
+    ),
+]
+AllowOrigin = Annotated[
+    str | None,
+    typer.Option("--allow-origin", metavar="ORIGIN,…|*", help="Web pages from here may ask, as https://app.example."),
 ]
 Rung = Annotated[
     str | None,
@@ -122,7 +164,16 @@ ShareMbps = Annotated[
 ]
 SiteKey = Annotated[
     str | None,
-    typer.Option("--site-key", envvar="PREREAD_SITE_KEY", metavar="KEY", help="Secret that all edges of a site share."),
+    typer.Option(
+        "--site-key",
+        envvar="PREREAD_SITE_KEY",
+        metavar="KEY",
+        help="Secret that all edges of a site share. Other users see it here: use the variable, or a file.",
+        callback=keys.checked,
+    ),
+]
+SiteKeyFile = Annotated[
+    Path | None, typer.Option("--site-key-file", metavar="FILE", help="The same secret, alone in a file.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Say in detail what came from where.")]
@@ -141,20 +192,6 @@ def pulled(model: str) -> Path:
 def shown_name(model: str, path: Path) -> str:
     """What a model is called where people read it."""
     return path.stem if model.endswith(".gguf") else model
-
-
-def client_keys(given: str | None) -> frozenset[str]:
-    """The keys in `a,b`.
-
-    Raises:
-        UsageError: the option was given and holds no key: nobody wants a server open to all by an empty variable.
-    """
-    if given is None:
-        return frozenset()
-    keys = frozenset(key.strip() for key in given.split(",") if key.strip())
-    if not keys:
-        raise UsageError("--api-key holds no key; leave it away to let everybody in")
-    return keys
 
 
 def rung_names(given: str) -> tuple[str, ...]:

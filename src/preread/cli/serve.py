@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from preread import loop
-from preread.cli import options
+from preread.cli import keys, options
 from preread.engine.registry import DEFAULT
 from preread.errors import UsageError
 from preread.plan.choose import MAX_DLOSS, MAX_MODE_DLOSS
@@ -19,18 +19,26 @@ if TYPE_CHECKING:
     from preread.cloud.reading import Help
     from preread.edge.edge import AsyncEdge
     from preread.engine.llamacpp import LlamaCpp
+    from preread.store.auth import Keys
+    from preread.store.guard import Access
     from preread.store.objects import Objects
 
-Host = Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Address to listen on; 0.0.0.0: all of IPv4.")]
+DEFAULT_HOSTS = ["localhost"]
+"""Both loopbacks, where there are both: what runs on this machine may try either first."""
+
 _log = logging.getLogger(__name__)
 
 
 def cloud(
     model: options.Model = DEFAULT,
     store: Annotated[str, typer.Option(metavar="FOLDER|s3://…", help="Where published contexts are kept.")] = "./store",
-    host: Host = "127.0.0.1",
+    host: options.Hosts = DEFAULT_HOSTS,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8000,
     api_key: options.ClientKeys = None,
+    api_key_file: options.ClientKeyFile = None,
+    insecure: options.Insecure = False,
+    allow_host: options.AllowHost = None,
+    allow_origin: options.AllowOrigin = None,
     ctx_size: options.Window = 0,
     threads: options.Threads = 0,
     rungs: Annotated[
@@ -65,21 +73,25 @@ def cloud(
     Before it publishes for the first time with a model, it fits the codec to that model, which takes minutes; see
     `preread fit codec`.
     """
-    from preread.cli.listen import bind, warn_if_open
+    from preread.cli import listen
     from preread.store.objects import open_store
 
-    names, keys = None if rungs is None else options.rung_names(rungs), options.client_keys(api_key)
+    names = None if rungs is None else options.rung_names(rungs)
+    clients = keys.of_clients(api_key, api_key_file, "read")
     if (llm is None) != (not mapping and not guide):
         raise UsageError(
             "a large model reads by a mapping or a guide: give --llm and --map or --guide together, see `preread fit`"
         )
-    with bind(host, port) as sock, ExitStack() as stack:
-        warn_if_open(sock, keys)
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(sock) for sock in listen.bind_all(host, port)]
+        access = _access(sockets, clients, allow_host, allow_origin, insecure=insecure)
+        if clients is not None and not clients.may("publish"):
+            _log.warning("no key may publish: write publish:KEY for one that may")
         objects = open_store(store)
         engine = stack.enter_context(engine_for(model, ctx_size, threads))
         large = llm and stack.enter_context(engine_for(llm, ctx_size, threads, streamed=False))
         help = _help(large or None, mapping or [], guide or [], taught or [], max_dloss)
-        interrupted = loop.run(_serve_cloud(sock, engine, objects, names, keys, store, help))
+        interrupted = loop.run(_serve_cloud(sockets, access, engine, objects, names, store, help))
     if interrupted:
         raise KeyboardInterrupt
 
@@ -124,12 +136,36 @@ def engine_for(model: str, ctx_size: int, threads: int, *, streamed: bool = True
         engine.close()
 
 
+def _access(
+    sockets: list[socket.socket],
+    clients: "Keys | None",
+    allow_host: str | None,
+    allow_origin: str | None,
+    *,
+    insecure: bool,
+) -> "Access":
+    """Whom a server listens to. Where it is reached from elsewhere without keys, it is by names that it cannot know.
+
+    Raises:
+        UsageError: it would be open to others, and nobody said that it may; or a name or an origin is none.
+    """
+    from preread.cli import listen
+    from preread.store import hosts
+    from preread.store.guard import Access
+
+    if clients is None and not insecure:
+        listen.check_closed(sockets, "keys with --api-key-file or PREREAD_API_KEYS")
+    open_names = frozenset() if listen.closed(sockets) else frozenset({hosts.ANY})
+    names = open_names if allow_host is None else hosts.hosts(allow_host)
+    return Access(clients, names, hosts.origins(allow_origin))
+
+
 async def _serve_cloud(
-    sock: socket.socket,
+    sockets: list[socket.socket],
+    access: "Access",
     engine: "LlamaCpp",
     objects: "Objects",
     rungs: tuple[str, ...] | None,
-    api_keys: frozenset[str],
     store: str,
     help: "Help",
 ) -> bool:
@@ -141,13 +177,13 @@ async def _serve_cloud(
     count = len(await objects.names())
 
     def ready() -> None:
-        where = f"{listen.url(sock)}, store {store}, {_contexts(count)}"
+        where = f"{listen.urls(sockets)}, store {store}, {_contexts(count)}"
         print(f"preread cloud: {engine.spec.name} on {where}", flush=True)
 
     worker = Worker()
-    app = create_app(objects, EnginePublisher(engine, worker, objects, rungs, help), api_keys=api_keys)
+    app = create_app(objects, EnginePublisher(engine, worker, objects, rungs, help), access)
     try:
-        return await listen.serve(app, sock, ready)
+        return await listen.serve(app, sockets, ready)
     finally:
         worker.close()
 
@@ -155,12 +191,25 @@ async def _serve_cloud(
 def edge(
     model: options.Model = DEFAULT,
     cloud: options.OptionalCloud = None,
-    host: Host = "127.0.0.1",
+    host: options.Hosts = DEFAULT_HOSTS,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8080,
     api_key: options.ClientKeys = None,
+    api_key_file: options.ClientKeyFile = None,
+    insecure: options.Insecure = False,
+    allow_host: options.AllowHost = None,
+    allow_origin: options.AllowOrigin = None,
     cloud_key: Annotated[
         str | None,
-        typer.Option("--cloud-key", envvar="PREREAD_API_KEY", metavar="KEY", help="Key that the cloud asks for."),
+        typer.Option(
+            "--cloud-key",
+            envvar="PREREAD_API_KEY",
+            metavar="KEY",
+            help="Key that the cloud asks for. Other users see it here: use the variable, or a file.",
+            callback=keys.checked,
+        ),
+    ] = None,
+    cloud_key_file: Annotated[
+        Path | None, typer.Option("--cloud-key-file", metavar="FILE", help="The same key, alone in a file.")
     ] = None,
     rung: options.Rung = None,
     max_dloss: options.MaxDloss = MAX_DLOSS,
@@ -180,28 +229,32 @@ def edge(
     share: options.Share = None,
     share_mbps: options.ShareMbps = None,
     site_key: options.SiteKey = None,
+    site_key_file: options.SiteKeyFile = None,
 ) -> None:
     """Run an edge: an OpenAI-compatible server that streams shared contexts in and keeps prompts to itself."""
-    from preread.cli.listen import bind, warn_if_open
+    from preread.cli import listen
     from preread.edge.edge import AsyncEdge
     from preread.edge.near import Near
     from preread.edge.prefetch import Wishes
 
-    keys = options.client_keys(api_key)
+    clients = keys.of_clients(api_key, api_key_file, "ask")
+    to_cloud, site_secret = keys.own(cloud_key, cloud_key_file), keys.own(site_key, site_key_file)
     options.check_rung(rung)
     options.check_rung(refine)
     wishes, near_urls = Wishes(tuple(pin or ()), options.policy(prefetch)), options.urls(neighbours)
     with ExitStack() as stack:
-        sock = stack.enter_context(bind(host, port))
-        shared = None if share is None else stack.enter_context(bind(*options.host_and_port(share), "--share"))
-        warn_if_open(sock, keys)
+        sockets = [stack.enter_context(sock) for sock in listen.bind_all(host, port)]
+        access = _access(sockets, clients, allow_host, allow_origin, insecure=insecure)
+        shared = None if share is None else stack.enter_context(listen.bind(*options.host_and_port(share), "--share"))
+        if shared is not None and site_secret is None and not insecure:
+            listen.check_closed([shared], "a secret with --site-key-file or PREREAD_SITE_KEY")
         address = None if shared is None else shared.getsockname()[:2]
-        near = Near(disk_cache << 20, wishes, near_urls, mdns, site_key, address)
+        near = Near(disk_cache << 20, wishes, near_urls, mdns, site_secret, address)
         path = options.pulled(model)
         opened = AsyncEdge(
             model,
             cloud,
-            api_key=cloud_key,
+            api_key=to_cloud,
             rung=rung,
             max_dloss=max_dloss,
             deadline_s=deadline,
@@ -214,15 +267,15 @@ def edge(
         )
         _log.info("loading %s", options.shown_name(model, path))
         most_bytes_s = None if share_mbps is None else share_mbps * 1e6 / 8
-        interrupted = loop.run(_serve_edge(sock, opened, keys, shared, most_bytes_s))
+        interrupted = loop.run(_serve_edge(sockets, access, opened, shared, most_bytes_s))
     if interrupted:
         raise KeyboardInterrupt
 
 
 async def _serve_edge(
-    sock: socket.socket,
+    sockets: list[socket.socket],
+    access: "Access",
     opened: "AsyncEdge",
-    api_keys: frozenset[str],
     shared: socket.socket | None,
     share_bytes_s: float | None,
 ) -> bool:
@@ -235,7 +288,7 @@ async def _serve_edge(
         away = " (cannot be reached)" if site.contexts.unreachable else ""
         link = f"cloud {cloud}{away}" if cloud else "no cloud"
         sharing = f", sharing on {listen.url(shared)}" if shared else ""
-        where = f"{listen.url(sock)}, {link}, {_contexts(len(site.contexts.all()))}{sharing}"
+        where = f"{listen.urls(sockets)}, {link}, {_contexts(len(site.contexts.all()))}{sharing}"
         print(f"preread edge: {site.engine.spec.name} on {where}", flush=True)
 
     @asynccontextmanager
@@ -247,7 +300,7 @@ async def _serve_edge(
         async with listen.beside(app, shared):
             yield
 
-    return await listen.serve(create_app(opened, api_keys=api_keys, beside=sharing), sock, ready)
+    return await listen.serve(create_app(opened, access, beside=sharing), sockets, ready)
 
 
 def _contexts(count: int) -> str:

@@ -13,7 +13,6 @@ from typing import Final, Literal, Protocol
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -22,6 +21,7 @@ from preread.cloud import events
 from preread.cloud.events import Failed, Problem, Progress, Published
 from preread.errors import PrereadError, UnknownContext, UsageError
 from preread.store import guard, routes
+from preread.store.guard import LOOPBACK, Access
 from preread.store.objects import Objects
 from preread.values import Form
 from preread.wire import catalogue
@@ -56,8 +56,12 @@ class Publisher(Protocol):
     ) -> Published: ...
 
 
-def create_app(store: Objects, publisher: Publisher, *, api_keys: frozenset[str] = frozenset()) -> Starlette:
-    """The cloud as an ASGI application. With `api_keys`, everything but /health needs one of them as bearer token."""
+def create_app(store: Objects, publisher: Publisher, access: Access = LOOPBACK) -> Starlette:
+    """The cloud as an ASGI application.
+
+    Where `access` has keys, everything but /health needs one as bearer token: reading one with the scope `read`,
+    publishing and removing one with `publish`.
+    """
     contexts = _Contexts(store, publisher)
 
     @asynccontextmanager
@@ -68,12 +72,12 @@ def create_app(store: Objects, publisher: Publisher, *, api_keys: frozenset[str]
     return Starlette(
         routes=[
             Route("/health", _health, methods=["GET"]),
-            *routes.object_routes(store, routes.PRIVATE if api_keys else routes.SHARED),
+            *routes.object_routes(store, routes.SHARED if access.keys is None else routes.PRIVATE),
             routes.catalogue_route(contexts.catalogue),
             Route("/v1/contexts", partial(_publish, contexts), methods=["POST"]),
             Route("/v1/contexts/{name}", partial(_remove, contexts), methods=["DELETE"]),
         ],
-        middleware=[Middleware(guard.Keys, api_keys=api_keys, server="cloud")] if api_keys else [],
+        middleware=access.middleware("cloud", reads="read", writes="publish"),
         exception_handlers={
             PrereadError: routes.on_error,
             HTTPException: routes.on_http_error,

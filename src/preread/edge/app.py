@@ -15,7 +15,6 @@ from typing import Final
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -28,6 +27,7 @@ from preread.edge.reply import Head
 from preread.edge.request import Done, Piece
 from preread.errors import Cancelled, PrereadError
 from preread.store import guard, routes
+from preread.store.guard import LOOPBACK, Access
 
 MAX_BODY_BYTES: Final = 16 * 2**20
 MOST_STALL_S: Final = 30.0
@@ -47,11 +47,13 @@ Read = Callable[[bytes, Bounds, int], Call]
 
 def create_app(
     edge: AsyncEdge,
+    access: Access = LOOPBACK,
     *,
-    api_keys: frozenset[str] = frozenset(),
     beside: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
 ) -> Starlette:
-    """The edge as an ASGI application. With `api_keys`, everything but /health needs one of them as bearer token.
+    """The edge as an ASGI application.
+
+    Where `access` has keys, everything but /health needs one with the scope `ask` as bearer token.
 
     `edge` is opened at startup, so a model that cannot be had or loaded keeps the server from starting. `beside` is
     entered then, and left before it is closed.
@@ -69,7 +71,7 @@ def create_app(
             Route("/v1/chat/completions", partial(_complete, edge, "chatcmpl-", read_chat), methods=["POST"]),
             Route("/v1/completions", partial(_complete, edge, "cmpl-", read_completion), methods=["POST"]),
         ],
-        middleware=[Middleware(guard.Keys, api_keys=api_keys, server="edge")] if api_keys else [],
+        middleware=access.middleware("edge", reads="ask", writes="ask"),
         exception_handlers={
             PrereadError: routes.on_error,
             HTTPException: routes.on_http_error,

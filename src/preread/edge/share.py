@@ -25,6 +25,7 @@ from preread.edge.neighbours import Introduction
 from preread.edge.sources import NotHeld, Sources
 from preread.errors import PrereadError
 from preread.store import guard, routes
+from preread.store.auth import Keys
 from preread.store.egress import INTRODUCTION
 from preread.values import Kind, ObjectId, ObjectRef
 
@@ -155,7 +156,8 @@ def create_app(
 
     middleware = [Middleware(Pace, bytes_s=bytes_s)]
     if site_key is not None:
-        middleware.insert(0, Middleware(guard.Keys, api_keys=frozenset({site_key}), server="edge"))
+        keys = Keys.of((f"read:{site_key}",), "read")
+        middleware.insert(0, Middleware(guard.KeyHolders, keys=keys, server="edge", reads="read", writes="read"))
     return Starlette(
         routes=[
             Route(INTRODUCTION, introduce, methods=["GET"]),

@@ -1,35 +1,126 @@
-"""What both servers check before they listen to a request: who asks, and how much comes."""
+"""What both servers check before they listen to a request: where it was sent to, who asks, and how much comes."""
 
-import hmac
+from dataclasses import dataclass
 from typing import Final
 
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from preread.store import auth, hosts
+from preread.store.auth import Keys, Principal
 from preread.store.routes import error_response
 
 _TYPE: Final = "application/json"
+_SAFE: Final = frozenset({"GET", "HEAD"})
+_METHODS: Final = ("GET", "POST", "DELETE")
+_PRINCIPAL: Final = "preread.principal"
 
 
-class Keys:
-    """ASGI middleware: who has one of the keys is let in; anybody may ask for /health. `server` is its name."""
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Whom a server listens to.
 
-    def __init__(self, app: ASGIApp, api_keys: frozenset[str], server: str) -> None:
-        self._app, self._server = app, server
-        self._expected = [f"Bearer {key}".encode() for key in sorted(api_keys)]
+    Attributes:
+        keys: of its clients. Without any, everybody may do everything who names this machine by a known name.
+        hosts: those names besides localhost, in small letters; `*`: every one.
+        origins: web pages from these may ask, as `preread.store.hosts.origins` gives them; `*`: from everywhere.
+    """
+
+    keys: Keys | None = None
+    hosts: frozenset[str] = frozenset()
+    origins: frozenset[str] = frozenset()
+
+    def middleware(self, server: str, *, reads: auth.Scope, writes: auth.Scope) -> list[Middleware]:
+        """What decides, outermost first.
+
+        Args:
+            server: its name, for messages.
+            reads: the scope of a key that GET and HEAD need.
+            writes: the scope that every other method needs.
+        """
+        if self.keys is None:
+            layers = [Middleware(KnownHosts, allowed=self.hosts)]
+        else:
+            layers = [Middleware(KeyHolders, keys=self.keys, server=server, reads=reads, writes=writes)]
+        if self.origins:
+            # A preflight comes without a key; what the page then asks for needs one, as any request does.
+            pages = Middleware(CORSMiddleware, allow_origins=self.origins, allow_methods=_METHODS, allow_headers=("*",))
+            layers.insert(0, pages)
+        return layers
+
+
+LOOPBACK: Final = Access()
+"""Everybody who names this machine as localhost or by a loopback address."""
+
+
+class KeyHolders:
+    """ASGI middleware: who has a key for what is asked is let in; anybody may ask for /health.
+
+    It decides before any route does, so that a new route is closed until somebody has a key for it.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Keys, server: str, reads: auth.Scope, writes: auth.Scope) -> None:
+        self._app, self._keys, self._server = app, keys, server
+        self._reads, self._writes = reads, writes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] == "/health" or self._admits(scope):
+        if scope["type"] != "http" or scope["path"] == "/health":
             await self._app(scope, receive, send)
             return
-        message = f"this {self._server} needs an API key: send Authorization: Bearer KEY"
-        refusal = error_response(401, message, "invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
-        await refusal(scope, receive, send)
-
-    def _admits(self, scope: Scope) -> bool:
         given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        return any([hmac.compare_digest(given, expected) for expected in self._expected])
+        principal = self._keys.identify(given)
+        needed = self._reads if scope["method"] in _SAFE else self._writes
+        if principal is None:
+            message = f"this {self._server} needs an API key: send Authorization: Bearer KEY"
+            challenge = {"WWW-Authenticate": "Bearer"}
+            refusal = error_response(401, message, "invalid_api_key", headers=challenge)
+            await refusal(scope, receive, send)
+        elif needed not in principal.scopes:
+            has = ", ".join(sorted(principal.scopes))
+            message = f"this key has the scope {has}; this needs {needed}: ask the {self._server}'s operator for it"
+            challenge = {"WWW-Authenticate": f'Bearer error="insufficient_scope", scope="{needed}"'}  # RFC 6750, 3.1
+            refusal = error_response(403, message, "insufficient_scope", headers=challenge)
+            await refusal(scope, receive, send)
+        else:
+            await self._app({**scope, _PRINCIPAL: principal}, receive, send)
+
+
+class KnownHosts:
+    """ASGI middleware: only who names this machine by a known name is listened to.
+
+    A web page whose name its owner lets point here (DNS rebinding) would else be read to as one of this machine's own.
+    Known are localhost, loopback addresses, and `allowed`; `*` allows all.
+    """
+
+    def __init__(self, app: ASGIApp, allowed: frozenset[str]) -> None:
+        self._app, self._allowed = app, allowed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or "*" in self._allowed or self._knows(scope):
+            await self._app(scope, receive, send)
+            return
+        message = (
+            "this server is not known by the name that was asked for, and has no keys: call it localhost, or start it "
+            "with --allow-host NAME or with keys"
+        )
+        await error_response(421, message, "unknown_host")(scope, receive, send)  # RFC 9110, 15.5.20
+
+    def _knows(self, scope: Scope) -> bool:
+        given = [value for name, value in scope["headers"] if name == b"host"]
+        name = hosts.host_name(given[0].decode("latin-1")) if len(given) == 1 else None
+        return name is not None and (hosts.is_loopback(name) or name in self._allowed)
+
+
+def caller(scope: Scope) -> str:
+    """Who asks, for limits that are to be fair: the name of the key, or the address where there are no keys."""
+    principal: Principal | None = scope.get(_PRINCIPAL)
+    if principal is not None:
+        return principal.name
+    client = scope.get("client")
+    return str(client[0]) if client else "unknown"
 
 
 async def read_body(request: Request, most_bytes: int) -> bytes:
