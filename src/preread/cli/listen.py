@@ -15,6 +15,7 @@ from typing import Any, Final
 import uvicorn
 from starlette.applications import Starlette
 
+from preread import coredumps
 from preread.errors import UsageError
 from preread.store.connections import Connections, Limits
 
@@ -136,7 +137,8 @@ async def beside(app: Starlette, sock: socket.socket) -> AsyncGenerator[None, No
 async def serve(app: Starlette, sockets: list[socket.socket], ready: Callable[[], None]) -> bool:
     """Serve until SIGTERM or Ctrl-C, and tell whether it was Ctrl-C. The sockets are closed at the end.
 
-    The application's lifespan is run here rather than by uvicorn, which would report its errors as tracebacks.
+    From here on the process leaves no core files. The application's lifespan is run here rather than by uvicorn, which
+    would report its errors as tracebacks.
 
     Args:
         app: what to serve.
@@ -147,6 +149,7 @@ async def serve(app: Starlette, sockets: list[socket.socket], ready: Callable[[]
         UsageError: another process took the address meanwhile.
         PrereadError: as the application's start does.
     """
+    coredumps.forbid()
     server = _Server(_config(app), sockets[0].getsockname()[:2], ready)
     with ExitStack() as stack:
         for sock in sockets:

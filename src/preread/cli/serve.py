@@ -218,8 +218,14 @@ def edge(
     ctx_size: options.Window = 0,
     threads: options.Threads = 0,
     cache_ram: Annotated[
-        int, typer.Option(min=0, metavar="MIB", help="Memory for the KV cache of contexts not in use at the moment.")
-    ] = 1024,
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="MIB",
+            help="Memory for the KV cache of contexts not in use at the moment; by default 1024, or a quarter of what "
+            "this machine or container has.",
+        ),
+    ] = None,
     sync_s: Annotated[float, typer.Option(min=0.1, metavar="S", help="Ask for the cloud's catalogue so often.")] = 5.0,
     disk_cache: options.DiskCache = 4096,
     pin: options.Pin = None,
@@ -261,7 +267,7 @@ def edge(
             refine=refine,
             window_tokens=ctx_size,
             threads=threads,
-            cache_ram_bytes=cache_ram << 20,
+            cache_ram_bytes=None if cache_ram is None else cache_ram << 20,
             sync_s=sync_s,
             near=near,
         )

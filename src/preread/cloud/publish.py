@@ -5,7 +5,6 @@ nobody sees any of it; if anything fails before, what was published earlier stay
 """
 
 import asyncio
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from preread import limits
 from preread.cloud.events import Mode, Published
 from preread.cloud.profiles import Stored
 from preread.cloud.reading import NO_HELP, Help, read_context
@@ -139,7 +139,7 @@ async def publish(
     prefill = partial(read_context, engine, help, tokens, mode, progress)
     reading = await worker.run(prefill, lambda: _cancel(engines))
     rows: dict[str, _Rows] = {step.rung: [] for step in codecs}
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # more would only fight over the cores
+    with ThreadPoolExecutor(limits.cpus()) as pool:  # more would only fight over the cores
         for chunk in chunks:
             blocks = [await worker.run(partial(engine.export, chunk, group)) for group in groups]
             encode = partial(_frames, context, codecs, bases)

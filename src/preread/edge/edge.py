@@ -18,6 +18,8 @@ from typing import Any, Literal, Self
 import platformdirs
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
+from preread import limits
+from preread.edge import machine
 from preread.edge.answer import answer
 from preread.edge.near import Near, open_near
 from preread.edge.neighbours import Introduction
@@ -46,7 +48,8 @@ class Options:
             the one of fewest bytes.
         window_tokens: size of the KV cache in tokens; 0: the model's own window, at most 8,192.
         threads: 0: as many as this process may use.
-        cache_ram_bytes: memory for the KV of contexts that are not in use at the moment.
+        cache_ram_bytes: memory for the KV of contexts that are not in use at the moment; None: 1 GiB, or a quarter of
+            what this process may use where that is less.
         folder: where the catalogue is kept; by default in the user's cache folder.
         sync_s: how often the catalogue is asked for.
         refine: rung that a streamed context is brought to after the first token; None: it stays as it was streamed.
@@ -60,7 +63,7 @@ class Options:
     max_dloss: float = MAX_DLOSS
     window_tokens: int = 0
     threads: int = 0
-    cache_ram_bytes: int = 1 << 30
+    cache_ram_bytes: int | None = None
     folder: Path | None = None
     sync_s: float = 5.0
     refine: str | None = None
@@ -108,7 +111,7 @@ class AsyncEdge:
                 max_dloss=options.max_dloss,
                 window_tokens=options.window_tokens,
                 threads=options.threads,
-                shelf_bytes=options.cache_ram_bytes,
+                shelf_bytes=machine.shelf_bytes(limits.memory_bytes(), options.cache_ram_bytes),
                 sync_s=options.sync_s,
                 refine=options.refine,
                 deadline_s=options.deadline_s,

@@ -5,7 +5,6 @@ Every function here is called by whoever has the site's turn.
 """
 
 import logging
-import os
 import time
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack, aclosing
@@ -14,6 +13,7 @@ from functools import partial
 
 import numpy as np
 
+from preread import limits
 from preread.edge.contexts import Known
 from preread.edge.load import Loaded, Loading, Parcel
 from preread.edge.refine import Refinement
@@ -149,7 +149,7 @@ def _task(question: Question, what: Parcel, supplies: tuple[Supply, ...], site: 
     chunks = tuple(stop - start for start, stop in what.manifest.chunks)
     beliefs = site.estimates
     prompt_s = beliefs.prompt_s(question.reuse, len(question.prompt))
-    decode_bytes_s = min(INJECTIONS, len(os.sched_getaffinity(0))) * beliefs.decode_bytes_s(what.rung)
+    decode_bytes_s = min(INJECTIONS, limits.cpus()) * beliefs.decode_bytes_s(what.rung)
     sources = tuple(site.believed(supply.name) for supply in supplies)
     first = what.grid(lambda place: holder(place, supplies))
     return Task(chunks, what.cells, beliefs.prefill, prompt_s, decode_bytes_s, sources, first)

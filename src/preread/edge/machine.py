@@ -1,18 +1,28 @@
 """The machine that this process runs on, as far as it matters to inference."""
 
-import os
 import platform
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
+from preread import limits
 from preread.engine.info import system_info
 from preread.engine.model import engine_version
 
 _CPUINFO: Final = Path("/proc/cpuinfo")
 _TELLING: Final = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimd", "asimddp", "i8mm", "sve")
 """Instruction sets that change how fast a quantised model is read."""
+
+
+_MOST_SHELF_BYTES: Final = 1 << 30
+
+
+def shelf_bytes(memory_bytes: int | None, chosen_bytes: int | None) -> int:
+    """Memory for the KV of contexts that are not in use: what was chosen, else a quarter of all, and at most 1 GiB."""
+    if chosen_bytes is not None:
+        return chosen_bytes
+    return _MOST_SHELF_BYTES if memory_bytes is None else min(_MOST_SHELF_BYTES, memory_bytes // 4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +33,7 @@ class Machine:
         cpu: model of the processor.
         cores: how many this process may use.
         features: instruction sets that matter, as the kernel names them; empty where it does not say.
-        memory_bytes: physical memory; None where it is not known.
+        memory_bytes: physical memory, or what a container leaves of it; None where it is not known.
         python, preread, engine: versions.
         engine_features: what llama.cpp was built with and found here.
     """
@@ -44,9 +54,9 @@ def machine() -> Machine:
     present = set((told.get("flags") or told.get("Features") or "").split())
     return Machine(
         cpu=told.get("model name") or platform.processor() or platform.machine(),
-        cores=len(os.sched_getaffinity(0)),
+        cores=limits.cpus(),
         features=tuple(name for name in _TELLING if name in present),
-        memory_bytes=_memory_bytes(),
+        memory_bytes=limits.memory_bytes(),
         python=platform.python_version(),
         preread=version("preread"),
         engine=engine_version(),
@@ -61,10 +71,3 @@ def _cpuinfo() -> dict[str, str]:
     except OSError:
         return {}
     return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
-
-
-def _memory_bytes() -> int | None:
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):
-        return None

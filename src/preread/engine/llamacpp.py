@@ -9,7 +9,6 @@ It knows nothing of contexts' names, segments or links.
 """
 
 import ctypes
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -19,6 +18,7 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
+from preread import limits
 from preread.engine import cells, model
 from preread.engine.attention import Attention, attends_in_tiles
 from preread.engine.batch import Batch
@@ -82,7 +82,7 @@ class LlamaCpp:
             UsageError: the file is not a model that llama.cpp can load.
             EngineError: there is not enough memory for the KV cache.
         """
-        threads = threads or len(os.sched_getaffinity(0))
+        threads = threads or limits.cpus()
         loaded = model.load(path)
         spec = model.spec(loaded, path, name or path.stem, window_tokens)
         ggml = library()

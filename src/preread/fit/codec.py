@@ -5,7 +5,6 @@ tables → choose each rung's step by the bits that it should take → measure e
 was fitted on.
 """
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from preread import limits
 from preread.codec import fitted
 from preread.codec.fitted import Fitted
 from preread.codec.profile import FittedRung, Prepared, Profile, Quality, Steps, normalised, prepare
@@ -226,7 +226,7 @@ def _rungs(made: _Fit, windows: Windows) -> tuple[FittedRung, ...]:
     def refining(target: Target) -> FittedRung:
         return _refining(found[target.base or ""], coder, windows, target)
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # symbols are chosen in C, without the GIL
+    with ThreadPoolExecutor(limits.cpus()) as pool:  # symbols are chosen in C, without the GIL
         found = {rung.name: rung for rung in pool.map(alone, [target for target in RUNGS if not target.base])}
         found |= {rung.name: rung for rung in pool.map(refining, [target for target in RUNGS if target.base])}
     return tuple(found[target.name] for target in RUNGS)
