@@ -31,6 +31,14 @@ def test_published_file_is_named_after_its_stem_listed_shown_and_removed(
     assert json.loads(preread("contexts", "ls", "--json", "--cloud", quick_cloud).out) == []
 
 
+def test_a_file_with_a_name_as_macos_writes_it_is_published_as_it_is_typed(
+    preread: Run, quick_cloud: str, tmp_path: Path
+) -> None:
+    (tmp_path / "cafe\u0301.txt").write_text("Some text.")
+    assert preread("publish", str(tmp_path / "cafe\u0301.txt"), "--cloud", quick_cloud).code == 0
+    assert preread("contexts", "rm", "caf\u00e9", "--cloud", quick_cloud).code == 0
+
+
 def test_json_output_is_one_object_alone_on_stdout(preread: Run, quick_cloud: str, manual: str) -> None:
     published = json.loads(preread("publish", manual, "--json", "--cloud", quick_cloud).out)
     assert published["tokens"] == 33 and set(published["bytes"]) == {"lossless", "q4"}

@@ -88,6 +88,15 @@ def test_catalogue_follows_publication_and_removal(client: httpx2.Client) -> Non
     assert names_at(client) == ["a", "b"]
 
 
+def test_a_context_that_was_published_under_a_name_no_longer_fit_is_read_and_removed(
+    client: httpx2.Client, store: Objects
+) -> None:
+    asyncio.run(RandomPublisher(store)("man\u202eual", TEXT, None, "auto", "exact", lambda *_: None))
+    assert names_at(client) == ["man\u202eual"]
+    assert client.delete("/v1/contexts/man%E2%80%AEual").status_code == 200
+    assert names_at(client) == []
+
+
 def test_removing_an_unknown_context(client: httpx2.Client) -> None:
     client.post("/v1/contexts", json={"name": "manual", "text": TEXT})
     answer = client.delete("/v1/contexts/manuel")
@@ -103,6 +112,9 @@ def test_removing_an_unknown_context(client: httpx2.Client) -> None:
         ({"name": "a/b", "text": "x"}, "cannot name"),
         ({"name": "n" * 129, "text": "x"}, "cannot name"),
         ({"name": "a\nb", "text": "x"}, "cannot name"),
+        ({"name": "a\u202eb", "text": "x"}, "U+202E is not seen in it"),
+        ({"name": "manual\xa0", "text": "x"}, "U+00A0 is not seen in it"),
+        ({"name": "m\u0430nual", "text": "x"}, "Cyrillic and Latin letters look alike"),
         ({"name": "a", "text": ""}, "empty"),
         ({"name": "a", "tokens": []}, "empty"),
         ({"name": "a"}, "either"),

@@ -1,6 +1,7 @@
 """`preread publish` and `preread contexts`: what a cloud has read, and what it is to read."""
 
 import sys
+import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
@@ -70,7 +71,8 @@ def publish(
     if not text or not text.strip():
         raise UsageError(f"{_shown(file)} is empty: there is nothing to publish")
     ids = _ids(text, _shown(file)) if tokens else None
-    done = _publish(cloud, name or Path(file or "").stem, None if tokens else text, ids, form, mode, key)
+    called = unicodedata.normalize("NFC", name or Path(file or "").stem)  # file names of macOS are not
+    done = _publish(cloud, called, None if tokens else text, ids, form, mode, key)
     if json:
         print_json(_published_json(done))
         return

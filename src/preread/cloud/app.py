@@ -26,6 +26,7 @@ from preread.store.objects import Objects
 from preread.values import Form
 from preread.wire import catalogue
 from preread.wire.catalogue import Catalogue
+from preread.wire.names import why_unfit
 
 MAX_BODY_BYTES: Final = 64 * 2**20
 _log = logging.getLogger(__name__)
@@ -210,10 +211,8 @@ def _parse(body: bytes) -> events.Request:
         ask = msgspec.json.decode(body, type=events.Request)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise UsageError(f"request is not what POST /v1/contexts takes: {error}") from error
-    if not catalogue.valid_name(ask.name):
-        raise UsageError(
-            f"{ask.name[:200]!r} cannot name a context: 1 to 128 characters, no control characters, no slash"
-        )
+    if unfit := why_unfit(ask.name):
+        raise UsageError(f"{ask.name[:200]!r} cannot name a context: {unfit}")
     if (ask.text is None) == (ask.tokens is None):
         raise UsageError("give the document either as text or as tokens")
     if not (ask.text or ask.tokens):

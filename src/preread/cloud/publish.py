@@ -33,10 +33,11 @@ from preread.values import ContextId, Form, KVBlock, ObjectRef, Span
 from preread.wire import manifest as manifests
 from preread.wire import segment
 from preread.wire import tokens as token_objects
-from preread.wire.catalogue import Entry, valid_name
+from preread.wire.catalogue import Entry
 from preread.wire.digest import context_id
 from preread.wire.fields import SizedId
 from preread.wire.manifest import Manifest, Model, Origin, Quality, Rung
+from preread.wire.names import why_unfit
 
 Tokens = npt.NDArray[np.int32]
 Report = Callable[[str, int, int], None]
@@ -178,8 +179,8 @@ def check(engine: LlamaCpp, name: str, tokens: int) -> None:
     Raises:
         UsageError: the name is not one, the model's KV cannot be streamed, or the document does not fit its window.
     """
-    if not valid_name(name):
-        raise UsageError(f"{name!r} cannot name a context: 1 to 128 characters, no control characters, no slash")
+    if unfit := why_unfit(name):
+        raise UsageError(f"{name!r} cannot name a context: {unfit}")
     if engine.no_injection:
         raise UsageError(f"KV of {engine.spec.name} cannot be streamed: {engine.no_injection}")
     over = tokens + SMALLEST_ROOM_TOKENS - engine.spec.window_tokens
