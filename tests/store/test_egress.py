@@ -106,6 +106,62 @@ def test_objects_arrive(handler: Handler) -> None:
     assert outcome(handler) == DATA
 
 
+async def early_hints_forever(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: bytes) -> None:
+    while True:
+        writer.write(b"HTTP/1.1 103 Early Hints\r\n\r\n")
+        await writer.drain()
+        await asyncio.sleep(0)
+
+
+async def slow_head(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: bytes) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\n")
+    for number in range(10**6):
+        writer.write(b"X-%d: x\r\n" % number)
+        await writer.drain()
+        await asyncio.sleep(0.001)
+
+
+def test_early_hints_without_end_are_refused() -> None:
+    assert isinstance(outcome(early_hints_forever, Patience(grace_s=5.0)), RemoteError)
+
+
+@pytest.mark.parametrize("handler", [early_hints_forever, slow_head, sends(answer(b"?" * 9999, "404 Not Found"))])
+def test_only_bytes_of_what_was_asked_for_are_progress(handler: Handler) -> None:
+    """A plan waits for a link that brings something: heads, errors and other objects are nothing."""
+
+    async def main() -> None:
+        async with server(handler) as served, CloudLink(served.url, patience=Patience(grace_s=5.0)) as link:
+            with pytest.raises(PrereadError):
+                await link.get(REF)
+            assert link.received_bytes == 0
+
+    asyncio.run(main())
+
+
+def test_a_segment_under_way_is_progress_and_a_catalogue_is_not() -> None:
+    more = asyncio.Event()
+
+    async def halves(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: bytes) -> None:
+        writer.write(answer(DATA[:5000], length=len(DATA)))
+        await more.wait()
+        writer.write(DATA[5000:])
+
+    async def main() -> None:
+        async with server(halves) as served, CloudLink(served.url) as link:
+            got = asyncio.create_task(link.get(REF))
+            while link.received_bytes < 5000:
+                await asyncio.sleep(0.001)
+            assert link.received_bytes == 5000
+            more.set()
+            assert await got == DATA and link.received_bytes == len(DATA)
+        async with server(sends(answer(DATA))) as served, CloudLink(served.url) as link:
+            await link.catalogue()
+            await link.get(ObjectRef("profiles", REF.id, REF.size_bytes))
+            assert link.received_bytes == 0
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(
     ("handler", "reason"),
     [
@@ -293,19 +349,12 @@ async def drip_headers(reader: asyncio.StreamReader, writer: asyncio.StreamWrite
         await asyncio.sleep(0.01)
 
 
-async def early_hints_forever(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: bytes) -> None:
-    while True:
-        writer.write(b"HTTP/1.1 103 Early Hints\r\n\r\n")
-        await writer.drain()
-        await asyncio.sleep(0)
-
-
 def test_silence_is_a_stall() -> None:
     error = outcome(hang)
     assert isinstance(error, TransportError) and "nothing more for 0.2 s" in str(error)
 
 
-@pytest.mark.parametrize("handler", [drip, drip_headers, early_hints_forever])
+@pytest.mark.parametrize("handler", [drip, drip_headers])
 def test_endless_drip_is_cut_off_although_it_never_stalls(handler: Handler) -> None:
     assert isinstance(outcome(handler, Patience(stall_s=10.0, grace_s=0.2)), TransportError)
 

@@ -71,7 +71,7 @@ class Neighbour:
 
     @property
     def received_bytes(self) -> int:
-        """All that ever came from it, unfinished answers included."""
+        """Bytes of segments that ever came from it, unfinished ones included."""
         return self._link.received_bytes
 
     @property

@@ -57,7 +57,7 @@ class Supply(Protocol):
 
     @property
     def received_bytes(self) -> int:
-        """All that ever came from there, unfinished answers included."""
+        """Bytes of segments that ever came from there, unfinished ones included: nothing else is progress."""
         ...
 
 

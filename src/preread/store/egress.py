@@ -9,6 +9,8 @@ to, is in `mdns.py`.)
 
 import asyncio
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Final, Self, get_args
 
@@ -58,6 +60,8 @@ class CloudLink:
             self._headers += (("Authorization", f"Bearer {api_key}"),)
         self._pool = Pool(self._origin, patience, connections)
         self._begun: dict[ObjectId, bytearray] = {}
+        self._under_way: list[tuple[bytearray, int]] = []
+        self._ended_bytes = 0
 
     async def catalogue(self, etag: str | None = None) -> tuple[bytes, str] | None:
         """The catalogue's bytes, unverified, and its etag ("" where it has none); None if `etag` is still current.
@@ -92,7 +96,8 @@ class CloudLink:
             raise UsageError(f"{ref.kind!r}, {ref.id!r} does not name an object")
         path, body = f"/v1/{ref.kind}/{ref.id}", self._begun.pop(ref.id, bytearray())
         try:
-            answer = await self._pool.get(Wanted(path, headers, ref.size_bytes, ref.size_bytes), body)
+            with self._counting(ref, body):
+                answer = await self._pool.get(Wanted(path, headers, ref.size_bytes, ref.size_bytes), body)
         except (TransportError, asyncio.CancelledError):
             self._keep_begun(ref, body)
             raise
@@ -108,10 +113,27 @@ class CloudLink:
         while sum(map(len, self._begun.values())) > MOST_BEGUN_BYTES:
             del self._begun[next(iter(self._begun))]
 
+    @contextmanager
+    def _counting(self, ref: ObjectRef, body: bytearray) -> Iterator[None]:
+        """While this lasts, what is added to a segment's body counts as progress."""
+        if ref.kind != "segments":
+            yield
+            return
+        under_way = (body, len(body))
+        self._under_way.append(under_way)
+        try:
+            yield
+        finally:
+            self._under_way = [other for other in self._under_way if other is not under_way]
+            self._ended_bytes += max(0, len(body) - under_way[1])
+
     @property
     def received_bytes(self) -> int:
-        """All that ever arrived over this link, unfinished answers included."""
-        return self._pool.received_bytes
+        """Bytes of segments that ever arrived over this link, unfinished ones included, and of nothing else.
+
+        Heads, errors and other objects are not what anybody waits for: whoever sends only those sends nothing.
+        """
+        return self._ended_bytes + sum(max(0, len(body) - before) for body, before in self._under_way)
 
     async def warm(self, connections: int) -> None:
         """Open connections ahead of need, so that no handshake is waited for later.

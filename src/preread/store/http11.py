@@ -11,7 +11,6 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -25,6 +24,8 @@ Headers = tuple[tuple[str, str], ...]
 
 _READ_BYTES = 256 * 1024
 _HEAD_BYTES = 16 * 1024
+_MOST_HINTS = 5
+"""Answers before the answer (RFC 9110, 15.2) that are read over, as many as Go's client takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +104,7 @@ def parse_origin(url: str) -> Origin:
 
 
 class Pool:
-    """Up to `connections` keep-alive connections to `origin`, each opened when it is first needed.
-
-    Attributes:
-        received_bytes: all that ever arrived, heads and unfinished answers included: how a slow link shows early.
-    """
+    """Up to `connections` keep-alive connections to `origin`, each opened when it is first needed."""
 
     def __init__(self, origin: Origin, patience: Patience, connections: int) -> None:
         self._origin, self._patience = origin, patience
@@ -115,7 +112,6 @@ class Pool:
         self._open: set[_Connection] = set()
         self._idle: list[_Connection] = []
         self._tls: ssl.SSLContext | None = None
-        self.received_bytes = 0
 
     async def get(self, wanted: Wanted, begun: bytearray | None = None) -> Answer:
         """Ask once; an idle connection that the other side had closed meanwhile is replaced by another.
@@ -123,12 +119,13 @@ class Pool:
         Args:
             wanted: what to ask for.
             begun: what has come of the body before. Only the rest is asked for then (RFC 9110, 14.2), and all of it
-                taken where that is what comes. It is added to, so that a failure can be gone on from.
+                taken where that is what comes. It is added to as bytes come, so that a slow link shows early and a
+                failure can be gone on from.
 
         Raises:
             TransportError: no connection, no answer in time, or the connection broke before the answer's end.
             UsageError: SSL_CERT_FILE names no certificates.
-        RemoteError: the answer is not HTTP/1.1, or its head is over 16 KiB.
+            RemoteError: the answer is not HTTP/1.1, its head is over 16 KiB, or it never gets to the point.
             CorruptData: "length", the body is shorter or longer than wanted.
         """
         body = bytearray() if begun is None else begun
@@ -177,12 +174,9 @@ class Pool:
         except OSError as error:
             why = tls.cause(error) or f"{_cause(error)}; is `preread cloud` running there?"
             raise TransportError(f"{origin} cannot be reached: {why}") from error
-        connection = _Connection(origin, reader, writer, self._count)
+        connection = _Connection(origin, reader, writer)
         self._open.add(connection)
         return connection
-
-    def _count(self, size_bytes: int) -> None:
-        self.received_bytes += size_bytes
 
 
 class _Stale(Exception):
@@ -192,14 +186,8 @@ class _Stale(Exception):
 class _Connection:
     """One TCP or TLS connection; one request at a time."""
 
-    def __init__(
-        self,
-        origin: Origin,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        count: Callable[[int], None],
-    ) -> None:
-        self._origin, self._reader, self._writer, self._count = origin, reader, writer, count
+    def __init__(self, origin: Origin, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._origin, self._reader, self._writer = origin, reader, writer
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEAD_BYTES)
         self._used = False
 
@@ -211,7 +199,7 @@ class _Connection:
             headers.append(("Range", f"bytes={before}-"))
         head = self._http.send(h11.Request(method="GET", target=target, headers=headers))
         self._writer.write((head or b"") + (self._http.send(h11.EndOfMessage()) or b""))
-        answer, heard = Answer(0, {}, b""), False
+        answer, heard, hints = Answer(0, {}, b""), False, 0
         grace_until = time.monotonic() + patience.grace_s
         while True:
             event = self._next_event(len(body))
@@ -219,8 +207,11 @@ class _Connection:
                 left_s = grace_until + (len(body) - before) / patience.slowest_bytes_s - time.monotonic()
                 data = await self._read(min(patience.stall_s, left_s), len(body), retry=self._used and not heard)
                 heard = True
-                self._count(len(data))
                 self._http.receive_data(data)
+            elif isinstance(event, h11.InformationalResponse):
+                hints += 1
+                if hints > _MOST_HINTS:
+                    raise RemoteError(f"{self._origin} announces an answer again and again, and gives none")
             elif isinstance(event, h11.Response):
                 answer = Answer(event.status_code, dict(event.headers), b"")
                 if answer.status == 200:
