@@ -17,7 +17,7 @@ from preread.cloud.publish import refuse
 from preread.edge.edge import Answer, AsyncEdge
 from preread.edge.request import Ask, Done
 from preread.engine.sampling import Sampling
-from preread.errors import UnknownContext, UsageError
+from preread.errors import TooLong, UnknownContext, UsageError
 from preread.store.objects import Objects, open_store
 from preread.testing.cloud import serving
 from preread.testing.proxy import Blackout, Corrupt, Fault, Link, ProxyProcess, Refuse, Reset, Truncate
@@ -290,7 +290,7 @@ def test_requests_at_the_same_time_are_each_answered_right(bench: Bench) -> None
 def test_what_cannot_be_answered_is_refused(bench: Bench) -> None:
     with pytest.raises(UnknownContext, match=r"unknown context 'nothing'.*manual"):
         bench.ask(context="nothing")
-    with pytest.raises(UsageError, match="too many for a window of 2048"):
+    with pytest.raises(TooLong, match="maximum context length is 2048 tokens"):
         bench.ask("word " * 3000)
     with pytest.raises(UsageError, match="not open"):
         Edge("smollm2-135m-instruct").ask("?")

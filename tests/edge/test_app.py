@@ -165,7 +165,11 @@ def test_unknown_context_names_the_known_ones(client: openai.OpenAI) -> None:
     ("fields", "param", "words"),
     [
         ({"temperature": "hot"}, "temperature", "float"),
-        ({"messages": [{"role": "user", "content": "many words " * 2000}]}, None, "too many for a window of 2048"),
+        (
+            {"messages": [{"role": "user", "content": "many words " * 2000}]},
+            None,
+            "maximum context length is 2048 tokens",
+        ),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0]", "text"),
         ({"n": 2}, "n", "1"),
     ],

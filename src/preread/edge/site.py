@@ -40,6 +40,8 @@ class Site:
     """Everything that answering needs. One request at a time holds the engine: see `turn`.
 
     Attributes:
+        worker: the thread in which the engine computes.
+        reader: the thread in which prompts are tokenised, beside it.
         held: the context whose KV is in the engine's cache; changed only by whoever has the turn.
         rung: rung of the quality ladder that is loaded; None: the smallest that keeps `max_dloss`.
         max_dloss: by how much the streamed context's loss may be stated to exceed the exact one's, in nats a token.
@@ -56,6 +58,7 @@ class Site:
         self,
         engine: LlamaCpp,
         worker: Worker,
+        reader: Worker,
         link: CloudLink | None,
         contexts: Contexts,
         estimates: Estimates,
@@ -66,7 +69,7 @@ class Site:
         refine: str | None = None,
         deadline_s: float | None = None,
     ) -> None:
-        self.engine, self.worker, self.link = engine, worker, link
+        self.engine, self.worker, self.reader, self.link = engine, worker, reader, link
         self.contexts, self.estimates, self.shelf = contexts, estimates, shelf
         self.rung, self.max_dloss, self.refine, self.deadline_s = rung, max_dloss, refine, deadline_s
         self.preparations = Preparations(engine.embeddings)
@@ -143,10 +146,11 @@ class Site:
             self.preparations.clear()
 
     async def close(self) -> None:
-        """Stop everything, after the request that is being answered."""
+        """Stop everything, after the request that is being answered. No thread uses the model when it is freed."""
         async with self.turn():
             if self.link is not None:
                 await self.link.aclose()
+            self.reader.close()
             await self.worker.run(self.engine.close)
         self.worker.close()
 
@@ -182,11 +186,12 @@ async def open_site(
     Raises:
         UsageError, EngineError: as for `LlamaCpp.open`.
     """
-    worker = Worker()
+    worker, reader = Worker(), Worker("reader")
     try:
         engine = await worker.run(lambda: LlamaCpp.open(model, name=name, window_tokens=window_tokens, threads=threads))
         tested = await worker.run(lambda: self_test(engine))
     except BaseException:
+        reader.close()
         worker.close()
         raise
     if engine.no_injection:
@@ -197,6 +202,7 @@ async def open_site(
     site = Site(
         engine,
         worker,
+        reader,
         link,
         contexts,
         estimates,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from preread.edge.bounds import check_size, too_long
 from preread.edge.contexts import Known
 from preread.edge.request import Ask
 from preread.edge.site import Site
@@ -45,14 +46,15 @@ async def understand(ask: Ask, site: Site) -> Question:
 
     Raises:
         UnknownContext: nobody published a context of this name.
-        UsageError: the messages cannot be rendered, or the prompt does not fit the model's window.
+        TooLong: the prompt does not fit the model's window.
+        UsageError: the messages cannot be rendered.
     """
+    spec = site.engine.spec
     known = None if ask.context is None else await _named(ask.context, site)
-    question = await asyncio.to_thread(_tokenised, ask, known, site)
-    window = site.engine.spec.window_tokens
-    if question.prompt_tokens >= window:
-        over = question.prompt_tokens - window + 1
-        raise UsageError(f"the prompt has {question.prompt_tokens} tokens, {over} too many for a window of {window}")
+    check_size(ask, spec.window_tokens, spec.token_characters)
+    question = await site.reader.run(lambda: _tokenised(ask, known, site))
+    if question.prompt_tokens >= spec.window_tokens:
+        raise too_long(spec.window_tokens, f"{question.prompt_tokens} tokens")
     if question.known is not None and site.uses is not None:
         site.uses.used(question.known.entry.context, time.time())
     return question

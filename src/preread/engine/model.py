@@ -35,6 +35,7 @@ class Spec:
         window_tokens: size of the KV cache, that is, context + prompt + answer.
         trained_tokens: the longest window it was trained for.
         vocab_size: number of token ids.
+        token_characters: no token stands for more characters of text.
         rope_near: whether the two halves of a rotated pair lie side by side (llama.cpp's NORM) or not (NEOX).
         rope_base, rope_pairs: base of the rotation's frequencies, and how many pairs of a head's channels are rotated.
         no_injection: why its KV can be neither exported nor injected; None when it can.
@@ -48,6 +49,7 @@ class Spec:
     window_tokens: int
     trained_tokens: int
     vocab_size: int
+    token_characters: int
     rope_near: bool
     rope_base: float
     rope_pairs: int
@@ -159,16 +161,18 @@ def spec(loaded: Loaded, path: Path, name: str, window_tokens: int) -> Spec:
     heads = llama_cpp.llama_model_n_head(model)
     width = llama_cpp.llama_model_n_embd(model)
     head_dim = int(loaded.metadata(f"{architecture}.attention.key_length") or width // max(heads, 1))
+    vocabulary, token_characters = _vocabulary(loaded)
     geometry = Geometry(llama_cpp.llama_model_n_layer(model), llama_cpp.llama_model_n_head_kv(model), head_dim)
     return Spec(
         name=name,
         architecture=architecture,
         fingerprint=_fingerprint(loaded, path, architecture),
-        vocabulary=_vocabulary(loaded),
+        vocabulary=vocabulary,
         geometry=geometry,
         window_tokens=window_tokens or min(trained, _DEFAULT_WINDOW),
         trained_tokens=trained,
         vocab_size=llama_cpp.llama_vocab_n_tokens(loaded.vocab),
+        token_characters=token_characters,
         rope_near=llama_cpp.llama_model_rope_type(model) == llama_cpp.LLAMA_ROPE_TYPE_NORM,
         rope_base=float(loaded.metadata(f"{architecture}.rope.freq_base") or 10_000),
         rope_pairs=int(loaded.metadata(f"{architecture}.rope.dimension_count") or head_dim) // 2,
@@ -209,13 +213,21 @@ def _fingerprint(loaded: Loaded, path: Path, architecture: str) -> Fingerprint:
     return Fingerprint(blake3.blake3(msgspec.json.encode(meaning, order="sorted")).hexdigest())
 
 
-def _vocabulary(loaded: Loaded) -> Fingerprint:
-    digest = blake3.blake3()
+def _vocabulary(loaded: Loaded) -> tuple[Fingerprint, int]:
+    """Digest of the tokenizer, and the most characters of a token's text.
+
+    The vocabulary's own text has at least as many characters as what the token stands for: one for each byte (BPE), or
+    one for each character (SentencePiece).
+    """
+    digest, most = blake3.blake3(), 1
     for key in ("tokenizer.ggml.model", "tokenizer.ggml.pre"):
         digest.update((loaded.metadata(key) or "").encode() + b"\0")
     for token in range(llama_cpp.llama_vocab_n_tokens(loaded.vocab)):
-        digest.update(llama_cpp.llama_vocab_get_text(loaded.vocab, token) + b"\0")
-    return Fingerprint(digest.hexdigest())
+        text = llama_cpp.llama_vocab_get_text(loaded.vocab, token)
+        digest.update(text + b"\0")
+        if len(text) > most:
+            most = max(most, len(text.decode(errors="replace")))
+    return Fingerprint(digest.hexdigest()), most
 
 
 def _to_log(level: int, text: bytes, _: object) -> None:

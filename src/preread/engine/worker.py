@@ -1,12 +1,15 @@
-"""One thread in which the engine works, and how the event loop speaks with it.
+"""A thread of its own for work that blocks, and how the event loop speaks with it.
 
-llama.cpp blocks for as long as it computes and wants to be called by one thread at a time.
+llama.cpp blocks for as long as it computes and wants to be called by one thread at a time. Texts are tokenised in
+another such thread, and it must have ended before the model is freed: a thread of asyncio's pool cannot be waited for.
 """
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
+
+from preread.errors import EngineError
 
 T = TypeVar("T")
 
@@ -21,23 +24,39 @@ class _End:
 
 
 class Worker:
-    """Runs calls one after the other in its own thread."""
+    """Runs calls one after the other in its own thread; `name` is the thread's."""
 
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="engine")
+    def __init__(self, name: str = "engine") -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._closing = False
 
     async def run(self, call: Callable[[], T], stop: Callable[[], None] | None = None) -> T:
-        """The result of `call()`. When the caller gives up waiting, `stop()` is called, and the call's end awaited."""
-        future = asyncio.get_running_loop().run_in_executor(self._pool, call)
+        """The result of `call()`.
+
+        When the caller gives up waiting, a call that has not begun never does; otherwise `stop()` is called, and the
+        call's end awaited.
+
+        Raises:
+            EngineError: the worker was closed before the call began.
+        """
+
+        def begun() -> T:
+            if self._closing:
+                raise _closed()
+            return call()
+
+        job = self._submit(begun)
+        future = asyncio.wrap_future(job)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
-            await _end(future, stop)
+            if not job.cancel():
+                await _end(future, stop)
             raise
 
     def soon(self, call: Callable[[], None]) -> None:
         """Run `call()`, which must not raise, when the thread is free; nobody waits for it."""
-        self._pool.submit(call)
+        self._submit(call)
 
     async def stream(self, make: Callable[[], Iterator[T]], stop: Callable[[], None]) -> AsyncGenerator[T, None]:
         """The items of the iterator that `make()` returns, made and advanced in the thread, as they come.
@@ -63,7 +82,7 @@ class Worker:
             else:
                 hand_over(_End(None))
 
-        producing = loop.run_in_executor(self._pool, produce)
+        producing = asyncio.wrap_future(self._submit(produce))
         try:
             while True:
                 item = await items.get()
@@ -77,8 +96,18 @@ class Worker:
             await _end(producing, stop)
 
     def close(self) -> None:
-        """Wait for the thread to end."""
+        """Wait for the thread to end. Calls of `run` that have not begun fail."""
+        self._closing = True
         self._pool.shutdown()
+
+    def _submit(self, call: Callable[[], T]) -> Future[T]:
+        if self._closing:
+            raise _closed()
+        return self._pool.submit(call)
+
+
+def _closed() -> EngineError:
+    return EngineError("the engine is being closed")
 
 
 async def _end(future: asyncio.Future[T], stop: Callable[[], None] | None) -> None:
