@@ -35,7 +35,8 @@ def files(smollm: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Study
         tokens = engine.tokenize_prompt(chat.system_prefix(TEXT))
         exchanges = []
         for part, code in (("pump", 107), ("fan", 114), ("pump", 107)) * 3:
-            prompt = engine.tokenize(chat.after_system([{"role": "user", "content": f"Which code has the {part}?"}]))
+            asked = chat.after_system([{"role": "user", "content": f"Which code has the {part}?"}])
+            prompt = engine.tokenize_prompt(asked, start=False)
             answer = np.concatenate([engine.tokenize(f"It has code {code}."), engine.tokenize(chat.eos)])
             rows = np.zeros((len(answer), 1), np.float32)
             exchanges.append(Exchange(prompt, answer, answer[:, None], rows, rows[:, 0]))

@@ -8,6 +8,7 @@ import pytest
 
 from preread.engine import rendering
 from preread.engine.chat import ChatTemplate
+from preread.engine.marks import Controls, Prompt
 from preread.engine.rendering import Apart, Here, renderer
 from preread.errors import PrereadError, UsageError
 
@@ -98,6 +99,6 @@ def test_only_templates_that_are_known_are_rendered_in_this_process() -> None:
 
 
 def test_a_chat_is_rendered_apart_unless_its_template_is_known() -> None:
-    with closing(ChatTemplate(CHATML, "<s>", "</s>", len)) as chat:
-        assert chat.render([{"role": "user", "content": "Hello"}]) == "<|user|>Hello<s>"
+    with closing(ChatTemplate(CHATML, "<s>", "</s>", Controls(()), len)) as chat:
+        assert chat.render([{"role": "user", "content": "Hello"}]) == Prompt("<|user|>Hello<s>")
         assert isinstance(chat._renderer, rendering.Apart)

@@ -285,10 +285,10 @@ def _prompts(engine: LlamaCpp, document: Document) -> tuple[Tokens, list[Tokens]
             raise UsageError("there is no template")
         begun = engine.tokenize_prompt(engine.chat.system_prefix(document.titled))
         asked = [engine.chat.after_system([{"role": "user", "content": one.text}]) for one in document.questions]
+        return begun, [engine.tokenize_prompt(prompt, start=False) for prompt in asked]
     except UsageError:  # none, or one without a system prompt
         begun = engine.tokenize(document.text, special=False, start=True)
-        asked = [f"\n\nQuestion: {one.text}\nAnswer:" for one in document.questions]
-    return begun, [engine.tokenize(text) for text in asked]
+        return begun, [engine.tokenize(f"\n\nQuestion: {one.text}\nAnswer:") for one in document.questions]
 
 
 def _large_loss(slm: LlamaCpp, llm: LlamaCpp, tail: Tokens) -> Double:

@@ -136,7 +136,7 @@ def bench(model: tuple[Path, str], options: Options, console: Console) -> dict[s
 
 def _prompt(engine: LlamaCpp, question: Question) -> Tokens:
     assert engine.chat is not None  # or the document had no tokens
-    return engine.tokenize(engine.chat.after_system([{"role": "user", "content": question.text}]))
+    return engine.tokenize_prompt(engine.chat.after_system([{"role": "user", "content": question.text}]), start=False)
 
 
 def _tokens(engine: LlamaCpp, document: str) -> Tokens:

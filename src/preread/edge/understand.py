@@ -89,7 +89,7 @@ def _tokenised(ask: Ask, known: Known | None, site: Site) -> Question:
     if ask.messages is None:
         following = _continued(ask, engine)
     elif known.entry.form == "chat" and engine.chat is not None:
-        following = engine.tokenize(engine.chat.after_system(ask.messages))
+        following = engine.tokenize_prompt(engine.chat.after_system(ask.messages), start=False)
     else:
         following = _whole(ask, engine)
     return _question(ask, known, len(known.tokens), following)

@@ -1,20 +1,26 @@
 """Chat templates: the Jinja text that a GGUF carries, rendered as Hugging Face's tokenizers do.
 
+Where a template has no system prompt, or refuses two messages of one role in a row, the messages are first brought into
+a form that it takes, as llama-server does with system prompts.
+
 The system prompt of a chat can be a shared context. Where it ends is found by rendering, not by knowing templates: see
 `system_prefix` and `after_system`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
+from preread.engine.marks import Controls, Prompt
 from preread.engine.rendering import renderer
 from preread.errors import UsageError
 
 Message = dict[str, Any]
-"""{"role": …, "content": …} as in OpenAI's API, content already text."""
+"""{"role": …, "content": …} as in OpenAI's API, content already text, a tool call's arguments already an object."""
 
-_PLACEHOLDER = "\ue000 the shared context stands here \ue001"
+_PLACEHOLDER: Final = "\ue000 the shared context stands here \ue001"
+_NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 class ChatTemplate:
@@ -23,6 +29,7 @@ class ChatTemplate:
     Args:
         source: Jinja text.
         bos, eos: texts of these tokens.
+        controls: all control tokens; none of them is read in contents.
         boundary: how many characters of a text lie up to the end of its last control token, 0 if it has none. Text
             after a control token is tokenised on its own, so only there may a context end.
 
@@ -30,17 +37,67 @@ class ChatTemplate:
         UsageError: the text is too long to be a template.
     """
 
-    def __init__(self, source: str, bos: str, eos: str, boundary: Callable[[str], int]) -> None:
+    def __init__(self, source: str, bos: str, eos: str, controls: Controls, boundary: Callable[[str], int]) -> None:
         self._renderer = renderer(source)
-        self.bos, self.eos, self._boundary = bos, eos, boundary
+        self._source, self.bos, self.eos = source, bos, eos
+        self.controls, self._boundary = controls, boundary
 
-    def render(self, messages: Sequence[Message], *, reply: bool = True) -> str:
+    def render(self, messages: Sequence[Message], more: Mapping[str, Any] = _NOTHING, *, reply: bool = True) -> Prompt:
         """The prompt for these messages; with `reply`, up to where the assistant's answer begins.
+
+        Args:
+            messages: of the chat.
+            more: further variables for the template, for example `enable_thinking`.
+            reply: whether an answer is to follow.
 
         Raises:
             UsageError: the template cannot be read, or refuses the messages, for example their order of roles.
         """
+        mark = self.controls.mark_for(self._source, list(messages), dict(more))
+        chat = self.controls.marked(list(messages), mark)
+        if any(message["role"] == "system" for message in chat) and not self._has_system:
+            chat = _folded(chat)
+        variables = self.controls.marked(dict(more), mark)
+        try:
+            return Prompt(self._rendered(chat, variables, reply), mark)
+        except UsageError:
+            merged = _merged(chat)
+            if len(merged) == len(chat):
+                raise
+            return Prompt(self._rendered(merged, variables, reply), mark)
+
+    def close(self) -> None:
+        """End what the template is rendered in."""
+        self._renderer.close()
+
+    def system_prefix(self, system: str) -> Prompt:
+        """What every chat with this system prompt begins with, up to where the first other message starts.
+
+        Raises:
+            UsageError: the template has no place for a system prompt of its own.
+        """
+        before, after = self._around_system
+        mark = self.controls.mark_for(self._source, system)
+        return Prompt(before + str(self.controls.marked(system, mark)) + after, mark)
+
+    def after_system(self, messages: Sequence[Message], more: Mapping[str, Any] = _NOTHING) -> Prompt:
+        """What follows `system_prefix` when these messages, none of them the context's system prompt, are rendered.
+
+        Raises:
+            UsageError: as `render` does; the template, given these messages or `more`, does not begin so.
+        """
+        before, after = self._around_system
+        prompt = self.render([{"role": "system", "content": _PLACEHOLDER}, *messages], more)
+        begun = before + _PLACEHOLDER + after
+        if not prompt.text.startswith(begun):
+            raise UsageError("the model's chat template cannot put these messages after a shared system prompt")
+        return Prompt(prompt.text[len(begun) :], prompt.mark)
+
+    def _rendered(self, messages: Sequence[Message], more: Mapping[str, Any], reply: bool) -> str:
         variables = {
+            "tools": None,
+            "documents": None,
+            **more,
             "messages": list(messages),
             "add_generation_prompt": reply,
             "bos_token": self.bos,
@@ -48,34 +105,21 @@ class ChatTemplate:
         }
         return self._renderer.render(variables)
 
-    def close(self) -> None:
-        """End what the template is rendered in."""
-        self._renderer.close()
-
-    def system_prefix(self, system: str) -> str:
-        """What every chat with this system prompt begins with, up to where the first other message starts.
-
-        Raises:
-            UsageError: the template has no place for a system prompt of its own.
-        """
-        before, after = self._around_system
-        return before + system + after
-
-    def after_system(self, messages: Sequence[Message]) -> str:
-        """What follows `system_prefix` when these messages, none of them the context's system prompt, are rendered."""
-        _, after = self._around_system
-        rendered = self.render([{"role": "system", "content": _PLACEHOLDER}, *messages])
-        _, found, rest = rendered.partition(_PLACEHOLDER)
-        if not found or not rest.startswith(after):
-            raise UsageError("the model's chat template cannot put these messages after a shared system prompt")
-        return rest[len(after) :]
+    @cached_property
+    def _has_system(self) -> bool:
+        """Whether what a system message says gets into the prompt."""
+        chat = [{"role": "system", "content": _PLACEHOLDER}, {"role": "user", "content": "a"}]
+        try:
+            return _PLACEHOLDER in self._rendered(chat, _NOTHING, True)
+        except UsageError:
+            return False
 
     @cached_property
     def _around_system(self) -> tuple[str, str]:
         """Texts before and after a system prompt, as far as they do not depend on what comes next."""
         chats = ([{"role": "user", "content": content}] for content in ("a", "b"))
         system = {"role": "system", "content": _PLACEHOLDER}
-        renders = [self.render([system, *chat], reply=False) for chat in chats]
+        renders = [self._rendered([system, *chat], _NOTHING, False) for chat in chats] if self._has_system else [""]
         if any(render.count(_PLACEHOLDER) != 1 for render in renders):
             raise UsageError("the model's chat template has no system prompt: publish the context as text (--as text)")
         before, rest = renders[0].split(_PLACEHOLDER)
@@ -86,6 +130,36 @@ class ChatTemplate:
                 "the model's chat template does not mark the end of a system prompt: publish as text (--as text)"
             )
         return before, common[:end]
+
+
+def _folded(messages: Sequence[Message]) -> list[Message]:
+    """Each system message put before the user's message that follows it; one that none follows becomes one."""
+    folded: list[Message] = []
+    waiting: list[str] = []
+    for message in [*messages, {"role": "end"}]:
+        if message["role"] == "system":
+            waiting.append(message["content"])
+        elif message["role"] == "user":
+            folded.append(message | {"content": "\n".join([*waiting, message["content"]])})
+            waiting = []
+        else:
+            if waiting:
+                folded.append({"role": "user", "content": "\n".join(waiting)})
+                waiting = []
+            folded.append(message)
+    return folded[:-1]
+
+
+def _merged(messages: Sequence[Message]) -> list[Message]:
+    """Messages of plain text that follow one of the same role become one with it, a blank line between them."""
+    merged: list[Message] = []
+    for message in messages:
+        last = merged[-1] if merged else {}
+        if message["role"] == last.get("role") and message.keys() == last.keys() == {"role", "content"}:
+            merged[-1] = last | {"content": f"{last['content']}\n\n{message['content']}"}
+        else:
+            merged.append(message)
+    return merged
 
 
 def _common_prefix(one: str, other: str) -> str:

@@ -27,6 +27,7 @@ from preread.engine.context import CacheType as CacheType
 from preread.engine.context import open_context
 from preread.engine.gate import Gate
 from preread.engine.ggml import CacheTensors, Embeddings, Queries, Residuals, find_cache, find_embeddings, library
+from preread.engine.marks import Prompt
 from preread.engine.model import Spec
 from preread.engine.refine import Refinements
 from preread.engine.sampling import Sampler, Sampling, Step, log_probabilities
@@ -134,10 +135,17 @@ class LlamaCpp:
         """Bytes of a token; control tokens have none unless `special`."""
         return self._loaded.piece(token, special=special)
 
-    def tokenize_prompt(self, rendered: str) -> Tokens:
-        """Token ids of a rendered chat; BOS is added where the model wants it and the template did not write it."""
-        bos = self.chat.bos if self.chat else ""
-        return self.tokenize(rendered, start=not (bos and rendered.startswith(bos)))
+    def tokenize_prompt(self, prompt: Prompt, *, start: bool = True) -> Tokens:
+        """Token ids of a rendered chat, in whose contents no control token is read; `start`: nothing precedes it.
+
+        BOS is added where the model wants it and the template did not write it.
+        """
+        if self.chat is None:
+            return self.tokenize(prompt.text, special=False, start=start)
+        adds_bos = start and not (self.chat.bos and prompt.text.startswith(self.chat.bos))
+        parts = enumerate(self.chat.controls.parts(prompt))
+        ids = [self.tokenize(text, special=own, start=adds_bos and not i) for i, (text, own) in parts]
+        return np.concatenate(ids) if ids else self.tokenize("", start=adds_bos)
 
     @cached_property
     def chat(self) -> ChatTemplate | None:

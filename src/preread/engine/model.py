@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from preread.engine.chat import ChatTemplate
+from preread.engine.marks import Controls
 from preread.errors import EngineError, UsageError
 from preread.values import Fingerprint, Geometry
 
 _DEFAULT_WINDOW = 8192
-_CONTROL = 1 << 3  # LLAMA_TOKEN_ATTR_CONTROL
+_UNKNOWN, _CONTROL = 1 << 0, 1 << 3  # LLAMA_TOKEN_ATTR_…
 _log = logging.getLogger("preread.llama.cpp")
 
 
@@ -117,7 +118,13 @@ class Loaded:
             text = source.decode()
         except UnicodeDecodeError as error:
             raise UsageError(f"the model's chat template cannot be read: it is not UTF-8 ({error})") from error
-        return ChatTemplate(text, special_text(bos), special_text(eos), boundary)
+        return ChatTemplate(text, special_text(bos), special_text(eos), self._controls(), boundary)
+
+    def _controls(self) -> Controls:
+        """Tokens that llama.cpp reads in a text only where it is told to."""
+        vocab, count = self.vocab, llama_cpp.llama_vocab_n_tokens(self.vocab)
+        ids = [id for id in range(count) if llama_cpp.llama_vocab_get_attr(vocab, id) & (_CONTROL | _UNKNOWN)]
+        return Controls(llama_cpp.llama_vocab_get_text(vocab, id).decode(errors="replace") for id in ids)
 
     def close(self) -> None:
         """Free the model."""

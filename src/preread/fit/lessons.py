@@ -126,7 +126,7 @@ def about(engine: LlamaCpp, document: Document) -> Lesson:
     begun = engine.tokenize_prompt(engine.chat.system_prefix(document.titled))
     found: list[Exchange] = []
     for one in document.questions:
-        prompt = engine.tokenize(engine.chat.after_system([{"role": "user", "content": one.text}]))
+        prompt = engine.tokenize_prompt(engine.chat.after_system([{"role": "user", "content": one.text}]), start=False)
         answer = np.concatenate([engine.tokenize(one.answer, special=False), engine.tokenize(engine.chat.eos)])
         if sum(map(len, found)) + len(prompt) + len(answer) <= _ROWS and len(prompt) + len(answer) <= TAIL_TOKENS:
             found.append(_certain(prompt, answer, None))

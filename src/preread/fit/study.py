@@ -73,11 +73,12 @@ def study(small: LlamaCpp, large: LlamaCpp, text: str, progress: Report, rounds:
     found: list[Exchange] = []
     for number, question in enumerate(asked):
         messages = [{"role": "user", "content": question}]
-        its_prompt = large.tokenize(its.after_system(messages))
+        its_prompt = large.tokenize_prompt(its.after_system(messages), start=False)
         steps = list(large.generate(its_prompt, Sampling(max_tokens=_ANSWER_TOKENS)))
         answer = b"".join(step.piece for step in steps).decode(errors="ignore")
         if steps[-1].end and answer.strip():
-            one = _exchange(small, large, small.tokenize(mine.after_system(messages)), its_prompt, answer)
+            prompt = small.tokenize_prompt(mine.after_system(messages), start=False)
+            one = _exchange(small, large, prompt, its_prompt, answer)
             found += [one] if one is not None else []
         progress("answer", number + 1, len(asked))
     if len(found) < _FEWEST:
