@@ -1,8 +1,32 @@
-"""How numbers and tables look."""
+"""How numbers, tables and the words of others look."""
+
+import ast
+import json
+import logging
+import unicodedata
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from preread.cli.terminal import byte_progress, print_table, rate, size
+from preread import cli
+from preread.cli.terminal import (
+    LogFormatter,
+    byte_progress,
+    note,
+    print_json,
+    print_table,
+    rate,
+    say,
+    say_piece,
+    shown,
+    shown_prose,
+    size,
+)
+
+EVIL = "\x1b[31m\x07\x9b2J\r\x7f\u202egnp\u2066\u200b\xa0\U000e0041"
+"""Escape sequences of both kinds, a bell, a carriage return, and letters that are not seen or turn others round."""
 
 
 @pytest.mark.parametrize(
@@ -30,3 +54,72 @@ def test_progress_in_a_pipe_is_a_line_for_each_ten_percent(capsys: pytest.Captur
         report("unpacking", 0, None)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "fetching: 0 %" and lines[-2:] == ["fetching: 100 %", "unpacking"] and len(lines) == 12
+
+
+def acts(text: str) -> list[str]:
+    """What in a command's output would do more than be seen."""
+    return [letter for letter in text if not (letter.isprintable() or letter in "\n\t")]
+
+
+@given(st.text(st.characters()))
+def test_a_line_that_is_shown_does_nothing_but_be_seen(text: str) -> None:
+    assert shown(text).isprintable() and (shown(text) == text or not text.isprintable())
+
+
+@given(st.text(st.characters()) | st.text(EVIL))
+def test_prose_that_is_shown_neither_acts_on_a_terminal_nor_turns_other_letters_round(text: str) -> None:
+    for letter in shown_prose(text):
+        assert letter in "\n\t" or unicodedata.category(letter) not in {"Cc", "Cs", "Zl", "Zp"}
+        assert unicodedata.bidirectional(letter) not in {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a\n\tb",
+        "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
+        "\U0001f468\u200d\U0001f469",
+        "\u05d0\u200f!",
+        "a\xa0b",
+        "co\xadop",
+    ],
+)
+def test_an_answer_keeps_what_languages_need(text: str) -> None:
+    assert shown_prose(text) == text
+
+
+def test_whatever_is_printed_does_nothing_but_be_seen(capsys: pytest.CaptureFixture[str]) -> None:
+    say(EVIL)
+    note(EVIL)
+    print_table((EVIL, "B"), [(EVIL, EVIL)])
+    print_json({EVIL: EVIL})
+    with byte_progress() as report:
+        report(EVIL, 1, 2)
+    printed = capsys.readouterr()
+    assert not acts(printed.out + printed.err)
+    assert printed.out.count("\\x1b[31m") == 4 and printed.err.count("\\x1b[31m") == 2
+    assert json.loads(printed.out.splitlines()[-1]) == {EVIL: EVIL}
+
+
+def test_an_answer_is_printed_with_its_lines_and_without_what_acts(capsys: pytest.CaptureFixture[str]) -> None:
+    say_piece("one\n\ttwo\x1b]0;title\x07 \x9b31m \u202eeno")
+    assert capsys.readouterr().out == "one\n\ttwo\\x1b]0;title\\x07 \\x9b31m \\u202eeno"
+
+
+def test_a_log_line_is_one_line_that_does_nothing_but_be_seen() -> None:
+    formatter = LogFormatter("%(levelname)s %(message)s")
+    record = logging.LogRecord("preread", logging.WARNING, "f.py", 1, "said %s", (f"{EVIL}\nWARNING forged",), None)
+    line = formatter.format(record)
+    assert line.isprintable() and "\\nWARNING forged" in line
+    try:
+        raise ValueError(EVIL)
+    except ValueError as error:
+        record = logging.LogRecord("p", logging.ERROR, "f.py", 1, "failed", (), (type(error), error, None))
+        assert "\x1b" not in formatter.format(record) and "\\x1b[31m" in formatter.format(record)
+
+
+def test_nothing_in_the_command_line_prints_past_the_terminal_module() -> None:
+    for file in Path(cli.__file__).parent.glob("*.py"):
+        calls = [ast.unparse(node.func) for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+        past = {"print", "sys.stdout.write", "sys.stderr.write", "typer.echo", "typer.secho"} & set(calls)
+        assert not past or file.name == "terminal.py", f"{file.name} calls {past}: use preread.cli.terminal"

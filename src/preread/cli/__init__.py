@@ -14,6 +14,7 @@ import typer
 
 from preread import tls
 from preread.cli import chat, contexts, doctor, fitting, measure, models, serve, teaching
+from preread.cli.terminal import LogFormatter, note, say
 from preread.engine.barrier import wait_briefly
 from preread.errors import PrereadError
 
@@ -53,13 +54,13 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(arguments)
     except PrereadError as error:
-        print(f"preread: {error}", file=sys.stderr)
+        note(f"preread: {error}")
         sys.exit(1)
 
 
 def _version(asked: bool) -> None:
     if asked:
-        print(f"preread {version('preread')}")
+        say(f"preread {version('preread')}")
         raise typer.Exit
 
 
@@ -78,5 +79,7 @@ def _options(
     if ca is not None:
         tls.trust(ca)
     level = log_level or ("info" if context.invoked_subcommand in _SERVERS else "warning")
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(handlers=[handler])
     logging.getLogger("preread").setLevel(level.upper())

@@ -3,7 +3,7 @@
 from collections.abc import Generator
 from contextlib import closing
 
-from preread.cli.terminal import note, print_json, rate, size
+from preread.cli.terminal import note, print_json, rate, say, say_piece, size
 from preread.edge.request import Done, Piece, Timings
 
 
@@ -13,12 +13,12 @@ def show_answer(pieces: Generator[Piece | Done, None, None], *, verbose: bool = 
     with closing(pieces):
         for piece in pieces:
             if isinstance(piece, Done):
-                print(flush=True)
+                say()
                 for line in _details(piece) if verbose else [_summary(piece.timings)]:
                     note(line)
             else:
                 texts.append(piece.text)
-                print(piece.text, end="", flush=True)
+                say_piece(piece.text)
     return "".join(texts)
 
 

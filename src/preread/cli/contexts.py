@@ -10,7 +10,7 @@ import typer
 
 from preread import loop
 from preread.cli import keys, options
-from preread.cli.terminal import FIT_STAGE, print_json, print_table, quality_cells, size, token_progress
+from preread.cli.terminal import FIT_STAGE, print_json, print_table, quality_cells, say, size, token_progress
 from preread.cloud.events import Mode
 from preread.errors import RemoteError, UnknownContext, UsageError
 from preread.values import Form
@@ -78,9 +78,9 @@ def publish(
         return
     entry = done.entry
     for note in done.notes:
-        print(note)
+        say(note)
     how = entry.form if done.mode == "exact" else f"{entry.form}, {done.mode}"
-    print(f"published {entry.name!r} ({how}): {entry.token_count:,} tokens in {done.seconds:.1f} s")
+    say(f"published {entry.name!r} ({how}): {entry.token_count:,} tokens in {done.seconds:.1f} s")
     print_table(
         ("RUNG", "ON TOP OF", "SIZE", "PER TOKEN"),
         [
@@ -173,15 +173,15 @@ def show(
         print_json(_entry_json(entry) | {"origin": manifest.origin, "bytes": sizes, "on_top_of": bases})
         return
     shape, origin = manifest.model.geometry, manifest.origin
-    print(f"name      {entry.name}")
-    print(f"id        {entry.context}")
-    print(f"form      {entry.form}")
-    print(f"tokens    {entry.token_count:,}")
-    print(f"model     {entry.model}: {shape.layers} layers, {shape.kv_heads} KV heads of {shape.head_dim}")
-    print(f"made by   {origin.software}, {origin.engine}")
-    print(f"read      {origin.mode}")
-    print(f"segments  {len(manifest.chunks)} chunks × {len(manifest.groups)} layer groups for each rung")
-    print()
+    say(f"name      {entry.name}")
+    say(f"id        {entry.context}")
+    say(f"form      {entry.form}")
+    say(f"tokens    {entry.token_count:,}")
+    say(f"model     {entry.model}: {shape.layers} layers, {shape.kv_heads} KV heads of {shape.head_dim}")
+    say(f"made by   {origin.software}, {origin.engine}")
+    say(f"read      {origin.mode}")
+    say(f"segments  {len(manifest.chunks)} chunks × {len(manifest.groups)} layer groups for each rung")
+    say()
     print_table(
         ("RUNG", "ON TOP OF", "CODEC", "SIZE", "PER TOKEN", "LOSS RISES BY", "KL", "SAME TOKEN"),
         [
@@ -206,7 +206,7 @@ def remove(
     from preread.cloud.client import remove as remove_at
 
     remove_at(cloud, name, api_key=keys.own(api_key, api_key_file))
-    print(f"removed {name!r}")
+    say(f"removed {name!r}")
 
 
 async def _described(name: str, cloud: str, api_key: str | None) -> tuple[Entry, Manifest]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from preread.cli import keys, options
-from preread.cli.terminal import print_json, print_table, quality_cells, rate, size
+from preread.cli.terminal import print_json, print_table, quality_cells, rate, say, size
 from preread.engine.registry import DEFAULT
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ def doctor(
 def _print(report: "Report") -> None:
     rows = [*_machine(report.machine), *_engine(report.engine), *_link(report.link)]
     for what, value in rows:
-        print(f"{what:<11}{value}")
-    print()
+        say(f"{what:<11}{value}")
+    say()
     print_table(
         ("RUNG", "PER TOKEN", "", "LOSS RISES BY", "KL", "SAME TOKEN", "STREAMING BEATS COMPUTING ABOVE"),
         [
@@ -54,7 +54,8 @@ def _print(report: "Report") -> None:
             for cost in report.rungs
         ],
     )
-    print(f"\n{report.verdict}")
+    say()
+    say(report.verdict)
 
 
 def _machine(machine: "Machine") -> list[tuple[str, str]]:

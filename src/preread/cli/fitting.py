@@ -7,7 +7,7 @@ import typer
 
 from preread import loop
 from preread.cli import options
-from preread.cli.terminal import ALIGN_STAGE, FIT_STAGE, Report, print_json, print_table, size, token_progress
+from preread.cli.terminal import ALIGN_STAGE, FIT_STAGE, Report, print_json, print_table, say, size, token_progress
 from preread.engine.registry import DEFAULT
 from preread.errors import UsageError
 from preread.fit import files
@@ -66,7 +66,7 @@ def codec(
     if out is not None:
         files.write(out, data)
     kept = loop.run(keep(objects, profile))
-    print(f"fitted to {profile.calibration}: {size(len(data))}, profile {kept.ref.id[:12]}… in store {store}")
+    say(f"fitted to {profile.calibration}: {size(len(data))}, profile {kept.ref.id[:12]}… in store {store}")
     _print_ladder(profile)
 
 

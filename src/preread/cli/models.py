@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from preread.cli import options
-from preread.cli.terminal import print_json, print_table, size
+from preread.cli.terminal import print_json, print_table, say, size
 from preread.engine.download import installed
 
 app = typer.Typer(help="List and fetch models.", no_args_is_help=True)
@@ -48,4 +48,4 @@ def pull(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A name from `preread models ls`, or hf:user/repo/file.")],
 ) -> None:
     """Fetch a model, if it is not here, and print where it is."""
-    print(options.pulled(name))
+    say(str(options.pulled(name)))

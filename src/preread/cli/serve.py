@@ -11,6 +11,7 @@ import typer
 
 from preread import loop
 from preread.cli import keys, options
+from preread.cli.terminal import say
 from preread.engine.registry import DEFAULT
 from preread.errors import UsageError
 from preread.plan.choose import MAX_DLOSS, MAX_MODE_DLOSS
@@ -178,7 +179,7 @@ async def _serve_cloud(
 
     def ready() -> None:
         where = f"{listen.urls(sockets)}, store {store}, {_contexts(count)}"
-        print(f"preread cloud: {engine.spec.name} on {where}", flush=True)
+        say(f"preread cloud: {engine.spec.name} on {where}")
 
     worker = Worker()
     app = create_app(objects, EnginePublisher(engine, worker, objects, rungs, help), access)
@@ -295,7 +296,7 @@ async def _serve_edge(
         link = f"cloud {cloud}{away}" if cloud else "no cloud"
         sharing = f", sharing on {listen.url(shared)}" if shared else ""
         where = f"{listen.urls(sockets)}, {link}, {_contexts(len(site.contexts.all()))}{sharing}"
-        print(f"preread edge: {site.engine.spec.name} on {where}", flush=True)
+        say(f"preread edge: {site.engine.spec.name} on {where}")
 
     @asynccontextmanager
     async def sharing() -> AsyncGenerator[None, None]:

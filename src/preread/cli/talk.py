@@ -50,7 +50,8 @@ class Talk:
             text = show_answer(self._edge.answer(ask), verbose=self._verbose)
         except KeyboardInterrupt:
             # An answer that was stopped is forgotten with its question, as if it had not been asked.
-            note("\nstopped; neither the question nor this answer will be remembered")
+            note()
+            note("stopped; neither the question nor this answer will be remembered")
             return
         self._said = [*said, {"role": "assistant", "content": text}]
 
@@ -67,7 +68,8 @@ class Talk:
             case "/show":
                 self._show()
             case "/?" | "/help":
-                note(_HELP)
+                for line in _HELP.splitlines():
+                    note(line)
             case _:
                 note(f"unknown command {command}; /? lists all")
 
@@ -96,12 +98,13 @@ def _questions() -> Iterator[str]:
                 line = _fenced(line.lstrip().removeprefix(_FENCE), "... " if typing else "")
         except EOFError:
             if typing:
-                note("")
+                note()
             return
         except KeyboardInterrupt:
             if not typing:
                 raise
-            note("\nCtrl-D or /bye leaves")
+            note()
+            note("Ctrl-D or /bye leaves")
             continue
         if line.strip():
             yield line.strip()

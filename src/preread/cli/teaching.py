@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from preread.cli import options
-from preread.cli.terminal import print_json, print_table, token_progress
+from preread.cli.terminal import print_json, print_table, say, token_progress
 from preread.engine.registry import DEFAULT
 from preread.fit import files
 
@@ -60,7 +60,7 @@ def study(
         found = ask(small, large, text, lambda stage, *at: report(_STAGES[stage], *at), rounds)
     files.write(path, dumps(found))
     nats = [float(loss) for one in found.exchanges for loss in one.losses]
-    print(f"{len(found.exchanges)} questions, {len(found.held_out)} of them held out, in {path}")
+    say(f"{len(found.exchanges)} questions, {len(found.held_out)} of them held out, in {path}")
     print_json(
         {
             "fit": "study",
@@ -127,7 +127,7 @@ def print_lesson(small: str, document: str, found: "Lesson", path: Path) -> None
     closed = None if gap <= 0 else round(-taught.dloss / gap, 4)
     print_table(("STEPS", "NATS A TOKEN OF ANSWERS HELD OUT"), [(f"{at:,}", f"{loss:.4f}") for at, loss in found.curve])
     (low, high), after = taught.dloss_ci, found.exact + taught.dloss
-    print(f"exact {found.exact:.4f}, taught {after:.4f} [{low:+.4f}, {high:+.4f}], large model {found.llm:.4f}: {path}")
+    say(f"exact {found.exact:.4f}, taught {after:.4f} [{low:+.4f}, {high:+.4f}], large model {found.llm:.4f}: {path}")
     told = {
         "fit": "teach", "slm": small, "text": document, "control": taught.studied != taught.context,
         "exact": round(found.exact, 5), "taught": round(after, 5), "llm": round(found.llm, 5),
@@ -195,7 +195,7 @@ def print_guide(small: str, large: str, found: "Fit", path: Path) -> None:
     (low, high), (least, most) = told.dloss_ci, told.gain_ci
     rows = [(f"{at:,}", f"{mine:.4f}", f"{its:.4f}") for at, mine, its in found.curve]
     print_table(("DOCUMENTS", "NATS A TOKEN HELD OUT", "CONTROL"), rows)
-    print(
+    say(
         f"guided {told.dloss:+.4f} [{low:+.4f}, {high:+.4f}], control {control.dloss:+.4f}, gain over it "
         f"{told.gain:+.4f} [{least:+.4f}, {most:+.4f}] nats a token: {path}"
     )

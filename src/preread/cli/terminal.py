@@ -1,5 +1,11 @@
-"""How things look on a terminal, and in a pipe. It knows text, streams and units; it must not know what is shown."""
+"""How things look on a terminal, and in a pipe. It knows text, streams and units; it must not know what is shown.
 
+All that a command prints or logs goes through here, since much of it was written by others: what would act on a
+terminal, or change how other letters are seen, is shown as an escape, such as \\x1b.
+"""
+
+import logging
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -31,6 +37,9 @@ ALIGN_STAGE: Final = "reading with both models"
 
 _STEP_PERCENT = 10
 
+_ACTING: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What prose has no use for: control characters but line ends and tabs, and what reverses text (CVE-2021-42574)."""
+
 
 def byte_progress() -> AbstractContextManager[Report]:
     """Shows a download on stderr: a bar on a terminal, a line for each 10 % elsewhere."""
@@ -55,6 +64,7 @@ def _progress(count: ProgressColumn) -> Iterator[Report]:
 
         def report(message: str, done: int, total: int | None) -> None:
             nonlocal last
+            message = shown(message)
             if message.partition(" ")[0] != last.partition(" ")[0]:
                 bars.reset(task)
             last = message
@@ -76,23 +86,70 @@ def _lines() -> Report:
     return report
 
 
-def note(text: str) -> None:
+def shown(text: str) -> str:
+    """One line that does nothing but be seen: what cannot be seen, line ends too, is escaped as Python does."""
+    return text if text.isprintable() else "".join(map(_shown_letter, text))
+
+
+def shown_prose(text: str) -> str:
+    """As `shown` for text of several lines, such as an answer: line ends, tabs, and joiners of letters stay."""
+    return _ACTING.sub(lambda found: _escaped(found[0]), text)
+
+
+def say(line: str = "") -> None:
+    """A line on stdout."""
+    print(shown(line), flush=True)
+
+
+def say_piece(text: str) -> None:
+    """A piece of an answer on stdout, as it comes."""
+    print(shown_prose(text), end="", flush=True)
+
+
+def note(line: str = "") -> None:
     """A line on stderr: for people, out of the way of what is piped on."""
-    print(text, file=sys.stderr, flush=True)
+    print(shown(line), file=sys.stderr, flush=True)
 
 
 def print_json(value: object) -> None:
     """One line of JSON on stdout; dataclasses and structs become objects."""
-    print(msgspec.json.encode(value).decode(), flush=True)
+    text = msgspec.json.encode(value).decode()
+    # Beyond ASCII only strings have letters, which JSON lets be escaped.
+    print(text if text.isprintable() else "".join(map(_json_letter, text)), flush=True)
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Columns on stdout, as wide as they need to be, so that a pipe gets everything."""
-    lines = [head, *rows]
+    lines = [[shown(cell) for cell in line] for line in (head, *rows)]
     widths = [max(cell_len(line[column]) for line in lines) for column in range(len(head))]
     for line in lines:
         cells = [cell + " " * (width - cell_len(cell)) for cell, width in zip(line, widths, strict=True)]
         print("   ".join(cells).rstrip())
+
+
+class LogFormatter(logging.Formatter):
+    """Log lines that do nothing but be seen; a message is one line, whatever is in it, and a traceback is several."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return shown(super().formatMessage(record))
+
+    def format(self, record: logging.LogRecord) -> str:
+        return shown_prose(super().format(record))
+
+
+def _shown_letter(letter: str) -> str:
+    return letter if letter.isprintable() else _escaped(letter)
+
+
+def _json_letter(letter: str) -> str:
+    if letter.isprintable():
+        return letter
+    units = letter.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
+
+
+def _escaped(letter: str) -> str:
+    return letter.encode("unicode_escape").decode("ascii")
 
 
 def size(size_bytes: float) -> str:
