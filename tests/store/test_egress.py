@@ -211,6 +211,8 @@ def test_oversize_body_is_not_read_to_its_end() -> None:
         (sends(answer(b"", "206 Partial Content")), RemoteError, "status 206"),
         (sends(answer(b"", "304 Not Modified")), RemoteError, "304"),
         (sends(answer(b"", "401 Unauthorized")), UsageError, "API key"),
+        (sends(answer(b"", "403 Forbidden")), UsageError, "scope read"),
+        (sends(answer(b"", "421 Misdirected Request")), UsageError, "--allow-host"),
         (sends(answer(DATA, extra="Content-Encoding: gzip\r\n")), RemoteError, "encodes"),
         (sends(b"SSH-2.0-OpenSSH_9.2\r\n\r\n"), RemoteError, "HTTP"),
         (sends(answer(DATA[:100], length=len(DATA)), close=True), TransportError, "after 100 bytes"),

@@ -168,8 +168,14 @@ class CloudLink:
 
     def _check(self, answer: Answer, what: str) -> None:
         status = answer.status
-        if status in (401, 403):
-            raise UsageError(f"{self._origin} refuses this API key ({status}): ask its operator for one")
+        if status == 401:
+            raise UsageError(f"{self._origin} refuses this API key (401): ask its operator for one")
+        if status == 403:
+            raise UsageError(
+                f"{self._origin} does not let this API key read (403): ask its operator for the scope read"
+            )
+        if status == 421:
+            raise UsageError(f"{self._origin} does not know itself by this name (421): see --allow-host there")
         if status == 404:
             raise RemoteError(f"{self._origin} does not have {what}: it was removed, or this is not a preread cloud")
         if 300 <= status < 400:
