@@ -30,7 +30,9 @@ from preread.testing.relay import Proxy
 from preread.testing.toxics import Corrupt, Reset, Truncate
 from preread.wire import catalogue, manifest
 
-REQUEST_LINE = re.compile(r"GET /v1/(catalogue|(segments|tokens|manifests|profiles)/[0-9a-f]{64}) HTTP/1\.1")
+REQUEST_LINE = re.compile(
+    r"GET /v1/(catalogue(\?limit=1000)?|(segments|tokens|manifests|profiles)/[0-9a-f]{64}) HTTP/1\.1"
+)
 LEAFLET = "The pump hums, the fan whirs, and the lid clicks. " * 5
 SHORTEST_RUN = 4
 """So many token ids in a row are no coincidence."""

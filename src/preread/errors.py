@@ -3,7 +3,8 @@
     PrereadError
     ├── UsageError        the caller asked for something that cannot be: fix the request or the flags
     │   ├── UnknownContext    a context was asked for by a name that nobody published
-    │   └── TooLong           the prompt does not fit the model's window
+    │   ├── TooLong           the prompt does not fit the model's window
+    │   └── Full              a cloud has as many contexts as it may have: remove one first
     ├── RemoteError       the other side answered, and its answer is an error: look at its log
     ├── TransportError    the other side did not answer (in time): look at the link
     ├── Unavailable       what was asked for cannot be told now, and why: try again when that is mended
@@ -14,6 +15,11 @@
 
 Modules that call foreign libraries translate their exceptions into these, once, at the rim.
 """
+
+from typing import Final
+
+_MOST_LISTED: Final = 20
+"""Names of which an error tells; there may be tens of thousands."""
 
 
 class PrereadError(Exception):
@@ -42,12 +48,18 @@ class UnknownContext(UsageError):
 
     def __init__(self, name: str, known: tuple[str, ...]) -> None:
         self.name, self.known = name, tuple(sorted(known))
-        listing = ", ".join(self.known) if self.known else "none is published yet"
+        listing = ", ".join(self.known[:_MOST_LISTED]) if self.known else "none is published yet"
+        if len(self.known) > _MOST_LISTED:
+            listing += f" and {len(self.known) - _MOST_LISTED} more"
         super().__init__(f"unknown context {name!r}; known contexts: {listing}")
 
 
 class TooLong(UsageError):
     """The prompt does not fit the model's window."""
+
+
+class Full(UsageError):
+    """A cloud has as many contexts as it may have: one has to be removed before another can be published."""
 
 
 class RemoteError(PrereadError):

@@ -19,7 +19,7 @@ from preread.store.egress import CloudLink
 from preread.store.guard import Access
 from preread.store.objects import Objects, open_store
 from preread.testing.cloud import RandomPublisher, serving
-from preread.wire import catalogue, manifest
+from preread.wire import catalogue, manifest, pages
 
 TEXT = "A long shared context."
 
@@ -263,6 +263,48 @@ def test_publisher_that_goes_away_cancels_the_work(store: Objects) -> None:
         publisher.go_on.set()
         again = httpx2.post(f"{url}/v1/contexts", json=body, trust_env=False)
         assert events_of(again)[-1]["event"] == "published"
+
+
+def test_a_publication_that_the_catalogue_has_no_room_for_is_refused_before_work_starts(
+    store: Objects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publisher = Scripted(store)
+    publisher.go_on.set()
+    with serving(create_app(store, publisher)) as url:
+        monkeypatch.setattr(pages, "MAX_ENTRIES", 1)
+        first = httpx2.post(f"{url}/v1/contexts", json={"name": "one", "text": TEXT}, trust_env=False)
+        assert events_of(first)[-1]["event"] == "published" and publisher.started.acquire(blocking=False)
+        full = httpx2.post(f"{url}/v1/contexts", json={"name": "two", "text": TEXT}, trust_env=False)
+        assert full.status_code == 409 and full.json()["error"]["code"] == "catalogue_full"
+        assert "preread contexts rm" in full.json()["error"]["message"]
+        assert not publisher.started.acquire(blocking=False)
+        assert httpx2.get(f"{url}/v1/catalogue", trust_env=False).status_code == 200
+        again = httpx2.post(f"{url}/v1/contexts", json={"name": "one", "text": TEXT + "!"}, trust_env=False)
+        assert events_of(again)[-1]["event"] == "published"
+        httpx2.delete(f"{url}/v1/contexts/one", trust_env=False)
+        second = httpx2.post(f"{url}/v1/contexts", json={"name": "two", "text": TEXT}, trust_env=False)
+        assert events_of(second)[-1]["event"] == "published"
+
+
+def test_a_store_that_holds_more_than_one_answer_may_is_served_in_pages(
+    store: Objects, client: httpx2.Client, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "edcba":
+        client.post("/v1/contexts", json={"name": name, "text": TEXT + name})
+    client.delete("/v1/contexts/e")
+    monkeypatch.setattr(pages, "MAX_ENTRIES_BYTES", 1200)
+    assert catalogue.loads(client.get("/v1/catalogue").content).next == "b"
+
+    async def walk() -> None:
+        async with CloudLink(url) as link:
+            found = await link.catalogue()
+            assert found is not None and await link.catalogue(found[1]) is None
+            read = catalogue.loads(found[0])
+            assert [entry.name for entry in read.contexts] == list("abcd") and read.removed == ("e",)
+            await asyncio.to_thread(client.delete, "/v1/contexts/d")  # is on another page than the first
+            assert await link.catalogue(found[1]) is not None
+
+    asyncio.run(walk())
 
 
 KEYED = [

@@ -13,11 +13,12 @@ from starlette.routing import Route
 from preread.cloud import client
 from preread.cloud.app import create_app
 from preread.cloud.events import Progress, Published
-from preread.errors import CorruptData, RemoteError, TransportError, UnknownContext, UsageError
+from preread.errors import CorruptData, RemoteError, TransportError, UsageError
 from preread.store.auth import Keys
 from preread.store.guard import Access
 from preread.store.objects import open_store
 from preread.testing.cloud import RandomPublisher, serving
+from preread.wire import pages
 
 
 @pytest.fixture
@@ -40,9 +41,19 @@ def test_refusals_carry_the_clouds_words(url: str) -> None:
         list(client.publish(url, "a", text="x" * 5000, api_key="k"))
     with pytest.raises(UsageError, match="API key"):
         list(client.publish(url, "a", text="x"))
-    with pytest.raises(UnknownContext) as caught:
+    with pytest.raises(UsageError, match="unknown context 'nobody'"):
         client.remove(url, "nobody", api_key="k")
-    assert caught.value.name == "nobody"
+
+
+def test_a_catalogue_is_listed_page_by_page_and_removed_from_without_listing(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "PAGE_ENTRIES", 2)
+    for name in "edcba":
+        list(client.publish(url, name, text=f"text of {name}", api_key="k"))
+    assert [entry.name for entry in client.catalogue(url, api_key="k").contexts] == list("abcde")
+    monkeypatch.setattr(client, "catalogue", None)
+    client.remove(url, "c", api_key="k")
 
 
 def test_nobody_there() -> None:

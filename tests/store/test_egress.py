@@ -155,7 +155,8 @@ def test_a_segment_under_way_is_progress_and_a_catalogue_is_not() -> None:
             more.set()
             assert await got == DATA and link.received_bytes == len(DATA)
         async with server(sends(answer(DATA))) as served, CloudLink(served.url) as link:
-            await link.catalogue()
+            with pytest.raises(CorruptData, match="not JSON"):
+                await link.catalogue()
             await link.get(ObjectRef("profiles", REF.id, REF.size_bytes))
             assert link.received_bytes == 0
 

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from preread.errors import RemoteError, UsageError
+from preread.errors import Full, RemoteError, UsageError
 from preread.store.objects import Objects, open_store
-from preread.testing.cloud import FINGERPRINT
+from preread.testing.cloud import FINGERPRINT, RandomPublisher
 from preread.testing.store import StoreContract, objects_of, present, publish, put_profile_of
+from preread.values import Kind, ObjectId
+from preread.wire import catalogue, pages
 from preread.wire.digest import object_id
 
 
@@ -104,6 +106,7 @@ def test_damaged_removals_are_forgotten_and_nothing_else(tmp_path: Path, caplog:
     publish(store, "two", "text two")
     asyncio.run(store.remove_name("two"))
     (tmp_path / "removed.json").write_bytes(b"{")
+    store = open_store(str(tmp_path))
     assert asyncio.run(store.removed()) == () and asyncio.run(store.names()) == [one]
     assert asyncio.run(store.remove_name("one")) and asyncio.run(store.removed()) == ("one",)
 
@@ -134,6 +137,7 @@ def test_damaged_name_is_left_out_and_nothing_is_swept(tmp_path: Path, caplog: p
     keys = objects_of(store, one)
     (victim,) = [path for path in (tmp_path / "names").iterdir() if b'"two"' in path.read_bytes()]
     victim.write_bytes(b"")
+    store = open_store(str(tmp_path))
     assert asyncio.run(store.names()) == [one]
     assert asyncio.run(store.remove_name("one"))
     assert present(store, keys) == keys
@@ -141,9 +145,11 @@ def test_damaged_name_is_left_out_and_nothing_is_swept(tmp_path: Path, caplog: p
     assert asyncio.run(store.remove_name(two.name))
 
 
-def test_damaged_manifest_of_another_name_keeps_everything(tmp_path: Path) -> None:
+def test_damaged_manifest_of_another_name_of_the_context_keeps_everything(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
-    one, two = publish(store, "one", "text one"), publish(store, "two", "text two")
+    one = publish(store, "one", "the text")
+    two = asyncio.run(RandomPublisher(store)("two", "the text", None, "chat", "exact", lambda *_: None)).entry
+    assert one.context == two.context and one.manifest != two.manifest
     keys = objects_of(store, one)
     (tmp_path / "manifests" / two.manifest.id[:2] / two.manifest.id).write_bytes(b"{}")
     assert asyncio.run(store.remove_name("one"))
@@ -158,3 +164,49 @@ def test_damaged_slot_of_a_profile_is_as_none(tmp_path: Path, caplog: pytest.Log
     assert "forgotten" in caplog.text
     ref = put_profile_of(store, FINGERPRINT, b"new habits")
     assert asyncio.run(store.profile_of(FINGERPRINT)) == ref
+
+
+def test_a_name_that_would_not_fit_into_the_catalogue_is_refused_and_the_rest_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(str(tmp_path))
+    entries = [publish(store, name, f"text of {name}") for name in ("one", "two")]
+    monkeypatch.setattr(pages, "MAX_ENTRIES", 2)
+    with pytest.raises(Full, match=r"2 contexts.*preread contexts rm"):
+        asyncio.run(store.check_room("three"))
+    with pytest.raises(Full):
+        publish(store, "three", "text of three")
+    asyncio.run(store.check_room("two"))
+    again = publish(store, "two", "another text")
+    assert asyncio.run(store.names()) == asyncio.run(open_store(str(tmp_path)).names()) == [entries[0], again]
+    assert asyncio.run(store.remove_name("two"))
+    publish(store, "three", "text of three")
+
+
+def test_a_catalogue_may_be_as_long_as_it_may_be_and_no_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(str(tmp_path))
+    one, two = (publish(store, name, "a text") for name in ("one", "two"))
+    whole = sum(len(catalogue.write(entry)) + 1 for entry in (one, two))
+    assert asyncio.run(store.remove_name("two"))
+    monkeypatch.setattr(pages, "MAX_ENTRIES_BYTES", whole - 1)
+    with pytest.raises(Full):
+        asyncio.run(store.put_name(two))
+    monkeypatch.setattr(pages, "MAX_ENTRIES_BYTES", whole)
+    asyncio.run(store.put_name(two))
+    assert asyncio.run(store.names()) == [one, two]
+
+
+def test_removing_a_name_reads_no_other_contexts_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(str(tmp_path))
+    for name in ("one", "two", "three"):
+        publish(store, name, f"text of {name}")
+    read: list[str] = []
+
+    async def reads(self: Objects, kind: Kind, id: ObjectId, *_: int) -> bytes | None:
+        read.append(id)
+        return await Objects.read(self, kind, id)
+
+    store = type("Watched", (Objects,), {"read": reads})(store._backend, "here")
+    (gone,) = [entry for entry in asyncio.run(store.names()) if entry.name == "two"]
+    assert asyncio.run(store.remove_name("two"))
+    assert read == [gone.manifest.id]

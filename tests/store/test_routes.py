@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import httpx2
 import pytest
@@ -16,6 +16,7 @@ from preread.store.routes import PRIVATE, catalogue_route, object_routes, on_err
 from preread.testing.cloud import serving
 from preread.values import Kind, ObjectId, ObjectRef
 from preread.wire.digest import object_id
+from preread.wire.pages import Listing
 
 DATA = os.urandom(140_000)
 
@@ -34,10 +35,10 @@ class Broken:
 class Shelf:
     """A catalogue that can be changed."""
 
-    body: bytes = b'{"contexts":[]}'
+    written: dict[str, bytes] = field(default_factory=dict)
 
-    async def read(self) -> bytes:
-        return self.body
+    async def read(self) -> Listing:
+        return Listing(self.written)
 
 
 SHELF = Shelf()
@@ -166,11 +167,33 @@ def test_nothing_can_be_written(client: httpx2.Client, ref: ObjectRef) -> None:
 
 def test_catalogue(client: httpx2.Client) -> None:
     answer = client.get("/v1/catalogue")
-    assert (answer.content, answer.headers["cache-control"]) == (SHELF.body, "no-cache")
+    assert (answer.content, answer.headers["cache-control"]) == (Listing({}).page(), "no-cache")
     etag = answer.headers["etag"]
+    assert etag == f'"{object_id(answer.content)}"'
     assert client.get("/v1/catalogue", headers={"If-None-Match": etag}).status_code == 304
-    SHELF.body = b'{"contexts":[1]}'
-    assert client.get("/v1/catalogue", headers={"If-None-Match": etag}).content == SHELF.body
+    SHELF.written = {name: b'"%b"' % name.encode() for name in "abc"}
+    assert client.get("/v1/catalogue", headers={"If-None-Match": etag}).content == Listing(SHELF.written).page()
+
+
+def test_pages_of_the_catalogue_have_the_tag_of_the_whole(client: httpx2.Client) -> None:
+    SHELF.written = {name: b'"%b"' % name.encode() for name in ("a", "b&c", "d")}
+    pages, tags = [], set()
+    after = ""
+    while True:
+        answer = client.get("/v1/catalogue", params={"limit": 1, "after": after})
+        pages.append(answer.json())
+        tags.add(answer.headers["etag"])
+        if "next" not in pages[-1]:
+            break
+        after = pages[-1]["next"]
+    assert [page["contexts"] for page in pages] == [["a"], ["b&c"], ["d"]]
+    assert tags == {client.get("/v1/catalogue").headers["etag"]}
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "x", "", "9" * 5000, "١"])
+def test_a_limit_that_is_none_is_refused(client: httpx2.Client, limit: str) -> None:
+    answer = client.get("/v1/catalogue", params={"limit": limit})
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == "limit"
 
 
 def test_broken_store_is_an_error_of_the_other_side() -> None:

@@ -24,8 +24,6 @@ from preread.store import guard, routes
 from preread.store.guard import LOOPBACK, Access
 from preread.store.objects import Objects
 from preread.values import Form
-from preread.wire import catalogue
-from preread.wire.catalogue import Catalogue
 from preread.wire.names import why_unfit
 
 MAX_BODY_BYTES: Final = 64 * 2**20
@@ -74,7 +72,7 @@ def create_app(store: Objects, publisher: Publisher, access: Access = LOOPBACK) 
         routes=[
             Route("/health", _health, methods=["GET"]),
             *routes.object_routes(store, routes.SHARED if access.keys is None else routes.PRIVATE),
-            routes.catalogue_route(contexts.catalogue),
+            routes.catalogue_route(store.listing),
             Route("/v1/contexts", partial(_publish, contexts), methods=["POST"]),
             Route("/v1/contexts/{name}", partial(_remove, contexts), methods=["DELETE"]),
         ],
@@ -95,19 +93,7 @@ class _Contexts:
     def __init__(self, store: Objects, publisher: Publisher) -> None:
         self._store, self._publisher = store, publisher
         self._changing = asyncio.Lock()
-        self._changes, self._written = 0, b""
         self._tasks: set[asyncio.Task[None]] = set()
-
-    async def catalogue(self) -> bytes:
-        """The catalogue as it is sent; read from the store once after each change."""
-        if not self._written:
-            changes = self._changes
-            names, removed = await self._store.names(), await self._store.removed()
-            written = catalogue.dumps(Catalogue(tuple(names), removed))
-            if changes != self._changes:
-                return written
-            self._written = written
-        return self._written
 
     def start_publishing(self, ask: events.Request, emit: Callable[[News], None]) -> asyncio.Task[None]:
         """Publish in a task of its own, whose last word is Published or an error."""
@@ -118,11 +104,8 @@ class _Contexts:
 
     async def remove(self, name: str) -> None:
         async with self._changing:
-            try:
-                if not await self._store.remove_name(name):
-                    raise UnknownContext(name, tuple(entry.name for entry in await self._store.names()))
-            finally:
-                self._forget()
+            if not await self._store.remove_name(name):
+                raise UnknownContext(name, tuple(entry.name for entry in await self._store.names()))
 
     async def aclose(self) -> None:
         """Give up what is being published, and wait until that has ended."""
@@ -137,11 +120,8 @@ class _Contexts:
         last: News = PrereadError("publishing was given up: its caller went away, or the cloud is stopping")
         try:
             async with self._changing:
-                try:
-                    outcome = await self._publisher(ask.name, ask.text, ask.tokens, ask.form, ask.mode, progress)
-                    last = outcome
-                finally:
-                    self._forget()
+                await self._store.check_room(ask.name)
+                last = await self._publisher(ask.name, ask.text, ask.tokens, ask.form, ask.mode, progress)
         except PrereadError as error:
             last = error
         except Exception:
@@ -149,10 +129,6 @@ class _Contexts:
             last = PrereadError("publishing failed in a way that nobody foresaw: look at the cloud's log")
         finally:
             emit(last)
-
-    def _forget(self) -> None:
-        self._changes += 1
-        self._written = b""
 
 
 async def _health(request: Request) -> Response:

@@ -10,11 +10,12 @@ import msgspec
 
 from preread import tls
 from preread.cloud.events import Event, Failed, Mode, Problem, Progress, Published, Request
-from preread.errors import CorruptData, RemoteError, TransportError, UnknownContext, UsageError
+from preread.errors import CorruptData, RemoteError, TransportError, UsageError
 from preread.store.http11 import parse_origin
 from preread.values import Form
 from preread.wire import catalogue as wire
 from preread.wire.fields import MAX_CATALOGUE_BYTES
+from preread.wire.pages import Pages
 
 _LINE_BYTES: Final = 2**20
 _QUIET_S: Final = 900.0
@@ -62,12 +63,9 @@ def remove(url: str, name: str, *, api_key: str | None = None) -> None:
     """Have a cloud forget a context.
 
     Raises:
-        UnknownContext: it has none of this name.
-        UsageError, RemoteError, TransportError: as for `publish`.
+        UsageError: it has none of this name, or as for `publish`.
+        RemoteError, TransportError: as for `publish`.
     """
-    known = tuple(entry.name for entry in catalogue(url, api_key=api_key).contexts)
-    if name not in known:
-        raise UnknownContext(name, known)
     with _answer(url, "DELETE", f"/v1/contexts/{quote(name, safe='')}", api_key):
         pass
 
@@ -79,8 +77,11 @@ def catalogue(url: str, *, api_key: str | None = None) -> wire.Catalogue:
         CorruptData: the answer is no catalogue.
         UsageError, RemoteError, TransportError: as for `publish`.
     """
-    with _answer(url, "GET", "/v1/catalogue", api_key) as response:
-        return wire.loads(_read(response, MAX_CATALOGUE_BYTES))
+    pages = Pages()
+    while (target := pages.target) is not None:
+        with _answer(url, "GET", target, api_key) as response:
+            pages.take(_read(response, MAX_CATALOGUE_BYTES))
+    return wire.loads(pages.whole())
 
 
 @contextmanager
@@ -142,6 +143,8 @@ def _problem(body: bytes) -> Problem:
 def _failure(url: str, status: int, problem: Problem) -> UsageError | RemoteError:
     """The error that a cloud's answer stands for; its words are shown, its control characters are not."""
     words = "".join(letter if letter.isprintable() else " " for letter in problem.message[:2000])
+    if problem.code == "unknown_context":
+        return UsageError(words)
     if 400 <= status < 500:
         return UsageError(f"cloud {url} refuses: {words}")
     return RemoteError(f"cloud {url} failed with {status}: {words}")

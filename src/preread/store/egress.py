@@ -19,8 +19,9 @@ from preread.store.http11 import Answer, Headers, Patience, Pool, Wanted, parse_
 from preread.values import Kind, ObjectId, ObjectRef
 from preread.wire.digest import is_id, object_id
 from preread.wire.fields import MAX_CATALOGUE_BYTES
+from preread.wire.pages import PATH as CATALOGUE
+from preread.wire.pages import Pages
 
-CATALOGUE: Final = "/v1/catalogue"
 INTRODUCTION: Final = "/v1/edge"
 MAX_INTRODUCTION_BYTES: Final = 1024
 CONNECTIONS: Final = 48
@@ -66,19 +67,26 @@ class CloudLink:
     async def catalogue(self, etag: str | None = None) -> tuple[bytes, str] | None:
         """The catalogue's bytes, unverified, and its etag ("" where it has none); None if `etag` is still current.
 
+        It is asked for in pages. Where it changes between them it has no etag: what is there is right, but not all.
+
         Raises:
             TransportError, RemoteError, UsageError: as for `get`.
-            CorruptData: "length", empty or over 16 MiB.
+            CorruptData: "length", a page is empty or over 16 MiB, or there are too many; "json", "schema" or "name".
         """
         condition: Headers = ()
         if etag is not None and _ETAG.fullmatch(etag):
             condition = (("If-None-Match", etag),)
-        answer = await self._pool.get(Wanted(CATALOGUE, self._headers + condition, 1, MAX_CATALOGUE_BYTES))
-        if answer.status == 304 and condition:
-            return None
-        self._check(answer, "a catalogue")
-        found = answer.headers.get(b"etag", b"").decode("latin-1")
-        return answer.body, found if _ETAG.fullmatch(found) else ""
+        pages, found = Pages(), set[str]()
+        while (target := pages.target) is not None:
+            answer = await self._pool.get(Wanted(target, self._headers + condition, 1, MAX_CATALOGUE_BYTES))
+            if answer.status == 304 and condition:
+                return None
+            self._check(answer, "a catalogue")
+            pages.take(answer.body)
+            found.add(answer.headers.get(b"etag", b"").decode("latin-1"))
+            condition = ()
+        one = found.pop() if len(found) == 1 else ""
+        return pages.whole(), one if _ETAG.fullmatch(one) else ""
 
     async def get(self, ref: ObjectRef) -> bytes:
         """An object's bytes, of the stated size and with the digest that is its name.

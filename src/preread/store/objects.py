@@ -11,11 +11,13 @@ what somebody took back from what a store has lost. The key of a name is a diges
 any script, which percent-encoded would be longer than file names can be. A file under `fitted` says with which profile
 contexts of that model are published; it is the cloud's own, and not served. Objects are written before the name that
 leads to them: whatever is under a name is whole, and what an aborted publication leaves is found and kept by the next
-attempt.
+attempt. Names are read once, since only one process changes them (see `lease.py`).
 """
 
+import asyncio
 import logging
 from collections.abc import Awaitable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, NoReturn, TypeVar
 
@@ -23,21 +25,34 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
-from preread.errors import CorruptData, RemoteError, UsageError
-from preread.values import Fingerprint, Kind, ObjectId, ObjectRef
+from preread.errors import CorruptData, Full, RemoteError, UsageError
+from preread.values import ContextId, Fingerprint, Kind, ObjectId, ObjectRef
 from preread.wire import canonical, catalogue, manifest
 from preread.wire.catalogue import Catalogue, Entry
 from preread.wire.digest import object_id
 from preread.wire.fields import MAX_PROFILE_BYTES, SizedId
+from preread.wire.pages import Listing, room_for
 
 _PROBE: Final = "names/.probe"
 _REMOVED: Final = "removed.json"
 _SLOT_BYTES: Final = 256
+_AT_ONCE: Final = 64
+"""Names are read so many at a time: a bucket takes milliseconds for each."""
 _ADVICE: Final = {"written": "check its free space and permissions", "read": "check that it is still there"}
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 Key = tuple[Kind, ObjectId]
 _Done = Literal["written", "read"]
+_LARGEST_ENTRY_BYTES: Final = 2300
+"""A name of 128 and a model's of 256 characters in UTF-8, and the rest."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """A published context, and its line of the catalogue."""
+
+    entry: Entry
+    written: bytes
 
 
 def open_store(url_or_path: str) -> "Objects":
@@ -74,6 +89,11 @@ class Objects:
 
     def __init__(self, backend: ObjectStore, where: str) -> None:
         self._backend, self._where = backend, where
+        self._index: dict[str, _Named] = {}
+        self._illegible: set[str] = set()
+        self._removed: tuple[str, ...] = ()
+        self._listing: Listing | None = None
+        self._reading, self._names_are_read = asyncio.Lock(), False
 
     async def put(self, kind: Kind, data: bytes) -> ObjectRef:
         """Store an object, whole or not at all. One that is already there is written anew: that heals a damaged one."""
@@ -109,54 +129,111 @@ class Objects:
         except (BaseError, OSError) as error:
             self._fail("read", error)
 
+    async def check_room(self, name: str) -> None:
+        """Refuse early what `put_name` might refuse in the end.
+
+        Raises:
+            Full: there are as many contexts as a catalogue holds.
+        """
+        await self._refuse_unless_room(name, b"x" * _LARGEST_ENTRY_BYTES)
+
     async def put_name(self, entry: Entry) -> None:
-        """Publish under a name, as the last step; objects that only the name's former manifest needed are removed."""
-        former = await self._entry(_name_key(entry.name))
-        await self._write(_name_key(entry.name), catalogue.dumps(Catalogue((entry,))))
-        if former is not None and former.manifest.id != entry.manifest.id:
-            await self._sweep(former)
+        """Publish under a name, as the last step; objects that only the name's former manifest needed are removed.
+
+        Raises:
+            Full: the catalogue would not fit into its bounds; what is published stays as it is.
+        """
+        written, key = catalogue.write(entry), _name_key(entry.name)
+        await self._refuse_unless_room(entry.name, written)
+        await self._write(key, catalogue.dumps(Catalogue((entry,))))
+        former = self._index.get(key)
+        self._index[key], self._listing = _Named(entry, written), None
+        self._illegible.discard(key)
+        if former is not None and former.entry.manifest.id != entry.manifest.id:
+            await self._sweep(former.entry)
+
+    async def listing(self) -> Listing:
+        """Every published context, as a catalogue is served. A name whose file cannot be understood is left out."""
+        await self._read_names()
+        if self._listing is None:
+            written = {named.entry.name: named.written for named in self._index.values()}
+            self._listing = Listing(written, self._not_published(self._removed))
+        return self._listing
 
     async def names(self) -> list[Entry]:
-        """Every published context, sorted by name. A name whose file cannot be understood is left out, and logged."""
-        entries = [await self._entry(key) for key in await self._keys_in("names")]
-        return sorted([entry for entry in entries if entry is not None], key=lambda entry: entry.name)
+        """The same, sorted by name."""
+        await self._read_names()
+        return sorted([named.entry for named in self._index.values()], key=lambda entry: entry.name)
 
     async def remove_name(self, name: str) -> bool:
         """Forget a name, and all objects that no other name needs; whether there was such a name."""
+        await self._read_names()
         key = _name_key(name)
-        if await self._read(key) is None:
+        if key not in self._index and key not in self._illegible:
             return False
-        entry = await self._entry(key)
         told = await self._note_removed(name)
         await self._guard("written", obstore.delete_async(self._backend, key))
-        if entry is not None:
-            await self._sweep(entry)
+        self._illegible.discard(key)
+        gone, self._listing = self._index.pop(key, None), None
+        if gone is not None:
+            await self._sweep(gone.entry)
         if not told and not await self._note_removed(name):
             raise RemoteError(f"store {self._where}: {name!r} is gone, but edges cannot be told so: free some space")
         return True
 
     async def removed(self) -> tuple[str, ...]:
         """Names that were removed and not published since, the last one last; the last `MOST_REMOVED` of them."""
-        data = await self._read(_REMOVED)
-        if data is None:
-            return ()
-        try:
-            names = catalogue.loads(data).removed
-        except CorruptData as error:
-            _log.warning("store %s: which names were removed is forgotten: %s", self._where, error)
-            return ()
-        published = set(await self._keys_in("names"))
+        await self._read_names()
+        return self._not_published(self._removed)
+
+    def _not_published(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        published = self._index.keys() | self._illegible
         return tuple(name for name in names if _name_key(name) not in published)
 
     async def _note_removed(self, name: str) -> bool:
         """Remember a removal; False where there is no room for it, as there will be when its objects are gone."""
-        names = (*(one for one in await self.removed() if one != name), name)[-catalogue.MOST_REMOVED :]
+        names = (*(one for one in self._not_published(self._removed) if one != name), name)[-catalogue.MOST_REMOVED :]
         try:
             await self._write(_REMOVED, catalogue.dumps(Catalogue(removed=names)))
         except RemoteError as error:
             _log.warning("the removal of %r is not noted yet: %s", name, error)
             return False
+        self._removed, self._listing = names, None
         return True
+
+    async def _read_names(self) -> None:
+        async with self._reading:
+            if self._names_are_read:
+                return
+            keys = await self._keys_in("names")
+            for start in range(0, len(keys), _AT_ONCE):
+                some = keys[start : start + _AT_ONCE]
+                for key, entry in zip(some, await asyncio.gather(*map(self._entry, some)), strict=True):
+                    if entry is None:
+                        self._illegible.add(key)
+                    else:
+                        self._index[key] = _Named(entry, canonical.dumps(entry))
+            self._removed = await self._read_removed()
+            self._names_are_read = True
+
+    async def _read_removed(self) -> tuple[str, ...]:
+        data = await self._read(_REMOVED)
+        if data is None:
+            return ()
+        try:
+            return catalogue.loads(data).removed
+        except CorruptData as error:
+            _log.warning("store %s: which names were removed is forgotten: %s", self._where, error)
+            return ()
+
+    async def _refuse_unless_room(self, name: str, written: bytes) -> None:
+        await self._read_names()
+        others = [named.written for key, named in self._index.items() if key != _name_key(name)]
+        if not room_for(written, others):
+            raise Full(
+                f"this cloud has {len(self._index)} contexts, which is all that its catalogue holds: remove one with "
+                "`preread contexts rm NAME`, or start another cloud on a store of its own"
+            )
 
     async def profile_of(self, fingerprint: Fingerprint) -> ObjectRef | None:
         """The profile that contexts of this model are published with; None if there is none, or its slot is broken."""
@@ -191,21 +268,28 @@ class Objects:
         except CorruptData as error:
             _log.warning("store %s: %s stay, since %s", self._where, what, error)
             return
-        await self._remove_unneeded(doomed, what)
+        await self._remove_unneeded(doomed, what, gone.context)
 
-    async def _remove_unneeded(self, doomed: set[Key], what: str) -> None:
-        """Remove those of `doomed` that no name leads to, nor the slot of a profile. The illegible keeps everything."""
+    async def _remove_unneeded(self, doomed: set[Key], what: str, context: ContextId | None = None) -> None:
+        """Remove those of `doomed` that no name leads to, nor the slot of a profile. The illegible keeps everything.
+
+        Segments name the `context` that they are of, so that only its own names can need them; but for a profile that
+        is no model's any more every manifest is read.
+        """
+        others = [named.entry for named in self._index.values()]
+        doomed -= {key for entry in others for key in (("manifests", entry.manifest.id), ("tokens", entry.tokens.id))}
+        if any(kind == "profiles" for kind, _ in doomed):
+            doomed -= await self._slots()
+        any_context = any(kind == "profiles" for kind, _ in doomed)
         try:
-            for key in await self._keys_in("names"):
-                entry = await self._entry(key)
-                if entry is None:
-                    raise CorruptData("name", "a name's file cannot be understood")
-                doomed -= await self._needs(entry)
+            if self._illegible:
+                raise CorruptData("name", "a name's file cannot be understood")
+            for entry in others:
+                if any_context or entry.context == context:
+                    doomed -= await self._needs(entry)
         except CorruptData as error:
             _log.warning("store %s: %s stay, since %s", self._where, what, error)
             return
-        if any(kind == "profiles" for kind, _ in doomed):
-            doomed -= await self._slots()
         present = [key for key in doomed if await self.size(*key) is not None]
         if present:
             await self._guard("written", obstore.delete_async(self._backend, [_key(*key) for key in present]))

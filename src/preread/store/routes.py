@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from preread.errors import (
     EngineError,
+    Full,
     Overloaded,
     PrereadError,
     RemoteError,
@@ -26,7 +27,9 @@ from preread.errors import (
 )
 from preread.store.ranges import none_match, parse_range, range_applies
 from preread.values import Kind, ObjectId
-from preread.wire.digest import is_id, object_id
+from preread.wire.catalogue import MAX_ENTRIES
+from preread.wire.digest import is_id
+from preread.wire.pages import Listing
 
 SHARED: Final = "public, max-age=31536000, immutable"
 """Cache-Control of objects that any cache may keep and hand to anybody."""
@@ -45,6 +48,7 @@ _MEDIA: Final[dict[Kind, str]] = {
 }
 _ANSWERS: Final[tuple[tuple[type[PrereadError], int, str], ...]] = (
     (UnknownContext, 404, "unknown_context"),
+    (Full, 409, "catalogue_full"),
     (TooLong, 400, "context_length_exceeded"),
     (UsageError, 400, "bad_request"),
     (Unavailable, 503, "unavailable"),
@@ -102,16 +106,23 @@ def object_route(
     return Route(f"/v1/{kind}/{{id}}", answer, methods=["GET"])
 
 
-def catalogue_route(read: Callable[[], Awaitable[bytes]]) -> Route:
-    """GET and HEAD of /v1/catalogue; `read` gives its bytes as they are to be sent."""
+def catalogue_route(read: Callable[[], Awaitable[Listing]]) -> Route:
+    """GET and HEAD of /v1/catalogue, whole or in pages; `read` gives what is to be listed."""
 
     async def answer(request: Request) -> Response:
-        body = await read()
-        etag = f'"{object_id(body)}"'
+        listing = await read()
+        etag = f'"{listing.version}"'
         headers = {"ETag": etag, "Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
         if not none_match(request.headers.get("if-none-match"), etag):
             return Response(status_code=304, headers=headers)
-        return Response(body, headers=headers, media_type="application/json")
+        asked = request.query_params.get("limit", str(MAX_ENTRIES))
+        limit = int(asked) if asked.isascii() and asked.isdecimal() and len(asked) <= 9 else 0
+        if not limit:
+            return error_response(
+                400, f"limit is a number of entries, not {asked[:80]!r}", "bad_request", param="limit"
+            )
+        page = listing.page(request.query_params.get("after", ""), limit)
+        return Response(page, headers=headers, media_type="application/json")
 
     return Route("/v1/catalogue", answer, methods=["GET"])
 

@@ -40,7 +40,7 @@ def loads(data: bytes, type: type[T], max_bytes: int) -> T:
         CorruptData: "length" for more than `max_bytes`, "json" for anything that is not JSON or not canonical JSON,
             "schema" for JSON of another type.
     """
-    value = _decode(data, type, max_bytes)
+    value = decode(data, type, max_bytes)
     if dumps(value) != data:
         raise CorruptData("json", "JSON is not in canonical form (key order, whitespace, escapes or extra fields)")
     return value
@@ -52,7 +52,7 @@ def check_stamp(data: bytes, format: str, newest: int, max_bytes: int) -> None:
     Raises:
         CorruptData: "format" or "version"; "length", "json" or "schema" where it has no stamp at all.
     """
-    stamp = _decode(data, _Stamp, max_bytes)
+    stamp = decode(data, _Stamp, max_bytes)
     if stamp.format != format:
         raise CorruptData("format", f"expected a {format} and found {stamp.format[:64]!r}")
     what = format.removeprefix("preread-")
@@ -63,7 +63,12 @@ def check_stamp(data: bytes, format: str, newest: int, max_bytes: int) -> None:
         raise CorruptData("version", f"{what} has version {stamp.version}, which never existed")
 
 
-def _decode(data: bytes, type: type[T], max_bytes: int) -> T:
+def decode(data: bytes, type: type[T], max_bytes: int) -> T:
+    """Read JSON of any spelling.
+
+    Raises:
+        CorruptData: "length", "json" or "schema", as for `loads`.
+    """
     if len(data) > max_bytes:
         raise CorruptData("length", f"document has {len(data)} bytes, at most {max_bytes} are allowed")
     try:

@@ -1,4 +1,7 @@
-"""The published contexts of one cloud by name. Canonical JSON; the only mutable document there is."""
+"""The published contexts of one cloud by name. Canonical JSON; the only mutable document there is.
+
+It is sent whole, or in pages: see `pages.py`.
+"""
 
 import unicodedata
 from typing import Annotated, Final, Literal
@@ -23,6 +26,7 @@ FORMAT: Final = "preread-catalogue"
 VERSION: Final = 1
 MOST_REMOVED: Final = 4096
 """So many removals are told; whoever has not asked since longer ago keeps what he knew."""
+MAX_ENTRIES: Final = 2**16
 
 _UNNAMEABLE = {"Cc", "Cs", "Zl", "Zp"}
 
@@ -46,17 +50,21 @@ class Entry(Record, frozen=True):
 
 
 class Catalogue(Record, frozen=True, omit_defaults=True):
-    """All published contexts; names are unique.
+    """All published contexts, or one page of them; names are unique.
 
+    `next`, absent from the JSON where nothing follows, is the name after which the next page begins.
     `removed` are names that somebody took back, and none that is published; absent from the JSON where there are none.
     That a name is in neither list tells nothing: a store may have come back empty or damaged, or be another one.
     """
 
-    # a factory's value is written even where defaults are omitted: only `removed` may be absent
-    contexts: Annotated[tuple[Entry, ...], msgspec.Meta(max_length=2**16)] = msgspec.field(default_factory=lambda: ())
+    # a factory's value is written even where defaults are omitted: only `removed` and `next` may be absent
+    contexts: Annotated[tuple[Entry, ...], msgspec.Meta(max_length=MAX_ENTRIES)] = msgspec.field(
+        default_factory=lambda: ()
+    )
     removed: Annotated[tuple[str, ...], msgspec.Meta(max_length=MOST_REMOVED)] = ()
     format: Literal["preread-catalogue"] = msgspec.field(default_factory=lambda: FORMAT)
     version: Literal[1] = msgspec.field(default_factory=lambda: VERSION)
+    next: str = ""
 
 
 def dumps(catalogue: Catalogue) -> bytes:
@@ -73,6 +81,16 @@ def dumps(catalogue: Catalogue) -> bytes:
     return data
 
 
+def write(entry: Entry) -> bytes:
+    """Write an entry so that `loads` accepts it.
+
+    Raises:
+        UsageError: it would not.
+    """
+    dumps(Catalogue((entry,)))
+    return canonical.dumps(entry)
+
+
 def loads(data: bytes) -> Catalogue:
     """Read a catalogue.
 
@@ -83,6 +101,8 @@ def loads(data: bytes) -> Catalogue:
     canonical.check_stamp(data, FORMAT, VERSION, MAX_CATALOGUE_BYTES)
     catalogue = canonical.loads(data, Catalogue, MAX_CATALOGUE_BYTES)
     names = [*(entry.name for entry in catalogue.contexts), *catalogue.removed]
+    if catalogue.next and not valid_name(catalogue.next):
+        raise CorruptData("name", "catalogue goes on after a text that cannot be a name")
     if len(set(names)) != len(names) or not all(map(valid_name, names)):
         raise CorruptData("name", "catalogue holds a name twice, or a text that cannot be a name")
     for entry in catalogue.contexts:
