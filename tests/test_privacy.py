@@ -269,7 +269,7 @@ async def record(
         recorder = Recorder(proxy.port)
         async with recorder.listening() as url, edge_at(url, model, folder) as edge:
             transport = httpx2.ASGITransport(create_app(edge))
-            async with httpx2.AsyncClient(transport=transport, base_url="http://edge", timeout=60) as client:
+            async with httpx2.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client:
                 scene = Scene(edge, client, proxy, Private())
                 await act(scene)
             texts = scene.private.canaries

@@ -45,10 +45,21 @@ def test_cloud_publish_edge_ask(environment: dict[str, str], tmp_path: Path) -> 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([*COMMAND, *arguments], env=environment, capture_output=True, text=True, check=True)
 
-    with serving(environment, "cloud", "--store", str(tmp_path / "store"), "--rungs", "q8") as (cloud, cloud_url):
-        published = run("publish", str(tmp_path / "kettle.txt"), "--cloud", cloud_url, "--json")
-        assert set(json.loads(published.stdout)["bytes"]) == {"q8"}
-        with serving(environment, "edge", "--cloud", cloud_url, "--api-key", "secret") as (edge, edge_url):
+    keys, reader, asker = (tmp_path / name for name in ("keys", "reader", "asker"))
+    for file, text in ((keys, "may-read\npublish:may-publish\n"), (reader, "may-read\n"), (asker, "secret\n")):
+        file.write_text(text)
+        file.chmod(0o600)
+    store = ["--store", str(tmp_path / "store"), "--rungs", "q8"]
+    with serving(environment, "cloud", *store, "--api-key-file", str(keys)) as (cloud, cloud_url):
+        document = ["publish", str(tmp_path / "kettle.txt"), "--cloud", cloud_url, "--json"]
+        with pytest.raises(subprocess.CalledProcessError) as unfit:
+            run(*document, "--api-key-file", str(reader))
+        assert "this needs publish" in unfit.value.stderr
+        environment["PREREAD_API_KEY"] = "may-publish"
+        assert set(json.loads(run(*document).stdout)["bytes"]) == {"q8"}
+        del environment["PREREAD_API_KEY"]
+        keyed = ["--cloud-key-file", str(reader), "--api-key-file", str(asker)]
+        with serving(environment, "edge", "--cloud", cloud_url, *keyed) as (edge, edge_url):
             environment["PREREAD_API_KEY"] = "secret"
             question = ["ask", "What does lamp 7 mean?", "--context", "kettle", "--edge", edge_url, "-n", "12"]
             streamed = run(*question)
