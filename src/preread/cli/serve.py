@@ -243,6 +243,7 @@ def edge(
     from preread.edge.edge import AsyncEdge
     from preread.edge.near import Near
     from preread.edge.prefetch import Wishes
+    from preread.wire.neighbour import SiteKey
 
     clients = keys.of_clients(api_key, api_key_file, "ask")
     to_cloud, site_secret = keys.own(cloud_key, cloud_key_file), keys.own(site_key, site_key_file)
@@ -256,7 +257,8 @@ def edge(
         if shared is not None and site_secret is None and not insecure:
             listen.check_closed([shared], "a secret with --site-key-file or PREREAD_SITE_KEY")
         address = None if shared is None else shared.getsockname()[:2]
-        near = Near(disk_cache << 20, wishes, near_urls, mdns, site_secret, address)
+        secret = None if site_secret is None else SiteKey(site_secret)
+        near = Near(disk_cache << 20, wishes, near_urls, mdns, secret, address)
         path = options.pulled(model)
         opened = AsyncEdge(
             model,

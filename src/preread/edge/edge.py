@@ -22,7 +22,6 @@ from preread import limits
 from preread.edge import machine
 from preread.edge.answer import answer
 from preread.edge.near import Near, open_near
-from preread.edge.neighbours import Introduction
 from preread.edge.request import Ask, Done, Piece, Timings
 from preread.edge.site import Site, open_site
 from preread.engine import arenas
@@ -31,6 +30,7 @@ from preread.engine.sampling import Sampling
 from preread.errors import EngineError, UsageError
 from preread.plan.choose import MAX_DLOSS
 from preread.store.egress import CloudLink
+from preread.wire.neighbour import Introduction
 
 
 @dataclass(frozen=True, slots=True)

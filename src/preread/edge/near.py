@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from preread.edge.neighbours import Introduction, Neighbours
+from preread.edge.neighbours import Neighbours
 from preread.edge.prefetch import Prefetch, Wishes
 from preread.edge.site import Site
 from preread.edge.sources import Sources
@@ -20,6 +20,7 @@ from preread.edge.uses import Uses
 from preread.errors import UsageError
 from preread.store.held import Held
 from preread.store.mdns import Announced, Found, discovering
+from preread.wire.neighbour import Introduction, SiteKey
 
 _ID = re.compile(r"[0-9a-f]{16}")
 _log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class Near:
     wishes: Wishes = field(default_factory=Wishes)
     neighbours: tuple[str, ...] = ()
     mdns: bool = False
-    site_key: str | None = None
+    site_key: SiteKey | None = None
     share: tuple[str, int] | None = None
 
     def __post_init__(self) -> None:

@@ -7,13 +7,10 @@ not know discovery (somebody calls `add` and `remove`), or what segments are.
 
 import asyncio
 import logging
-import re
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Final
-
-import msgspec
 
 from preread.errors import CorruptData, PrereadError, RemoteError
 from preread.plan.owner import ranked
@@ -21,6 +18,7 @@ from preread.store.collapse import Collapsed
 from preread.store.egress import NeighbourLink
 from preread.store.fetch import Source
 from preread.values import Fingerprint, ObjectId, ObjectRef
+from preread.wire.neighbour import SiteKey
 
 MOST_NEIGHBOURS: Final = 64
 """More are not listened to: on a local network anybody can announce anything."""
@@ -29,18 +27,7 @@ PROBE_S: Final = 5.0
 _PROBE_LIMIT_S: Final = 2.0
 _ALONE_S: Final = 5.0
 _LONGEST_ALONE_S: Final = 600.0
-_EDGE_ID: Final = re.compile(r"[0-9a-f]{16}")
 _log = logging.getLogger(__name__)
-
-
-class Introduction(msgspec.Struct, frozen=True):
-    """What an edge says about itself to its neighbours. Fields of later versions are ignored."""
-
-    edge: str
-    model: str
-
-
-_introductions: Final = msgspec.json.Decoder(Introduction)
 
 
 class _OnlyHeld:
@@ -61,7 +48,7 @@ class Neighbour:
 
     def __init__(self, link: NeighbourLink) -> None:
         self._link, self._collapsed, self._held = link, Collapsed(link), _OnlyHeld(link)
-        self.edge, self.well = "", False
+        self.edge, self.well, self._said = "", False, ""
         self._failures, self._alone_until = 0, 0.0
 
     @property
@@ -106,22 +93,24 @@ class Neighbour:
         """Ask who it is; afterwards `edge` and `well` are right."""
         try:
             async with asyncio.timeout(_PROBE_LIMIT_S):
-                said = _introductions.decode(await self._link.introduction())
-            if not _EDGE_ID.fullmatch(said.edge):
-                raise CorruptData("schema", f"{said.edge[:40]!r} is no id of an edge")
-        except (PrereadError, TimeoutError, msgspec.DecodeError, ValueError) as error:
-            if self.well:
-                _log.info("neighbour %s is gone: %s", self.url, error or "no answer in time")
+                said = await self._link.introduction()
+        except (PrereadError, TimeoutError) as error:
+            self._is(f"is not asked: {error or 'no answer in time'}")
             self.well = False
             return
         self.edge = said.edge if said.model == fingerprint else ""
-        if not self.well:
-            _log.info("neighbour %s %s", self.url, "is there" if self.edge else "runs another model: it is not asked")
+        self._is("is there" if self.edge else "runs another model: it is not asked")
         self.well = True
 
     async def aclose(self) -> None:
         """Close all connections to it."""
         await self._link.aclose()
+
+    def _is(self, what: str) -> None:
+        """Said once, until it changes."""
+        if what != self._said:
+            _log.info("neighbour %s %s", self.url, what)
+        self._said = what
 
     def failed(self, why: object, *, lied: bool = False) -> None:
         """Leave it alone: 5 seconds, each time twice as long, and at once for ten minutes if it lied."""
@@ -137,13 +126,13 @@ class Neighbours:
     Args:
         edge: this edge's own id.
         fingerprint: of its model; edges of other models are ignored.
-        site_key: secret that the edges of this site share, if they do.
+        site_key: secret that the edges of this site share, if they do; whoever does not prove to have it is not asked.
         sharing: whether this edge serves segments itself, so that some are its own to fetch.
         urls: edges that are known from the start.
     """
 
     def __init__(
-        self, edge: str, fingerprint: Fingerprint, *, site_key: str | None, sharing: bool, urls: Iterable[str] = ()
+        self, edge: str, fingerprint: Fingerprint, *, site_key: SiteKey | None, sharing: bool, urls: Iterable[str] = ()
     ) -> None:
         self._edge, self._fingerprint, self._site_key, self._sharing = edge, fingerprint, site_key, sharing
         self._known: dict[str, Neighbour] = {}
@@ -165,7 +154,7 @@ class Neighbours:
             _log.warning("%s is not used as neighbour: there are %d already", url, MOST_NEIGHBOURS)
             return
         self.remove(name)
-        self._known[name] = Neighbour(NeighbourLink(url, site_key=self._site_key))
+        self._known[name] = Neighbour(NeighbourLink(url, self._edge, self._site_key))
         self._news.set()
 
     def remove(self, name: str) -> None:

@@ -21,13 +21,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from preread.edge.contexts import Contexts
 from preread.edge.edge import AsyncEdge
-from preread.edge.neighbours import Introduction
+from preread.edge.proof import Proven, Prover, authorization, local_address
 from preread.edge.sources import NotHeld, Sources
 from preread.errors import PrereadError
-from preread.store import guard, routes
-from preread.store.auth import Keys
+from preread.store import routes
 from preread.store.egress import INTRODUCTION
 from preread.values import Kind, ObjectId, ObjectRef
+from preread.wire.neighbour import Introduction, SiteKey
 
 MOST_REQUESTS: Final = 64
 """So many requests are answered or waiting at once; who comes then is told to ask the cloud."""
@@ -122,7 +122,7 @@ class Pace:
 
 
 def create_share_app(edge: AsyncEdge, *, bytes_s: float | None = None) -> Starlette:
-    """The segments of an open edge as an ASGI application. With a site key, every request needs it as bearer token.
+    """The segments of an open edge as an ASGI application. With a site key, who asks must prove to have it.
 
     Bodies are sent no faster than `bytes_s`, in bytes a second, all together.
     """
@@ -135,7 +135,7 @@ def create_app(
     sources: Sources,
     contexts: Contexts,
     *,
-    site_key: str | None = None,
+    site_key: SiteKey | None = None,
     bytes_s: float | None = None,
 ) -> Starlette:
     """As `create_share_app`, from parts.
@@ -151,13 +151,17 @@ def create_app(
     def source_for(request: Request) -> Shared:
         return held if _only_if_cached(request) else through
 
+    prover = None if site_key is None else Prover(site_key, introduction)
+
     async def introduce(request: Request) -> Response:
-        return JSONResponse(msgspec.to_builtins(introduction), headers={"Cache-Control": "no-store"})
+        said, scope = introduction, request.scope
+        if prover is not None:
+            said = prover.introduce(authorization(scope), local_address(scope))
+        return JSONResponse(msgspec.to_builtins(said), headers={"Cache-Control": "no-store"})
 
     middleware = [Middleware(Pace, bytes_s=bytes_s)]
-    if site_key is not None:
-        keys = Keys.of((f"read:{site_key}",), "read")
-        middleware.insert(0, Middleware(guard.KeyHolders, keys=keys, server="edge", reads="read", writes="read"))
+    if prover is not None:
+        middleware.insert(0, Middleware(Proven, prover=prover))
     return Starlette(
         routes=[
             Route(INTRODUCTION, introduce, methods=["GET"]),

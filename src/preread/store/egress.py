@@ -9,6 +9,7 @@ to, is in `mdns.py`.)
 
 import asyncio
 import re
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -19,11 +20,20 @@ from preread.store.http11 import Answer, Headers, Patience, Pool, Wanted, parse_
 from preread.values import Kind, ObjectId, ObjectRef
 from preread.wire.digest import is_id, object_id
 from preread.wire.fields import MAX_CATALOGUE_BYTES
+from preread.wire.neighbour import (
+    MAX_INTRODUCTION_BYTES,
+    NONCE_BYTES,
+    Claim,
+    Introduction,
+    SiteKey,
+    address,
+    introduction,
+    same,
+)
 from preread.wire.pages import PATH as CATALOGUE
 from preread.wire.pages import Pages
 
 INTRODUCTION: Final = "/v1/edge"
-MAX_INTRODUCTION_BYTES: Final = 1024
 CONNECTIONS: Final = 48
 """Of segments of 20 KB that is a megabyte under way: 100 Mbit/s over 80 ms. Many also make up for TCP's slow start."""
 MOST_BEGUN_BYTES: Final = 16 * 2**20
@@ -105,7 +115,7 @@ class CloudLink:
         path, body = f"/v1/{ref.kind}/{ref.id}", self._begun.pop(ref.id, bytearray())
         try:
             with self._counting(ref, body):
-                answer = await self._pool.get(Wanted(path, headers, ref.size_bytes, ref.size_bytes), body)
+                answer = await self._pool.get(self._wanted(path, headers, ref.size_bytes), body)
         except (TransportError, asyncio.CancelledError):
             self._keep_begun(ref, body)
             raise
@@ -113,6 +123,10 @@ class CloudLink:
         if object_id(answer.body) != ref.id:
             raise CorruptData("digest", f"{path} from {self._origin} is not the object of that name")
         return answer.body
+
+    def _wanted(self, path: str, headers: Headers, size_bytes: int) -> Wanted:
+        """The request for an object."""
+        return Wanted(path, headers, size_bytes, size_bytes)
 
     def _keep_begun(self, ref: ObjectRef, body: bytearray) -> None:
         """What broke off is gone on from when it is asked for again, if it is among the last few."""
@@ -197,25 +211,60 @@ class CloudLink:
 class NeighbourLink(CloudLink):
     """A link to a neighbouring edge, which serves segments and nothing else.
 
-    It is never given the cloud's API key: a neighbour is whoever answers. `site_key` is the secret that the edges of a
-    site share, if they do.
+    It is never given the cloud's API key: a neighbour is whoever answers. Nor is it given the site's key: where there
+    is one, both sides prove that they have it, and until the neighbour has, it is asked for nothing but who it is.
+
+    Args:
+        url: where it shares.
+        edge: id of the edge that asks.
+        site_key: secret that the edges of the site share, if they do.
     """
 
-    def __init__(self, url: str, *, site_key: str | None = None) -> None:
-        super().__init__(url, api_key=site_key, patience=_NEAR, connections=8)
+    def __init__(self, url: str, edge: str, site_key: SiteKey | None = None) -> None:
+        super().__init__(url, patience=_NEAR, connections=8)
         self.url = str(self._origin)
+        self._edge, self._site_key = edge, site_key
+        self._met: tuple[Claim, Introduction] | None = None
 
     async def get_held(self, ref: ObjectRef) -> bytes:
         """As `get`, but the neighbour is not to fetch what it does not hold: RemoteError then (RFC 9111, 5.2.1.7)."""
         return await self._object(ref, self._headers + _IF_HELD)
 
-    async def introduction(self) -> bytes:
-        """What the neighbour says about itself, at most 1 KiB, unverified.
+    async def introduction(self) -> Introduction:
+        """What the neighbour says about itself; where the site has a key, it has proved to have it too.
 
         Raises:
-            TransportError, RemoteError, UsageError: as for `get`.
-            CorruptData: "length".
+            TransportError, RemoteError: as for `get`.
+            CorruptData: "length", "json", "schema", or "proof": it does not have the site's key.
         """
-        answer = await self._pool.get(Wanted(INTRODUCTION, self._headers, 1, MAX_INTRODUCTION_BYTES))
+        claim, dialled = Claim(self._edge, secrets.token_hex(NONCE_BYTES)), [""]
+
+        def introduce(host: str, port: int) -> Headers:
+            dialled[0] = address(host, port)
+            return (("Authorization", str(claim)),)
+
+        prove = None if self._site_key is None else introduce
+        answer = await self._pool.get(Wanted(INTRODUCTION, self._headers, 1, MAX_INTRODUCTION_BYTES, prove))
         self._check(answer, "an introduction")
-        return answer.body
+        said, self._met = introduction(answer.body), None
+        if self._site_key is None and said.nonce:
+            raise RemoteError(f"{self._origin} shares with those who have its site's key: give --site-key")
+        if self._site_key is not None:
+            if not same(said.proof, self._site_key.answer(claim, said, dialled[0])):
+                raise CorruptData("proof", f"{self._origin} does not prove to have this site's key: it is not asked")
+            self._met = claim, said
+        return said
+
+    def _wanted(self, path: str, headers: Headers, size_bytes: int) -> Wanted:
+        if self._site_key is None:
+            return super()._wanted(path, headers, size_bytes)
+        key, met = self._site_key, self._met
+        if met is None:
+            raise RemoteError(f"{self._origin} has not proved to have this site's key")
+        claim, said = met
+
+        def prove(host: str, port: int) -> Headers:
+            proof = key.request(claim, said.edge, said.nonce, address(host, port), self._origin.prefix + path)
+            return (("Authorization", str(Claim(claim.edge, claim.nonce, proof))),)
+
+        return Wanted(path, headers, size_bytes, size_bytes, prove)

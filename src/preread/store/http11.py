@@ -11,6 +11,7 @@ import os
 import socket
 import ssl
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -65,12 +66,16 @@ class Patience:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is asked for, and how long its body must be: `least_bytes` to `most_bytes`, both inclusive."""
+    """What is asked for, and how long its body must be: `least_bytes` to `most_bytes`, both inclusive.
+
+    `prove`, if given, makes further headers for the address (host, port) that the connection is to in the end.
+    """
 
     target: str
     headers: Headers
     least_bytes: int
     most_bytes: int
+    prove: Callable[[str, int], Headers] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +200,8 @@ class _Connection:
         """Send the request, read the whole answer into `body`. Any exception leaves the connection unusable."""
         target, before = self._origin.prefix + wanted.target, len(body)
         headers = [("Host", self._origin.authority), *wanted.headers]
+        if wanted.prove is not None:
+            headers += wanted.prove(*self._writer.get_extra_info("peername")[:2])
         if before:
             headers.append(("Range", f"bytes={before}-"))
         head = self._http.send(h11.Request(method="GET", target=target, headers=headers))

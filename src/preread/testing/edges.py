@@ -10,7 +10,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from preread.edge.contexts import Contexts
-from preread.edge.neighbours import Introduction, Neighbours
+from preread.edge.neighbours import Neighbours
 from preread.edge.share import create_app
 from preread.edge.sources import Sources
 from preread.store.egress import CloudLink
@@ -18,6 +18,7 @@ from preread.store.held import Held
 from preread.testing.cloud import FINGERPRINT
 from preread.values import ObjectRef
 from preread.wire import manifest as manifests
+from preread.wire.neighbour import Introduction, SiteKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,18 +61,18 @@ async def bare_edge(
     sharing: bool = True,
 ) -> AsyncGenerator[BareEdge, None]:
     """An edge that has synced with its cloud, and shares, and knows no neighbours yet."""
-    edge = f"{number:016x}"
+    edge, key = f"{number:016x}", None if site_key is None else SiteKey(site_key)
     async with AsyncExitStack() as stack:
         link = await stack.enter_async_context(CloudLink(cloud_url, api_key=api_key))
         contexts = Contexts(folder / edge / "catalogue", FINGERPRINT)
         await contexts.sync(link)
         held = Held(folder / edge / "held", 1 << 28)
         held.scan()
-        neighbours = Neighbours(edge, FINGERPRINT, site_key=site_key, sharing=sharing)
+        neighbours = Neighbours(edge, FINGERPRINT, site_key=key, sharing=sharing)
         stack.push_async_callback(neighbours.aclose)
         sources = Sources(link, held, neighbours)
         stack.push_async_callback(sources.flush)
-        app = create_app(Introduction(edge, FINGERPRINT), sources, contexts, site_key=site_key)
+        app = create_app(Introduction(edge, FINGERPRINT), sources, contexts, site_key=key)
         url = await stack.enter_async_context(serving_here(app))
         yield BareEdge(edge, url, contexts, held, neighbours, sources, link)
 
