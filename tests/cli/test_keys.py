@@ -118,6 +118,25 @@ def test_a_file_that_everybody_may_read_is_warned_of(tmp_path: Path, caplog: pyt
     assert "chmod 600" in caplog.text and "one" not in caplog.text.replace(str(tmp_path), "")
 
 
+@pytest.mark.parametrize(
+    ("url", "warned"),
+    [
+        ("http://cloud.example:8000", True),
+        ("http://10.0.0.1", True),
+        ("https://cloud.example", False),
+        ("http://localhost:8000", False),
+        ("http://[::1]:8000", False),
+        (None, False),
+    ],
+)
+def test_a_key_that_others_on_the_way_can_read_is_warned_of(
+    url: str | None, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert keys.own("hunter2", None, url) == "hunter2" and keys.own(None, None, url) is None
+    assert [("without TLS" in record.message) for record in caplog.records] == [True] * warned
+    assert "hunter2" not in caplog.text
+
+
 def test_a_key_on_the_command_line_works_and_is_warned_of(
     preread: Run, keyed_cloud: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -55,6 +55,9 @@ def test_a_page_of_an_allowed_origin_asks_and_one_of_another_does_not(edge: Any)
     preflight = asked(edge, access, "OPTIONS", "/v1/chat/completions", {"Origin": PAGE} | wanted)
     assert preflight.status_code == 200 and preflight.headers["access-control-allow-origin"] == PAGE
     assert "x-stainless-os" in preflight.headers["access-control-allow-headers"]
+    near = wanted | {"Access-Control-Request-Private-Network": "true"}
+    preflight = asked(edge, access, "OPTIONS", "/v1/chat/completions", {"Origin": PAGE} | near)
+    assert preflight.status_code == 200 and preflight.headers["access-control-allow-private-network"] == "true"
     answer = asked(edge, access, "POST", "/v1/chat/completions", {"Origin": PAGE})
     assert answer.status_code == 200 and answer.headers["access-control-allow-origin"] == PAGE
     for other, origin in ((access, "https://evil.example"), (Access(), PAGE)):

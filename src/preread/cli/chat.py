@@ -59,7 +59,7 @@ def ask(
     prompt = sys.stdin.read() if question == "-" else question
     if not prompt.strip():
         raise UsageError("the question is empty")
-    key = keys.own(api_key, api_key_file)
+    key = keys.own(api_key, api_key_file, edge or cloud)
     sampling = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     with ExitStack() as stack:
         if edge is not None:
@@ -105,7 +105,7 @@ def run(
     _check_cloud(context, cloud)
     chosen = {"rung": rung, "max_dloss": max_dloss, "refine": refine}
     sizes = {"window_tokens": ctx_size, "threads": threads}
-    with open_edge(model, cloud, keys.own(api_key, api_key_file), local=local, **chosen, **sizes) as opened:
+    with open_edge(model, cloud, keys.own(api_key, api_key_file, cloud), local=local, **chosen, **sizes) as opened:
         if opened.asynchronous.site.engine.chat is None:
             raise UsageError(f"{model} has no chat template: use `preread ask`, or a model that can chat")
         if context is not None:

@@ -66,7 +66,7 @@ def publish(
         form = "chat"
     if name is None and (file is None or file == "-"):
         raise UsageError("say with --name what to call the context")
-    key = keys.own(api_key, api_key_file)
+    key = keys.own(api_key, api_key_file, cloud)
     text = _text(file) if file is not None else system
     if not text or not text.strip():
         raise UsageError(f"{_shown(file)} is empty: there is nothing to publish")
@@ -147,7 +147,8 @@ def list_contexts(
     """List what a cloud has published."""
     from preread.cloud.client import catalogue
 
-    entries = sorted(catalogue(cloud, api_key=keys.own(api_key, api_key_file)).contexts, key=lambda entry: entry.name)
+    key = keys.own(api_key, api_key_file, cloud)
+    entries = sorted(catalogue(cloud, api_key=key).contexts, key=lambda entry: entry.name)
     if json:
         print_json([_entry_json(entry) for entry in entries])
         return
@@ -166,7 +167,7 @@ def show(
     json: options.Json = False,
 ) -> None:
     """Show what a context is made of, and how large it is on the wire."""
-    entry, manifest = loop.run(_described(name, cloud, keys.own(api_key, api_key_file)))
+    entry, manifest = loop.run(_described(name, cloud, keys.own(api_key, api_key_file, cloud)))
     sizes = {rung.name: sum(cell.size_bytes for row in rung.segments for cell in row) for rung in manifest.rungs}
     if json:
         bases = {rung.name: rung.base for rung in manifest.rungs if rung.base}
@@ -205,7 +206,7 @@ def remove(
     """Have a cloud forget a context. Edges that hold it keep it until they are asked for something else."""
     from preread.cloud.client import remove as remove_at
 
-    remove_at(cloud, name, api_key=keys.own(api_key, api_key_file))
+    remove_at(cloud, name, api_key=keys.own(api_key, api_key_file, cloud))
     say(f"removed {name!r}")
 
 

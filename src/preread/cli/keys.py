@@ -9,8 +9,9 @@ from typing import Final
 import typer
 
 from preread.errors import UsageError
-from preread.store import auth
+from preread.store import auth, hosts
 from preread.store.auth import Keys, Scope
+from preread.store.http11 import parse_origin
 
 _MOST_BYTES: Final = 2**20
 _log = logging.getLogger(__name__)
@@ -55,18 +56,26 @@ def of_clients(given: str | None, file: Path | None, unnamed: Scope) -> Keys | N
     return Keys.of(written, unnamed) if given is not None or file is not None else None
 
 
-def own(given: str | None, file: Path | None) -> str | None:
-    """The key that this side shows to another: that of the file if one is given, else `given`.
+def own(given: str | None, file: Path | None, url: str | None = None) -> str | None:
+    """The key that this side shows to another, at `url`: that of the file if one is given, else `given`.
 
     Raises:
-        UsageError: the file cannot be read, or does not hold exactly one key; or it is none.
+        UsageError: the file cannot be read, or does not hold exactly one key; or it is none; or `url` is no address.
     """
     if file is not None:
         written = _read(file)
         if len(written) != 1:
             raise UsageError(f"{file} holds {len(written)} keys: the one to show must be alone in it")
-        return auth.secret_of(written[0])
-    return None if given is None else auth.secret_of(given.strip())
+        key = auth.secret_of(written[0])
+    elif given is not None:
+        key = auth.secret_of(given.strip())
+    else:
+        return None
+    if url is not None:
+        origin = parse_origin(url)
+        if origin.scheme == "http" and not hosts.is_loopback(origin.host):
+            _log.warning("the key goes to %s without TLS: whoever is on the way can read it", origin)
+    return key
 
 
 def _read(file: Path) -> list[str]:

@@ -246,7 +246,7 @@ def edge(
     from preread.wire.neighbour import SiteKey
 
     clients = keys.of_clients(api_key, api_key_file, "ask")
-    to_cloud, site_secret = keys.own(cloud_key, cloud_key_file), keys.own(site_key, site_key_file)
+    to_cloud, site_secret = keys.own(cloud_key, cloud_key_file, cloud), keys.own(site_key, site_key_file)
     options.check_rung(rung)
     options.check_rung(refine)
     wishes, near_urls = Wishes(tuple(pin or ()), options.policy(prefetch)), options.urls(neighbours)

@@ -47,7 +47,15 @@ class Access:
             layers = [Middleware(KeyHolders, keys=self.keys, server=server, reads=reads, writes=writes)]
         if self.origins:
             # A preflight comes without a key; what the page then asks for needs one, as any request does.
-            pages = Middleware(CORSMiddleware, allow_origins=self.origins, allow_methods=_METHODS, allow_headers=("*",))
+            # Pages from the internet that ask this machine say so, and want to be told that they may.
+            pages = Middleware(
+                CORSMiddleware,
+                allow_origins=self.origins,
+                allow_methods=_METHODS,
+                allow_headers=("*",),
+                expose_headers=("Retry-After",),
+                allow_private_network=True,
+            )
             layers.insert(0, pages)
         return layers
 
