@@ -189,7 +189,9 @@ def test_sharing_beyond_loopback_wants_a_secret_or_to_be_told(preread: Run, tmp_
     refused = preread(*sharing)
     assert refused.code == 1 and "--site-key-file or PREREAD_SITE_KEY, or say --insecure" in refused.err
     assert "unknown model" in preread(*sharing, "--insecure").err
-    assert "unknown model" in preread(*sharing, "--site-key-file", str(key_file(tmp_path, "one\n"))).err
+    assert (
+        "unknown model" in preread(*sharing, "--site-key-file", str(key_file(tmp_path, "a-secret-of-the-site\n"))).err
+    )
 
 
 @pytest.mark.parametrize(
