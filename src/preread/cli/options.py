@@ -51,6 +51,19 @@ CloudKey = Annotated[
 CloudKeyFile = Annotated[
     Path | None, typer.Option("--api-key-file", metavar="FILE", help="The same key, alone in a file.")
 ]
+EdgesCloudKey = Annotated[
+    str | None,
+    typer.Option(
+        "--cloud-key",
+        envvar="PREREAD_API_KEY",
+        metavar="KEY",
+        help="Key that the cloud asks for. Other users see it here: use the variable, or a file.",
+        callback=keys.checked,
+    ),
+]
+EdgesCloudKeyFile = Annotated[
+    Path | None, typer.Option("--cloud-key-file", metavar="FILE", help="The same key, alone in a file.")
+]
 ClientKeys = Annotated[
     str | None,
     typer.Option(
@@ -131,6 +144,16 @@ Window = Annotated[
 ]
 Threads = Annotated[
     int, typer.Option("--threads", "-t", min=0, metavar="N", help="CPU threads; 0: as many as this process may use.")
+]
+CacheRam = Annotated[
+    int | None,
+    typer.Option(
+        "--cache-ram",
+        min=0,
+        metavar="MIB",
+        help="Memory for the KV cache of contexts not in use at the moment; by default 1024, or a quarter of what "
+        "this machine or container has.",
+    ),
 ]
 DiskCache = Annotated[
     int, typer.Option("--disk-cache", min=0, metavar="MIB", help="Disk for segments of published contexts; 0: none.")

@@ -199,34 +199,15 @@ def edge(
     insecure: options.Insecure = False,
     allow_host: options.AllowHost = None,
     allow_origin: options.AllowOrigin = None,
-    cloud_key: Annotated[
-        str | None,
-        typer.Option(
-            "--cloud-key",
-            envvar="PREREAD_API_KEY",
-            metavar="KEY",
-            help="Key that the cloud asks for. Other users see it here: use the variable, or a file.",
-            callback=keys.checked,
-        ),
-    ] = None,
-    cloud_key_file: Annotated[
-        Path | None, typer.Option("--cloud-key-file", metavar="FILE", help="The same key, alone in a file.")
-    ] = None,
+    cloud_key: options.EdgesCloudKey = None,
+    cloud_key_file: options.EdgesCloudKeyFile = None,
     rung: options.Rung = None,
     max_dloss: options.MaxDloss = MAX_DLOSS,
     deadline: options.Deadline = None,
     refine: options.Refine = None,
     ctx_size: options.Window = 0,
     threads: options.Threads = 0,
-    cache_ram: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            metavar="MIB",
-            help="Memory for the KV cache of contexts not in use at the moment; by default 1024, or a quarter of what "
-            "this machine or container has.",
-        ),
-    ] = None,
+    cache_ram: options.CacheRam = None,
     sync_s: Annotated[float, typer.Option(min=0.1, metavar="S", help="Ask for the cloud's catalogue so often.")] = 5.0,
     disk_cache: options.DiskCache = 4096,
     pin: options.Pin = None,
@@ -253,9 +234,8 @@ def edge(
     with ExitStack() as stack:
         sockets = [stack.enter_context(sock) for sock in listen.bind_all(host, port)]
         access = _access(sockets, clients, allow_host, allow_origin, insecure=insecure)
-        shared = None if share is None else stack.enter_context(listen.bind(*options.host_and_port(share), "--share"))
-        if shared is not None and site_secret is None and not insecure:
-            listen.check_closed([shared], "a secret with --site-key-file or PREREAD_SITE_KEY")
+        anywhere = insecure or site_secret is not None
+        shared = None if share is None else stack.enter_context(_sharing_socket(share, anywhere=anywhere))
         address = None if shared is None else shared.getsockname()[:2]
         secret = None if site_secret is None else SiteKey(site_secret)
         near = Near(disk_cache << 20, wishes, near_urls, mdns, secret, address)
@@ -279,6 +259,24 @@ def edge(
         interrupted = loop.run(_serve_edge(sockets, access, opened, shared, most_bytes_s))
     if interrupted:
         raise KeyboardInterrupt
+
+
+def _sharing_socket(share: str, *, anywhere: bool) -> socket.socket:
+    """Take the address that an edge shares at; unless `anywhere`, only if it is reached from this machine alone.
+
+    Raises:
+        UsageError: it is not, or it is taken, or none.
+    """
+    from preread.cli import listen
+
+    sock = listen.bind(*options.host_and_port(share), "--share")
+    try:
+        if not anywhere:
+            listen.check_closed([sock], "a secret with --site-key-file or PREREAD_SITE_KEY")
+    except UsageError:
+        sock.close()
+        raise
+    return sock
 
 
 async def _serve_edge(
