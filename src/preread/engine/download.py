@@ -105,6 +105,13 @@ def pull(reference: str | Reference, progress: Progress, models_dir: Path | None
     return folder / model.file
 
 
+def is_registered(path: Path, models_dir: Path | None = None) -> bool:
+    """Whether a file is that of a registered model, which was checked against its digest when it was brought here."""
+    folder, size_bytes = models_dir or default_models_dir(), path.stat().st_size if path.is_file() else None
+    found = [model for model in MODELS.values() if model.size_bytes == size_bytes]
+    return any(path.resolve() == (folder / model.file).resolve() for model in found)
+
+
 def _present(model: Model, folder: Path) -> bool:
     path = folder / model.file
     return path.is_file() and model.size_bytes in (None, path.stat().st_size)

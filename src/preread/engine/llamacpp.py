@@ -68,6 +68,7 @@ class LlamaCpp:
         threads: int = 0,
         scored_tokens: int = 0,
         cache: CacheType = "f16",
+        trusted: bool = False,
     ) -> "LlamaCpp":
         """Load a GGUF file.
 
@@ -78,13 +79,14 @@ class LlamaCpp:
             threads: 0: as many as this process may use.
             scored_tokens: how many tokens one call of `score` may have.
             cache: how llama.cpp keeps KV; with anything but "f16", KV is neither exported nor injected.
+            trusted: it need not be tried in another process first; see `trial.py`.
 
         Raises:
             UsageError: the file is not a model that llama.cpp can load.
             EngineError: there is not enough memory for the KV cache.
         """
         threads = threads or limits.cpus()
-        loaded = model.load(path)
+        loaded = model.load(path, trusted=trusted)
         spec = model.spec(loaded, path, name or path.stem, window_tokens)
         ggml = library()
         gate = Gate(ctypes.cast(ggml.ggml_get_name, ctypes.c_void_p).value or 0)

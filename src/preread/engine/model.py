@@ -2,6 +2,7 @@
 
 import ctypes
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,6 +14,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from preread.engine import trial
 from preread.engine.chat import ChatTemplate
 from preread.engine.marks import Controls
 from preread.errors import EngineError, UsageError
@@ -131,18 +133,21 @@ class Loaded:
         llama_cpp.llama_model_free(self.model)
 
 
-def load(path: Path) -> Loaded:
-    """Load a GGUF file into memory.
+def load(path: Path, *, trusted: bool = False) -> Loaded:
+    """Load a GGUF file into memory; unless `trusted`, in another process first, see `trial.py`.
 
     Raises:
-        UsageError: there is no such file, or llama.cpp cannot load it.
+        UsageError: there is no such file, llama.cpp cannot load it, or it ends its process.
     """
     if not path.is_file():
         raise UsageError(f"there is no model file {path}")
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise UsageError(f"{path} is not a GGUF file")
+    if not trusted:
+        trial.check(path)
     _quiet()
+    os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # or whatever is called gdb in PATH is run when llama.cpp aborts
     llama_cpp.llama_backend_init()
     parameters = llama_cpp.llama_model_default_params()
     parameters.n_gpu_layers = 0
