@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from preread.errors import Full, RemoteError, UsageError
+from preread.store import lease
 from preread.store.objects import Objects, open_store
 from preread.testing.cloud import FINGERPRINT, RandomPublisher
 from preread.testing.store import StoreContract, objects_of, present, publish, put_profile_of
@@ -60,6 +61,22 @@ class TestBucket(StoreContract):
         bucket.objects.all().delete()
         client.delete_bucket(Bucket="preread")
         client.close()
+
+    def test_one_cloud_at_a_time_holds_it(self, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(lease, "_RENEW_S", 0.05)
+
+        async def main() -> None:
+            async with open_store(address).held():
+                with pytest.raises(UsageError, match="held by process"):
+                    async with open_store(address).held():
+                        pass
+                first = await open_store(address)._read("lease.json")
+                while await open_store(address)._read("lease.json") == first:  # it is renewed
+                    await asyncio.sleep(0.02)
+            async with open_store(address).held():
+                pass
+
+        asyncio.run(main())
 
 
 @pytest.fixture

@@ -13,11 +13,13 @@ from preread.errors import UsageError
 from preread.fit import files
 
 if TYPE_CHECKING:
+    from preread.cloud.profiles import Stored
     from preread.codec.profile import Profile
     from preread.engine.llamacpp import LlamaCpp
     from preread.fit.align import Alignment
     from preread.fit.map import Fit
     from preread.fit.text import Text
+    from preread.store.objects import Objects
 
 _MAP_STAGES: Final = {
     "align": "aligning layers",
@@ -47,12 +49,10 @@ def codec(
     """Fit the codec to a model, and measure what each rung costs. Takes minutes.
 
     A cloud does this by itself before it publishes for the first time with a model. From then on this model's contexts
-    are published with the newest profile; contexts that were published before keep theirs. Run it on a store while no
-    cloud is publishing to it.
+    are published with the newest profile; contexts that were published before keep theirs. No cloud may run on the
+    store meanwhile.
     """
     from preread.cli.serve import engine_for
-    from preread.cloud.profiles import keep
-    from preread.codec import profile_bytes as profiles
     from preread.fit.text import calibration, read
     from preread.store.objects import open_store
 
@@ -61,22 +61,27 @@ def codec(
     if out is not None:
         options.check_folder(out)
     with engine_for(model, 0, threads) as engine, token_progress() as report:
-        profile = loop.run(_fitted(engine, source, report))
-    data = profiles.dumps(profile)
-    if out is not None:
-        files.write(out, data)
-    kept = loop.run(keep(objects, profile))
-    say(f"fitted to {profile.calibration}: {size(len(data))}, profile {kept.ref.id[:12]}… in store {store}")
+        profile, kept = loop.run(_fitted(engine, source, objects, out, report))
+    sized = f"{size(kept.ref.size_bytes)}, profile {kept.ref.id[:12]}…"
+    say(f"fitted to {profile.calibration}: {sized} in store {store}")
     _print_ladder(profile)
 
 
-async def _fitted(engine: "LlamaCpp", text: "Text", report: Report) -> "Profile":
-    from preread.cloud.profiles import fitted
+async def _fitted(
+    engine: "LlamaCpp", text: "Text", objects: "Objects", out: Path | None, report: Report
+) -> "tuple[Profile, Stored]":
+    """The fitted profile, written to `out` if that is given, and where it was put; nobody else may use the store."""
+    from preread.cloud.profiles import fitted, keep
+    from preread.codec import profile_bytes as profiles
     from preread.engine.worker import Worker
 
     worker = Worker()
     try:
-        return await fitted(engine, worker, text, lambda _, done, total: report(FIT_STAGE, done, total))
+        async with objects.held():
+            profile = await fitted(engine, worker, text, lambda _, done, total: report(FIT_STAGE, done, total))
+            if out is not None:
+                files.write(out, profiles.dumps(profile))
+            return profile, await keep(objects, profile)
     finally:
         worker.close()
 

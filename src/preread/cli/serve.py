@@ -175,18 +175,19 @@ async def _serve_cloud(
     from preread.cloud.serve import EnginePublisher
     from preread.engine.worker import Worker
 
-    count = len(await objects.names())
+    async with objects.held():
+        count = len(await objects.names())
 
-    def ready() -> None:
-        where = f"{listen.urls(sockets)}, store {store}, {_contexts(count)}"
-        say(f"preread cloud: {engine.spec.name} on {where}")
+        def ready() -> None:
+            where = f"{listen.urls(sockets)}, store {store}, {_contexts(count)}"
+            say(f"preread cloud: {engine.spec.name} on {where}")
 
-    worker = Worker()
-    app = create_app(objects, EnginePublisher(engine, worker, objects, rungs, help), access)
-    try:
-        return await listen.serve(app, sockets, ready)
-    finally:
-        worker.close()
+        worker = Worker()
+        app = create_app(objects, EnginePublisher(engine, worker, objects, rungs, help), access)
+        try:
+            return await listen.serve(app, sockets, ready)
+        finally:
+            worker.close()
 
 
 def edge(

@@ -16,7 +16,8 @@ attempt. Names are read once, since only one process changes them (see `lease.py
 
 import asyncio
 import logging
-from collections.abc import Awaitable
+from collections.abc import AsyncGenerator, Awaitable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, NoReturn, TypeVar
@@ -26,6 +27,8 @@ from obstore.exceptions import BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
 from preread.errors import CorruptData, Full, RemoteError, UsageError
+from preread.store import durable
+from preread.store.lease import Lease
 from preread.values import ContextId, Fingerprint, Kind, ObjectId, ObjectRef
 from preread.wire import canonical, catalogue, manifest
 from preread.wire.catalogue import Catalogue, Entry
@@ -66,10 +69,11 @@ def open_store(url_or_path: str) -> "Objects":
     if not url_or_path.strip():
         raise UsageError("store '' cannot be written: it is no address; name a folder or s3://BUCKET/PREFIX")
     try:
+        folder = None
         if "://" in url_or_path or url_or_path == "memory:":
             backend = from_url(url_or_path)
         else:
-            folder = Path(url_or_path).expanduser()
+            folder = Path(url_or_path).expanduser().absolute()
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             backend = LocalStore(folder)
         obstore.put(backend, _PROBE, b"can be written")
@@ -78,27 +82,50 @@ def open_store(url_or_path: str) -> "Objects":
         raise UsageError(
             f"store {url_or_path} cannot be written: {_cause(error)}; choose another, or check its permissions"
         ) from error
-    return Objects(backend, url_or_path)
+    return Objects(backend, url_or_path, folder)
 
 
 class Objects:
-    """Objects and names in one store. Publishing and removing names is for one process, one at a time.
+    """Objects and names in one store. Publishing and removing names is for one process (see `held`), one at a time.
 
+    In a folder a name is put when all that it leads to is on the disk, and on the disk itself when `put_name` returns.
     Every method raises RemoteError where the store itself fails.
     """
 
-    def __init__(self, backend: ObjectStore, where: str) -> None:
-        self._backend, self._where = backend, where
+    def __init__(self, backend: ObjectStore, where: str, folder: Path | None = None) -> None:
+        self._backend, self._where, self._folder = backend, where, folder
+        self._lease: Lease | None = None
+        self._unsettled: set[str] = set()
         self._index: dict[str, _Named] = {}
         self._illegible: set[str] = set()
         self._removed: tuple[str, ...] = ()
         self._listing: Listing | None = None
         self._reading, self._names_are_read = asyncio.Lock(), False
 
+    @asynccontextmanager
+    async def held(self) -> AsyncGenerator[None, None]:
+        """Keep other processes that do the same from this store. When that is lost, names can be changed no more.
+
+        Raises:
+            UsageError: another process holds it.
+        """
+        self._lease = Lease(self._backend, self._where, self._folder)
+        async with self._lease.held():
+            if self._folder is not None:
+                await asyncio.to_thread(durable.sweep, self._folder)
+            yield
+
     async def put(self, kind: Kind, data: bytes) -> ObjectRef:
-        """Store an object, whole or not at all. One that is already there is written anew: that heals a damaged one."""
+        """Store an object, whole or not at all. One that is already there and damaged is healed."""
         ref = ObjectRef(kind, object_id(data), len(data))
-        await self._write(_key(kind, ref.id), data)
+        key = _key(kind, ref.id)
+        if self._folder is None:
+            await self._guard("written", obstore.put_async(self._backend, key, data, use_multipart=False))
+        else:
+            # what is whole is left: a power cut may take what was written last, and other names may lead to it
+            if await self.size(kind, ref.id) != len(data) or await self._read(key) != data:
+                await self._guard("written", obstore.put_async(self._backend, key, data, use_multipart=False))
+            self._unsettled.add(key)
         return ref
 
     async def read(self, kind: Kind, id: ObjectId, start: int | None = None, stop: int | None = None) -> bytes | None:
@@ -172,7 +199,7 @@ class Objects:
         if key not in self._index and key not in self._illegible:
             return False
         told = await self._note_removed(name)
-        await self._guard("written", obstore.delete_async(self._backend, key))
+        await self._delete_name(key)
         self._illegible.discard(key)
         gone, self._listing = self._index.pop(key, None), None
         if gone is not None:
@@ -334,7 +361,24 @@ class Objects:
             self._fail("read", error)
 
     async def _write(self, key: str, data: bytes) -> None:
-        await self._guard("written", obstore.put_async(self._backend, key, data, use_multipart=False))
+        """Write what leads to objects, after them."""
+        if self._lease is not None:
+            self._lease.check()
+        if self._folder is None:
+            await self._guard("written", obstore.put_async(self._backend, key, data, use_multipart=False))
+            return
+        objects = set(self._unsettled)
+        await self._guard("written", asyncio.to_thread(durable.settle, self._folder, objects))
+        self._unsettled -= objects
+        await self._guard("written", asyncio.to_thread(durable.replace, self._folder / key, data))
+
+    async def _delete_name(self, key: str) -> None:
+        if self._lease is not None:
+            self._lease.check()
+        if self._folder is None:
+            await self._guard("written", obstore.delete_async(self._backend, key))
+        else:
+            await self._guard("written", asyncio.to_thread(durable.remove, self._folder / key))
 
     async def _guard(self, done: _Done, call: Awaitable[T]) -> T:
         try:

@@ -1,0 +1,102 @@
+"""What was acknowledged outlives a power cut: in which order bytes and names reach the disk."""
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from preread.errors import RemoteError
+from preread.store.objects import Objects, open_store
+from preread.testing.store import objects_of, publish
+
+
+@pytest.fixture
+def journal(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """What the disk is told, in order: ("sync", path) and ("name", path)."""
+    told: list[tuple[str, str]] = []
+    fsync, replace = os.fsync, os.replace
+
+    def watched_sync(handle: int) -> None:
+        fsync(handle)
+        told.append(("sync", os.readlink(f"/proc/self/fd/{handle}")))
+
+    def watched_replace(draft: str, file: Path) -> None:
+        told.append(("name", str(file)))
+        replace(draft, file)
+
+    monkeypatch.setattr(os, "fsync", watched_sync)
+    monkeypatch.setattr(os, "replace", watched_replace)
+    return told
+
+
+def files_of(store: Objects, root: Path, text: str) -> list[str]:
+    entry = publish(store, "manual", text)
+    return [str(root / kind / id[:2] / id) for kind, id in objects_of(store, entry)]
+
+
+def test_a_name_is_put_when_all_that_it_leads_to_is_on_the_disk(tmp_path: Path, journal: list[tuple[str, str]]) -> None:
+    root = tmp_path / "store"
+    files = files_of(open_store(str(root)), root, "a text of some length")
+    (put,) = [place for place, (what, _) in enumerate(journal) if what == "name"]
+    before, after = journal[:put], journal[put + 1 :]
+    assert {path for _, path in before} >= {*files, *(str(Path(file).parent) for file in files)}
+    assert {path for _, path in before} >= {str(root), str(root / "segments"), str(root / "manifests")}
+    assert ".new-" in before[-1][1] and ("sync", str(root / "names")) in after
+
+
+def test_each_object_is_synced_once_for_a_name(tmp_path: Path, journal: list[tuple[str, str]]) -> None:
+    store = open_store(str(tmp_path))
+    files = files_of(store, tmp_path, "a text")
+    assert [journal.count(("sync", file)) for file in files] == [1] * len(files)
+    journal.clear()
+    publish(store, "another", "b")
+    assert not {path for _, path in journal} & set(files)
+
+
+def test_an_object_that_is_whole_is_not_written_anew_and_yet_synced(
+    tmp_path: Path, journal: list[tuple[str, str]]
+) -> None:
+    """An attempt that was given up may have left it, with the kernel only; another name may lead to it."""
+    files = files_of(open_store(str(tmp_path)), tmp_path, "a text")
+    inodes = [os.stat(file).st_ino for file in files]
+    journal.clear()
+    files_of(open_store(str(tmp_path)), tmp_path, "a text")
+    assert [os.stat(file).st_ino for file in files] == inodes
+    assert {path for _, path in journal} >= set(files)
+
+
+def test_a_removed_name_is_gone_from_the_disk_before_its_objects_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(str(tmp_path))
+    entry = publish(store, "manual", "a text")
+    manifest = tmp_path / "manifests" / entry.manifest.id[:2] / entry.manifest.id
+    synced: list[tuple[str, bool, bool]] = []
+    fsync = os.fsync
+
+    def watched(handle: int) -> None:
+        fsync(handle)
+        synced.append((os.readlink(f"/proc/self/fd/{handle}"), any(names.glob("*.json")), manifest.exists()))
+
+    names = tmp_path / "names"
+    monkeypatch.setattr(os, "fsync", watched)
+    assert asyncio.run(store.remove_name("manual"))
+    assert (str(names), False, True) in synced and not manifest.exists()
+
+
+def test_a_disk_that_does_not_take_it_fails_the_publication(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(str(tmp_path))
+    entry = publish(store, "manual", "first edition")
+
+    def broken(handle: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", broken)
+        with pytest.raises(RemoteError, match=r"cannot be written: Input/output error"):
+            publish(store, "manual", "second edition")
+    assert asyncio.run(store.names()) == asyncio.run(open_store(str(tmp_path)).names()) == [entry]
+    assert not list(tmp_path.rglob(".new-*"))
+    second = publish(store, "manual", "second edition")
+    assert asyncio.run(open_store(str(tmp_path)).names()) == [second]
