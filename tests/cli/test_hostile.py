@@ -40,7 +40,7 @@ def check(ran: Any) -> None:
     assert "]0;owned" in text, text
 
 
-@pytest.mark.parametrize("command", [["ls"], ["show", "manual"], ["rm", "manual"]])
+@pytest.mark.parametrize("command", [["ls"], ["show", "manual"]])
 def test_a_field_of_a_catalogue(preread: Run, hostile: Any, command: list[str]) -> None:
     url, answers = hostile
     fields = {"contexts": [], "format": "preread-catalogue", "version": 1, EVIL: 1}

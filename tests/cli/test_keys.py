@@ -149,7 +149,7 @@ def test_publishing_takes_its_key_from_a_file_or_the_variable(
 ) -> None:
     publish = ["publish", "-", "--name", "manual", "--cloud", keyed_cloud]
     refused = preread(*publish, stdin=b"text")
-    assert refused.code == 1 and "needs an API key" in refused.err
+    assert refused.code == 1 and "needs an API key" in refused.err and "--api-key-file" in refused.err
     monkeypatch.setenv("PREREAD_API_KEY", "reader")
     short = preread(*publish, stdin=b"text")
     assert short.code == 1 and "this key has the scope read; this needs publish" in short.err
@@ -168,7 +168,12 @@ def test_publishing_takes_its_key_from_a_file_or_the_variable(
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
 @pytest.mark.parametrize("command", ["cloud", "edge"])
 def test_beyond_loopback_a_server_wants_keys_or_to_be_told(
-    preread: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, host: str
+    preread: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    command: str,
+    host: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     started = "unknown model 'nosuch'"  # what comes once it is decided who may ask
@@ -179,6 +184,7 @@ def test_beyond_loopback_a_server_wants_keys_or_to_be_told(
     assert refused.code == 1 and started not in refused.err
     assert "--api-key-file or PREREAD_API_KEYS, or say --insecure" in refused.err and refused.err.count("\n") == 1
     assert started in preread(*there, "--insecure").err
+    assert "everybody who reaches" in caplog.text
     assert started in preread(*there, "--api-key-file", str(key_file(tmp_path, "one\n"))).err
     monkeypatch.setenv("PREREAD_API_KEYS", "one")
     assert started in preread(*there).err

@@ -117,7 +117,8 @@ def _failure(url: str, status: int, body: bytes) -> UsageError | RemoteError:
         problem = None
     words = _words(problem.message) if problem else "no reason given: it may not be a preread edge"
     if 400 <= status < 500:
-        return UsageError(f"edge {url} refuses: {words}")
+        key = "; give a key with --api-key-file or PREREAD_API_KEY" if status in (401, 403) else ""
+        return UsageError(f"edge {url} refuses: {words}{key}")
     return RemoteError(f"edge {url} failed with {status}: {words}")
 
 

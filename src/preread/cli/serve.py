@@ -156,7 +156,10 @@ def _access(
 
     if clients is None and not insecure:
         listen.check_closed(sockets, "keys with --api-key-file or PREREAD_API_KEYS")
-    open_names = frozenset() if listen.closed(sockets) else frozenset({hosts.ANY})
+    near = listen.closed(sockets)
+    if clients is None and not near:
+        _log.warning("everybody who reaches %s may use it: --insecure says so", listen.urls(sockets))
+    open_names = frozenset() if near else frozenset({hosts.ANY})
     names = open_names if allow_host is None else hosts.hosts(allow_host)
     return Access(clients, names, hosts.origins(allow_origin))
 

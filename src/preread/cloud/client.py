@@ -146,5 +146,6 @@ def _failure(url: str, status: int, problem: Problem) -> UsageError | RemoteErro
     if problem.code == "unknown_context":
         return UsageError(words)
     if 400 <= status < 500:
-        return UsageError(f"cloud {url} refuses: {words}")
+        key = "; give a key with --api-key-file or PREREAD_API_KEY" if status in (401, 403) else ""
+        return UsageError(f"cloud {url} refuses: {words}{key}")
     return RemoteError(f"cloud {url} failed with {status}: {words}")
