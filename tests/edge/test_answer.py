@@ -17,7 +17,7 @@ from preread.cloud.publish import refuse
 from preread.edge.edge import Answer, AsyncEdge
 from preread.edge.request import Ask, Done
 from preread.engine.sampling import Sampling
-from preread.errors import TooLong, UnknownContext, UsageError
+from preread.errors import TooLong, Unavailable, UnknownContext, UsageError
 from preread.store.objects import Objects, open_store
 from preread.testing.cloud import serving
 from preread.testing.proxy import Blackout, Corrupt, Fault, Link, ProxyProcess, Refuse, Reset, Truncate
@@ -69,6 +69,7 @@ def bench(smollm: Path, cloud: Any, tmp_path_factory: pytest.TempPathFactory) ->
     with ProxyProcess(port, FAST) as proxy:
         options = {"rung": "lossless", "window_tokens": 2048, "folder": folder, "sync_s": 3600}
         with Edge("smollm2-135m-instruct", proxy.url, **options) as edge:
+            edge.portal.call(edge.asynchronous.site.settled)
             yield Bench(edge, proxy)
 
 
@@ -300,16 +301,19 @@ def test_after_a_restart_without_a_cloud_known_contexts_are_computed(
     bench: Bench, local: Answer, cloud: Any, tmp_path: Path
 ) -> None:
     options = {"rung": "lossless", "window_tokens": 2048, "folder": tmp_path}
-    with Edge("smollm2-135m-instruct", cloud.url, **options):
-        pass
-    (kept,) = (path for path in tmp_path.iterdir() if path.name == bench.site.contexts.named("manual").entry.tokens.id)
+    with Edge("smollm2-135m-instruct", cloud.url, **options) as edge:
+        edge.portal.call(edge.asynchronous.site.settled)
+    (kept,) = tmp_path.glob(f"catalogue/*/{bench.site.contexts.named('manual').entry.tokens.id}")
     assert kept.stat().st_mode & 0o077 == 0
     with Edge("smollm2-135m-instruct", "http://127.0.0.1:9", **options) as edge:
         answer = edge.ask(QUESTION, context="manual", max_tokens=8)
         assert (answer.text, answer.timings.way) == (local.text, "computed")
         assert "cannot be reached" in (answer.timings.reason or "")
     kept.write_bytes(b"damaged")
-    with Edge("smollm2-135m-instruct", "http://127.0.0.1:9", **options) as edge, pytest.raises(UnknownContext):
+    with (
+        Edge("smollm2-135m-instruct", "http://127.0.0.1:9", **options) as edge,
+        pytest.raises(Unavailable, match="cannot be reached"),
+    ):
         edge.ask(QUESTION, context="manual", max_tokens=1)
 
 

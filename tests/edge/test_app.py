@@ -147,8 +147,8 @@ def test_models_and_health(client: openai.OpenAI, edge: Any) -> None:
     (model,) = client.models.list().data
     assert model.id == MODEL and model.meta["n_ctx"] == 2048 and model.meta["n_vocab"] == 49152
     health = httpx2.get(f"{edge.url}/health", trust_env=False).json()
-    known = len(edge.opened.site.contexts.all())
-    assert health == {"status": "ok", "model": MODEL, "injection": None, "cloud": None, "contexts": known}
+    known = len(edge.opened.site.contexts.entries())
+    assert health == {"status": "ok", "model": MODEL, "injection": None, "cloud": None, "contexts": known, "missing": 0}
 
 
 def test_unknown_context_names_the_known_ones(client: openai.OpenAI) -> None:

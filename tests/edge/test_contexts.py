@@ -1,27 +1,34 @@
-"""Profiles on their way from a cloud to an edge's disk: once each, verified, and never a reason to lose a context."""
+"""What an edge knows of a cloud's contexts: fetched once, verified, bounded, and kept until it is removed by name."""
 
 import asyncio
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import obstore
 import pytest
 from obstore.store import LocalStore
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from preread.cloud import client
 from preread.cloud.app import create_app
 from preread.cloud.events import Published
 from preread.codec import profile_bytes as profiles
-from preread.edge.contexts import Contexts
-from preread.errors import CorruptData
+from preread.edge import published
+from preread.edge.contexts import Contexts, Known
+from preread.errors import CorruptData, Unavailable, UnknownContext
 from preread.store.egress import CloudLink
 from preread.store.objects import open_store
 from preread.testing.cloud import FINGERPRINT, GEOMETRY, RandomPublisher, serving
+from preread.testing.edges import OWN
 from preread.testing.profile import plain_profile
 from preread.values import Fingerprint, Geometry, ObjectId
+from preread.wire import manifest as manifests
 from preread.wire.digest import object_id
+from preread.wire.fields import MAX_CATALOGUE_BYTES, SizedId
 
 OTHER = Fingerprint("0" * 64)
 
@@ -40,15 +47,24 @@ class Counting:
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
         self.paths: list[str] = []
+        self.statuses: dict[str, list[int]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def told(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self.statuses.setdefault(scope["path"], []).append(message["status"])
+            await send(message)
+
         if scope["type"] == "http":
             self.paths.append(scope["path"])
-        await self._app(scope, receive, send)
+        await self._app(scope, receive, told)
 
     @property
     def profiles(self) -> list[str]:
-        return [path for path in self.paths if path.startswith("/v1/profiles/")]
+        return self.of("profiles")
+
+    def of(self, kind: str) -> list[str]:
+        return [path for path in self.paths if path.startswith(f"/v1/{kind}/")]
 
 
 class Served:
@@ -57,19 +73,20 @@ class Served:
     def __init__(self, folder: Path) -> None:
         self.store, self.folder = open_store(str(folder / "store")), folder / "edge"
         self.counting = Counting(create_app(self.store, self._publisher))
+        self.kept = self.folder / "catalogue" / FINGERPRINT[:16]
         self.url, self._profile = "", b""
 
     async def _publisher(self, *arguments: Any) -> Published:
         return await RandomPublisher(self.store, profile=self._profile)(*arguments)
 
-    def publish(self, name: str, text: str, profile: bytes) -> None:
+    def publish(self, name: str, text: str, profile: bytes = b"") -> None:
         """Through the API, so that the catalogue changes; `profile` is what one rung needs, if any."""
         self._profile = profile
         list(client.publish(self.url, name, text=text))
 
     def contexts(self) -> Contexts:
         """As after a restart."""
-        contexts = Contexts(self.folder, FINGERPRINT)
+        contexts = Contexts(self.folder, OWN)
         contexts.restore()
         return contexts
 
@@ -107,7 +124,7 @@ def test_a_profile_is_fetched_once_for_all_contexts_and_kept(served: Served) -> 
     served.sync(contexts)
     assert problem(contexts, "one") is None and problem(contexts, "two") is None
     assert served.counting.profiles == [f"/v1/profiles/{ID}"]
-    assert (served.folder / ID).read_bytes() == PROFILE
+    assert (served.kept / ID).read_bytes() == PROFILE
     again = served.contexts()
     assert problem(again) is None
     served.sync(again)
@@ -117,13 +134,13 @@ def test_a_profile_is_fetched_once_for_all_contexts_and_kept(served: Served) -> 
 def test_a_damaged_file_is_fetched_again(served: Served, caplog: pytest.LogCaptureFixture) -> None:
     served.publish("one", "first text", PROFILE)
     served.sync(served.contexts())
-    (served.folder / ID).write_bytes(PROFILE[:-1] + b"?")
+    (served.kept / ID).write_bytes(PROFILE[:-1] + b"?")
     contexts = served.contexts()
     error = problem(contexts)
-    assert error is not None and error.reason == "profile" and "not kept whole" in caplog.text
+    assert error is not None and error.reason == "profile" and "is damaged" in caplog.text
     served.sync(contexts)
     assert problem(contexts) is None
-    assert len(served.counting.profiles) == 2 and (served.folder / ID).read_bytes() == PROFILE
+    assert len(served.counting.profiles) == 2 and (served.kept / ID).read_bytes() == PROFILE
 
 
 @pytest.mark.parametrize(
@@ -168,14 +185,14 @@ def test_a_profile_that_no_manifest_needs_any_more_is_forgotten(served: Served) 
     served.sync(contexts)
     served.publish("one", "first text, revised", b"")
     served.sync(contexts)
-    assert ID not in contexts.profiles and not (served.folder / ID).exists()
+    assert ID not in contexts.profiles and not (served.kept / ID).exists()
 
 
 def test_profiles_of_other_models_are_not_fetched(served: Served) -> None:
     served.publish("one", "first text", PROFILE)
-    contexts = Contexts(served.folder, OTHER)
+    contexts = Contexts(served.folder, replace(OWN, fingerprint=OTHER))
     served.sync(contexts)
-    assert contexts.named("one").manifest is not None and served.counting.profiles == []
+    assert [entry.name for entry in contexts.entries()] == ["one"] and served.counting.profiles == []
 
 
 def test_a_cloud_cannot_make_an_edge_hoard_profiles(served: Served) -> None:
@@ -184,4 +201,221 @@ def test_a_cloud_cannot_make_an_edge_hoard_profiles(served: Served) -> None:
     contexts = served.contexts()
     served.sync(contexts)
     assert len(served.counting.profiles) == 8
-    assert sum(ObjectId(path.name) in contexts.profiles for path in served.folder.iterdir()) == 8
+    assert sum(ObjectId(path.name) in contexts.profiles for path in served.kept.iterdir()) == 8
+
+
+# Foreign bytes are measured before they are believed
+
+
+def changed_manifest(served: Served, name: str, **model: Any) -> None:
+    """Publish the manifest of a name anew, with another model in it."""
+
+    async def change() -> None:
+        (entry,) = [one for one in await served.store.names() if one.name == name]
+        read = manifests.loads(await served.store.read("manifests", entry.manifest.id) or b"")
+        lie = msgspec.structs.replace(read, model=msgspec.structs.replace(read.model, **model))
+        ref = await served.store.put("manifests", manifests.dumps(lie))
+        await served.store.put_name(msgspec.structs.replace(entry, manifest=SizedId(ref.id, ref.size_bytes)))
+
+    asyncio.run(change())
+
+
+def test_a_manifest_of_another_geometry_is_not_believed_and_its_context_is_computed(served: Served) -> None:
+    served.publish("one", "first text")
+    changed_manifest(served, "one", geometry=replace(GEOMETRY, kv_heads=1024, head_dim=512))
+    contexts = served.contexts()
+    served.sync(contexts)
+    known = contexts.named("one")
+    assert known.manifest is None and "kv_heads=1024" in known.why and len(known.tokens) == len("first text")
+    assert contexts.segment(ID) is None and contexts.unreachable is None
+
+
+def test_contexts_that_no_window_here_takes_are_not_fetched(served: Served) -> None:
+    served.publish("long", "x" * 300)
+    served.publish("short", "y" * 30)
+    contexts = Contexts(served.folder, replace(OWN, window_tokens=300))
+    served.sync(contexts)
+    assert [known.entry.name for known in contexts.all()] == ["short"]
+    assert [entry.name for entry in contexts.entries()] == ["long", "short"]
+    assert len(served.counting.of("tokens")) == len(served.counting.of("manifests")) == 1 and not contexts.missing()
+
+
+def test_there_is_a_budget_for_the_tokens_of_all_contexts_after_a_restart_too(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(6):
+        served.publish(f"context {number}", f"{number}" * 100)
+    everything = served.contexts()
+    served.sync(everything)
+    assert len(everything.all()) == 6
+    monkeypatch.setattr(published, "MOST_TOKENS", 250)
+    contexts = served.contexts()
+    assert [known.entry.name for known in contexts.all()] == ["context 0", "context 1"]
+    served.sync(contexts)
+    kept = [path for path in served.kept.iterdir() if len(path.name) == 64]
+    assert len(contexts.all()) == 2 and len(contexts.entries()) == 6 and len(kept) == 4
+    last = named_now(served, contexts, "context 5")
+    assert len(last.tokens) == 100
+    served.sync(contexts)
+    assert [known.entry.name for known in contexts.all()] == ["context 0", "context 5"]
+    assert [known.entry.name for known in served.contexts().all()] == ["context 0", "context 5"]
+
+
+def named_now(served: Served, contexts: Contexts, name: str) -> Known:
+    """As for somebody who asks for it by name."""
+
+    async def main() -> Known:
+        async with CloudLink(served.url) as link:
+            return await contexts.get(name, link)
+
+    return asyncio.run(main())
+
+
+def test_of_other_models_only_names_are_kept_until_one_is_asked_for(served: Served) -> None:
+    served.publish("one", "first text")
+    served.publish("two", "second text")
+    contexts = Contexts(served.folder, replace(OWN, fingerprint=OTHER))
+    served.sync(contexts)
+    assert [entry.token_count for entry in contexts.entries()] == [10, 11] and contexts.all() == []
+    assert served.counting.of("tokens") == served.counting.of("manifests") == []
+    known = named_now(served, contexts, "two")
+    assert len(known.tokens) == 11 and known.manifest is None and "another model" in known.why
+    again = Contexts(served.folder, replace(OWN, fingerprint=OTHER))
+    again.restore()
+    assert len(again.named("two").tokens) == 11 and len(served.counting.of("tokens")) == 1
+
+
+def test_a_catalogue_on_disk_that_is_too_large_is_not_read(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+    served.publish("one", "first text")
+    served.sync(served.contexts())
+    with (served.kept / "catalogue.json").open("r+b") as file:
+        file.truncate(MAX_CATALOGUE_BYTES + 1)
+    contexts = served.contexts()
+    assert contexts.entries() == [] and "is longer than" in caplog.text
+    served.sync(contexts)
+    assert len(contexts.all()) == 1
+
+
+# What was known stays until it is removed by name
+
+
+def lose(served: Served, *kinds: str) -> None:
+    """As when a disk fails: these folders of the store are empty, and nobody removed anything."""
+    for kind in kinds:
+        shutil.rmtree(served.folder.parent / "store" / kind)
+
+
+def test_a_cloud_that_comes_back_empty_makes_no_edge_forget(
+    served: Served, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    served.publish("one", "first text", PROFILE)
+    served.publish("two", "second text", PROFILE)
+    contexts = served.contexts()
+    served.sync(contexts)
+    before = sorted(path.name for path in served.kept.iterdir())
+    empty = create_app(open_store(str(tmp_path / "empty")), served._publisher)
+    with serving(empty) as url:
+        served.url = url
+        served.sync(contexts)
+        served.sync(contexts)
+    assert [known.entry.name for known in contexts.all()] == ["one", "two"] and problem(contexts, "two") is None
+    assert sorted(path.name for path in served.kept.iterdir()) == before
+    assert "does not tell of 2 contexts" in caplog.text
+    assert [known.entry.name for known in served.contexts().all()] == ["one", "two"]
+
+
+def test_what_is_removed_by_name_is_forgotten(served: Served) -> None:
+    served.publish("one", "first text")
+    served.publish("two", "second text")
+    contexts = served.contexts()
+    served.sync(contexts)
+    client.remove(served.url, "one")
+    served.sync(contexts)
+    assert [known.entry.name for known in contexts.all()] == ["two"]
+    assert len([path for path in served.kept.iterdir() if len(path.name) == 64]) == 2
+    with pytest.raises(UnknownContext):
+        contexts.named("one")
+    served.publish("one", "first text, again")
+    served.sync(contexts)
+    assert len(contexts.named("one").tokens) == len("first text, again")
+
+
+def test_a_damaged_name_in_the_store_costs_no_edge_its_context(served: Served) -> None:
+    served.publish("one", "first text")
+    served.publish("two", "second text")
+    contexts = served.contexts()
+    served.sync(contexts)
+    (victim,) = [path for path in (served.folder.parent / "store/names").iterdir() if b'"two"' in path.read_bytes()]
+    victim.write_bytes(b"")
+    served.publish("three", "third text")
+    served.sync(contexts)
+    assert [known.entry.name for known in contexts.all()] == ["one", "three", "two"]
+
+
+@pytest.mark.parametrize("damage", [None, b"{}"])
+def test_a_context_whose_manifest_is_lost_is_computed_from_its_tokens(served: Served, damage: bytes | None) -> None:
+    served.publish("one", "first text")
+    (victim,) = (served.folder.parent / "store/manifests").glob("*/*")
+    victim.unlink() if damage is None else victim.write_bytes(damage)
+    contexts = served.contexts()
+    served.sync(contexts)
+    known = contexts.named("one")
+    assert known.manifest is None and "manifest" in known.why and len(known.tokens) == len("first text")
+
+
+def test_while_the_tokens_of_a_new_edition_are_missing_the_former_one_is_known(served: Served) -> None:
+    served.publish("one", "first text")
+    contexts = served.contexts()
+    served.sync(contexts)
+    served.publish("one", "second edition")
+    lose(served, "tokens")
+    served.sync(contexts)
+    assert len(contexts.named("one").tokens) == len("first text")
+    served.publish("one", "second edition")
+    served.sync(contexts)
+    assert len(contexts.named("one").tokens) == len("second edition")
+
+
+def test_a_context_without_tokens_is_not_called_unknown(served: Served) -> None:
+    served.publish("one", "first text")
+    lose(served, "tokens")
+    contexts = served.contexts()
+    served.sync(contexts)
+    with pytest.raises(Unavailable, match=r"context 'one' cannot be used yet: .*does not have tokens/"):
+        named_now(served, contexts, "one")
+
+
+def test_one_broken_entry_does_not_have_everything_fetched_again(served: Served) -> None:
+    served.publish("one", "first text")
+    lose(served, "manifests")
+    served.publish("two", "second text")
+    contexts = served.contexts()
+    for _ in range(40):
+        served.sync(contexts)
+    assert len(served.counting.of("manifests")) == 2 + 5, "it is asked for after 1, 2, 4, 8 and 16 syncs"
+    assert len(served.counting.of("tokens")) == 2 and contexts.unreachable is None
+    assert served.counting.statuses["/v1/catalogue"] == [200] + [304] * 39
+
+
+# Files that are somebody else's
+
+
+def test_only_files_that_it_wrote_are_ever_removed(served: Served) -> None:
+    served.folder.mkdir()
+    for name in ("thesis.txt", ".ssh_key", "f" * 64, "catalogue.json"):
+        (served.folder / name).write_text("mine")
+    served.publish("one", "first text")
+    served.sync(served.contexts())
+    served.publish("one", "another text")
+    served.sync(served.contexts())
+    assert {(path.name, path.read_text()) for path in served.folder.iterdir() if path.is_file()} == {
+        (name, "mine") for name in ("thesis.txt", ".ssh_key", "f" * 64, "catalogue.json")
+    }
+
+
+def test_edges_of_two_models_may_share_a_folder(served: Served) -> None:
+    served.publish("one", "first text", PROFILE)
+    served.sync(served.contexts())
+    other = Contexts(served.folder, replace(OWN, fingerprint=OTHER))
+    served.sync(other)
+    assert problem(served.contexts()) is None and (served.kept / ID).exists()

@@ -33,6 +33,7 @@ async def opened(
         "sync_s": 3600,
     }
     async with AsyncEdge(str(model), cloud_url, near=near, **options) as edge:
+        await edge.site.settled()
         yield edge
 
 

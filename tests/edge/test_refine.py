@@ -90,6 +90,7 @@ def bench(smollm: Path, cloud: Any, tmp_path_factory: pytest.TempPathFactory) ->
     with ProxyProcess(port, FAST) as proxy:
         options = {"rung": "q8", "window_tokens": 2048, "folder": folder, "sync_s": 3600, "threads": 1}
         with Edge("smollm2-135m-instruct", proxy.url, **options) as edge:
+            edge.portal.call(edge.asynchronous.site.settled)
             yield Bench(edge, proxy)
 
 

@@ -86,6 +86,7 @@ def bench(smollm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Be
         assert isinstance(published, Published)
         options = {"window_tokens": 512, "folder": tmp_path_factory.mktemp("edge"), "sync_s": 3600}
         with Edge("smollm2-135m-instruct", url, **options) as edge:
+            edge.portal.call(edge.asynchronous.site.settled)
             yield Bench(edge, published)
     worker.close()
     engine.close()

@@ -1,12 +1,12 @@
 """An edge inside this process, as the terminal's commands use it."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 from preread.cli import options
 from preread.edge.edge import Edge
-from preread.errors import PrereadError, TransportError, UnknownContext
+from preread.edge.understand import find_context
 
 
 @contextmanager
@@ -28,6 +28,7 @@ def open_edge(model: str, cloud: str | None, api_key: str | None, *, local: bool
         site = edge.asynchronous.site
         link = site.link
         if local:
+            edge.portal.call(site.settled)
             site.link = None
         try:
             yield edge
@@ -39,19 +40,6 @@ def find(edge: Edge, context: str) -> None:
     """Make sure that a context is known, before anything is asked about it.
 
     Raises:
-        UnknownContext: the cloud has none of this name.
-        TransportError: it may have, but cannot be reached.
+        UnknownContext, Unavailable, UsageError: as for a question about it.
     """
-    site = edge.asynchronous.site
-    try:
-        site.contexts.named(context)
-        return
-    except UnknownContext:
-        with suppress(PrereadError):
-            edge.portal.call(site.sync)
-    try:
-        site.contexts.named(context)
-    except UnknownContext as error:
-        if site.link is not None and site.contexts.unreachable:
-            raise TransportError(f"{error}, as far as is known here: {site.contexts.unreachable}") from error
-        raise
+    edge.portal.call(find_context, context, edge.asynchronous.site)

@@ -15,6 +15,7 @@ from preread.cli.terminal import say
 from preread.engine.registry import DEFAULT
 from preread.errors import UsageError
 from preread.plan.choose import MAX_DLOSS, MAX_MODE_DLOSS
+from preread.plan.poll import SYNC_S
 
 if TYPE_CHECKING:
     from preread.cloud.reading import Help
@@ -212,7 +213,9 @@ def edge(
     ctx_size: options.Window = 0,
     threads: options.Threads = 0,
     cache_ram: options.CacheRam = None,
-    sync_s: Annotated[float, typer.Option(min=0.1, metavar="S", help="Ask for the cloud's catalogue so often.")] = 5.0,
+    sync_s: Annotated[
+        float, typer.Option(min=0.1, metavar="S", help="Ask for the cloud's catalogue so often.")
+    ] = SYNC_S,
     disk_cache: options.DiskCache = 4096,
     pin: options.Pin = None,
     prefetch: options.Prefetch = "recent",
@@ -299,7 +302,7 @@ async def _serve_edge(
         away = " (cannot be reached)" if site.contexts.unreachable else ""
         link = f"cloud {cloud}{away}" if cloud else "no cloud"
         sharing = f", sharing on {listen.url(shared)}" if shared else ""
-        where = f"{listen.urls(sockets)}, {link}, {_contexts(len(site.contexts.all()))}{sharing}"
+        where = f"{listen.urls(sockets)}, {link}, {_contexts(len(site.contexts.entries()))}{sharing}"
         say(f"preread edge: {site.engine.spec.name} on {where}")
 
     @asynccontextmanager

@@ -80,8 +80,8 @@ class Talk:
         note(f"cloud     {cloud or 'none'}{' (cannot be reached)' if cloud and site.contexts.unreachable else ''}")
         note(f"context   {self._context or 'none'}")
         note(f"said      {len(self._said)} messages")
-        for known in site.contexts.all():
-            note(f"known     {known.entry.name}: {known.entry.token_count:,} tokens, {known.entry.model}")
+        for entry in site.contexts.entries():
+            note(f"known     {entry.name}: {entry.token_count:,} tokens, {entry.model}")
 
 
 def _questions() -> Iterator[str]:

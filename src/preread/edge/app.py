@@ -89,7 +89,8 @@ async def _health(edge: AsyncEdge, request: Request) -> Response:
         "model": engine.spec.name,
         "injection": engine.no_injection,
         "cloud": contexts.unreachable,
-        "contexts": len(contexts.all()),
+        "contexts": len(contexts.entries()),
+        "missing": len(contexts.missing()),
     }
     return JSONResponse(body, headers={"Cache-Control": "no-store"})
 

@@ -1,68 +1,87 @@
-"""The contexts that this edge knows: the cloud's catalogue with each context's token ids and manifest, kept on disk.
+"""The contexts that this edge knows: what is published, and the token ids and manifests of those that it can use.
 
-And the profiles that the manifests of its own model refer to. All is synced ahead of time, so that matching a prompt
-asks nobody, and so that an edge without a cloud, after a restart too, can still compute every context that it knows by
-name.
+And the profiles that these manifests refer to. All is synced ahead of time, so that matching a prompt asks nobody, and
+so that an edge without a cloud, after a restart too, can still compute every context that it knows by name. What is
+believed and how much of it is kept is decided in `published.py`; files are in `kept.py`.
 """
 
 import asyncio
 import logging
-import os
-import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
-from preread.edge.profiles import Profiles, wanted
-from preread.errors import CorruptData, PrereadError, TransportError, UnknownContext
-from preread.plan.match import PrefixIndex, Tokens, prefix_index
+import msgspec
+
+from preread.edge import published
+from preread.edge.kept import Kept
+from preread.edge.profiles import Profiles
+from preread.edge.profiles import wanted as profiles_wanted
+from preread.edge.published import OwnModel
+from preread.errors import (
+    CorruptData,
+    PrereadError,
+    RemoteError,
+    TransportError,
+    Unavailable,
+    UnknownContext,
+    UsageError,
+)
+from preread.plan.match import Tokens
 from preread.store.egress import CloudLink
-from preread.values import ContextId, Fingerprint, ObjectId, ObjectRef
+from preread.values import ContextId, ObjectId, ObjectRef
 from preread.wire import catalogue as catalogues
 from preread.wire import manifest as manifests
 from preread.wire import tokens as token_objects
-from preread.wire.catalogue import Entry
-from preread.wire.digest import context_id, object_id
-from preread.wire.fields import MAX_TOKENS, SizedId
+from preread.wire.catalogue import Catalogue, Entry
+from preread.wire.digest import context_id
+from preread.wire.fields import MAX_CATALOGUE_BYTES, SizedId
 from preread.wire.manifest import Manifest
 
 _log = logging.getLogger(__name__)
-_CATALOGUE = "catalogue.json"
+_CATALOGUE: Final = "catalogue.json"
+_ASKED: Final = "asked.json"
+_MOST_ASKED_BYTES: Final = 2**17
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A context with all that is needed to compute it (`tokens`) and to stream it (`manifest`, None: not at hand)."""
+    """A context with what is needed to compute it, `tokens`, and to stream it: `manifest`, or `why` there is none."""
 
     entry: Entry
     tokens: Tokens
     manifest: Manifest | None
-
-
-@dataclass(frozen=True, slots=True)
-class _State:
-    """One consistent view of the catalogue; replaced as a whole by each sync."""
-
-    by_name: dict[str, Known] = field(default_factory=dict)
-    by_id: dict[ContextId, Known] = field(default_factory=dict)
-    index: PrefixIndex = field(default_factory=lambda: prefix_index(()))
+    why: str = "its manifest is not here yet"
 
 
 class Contexts:
-    """What is known now. Reading it never blocks; `sync` and `restore` replace it.
+    """What is known now. Reading it never blocks; it belongs to the event loop.
 
     Args:
-        folder: where the catalogue and its objects are kept; made when needed.
-        fingerprint: of the model that this edge runs.
+        folder: where what is published is kept, in a folder of its own for each model; made when needed.
+        own: the model that this edge runs.
     """
 
-    def __init__(self, folder: Path, fingerprint: Fingerprint) -> None:
-        self._folder, self._fingerprint = folder, fingerprint
-        self.profiles = Profiles(fingerprint)
-        self._state, self._etag = _State(), ""
-        self._segments: tuple[_State, dict[ObjectId, SizedId]] | None = None
+    def __init__(self, folder: Path, own: OwnModel) -> None:
+        self._own, self._kept = own, Kept(folder / "catalogue" / own.fingerprint[:16])
+        self.profiles = Profiles(own.fingerprint)
+        self._entries: dict[str, Entry] = {}
+        self._former: dict[str, Entry] = {}
+        """What a name stood for, while the tokens of what it stands for now are not here yet."""
+        self._tokens: dict[ContextId, Tokens] = {}
+        self._manifests: dict[ObjectId, Manifest] = {}
+        self._useless: dict[ObjectId, str] = {}
+        """Objects that are here and cannot be used, and why: fetching them again would not help."""
+        self._failed: dict[ObjectId, tuple[int, int, str]] = {}
+        """Objects that could not be had: how often, at which sync, and why."""
+        self._asked: tuple[str, ...] = ()
+        self._cells: dict[ObjectId, SizedId] | None = None
+        self._etag, self._syncs = "", 0
         self._syncing = asyncio.Lock()
+        self.asked_cloud = asyncio.Event()
+        """Set when the first sync has ended, one way or the other."""
         self.unreachable: str | None = "the cloud was not asked yet"
         """Why the last sync failed; None after one that did not."""
 
@@ -70,196 +89,311 @@ class Contexts:
         """The context of this name.
 
         Raises:
-            UnknownContext: there is none.
+            UnknownContext: there is none, as far as is known here.
+            Unavailable: there is one, but its token ids are not here; and why.
         """
-        known = self._state.by_name.get(name)
-        if known is None:
-            raise UnknownContext(name, tuple(self._state.by_name))
-        return known
+        entry = self._entries.get(name)
+        if entry is None:
+            raise UnknownContext(name, tuple(self._entries))
+        for one in (entry, self._former.get(name)):
+            if one is not None and one.context in self._tokens:
+                return self._whole(one)
+        raise Unavailable(f"context {name!r} cannot be used yet: {self._why_not(entry.tokens.id, 'its token ids')}")
 
-    def matching(self, prompt: Tokens) -> Known | None:
-        """The longest context, of this edge's own model, that the prompt begins with."""
-        state = self._state  # a sync may replace it meanwhile
-        found = state.index.longest(prompt)
-        return state.by_id[found] if found else None
+    def entry(self, name: str) -> Entry | None:
+        """What is published under this name, as far as is known here."""
+        return self._entries.get(name)
+
+    def entries(self) -> list[Entry]:
+        """All that is published, as far as is known here, by name."""
+        return [self._entries[name] for name in sorted(self._entries)]
 
     def all(self) -> list[Known]:
-        """Every known context, by name."""
-        return [self._state.by_name[name] for name in sorted(self._state.by_name)]
+        """Every context that can be used without asking anybody, by name."""
+        return [self.named(entry.name) for entry in self.entries() if self._here(entry.name)]
+
+    def own(self) -> list[Known]:
+        """Those of them that are of this edge's own model."""
+        return [known for known in self.all() if known.entry.fingerprint == self._own.fingerprint]
+
+    def missing(self) -> list[str]:
+        """Names of contexts that are to be here and are not yet."""
+        return [entry.name for entry in self._wanted() if entry.context not in self._tokens]
+
+    @property
+    def complete(self) -> bool:
+        """Whether all that is published for this edge's own model is known: a segment of none of it is of no use."""
+        own = [entry for entry in self._entries.values() if entry.fingerprint == self._own.fingerprint]
+        return self.unreachable is None and all(entry.manifest.id in self._manifests for entry in own)
 
     def segment(self, id: ObjectId) -> ObjectRef | None:
         """The segment of this id, if a context of this edge's own model has it in any rung."""
-        state = self._state
-        if self._segments is None or self._segments[0] is not state:
-            cells = (cell for known in state.by_id.values() for cell in _cells(known.manifest))
-            self._segments = state, {cell.id: cell for cell in cells}
-        found = self._segments[1].get(id)
+        if self._cells is None:
+            self._cells = {cell.id: cell for manifest in self._manifests.values() for cell in _cells(manifest)}
+        found = self._cells.get(id)
         return None if found is None else ObjectRef("segments", found.id, found.size_bytes)
 
     def restore(self) -> None:
         """Read what an earlier process kept. What is damaged is left out; it will be fetched again."""
         try:
-            listed = catalogues.loads((self._folder / _CATALOGUE).read_bytes())
-        except FileNotFoundError:
-            return
-        except (CorruptData, OSError) as error:
-            _log.warning("the kept catalogue cannot be used and will be fetched again: %s", error)
-            return
-        kept = []
-        for entry in listed.contexts:
-            try:
-                kept.append(
-                    self._known(
-                        entry, self._kept(catalogues.tokens_ref(entry)), self._kept(catalogues.manifest_ref(entry))
-                    )
-                )
-            except (PrereadError, OSError) as error:
-                _log.warning("context %r was not kept whole and will be fetched again: %s", entry.name, error)
-        self._replace(kept)
-        for ref in self._profiles_wanted():
-            try:
-                self.profiles.take(ref.id, self._kept(ref))
-            except (CorruptData, OSError) as error:
-                _log.warning("profile %s… was not kept whole: %s", ref.id[:12], error)
+            data = self._kept.read(_CATALOGUE, MAX_CATALOGUE_BYTES)
+            asked = self._kept.read(_ASKED, _MOST_ASKED_BYTES)
+            if data is None:
+                return
+            self._replace(catalogues.loads(data).contexts)
+            self._asked = tuple(msgspec.json.decode(asked, type=list[str]))[-published.MOST_ASKED :] if asked else ()
+        except (CorruptData, OSError, msgspec.DecodeError, ValueError) as error:
+            _log.warning("the kept catalogue cannot be used whole and will be fetched again: %s", error)
+        for ref, entry in self._refs():
+            kept = self._kept.object(ref)
+            if kept is not None:
+                self._put(ref, entry, self._read(ref, entry, kept))
 
     async def sync(self, link: CloudLink) -> float:
-        """Bring the catalogue up to date. On failure everything known before stays, and `unreachable` says why.
+        """Bring all up to date. On failure everything known before stays, and `unreachable` says why.
 
         Returns:
             After how many seconds the catalogue was there; objects that were fetched then do not count.
 
         Raises:
-            PrereadError: as `CloudLink.catalogue` and `CloudLink.get` do.
+            PrereadError: as `CloudLink.catalogue` does; TransportError: as `CloudLink.get` does. An object that the
+                cloud does not have, or not as it should be, is no error; it is asked for again, ever more rarely.
         """
         async with self._syncing:
             started = time.monotonic()
             try:
                 answer = await link.catalogue(self._etag or None)
                 answered_s = time.monotonic() - started
+                self._syncs += 1
                 if answer is not None:
-                    await self._take(link, *answer)
+                    await self._learn(*answer)
+                for ref, entry in self._refs():
+                    if self._due(ref):
+                        await self._fetch(link, ref, entry)
+                await self._forget()
             except PrereadError as error:
                 self.unreachable = str(error)
                 raise
+            finally:
+                self.asked_cloud.set()
             self.unreachable = None
             return answered_s
 
-    async def _take(self, link: CloudLink, body: bytes, etag: str) -> None:
-        listed = catalogues.loads(body)
-        gathered, whole = [], True
-        for entry in listed.contexts:
-            try:
-                tokens = await self._object(link, catalogues.tokens_ref(entry))
-                gathered.append(self._known(entry, tokens, await self._object(link, catalogues.manifest_ref(entry))))
-            except TransportError:
-                raise
-            except PrereadError as error:
-                whole = False
-                _log.warning("context %r of the cloud's catalogue cannot be used: %s", entry.name, error)
-        await asyncio.to_thread(self._keep, _CATALOGUE, body)
-        self._replace(gathered)
-        whole &= await self._take_profiles(link)
-        self._etag = etag if whole else ""
-        kept_profiles = {ref.id for ref in self._profiles_wanted()}
-        await asyncio.to_thread(self._forget_others, {_CATALOGUE, *_files(gathered), *kept_profiles})
-
-    async def _take_profiles(self, link: CloudLink) -> bool:
-        """Get the profiles that are not here yet; whether trying again later is in vain."""
-        refs, whole = self._profiles_wanted(), True
-        self.profiles.keep_only({ref.id for ref in refs})
-        for ref in refs:
-            if ref.id in self.profiles:
-                continue
-            try:
-                data = await self._object(link, ref)
-            except TransportError:
-                raise
-            except PrereadError as error:
-                whole = False
-                _log.warning("rungs that need profile %s… cannot be streamed: %s", ref.id[:12], error)
-                continue
-            try:
-                await asyncio.to_thread(self.profiles.take, ref.id, data)
-            except CorruptData as error:
-                _log.warning("rungs that need profile %s… cannot be streamed: %s", ref.id[:12], error)
-        return whole
-
-    def _profiles_wanted(self) -> list[ObjectRef]:
-        own = self._state.by_id.values()
-        return wanted(known.manifest for known in own if known.manifest is not None)
-
-    def _known(self, entry: Entry, tokens: bytes, manifest: bytes) -> Known:
-        """Put a context together from bytes whose digests are right, checking that they belong together.
+    async def get(self, name: str, link: CloudLink | None) -> Known:
+        """The context of this name, for somebody who asks for it; what is missing of it is fetched first.
 
         Raises:
-            CorruptData: they do not.
+            UnknownContext, Unavailable: as for `named`.
         """
-        ids = token_objects.unpack(tokens, MAX_TOKENS)
-        if len(ids) != entry.token_count or context_id(entry.fingerprint, ids) != entry.context:
-            raise CorruptData("context", "its token ids are not those of its context id")
-        try:
-            read = manifests.loads(manifest)
-        except CorruptData as error:
-            if error.reason != "version":
+        entry = self._entries.get(name)
+        if entry is not None:
+            await self._note_asked(name)
+        if entry is not None and link is not None and published.fits(entry, self._own) and not self._here(name):
+            try:
+                for ref in self._refs_of(entry):
+                    await self._fetch(link, ref, entry)
+            except PrereadError as error:
+                if not self._here(name):
+                    raise Unavailable(f"context {name!r} cannot be had from the cloud: {error}") from error
+        return self.named(name)
+
+    # What is believed
+
+    async def _learn(self, body: bytes, etag: str) -> None:
+        """Take over what a catalogue tells."""
+        before = tuple(self._entries.values())
+
+        def learn() -> tuple[Catalogue, tuple[Entry, ...]]:
+            told = _catalogue(body)
+            entries = published.merged(before, told)
+            self._kept.write(_CATALOGUE, catalogues.dumps(Catalogue(entries)))
+            return told, entries
+
+        told, entries = await asyncio.to_thread(learn)
+        lost = len(entries) - len(told.contexts)
+        if lost > 0:
+            _log.warning("the cloud does not tell of %d contexts any more, nor that they were removed: they stay", lost)
+        self._replace(entries)
+        self._etag = etag
+
+    def _replace(self, entries: tuple[Entry, ...]) -> None:
+        former = {**self._former, **{name: one for name, one in self._entries.items() if one.context in self._tokens}}
+        self._entries = {entry.name: entry for entry in entries}
+        self._former = {
+            name: entry
+            for name, entry in former.items()
+            if name in self._entries and self._entries[name].context not in self._tokens
+        }
+        believed = [*self._entries.values(), *self._former.values()]
+        contexts = {entry.context for entry in believed}
+        objects = {id for entry in believed for id in (entry.tokens.id, entry.manifest.id)}
+        self._tokens = {id: tokens for id, tokens in self._tokens.items() if id in contexts}
+        self._manifests = {id: manifest for id, manifest in self._manifests.items() if id in objects}
+        self._cells = None
+
+    def _wanted(self) -> list[Entry]:
+        return published.wanted(tuple(self._entries.values()), self._own, self._asked)
+
+    def _refs(self) -> Iterator[tuple[ObjectRef, Entry | None]]:
+        """All objects that are to be here, with what they are of; profiles, which are of many contexts, come last."""
+        for entry in self._wanted():
+            yield from ((ref, entry) for ref in self._refs_of(entry))
+        yield from ((ref, None) for ref in self._profiles())
+
+    def _refs_of(self, entry: Entry) -> list[ObjectRef]:
+        tokens, manifest = catalogues.tokens_ref(entry), catalogues.manifest_ref(entry)
+        return [tokens, manifest] if entry.fingerprint == self._own.fingerprint else [tokens]
+
+    def _profiles(self) -> list[ObjectRef]:
+        return profiles_wanted(self._manifests.values())
+
+    def _here(self, name: str) -> bool:
+        found = (self._entries.get(name), self._former.get(name))
+        return any(entry is not None and entry.context in self._tokens for entry in found)
+
+    def _whole(self, entry: Entry) -> Known:
+        tokens, id = self._tokens[entry.context], entry.manifest.id
+        if entry.fingerprint != self._own.fingerprint:
+            return Known(entry, tokens, None, f"it was published for {entry.model}, and this edge runs another model")
+        manifest = self._manifests.get(id)
+        if manifest is None or manifest.context != entry.context:
+            return Known(entry, tokens, None, self._why_not(id, "its manifest"))
+        return Known(entry, tokens, manifest, "")
+
+    def _why_not(self, id: ObjectId, what: str) -> str:
+        if id in self._useless:
+            return self._useless[id]
+        if id in self._failed:
+            return f"{what} cannot be had: {self._failed[id][2]}"
+        return f"{what} is not here yet" if self.unreachable is None else self.unreachable
+
+    # What is fetched
+
+    def _due(self, ref: ObjectRef) -> bool:
+        failed = self._failed.get(ref.id)
+        return failed is None or published.due(failed[0], failed[1], self._syncs)
+
+    async def _fetch(self, link: CloudLink, ref: ObjectRef, entry: Entry | None) -> None:
+        """Get an object, if it is not here, from the disk or else from the cloud.
+
+        Raises:
+            TransportError, UsageError: as `CloudLink.get` does: there is no sense in asking for others either.
+        """
+        if self._taken(ref, entry):
+            return
+        data = await asyncio.to_thread(self._kept.object, ref)
+        if data is None:
+            try:
+                data = await link.get(ref)
+            except (TransportError, UsageError):
                 raise
-            _log.warning("context %r will be computed here: %s", entry.name, error)
-            return Known(entry, ids, None)
-        if (
-            read.context != entry.context
-            or read.model.fingerprint != entry.fingerprint
-            or read.tokens.count != len(ids)
-        ):
-            raise CorruptData("context", "its manifest is of another context")
-        return Known(entry, ids, read)
+            except PrereadError as error:
+                _log.warning("%s: %s", _what(ref, entry), error)
+                self._failed[ref.id] = self._failed.get(ref.id, (0, 0, ""))[0] + 1, self._syncs, str(error)
+                return
+            await asyncio.to_thread(self._kept.write, ref.id, data)
+        self._failed.pop(ref.id, None)
+        self._put(ref, entry, await asyncio.to_thread(self._read, ref, entry, data))
 
-    def _replace(self, contexts: list[Known]) -> None:
-        own = {known.entry.context: known for known in contexts if known.entry.fingerprint == self._fingerprint}
-        self._state = _State(
-            {known.entry.name: known for known in contexts},
-            own,
-            prefix_index((id, known.tokens) for id, known in own.items()),
-        )
+    def _taken(self, ref: ObjectRef, entry: Entry | None) -> bool:
+        if entry is None:
+            return ref.id in self.profiles
+        here = entry.context in self._tokens if ref.kind == "tokens" else ref.id in self._manifests
+        return here or ref.id in self._useless
 
-    async def _object(self, link: CloudLink, ref: ObjectRef) -> bytes:
+    def _read(self, ref: ObjectRef, entry: Entry | None, data: bytes) -> Tokens | Manifest | CorruptData | None:
+        """What the bytes of an object say, whose digest is right, or why they are of no use. For any thread."""
         try:
-            return await asyncio.to_thread(self._kept, ref)
-        except (CorruptData, OSError):
-            data = await link.get(ref)
-            await asyncio.to_thread(self._keep, ref.id, data)
-            return data
+            if entry is None:
+                self.profiles.take(ref.id, data)
+                return None
+            return _tokens_of(entry, data, self._own) if ref.kind == "tokens" else _manifest_of(entry, data, self._own)
+        except CorruptData as error:
+            _log.warning("%s: %s", _what(ref, entry), error)
+            return error
 
-    def _kept(self, ref: ObjectRef) -> bytes:
-        data = (self._folder / ref.id).read_bytes()
-        if len(data) != ref.size_bytes or object_id(data) != ref.id:
-            raise CorruptData("digest", f"the kept {ref.kind} object {ref.id[:12]}… is damaged")
-        return data
+    def _put(self, ref: ObjectRef, entry: Entry | None, read: Tokens | Manifest | CorruptData | None) -> None:
+        if isinstance(read, CorruptData):
+            self._useless[ref.id] = str(read)
+        elif isinstance(read, Manifest):
+            self._manifests[ref.id], self._cells = read, None
+        elif entry is not None and read is not None:
+            self._tokens[entry.context] = read
+            self._former.pop(entry.name, None)
 
-    def _keep(self, name: str, data: bytes) -> None:
-        """Write a file whole or not at all. A full disk costs only what would have been kept."""
-        try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self._folder, prefix=".new-", delete=False) as file:
-                try:
-                    file.write(data)
-                    file.flush()
-                    os.replace(file.name, self._folder / name)
-                except OSError:
-                    os.unlink(file.name)
-                    raise
-        except OSError as error:
-            _log.warning("the catalogue cannot be kept in %s: %s", self._folder, error)
+    async def _note_asked(self, name: str) -> None:
+        before, self._asked = self._asked, published.asked_again(self._asked, name)
+        if set(before) != set(self._asked):
+            await asyncio.to_thread(self._kept.write, _ASKED, msgspec.json.encode(self._asked))
 
-    def _forget_others(self, names: set[str]) -> None:
-        for path in self._folder.glob("*"):
-            if path.name not in names and not path.is_dir():
-                path.unlink(missing_ok=True)
+    async def _forget(self) -> None:
+        """Drop what is not wanted any more, from memory and from the disk."""
+        wanted = self._wanted()
+        ids = {ref.id for entry in wanted for ref in self._refs_of(entry)}
+        ids |= {id for entry in self._former.values() for id in (entry.tokens.id, entry.manifest.id)}
+        contexts = {entry.context for entry in (*wanted, *self._former.values())}
+        self._tokens = {id: tokens for id, tokens in self._tokens.items() if id in contexts}
+        self._manifests = {id: manifest for id, manifest in self._manifests.items() if id in ids}
+        self._cells = None
+        profiles = {ref.id for ref in self._profiles()}
+        self.profiles.keep_only(profiles)
+        self._useless = {id: why for id, why in self._useless.items() if id in ids | profiles}
+        self._failed = {id: failed for id, failed in self._failed.items() if id in ids | profiles}
+        await asyncio.to_thread(self._kept.forget_objects, ids | profiles)
 
 
-def _cells(manifest: Manifest | None) -> Iterator[SizedId]:
-    for rung in () if manifest is None else manifest.rungs:
+def _catalogue(body: bytes) -> Catalogue:
+    """Read what a server calls its catalogue.
+
+    Raises:
+        RemoteError: it is none; CorruptData: "version".
+    """
+    try:
+        return catalogues.loads(body)
+    except CorruptData as error:
+        if error.reason == "version":
+            raise
+        raise RemoteError(
+            f"the cloud's catalogue cannot be read: {error}; does --cloud name a preread cloud?"
+        ) from error
+
+
+def _tokens_of(entry: Entry, data: bytes, own: OwnModel) -> Tokens:
+    """A context's token ids.
+
+    Raises:
+        CorruptData: they are not those of its context id, or too many for this edge's model.
+    """
+    ids = token_objects.unpack(data, min(entry.token_count, own.window_tokens))
+    if len(ids) != entry.token_count or context_id(entry.fingerprint, ids) != entry.context:
+        raise CorruptData("context", "its token ids are not those of its context id")
+    return ids
+
+
+def _manifest_of(entry: Entry, data: bytes, own: OwnModel) -> Manifest:
+    """A context's manifest.
+
+    Raises:
+        CorruptData: it is none, of another context, or of KV that does not fit this edge's model: the sizes of all
+            that is decoded follow from it.
+    """
+    read = manifests.loads(data)
+    same = read.context == entry.context and read.model.fingerprint == entry.fingerprint
+    if not same or read.tokens.count != entry.token_count:
+        raise CorruptData("context", "its manifest is of another context")
+    if read.model.geometry != own.geometry:
+        raise CorruptData("shape", f"its manifest states {read.model.geometry}, and the model has {own.geometry}")
+    return read
+
+
+def _cells(manifest: Manifest) -> Iterator[SizedId]:
+    for rung in manifest.rungs:
         for row in rung.segments:
             yield from row
 
 
-def _files(contexts: list[Known]) -> set[str]:
-    return {id for known in contexts for id in (known.entry.tokens.id, known.entry.manifest.id)}
+def _what(ref: ObjectRef, entry: Entry | None) -> str:
+    """What an edge lacks without an object, for the log."""
+    if entry is None:
+        return f"rungs that need profile {ref.id[:12]}… cannot be streamed"
+    return f"context {entry.name!r} cannot be {'used' if ref.kind == 'tokens' else 'streamed'}"

@@ -29,6 +29,7 @@ from preread.engine.download import pull
 from preread.engine.sampling import Sampling
 from preread.errors import EngineError, UsageError
 from preread.plan.choose import MAX_DLOSS
+from preread.plan.poll import SYNC_S
 from preread.store.egress import CloudLink
 from preread.wire.neighbour import Introduction
 
@@ -65,7 +66,7 @@ class Options:
     threads: int = 0
     cache_ram_bytes: int | None = None
     folder: Path | None = None
-    sync_s: float = 5.0
+    sync_s: float = SYNC_S
     refine: str | None = None
     deadline_s: float | None = None
     near: Near = field(default_factory=Near)

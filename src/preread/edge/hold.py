@@ -217,6 +217,7 @@ def _learn(site: Site, what: Parcel, supplies: tuple[Supply, ...], loading: Load
             continue
         site.breaker = breaker
         if flow.seen_bytes:
+            site.streamed_s = time.monotonic()
             site.estimates.flowed(flow.seen_bytes, flow.bytes_s)
         elif loading.plan.asked_of(supplies.index(supply)) and _silent(done, flow.rtt_s):
             site.estimates.gave_up(0, time.monotonic() - done.started)

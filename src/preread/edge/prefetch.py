@@ -17,7 +17,7 @@ from preread.edge.rungs import chosen
 from preread.edge.site import Site
 from preread.edge.sources import Sources
 from preread.edge.uses import Uses
-from preread.errors import PrereadError, UnknownContext
+from preread.errors import PrereadError
 from preread.plan.place import Candidate, Placement, Policy, place
 from preread.store.fetch import fetch_all
 from preread.store.held import Held
@@ -113,8 +113,8 @@ class Prefetch:
         site, found = self._site, dict[ContextId, tuple[Known, Parcel]]()
         if site.engine.no_injection:
             return found
-        for known in site.contexts.all():
-            if known.manifest is None or known.entry.fingerprint != site.engine.spec.fingerprint:
+        for known in site.contexts.own():
+            if known.manifest is None:
                 continue
             with suppress(PrereadError):
                 found[known.entry.context] = known, self._parcel(known)
@@ -133,14 +133,15 @@ class Prefetch:
     def _pinned(self) -> set[ContextId]:
         pinned = set()
         for name in self._wishes.pins:
-            with suppress(UnknownContext):
-                pinned.add(self._site.contexts.named(name).entry.context)
+            entry = self._site.contexts.entry(name)
+            if entry is not None:
+                pinned.add(entry.context)
         return pinned
 
     def _superfluous(self, placement: Placement, found: dict[ContextId, tuple[Known, Parcel]]) -> list[ObjectId]:
         """What makes room, and what the cloud has taken back."""
         gone = {ref.id for context in placement.drop for piece in found[context][1].places for ref in piece.refs}
         wanted = {ref.id for context in placement.hold for piece in found[context][1].places for ref in piece.refs}
-        if self._site.contexts.unreachable is None:
+        if self._site.contexts.complete:
             gone |= {id for id in self._held.ids() if self._site.contexts.segment(id) is None}
         return [id for id in gone - wanted if id in self._held]

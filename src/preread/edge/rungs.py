@@ -119,7 +119,7 @@ def parcel_at(known: Known, name: str, site: Site) -> Parcel:
 
 def _manifest(known: Known) -> Manifest:
     if known.manifest is None:
-        raise CorruptData("version", "its manifest cannot be read by this version of preread: upgrade it")
+        raise CorruptData("manifest", known.why)
     return known.manifest
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
@@ -11,6 +12,7 @@ from typing import Final
 from preread.edge.contexts import Contexts
 from preread.edge.estimates import Estimates
 from preread.edge.profiles import Preparations
+from preread.edge.published import OwnModel
 from preread.edge.refine import Refinement
 from preread.edge.shelf import Shelf
 from preread.edge.sources import Sources
@@ -21,18 +23,20 @@ from preread.engine.worker import Worker
 from preread.errors import PrereadError
 from preread.plan.choose import MAX_DLOSS
 from preread.plan.health import Breaker
+from preread.plan.poll import SYNC_S, sync_pause_s, warm_due
 from preread.plan.task import Source
 from preread.store.egress import CloudLink
 from preread.store.fetch import IN_FLIGHT
 from preread.values import ContextId
 
-_WARM_S = 30.0
-"""Connections are used at least so often, so that no server in between closes them: a new one costs a round trip."""
-
 CLOUD: Final = "cloud"
 _ON_DISK, _NEAR = Source(200e6, 0.001, silence_s=3.0), Source(10e6, 0.01, silence_s=3.0)
 """What is believed before anything was seen. A disk may have to spin up, a neighbour to ask the cloud itself."""
 
+FIRST_SYNC_S: Final = 10.0
+"""A question that needs the first sync waits for it no longer."""
+
+_LOOK_S = 1.0
 _log = logging.getLogger(__name__)
 
 
@@ -49,6 +53,7 @@ class Site:
         refine: rung that a held context is brought to while it is in use; None: it stays as it was loaded.
         refinement: how far that has come, for the context that is held.
         breaker: the cloud's health, as loads found it; a sync that succeeds closes it.
+        streamed_s: when something was last loaded from the cloud, of `time.monotonic`; None: not yet.
         sources: where segments come from; others: what is believed of those that are not the cloud, by name.
         uses: how often contexts were used, if that is counted.
         idle, busy: whether nobody wants the engine, or somebody does.
@@ -76,6 +81,7 @@ class Site:
         self.held: ContextId | None = None
         self.refinement: Refinement | None = None
         self.breaker = Breaker()
+        self.streamed_s: float | None = None
         self.others: dict[str, Source] = {}
         self.sources = Sources(link)
         self.uses: Uses | None = None
@@ -115,27 +121,46 @@ class Site:
         """
         if self.link is None:
             self.contexts.unreachable = "this edge has no cloud"
+            self.contexts.asked_cloud.set()
             return
         self.estimates.round_trip(await self.contexts.sync(self.link))
         self.breaker = Breaker()
 
+    async def settled(self, most_s: float = FIRST_SYNC_S) -> bool:
+        """Wait until the cloud was asked for the first time, but no longer than `most_s` seconds; whether it was."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.contexts.asked_cloud.wait(), most_s)
+        return self.contexts.asked_cloud.is_set()
+
     async def keep_in_sync(self, every_s: float) -> None:
         """Sync for ever; failures are logged once when they begin and once when they end."""
-        failing, warmed = False, -_WARM_S
+        failures, asked_s, warmed_s = 0, -math.inf, None
         while True:
-            try:
-                await self.sync()
-                if self.link is not None and time.monotonic() - warmed >= _WARM_S:
+            now_s = time.monotonic()
+            # A load may find out first that the cloud is gone.
+            if now_s - asked_s >= sync_pause_s(every_s, failures or bool(self.contexts.unreachable)):
+                failures = await self._synced(failures)
+                asked_s = time.monotonic()
+            if not failures and self.link is not None and warm_due(now_s, warmed_s, self.streamed_s):
+                with suppress(PrereadError):
                     await self.link.warm(IN_FLIGHT)
-                    warmed = time.monotonic()
-                if failing:
-                    _log.info("the cloud can be reached again")
-                failing = False
-            except PrereadError as error:
-                if not failing:
-                    _log.warning("contexts are computed here until the cloud is back: %s", error)
-                failing = True
-            await asyncio.sleep(every_s)
+                warmed_s = time.monotonic()
+            await asyncio.sleep(min(every_s, _LOOK_S))
+
+    async def _synced(self, failures: int) -> int:
+        """Sync; how many times that has failed by now since it last did not."""
+        try:
+            await self.sync()
+        except PrereadError as error:
+            if not failures:
+                _log.warning("contexts are computed here until the cloud is back: %s", error)
+            return failures + 1
+        except Exception:
+            _log.exception("asking the cloud failed in a way that nobody foresaw")
+            return failures + 1
+        if failures:
+            _log.info("the cloud can be reached again")
+        return 0
 
     async def forget(self) -> None:
         """Hold no context any more, neither in the engine's cache nor on the shelf."""
@@ -167,11 +192,13 @@ async def open_site(
     window_tokens: int = 0,
     threads: int = 0,
     shelf_bytes: int = 1 << 30,
-    sync_s: float = 5.0,
+    sync_s: float = SYNC_S,
     refine: str | None = None,
     deadline_s: float | None = None,
 ) -> AsyncGenerator[Site, None]:
-    """Load the model, test that KV can be injected, restore and sync the catalogue; close everything at the end.
+    """Load the model, test that KV can be injected, restore the catalogue; close everything at the end.
+
+    The catalogue is synced beside: a slow cloud keeps no edge from starting, see `Site.settled`.
 
     Args:
         model: GGUF file; `name`: what to call it.
@@ -196,8 +223,10 @@ async def open_site(
         raise
     if engine.no_injection:
         _log.warning("contexts are computed here, not streamed: %s", engine.no_injection)
-    contexts = Contexts(folder, engine.spec.fingerprint)
-    contexts.restore()
+    spec = engine.spec
+    own = OwnModel(spec.fingerprint, spec.vocabulary, spec.geometry, spec.window_tokens)
+    contexts = Contexts(folder, own)
+    await asyncio.to_thread(contexts.restore)
     estimates, shelf = Estimates(tested.prefill_tokens_s), Shelf(shelf_bytes)
     site = Site(
         engine,
@@ -214,10 +243,10 @@ async def open_site(
     )
     syncing = None
     try:
-        with suppress(PrereadError):
-            await site.sync()
         if link is not None:
             syncing = asyncio.create_task(site.keep_in_sync(sync_s))
+        else:
+            await site.sync()
         yield site
     finally:
         if syncing is not None:

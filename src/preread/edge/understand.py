@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,10 +11,11 @@ from preread.edge.contexts import Known
 from preread.edge.request import Ask
 from preread.edge.site import Site
 from preread.engine.llamacpp import LlamaCpp
-from preread.errors import PrereadError, UnknownContext, UsageError
-from preread.plan.match import Tokens
+from preread.errors import PrereadError, Unavailable, UnknownContext, UsageError
+from preread.plan.match import Tokens, prefix_index
+from preread.wire.catalogue import Entry
 
-_RESYNC_S = 2.0
+_RESYNC_S, _FETCH_S = 2.0, 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +46,15 @@ async def understand(ask: Ask, site: Site) -> Question:
 
     Raises:
         UnknownContext: nobody published a context of this name.
+        Unavailable: whether anybody did cannot be told now, or the context cannot be had.
         TooLong: the prompt does not fit the model's window.
         UsageError: the messages cannot be rendered.
     """
     spec = site.engine.spec
-    known = None if ask.context is None else await _named(ask.context, site)
+    known = None if ask.context is None else await find_context(ask.context, site)
     check_size(ask, spec.window_tokens, spec.token_characters)
-    question = await site.reader.run(lambda: _tokenised(ask, known, site))
+    beginnings = site.contexts.own() if known is None else []
+    question = await site.reader.run(lambda: _tokenised(ask, known, beginnings, site))
     if question.prompt_tokens >= spec.window_tokens:
         raise too_long(spec.window_tokens, f"{question.prompt_tokens} tokens")
     if question.known is not None and site.uses is not None:
@@ -60,30 +62,58 @@ async def understand(ask: Ask, site: Site) -> Question:
     return question
 
 
-async def _named(name: str, site: Site) -> Known:
-    try:
-        known = site.contexts.named(name)
-    except UnknownContext:
-        # It may have been published a moment ago.
-        if site.link is None or site.contexts.unreachable:
-            raise
-        with suppress(PrereadError, TimeoutError):
-            await asyncio.wait_for(site.sync(), _RESYNC_S)
-        known = site.contexts.named(name)
-    spec = site.engine.spec
-    if known.entry.vocabulary != spec.vocabulary:
+async def find_context(name: str, site: Site) -> Known:
+    """The context of this name, got from the cloud as far as it is not here.
+
+    Raises:
+        UnknownContext: the cloud has none of this name.
+        Unavailable: it cannot be asked, or does not give it; and why.
+        TooLong: this edge's window has no room for it.
+        UsageError: it is not for this edge's model.
+    """
+    contexts, spec = site.contexts, site.engine.spec
+    entry = contexts.entry(name) or await _told(name, site)
+    if entry.vocabulary != spec.vocabulary:
         raise UsageError(
-            f"context {name!r} was published for {known.entry.model}, whose tokens differ from those of {spec.name}: "
+            f"context {name!r} was published for {entry.model}, whose tokens differ from those of {spec.name}: "
             f"publish it to a cloud that runs {spec.name}"
         )
-    return known
+    if entry.token_count >= spec.window_tokens:
+        raise too_long(spec.window_tokens, f"a context of {entry.token_count} tokens")
+    try:
+        async with asyncio.timeout(_FETCH_S):
+            return await contexts.get(name, site.link)
+    except TimeoutError as error:
+        raise Unavailable(f"context {name!r} is still on its way from the cloud after {_FETCH_S:g} s") from error
 
 
-def _tokenised(ask: Ask, known: Known | None, site: Site) -> Question:
+async def _told(name: str, site: Site) -> Entry:
+    """What the cloud says of a name that is unknown here: it may have been published a moment ago."""
+    contexts = site.contexts
+    settled = await site.settled()
+    if site.link is not None and settled and not contexts.unreachable and contexts.entry(name) is None:
+        try:
+            await asyncio.wait_for(site.sync(), _RESYNC_S)
+        except TimeoutError:
+            settled = False
+        except PrereadError:
+            pass  # it is in `unreachable`
+    entry = contexts.entry(name)
+    if entry is not None:
+        return entry
+    cause = contexts.unreachable if settled else "the cloud's catalogue is still on its way"
+    if cause is not None and site.link is None:
+        cause = "this edge has no cloud: start it with --cloud URL"
+    if cause is not None:
+        raise Unavailable(f"context {name!r} is not known here, and the cloud cannot be asked for it: {cause}")
+    raise UnknownContext(name, tuple(entry.name for entry in contexts.entries()))
+
+
+def _tokenised(ask: Ask, known: Known | None, beginnings: list[Known], site: Site) -> Question:
     engine = site.engine
     if known is None:
         tokens = _whole(ask, engine)
-        known = site.contexts.matching(tokens)
+        known = _matching(tokens, beginnings)
         reuse = len(known.tokens) if known else 0
         return _question(ask, known, reuse, tokens[reuse:])
     if ask.messages is None:
@@ -93,6 +123,13 @@ def _tokenised(ask: Ask, known: Known | None, site: Site) -> Question:
     else:
         following = _whole(ask, engine)
     return _question(ask, known, len(known.tokens), following)
+
+
+def _matching(prompt: Tokens, beginnings: list[Known]) -> Known | None:
+    """The longest of some contexts that the prompt begins with."""
+    by_id = {known.entry.context: known for known in beginnings}
+    found = prefix_index((id, known.tokens) for id, known in by_id.items()).longest(prompt)
+    return None if found is None else by_id[found]
 
 
 def _question(ask: Ask, known: Known | None, reuse: int, prompt: Tokens) -> Question:

@@ -11,14 +11,18 @@ from starlette.types import ASGIApp
 
 from preread.edge.contexts import Contexts
 from preread.edge.neighbours import Neighbours
+from preread.edge.published import OwnModel
 from preread.edge.share import create_app
 from preread.edge.sources import Sources
 from preread.store.egress import CloudLink
 from preread.store.held import Held
-from preread.testing.cloud import FINGERPRINT
+from preread.testing.cloud import FINGERPRINT, GEOMETRY
 from preread.values import ObjectRef
 from preread.wire import manifest as manifests
 from preread.wire.neighbour import Introduction, SiteKey
+
+OWN = OwnModel(FINGERPRINT, FINGERPRINT, GEOMETRY, 2**16)
+"""What a cloud without a model publishes for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,7 @@ async def bare_edge(
     edge, key = f"{number:016x}", None if site_key is None else SiteKey(site_key)
     async with AsyncExitStack() as stack:
         link = await stack.enter_async_context(CloudLink(cloud_url, api_key=api_key))
-        contexts = Contexts(folder / edge / "catalogue", FINGERPRINT)
+        contexts = Contexts(folder / edge, OWN)
         await contexts.sync(link)
         held = Held(folder / edge / "held", 1 << 28)
         held.scan()
