@@ -79,7 +79,7 @@ def test_blocks_are_written_between_steps_one_at_a_time_and_what_was_said_stays(
             futures += [engine.refinements.add(block, engine.refinements.epoch) for block in added]
     assert all(0 <= after - before <= 1 for before, after in pairwise(written))
     assert written[-1] == len(futures) == 15 and all(future.result() for future in futures)
-    assert said[:5] == thin[:5]  # the first block was written after the fourth token, which chose the fifth before
+    assert said[:4] == thin[:4]  # the first block was written before the step that chose the fifth: that may differ
     assert same(whole(engine), best)
     after = first_logits(engine)
     engine.prefill(CONTEXT)
