@@ -1,7 +1,11 @@
 """What many tests share: real models, and a cloud and an edge that are served over real HTTP for the whole session."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
+import ctypes
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +19,7 @@ from preread.cloud import client
 from preread.cloud.app import create_app as cloud_app
 from preread.cloud.events import Published
 from preread.cloud.serve import EnginePublisher
+from preread.compiled import VECTOR_BITS
 from preread.edge.app import create_app as edge_app
 from preread.edge.edge import AsyncEdge
 from preread.engine.download import locate, pull
@@ -32,12 +37,47 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+CPUINFO = Path("/proc/cpuinfo")
+FLAGS = frozenset(CPUINFO.read_text().split()) if CPUINFO.exists() else frozenset[str]()
+
 # A busy machine is slow; that is not what these tests are about.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
 WINDOW_TOKENS = 2048
 PARTS = ("filter", "pump", "fan", "valve", "sensor", "display", "battery", "hose", "lid", "motor")
+
+
+@pytest.fixture(params=VECTOR_BITS)
+def vector_bits(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How wide vectors compiled parts use: the test is run with each width that they have code for."""
+    needed = {512: "avx512vl", 256: "avx2"}.get(bits := request.param)
+    if needed and needed not in FLAGS:
+        pytest.skip(
+            f"this processor has no {needed}: its code is the same with narrower vectors, or run by hand elsewhere"
+        )
+    monkeypatch.setenv("PREREAD_VECTOR_BITS", str(bits))
+    return int(bits)
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ctypes.CDLL]:
+    """Compile sources after replacing text in them, with gcc and the flags given; a test is skipped without gcc."""
+
+    def build(folder: Path, sources: Sequence[str], replaced: Mapping[str, str], *flags: str) -> ctypes.CDLL:
+        if not (platform.machine() == "x86_64" and shutil.which("gcc")):
+            pytest.skip("needs x86-64 and gcc")
+        made = tmp_path_factory.mktemp("built")
+        for name in sources:
+            text = (folder / name).read_text()
+            for old, new in replaced.items():
+                text = text.replace(old, new)
+            (made / name).write_text(text)
+        command = ["gcc", "-O2", "-std=gnu11", "-Wno-psabi", "-fPIC", "-shared", f"-I{folder}", *flags, "-o", "part.so"]
+        subprocess.run([*command, *sources], cwd=made, check=True)
+        return ctypes.CDLL(str(made / "part.so"))
+
+    return build
 
 
 @pytest.fixture(scope="session")

@@ -81,7 +81,7 @@ def test_fitted_rungs_need_a_profile() -> None:
 
 
 @pytest.mark.parametrize("rung", ladder())
-def test_golden_segments_decode_to_these_values(rung: str) -> None:
+def test_golden_segments_decode_to_these_values(rung: str, vector_bits: int) -> None:
     frame = (VECTORS / f"segment-{rung}.bin").read_bytes()
     back = codec(rung).decode(frame[segment.HEADER.size :], Span(0, 8), Span(0, 2), Geometry(2, 1, 8))
     # Every group of 8 holds code 0 and code 15, so that steps of 17/64 and of 1/64 are exact at 4 and at 8 bits.

@@ -31,7 +31,9 @@ def assert_within_half_a_step(sent: Half, got: Half, axis: int, bits: int) -> No
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 3, 64, 64), (1, 2, 65, 63), (1, 1, 130, 128), (1, 1, 5, 80)])
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 3e4])
-def test_error_is_at_most_half_a_step(bits: int, shape: tuple[int, int, int, int], scale: float) -> None:
+def test_error_is_at_most_half_a_step(
+    bits: int, shape: tuple[int, int, int, int], scale: float, vector_bits: int
+) -> None:
     source = np.random.default_rng(7)
     k, v = (np.clip(scale * source.normal(size=shape), -65504, 65504).astype(np.float16) for _ in range(2))
     data = Quantiser(bits).pack(k, v)
@@ -137,7 +139,7 @@ def to_half(values: np.ndarray) -> Half:
     return Quantiser(8)._restore(scales, np.zeros(values.size, np.uint8), values.size, 1)
 
 
-def test_rounding_to_half_agrees_with_numpy() -> None:
+def test_rounding_to_half_agrees_with_numpy(vector_bits: int) -> None:
     bits = np.arange(2**16, dtype=np.uint16)
     halves = np.sort(bits[(bits & 0x7C00) != 0x7C00].view(np.float16).astype(np.float32))
     ties = (halves[1:] + halves[:-1]) / 2

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from preread.compiled import vector_bits
 from preread.edge.doctor import Engine, Link, RungCost, examine, verdict
 from preread.engine.attention import attends_in_tiles
 from preread.engine.model import Spec
@@ -39,7 +40,7 @@ def test_verdict_on_a_model_that_cannot_be_streamed() -> None:
 def test_everything_is_measured(cloud: Any, smollm: Path) -> None:
     report = examine(smollm, "smollm2-135m-instruct", CloudLink(cloud.url), cloud.url)
     assert report.engine.no_injection is None
-    assert report.engine.tiles == attends_in_tiles()
+    assert report.engine.tiles == attends_in_tiles(vector_bits())
     assert report.engine.prefill_tokens_s > report.engine.decode_tokens_s > 0
     assert report.link and report.link.problem is None and report.link.rtt_s and report.link.bytes_s
     assert [cost.rung for cost in report.rungs if cost.measured] == ["lossless", "q8"]

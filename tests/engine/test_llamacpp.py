@@ -6,6 +6,7 @@ import llama_cpp
 import numpy as np
 import pytest
 
+from preread.compiled import vector_bits
 from preread.engine.attention import attends_in_tiles
 from preread.engine.llamacpp import BATCH_TOKENS, LlamaCpp
 from preread.engine.sampling import Sampling
@@ -210,7 +211,9 @@ def test_an_answer_ends_where_the_window_does(engine: LlamaCpp) -> None:
     assert again[0] == before[0] and np.array_equal(again[1], before[1])
 
 
-@pytest.mark.skipif(not attends_in_tiles(), reason="llama.cpp's own attention takes short batches in another way")
+@pytest.mark.skipif(
+    not attends_in_tiles(vector_bits()), reason="llama.cpp's own attention takes short batches in another way"
+)
 @pytest.mark.parametrize("cuts", [[32], [48, 112], [100, 164, 300], [512], [300]])
 def test_where_a_context_is_cut_into_batches_changes_no_bit(engine: LlamaCpp, cuts: list[int]) -> None:
     tokens, layers = document(600), engine.spec.geometry.layers
@@ -323,7 +326,7 @@ def test_self_test_passes_and_measures(engine: LlamaCpp) -> None:
     assert engine.context_tokens == 0
 
 
-@pytest.mark.skipif(not attends_in_tiles(), reason="this processor has no AVX2")
+@pytest.mark.skipif(not attends_in_tiles(vector_bits()), reason="this processor has no AVX2")
 def test_self_test_switches_attention_in_tiles_off_where_it_is_not_llama_cpps(
     engine: LlamaCpp, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -20,6 +20,7 @@ from preread.codec.rope import Single, unrotate
 from preread.codec.shuffle import Shuffle
 from preread.codec.symbols import Coder, Symbols, read, write
 from preread.codec.zstd import Zstd
+from preread.compiled import vector_bits
 from preread.errors import CorruptData, UsageError
 from preread.values import Geometry, Half, KVBlock, Span
 
@@ -211,7 +212,13 @@ def restore(symbols: Symbols, steps: Steps, bias: tuple[float, float], y: Single
     """Add what symbols stand for, `sign` times, to the first coefficients of y (tokens, …), whose rows lie close."""
     near = np.array(bias, np.float32)
     compiled().preread_values(
-        symbols.ctypes.data, *symbols.shape, y.strides[0] // 4, sign * steps.step, near.ctypes.data, y.ctypes.data
+        symbols.ctypes.data,
+        *symbols.shape,
+        y.strides[0] // 4,
+        sign * steps.step,
+        near.ctypes.data,
+        y.ctypes.data,
+        vector_bits(),
     )
 
 
@@ -249,4 +256,5 @@ def _rows(x: Single, k: Half, v: Half, first: int, cosines: Single, sines: Singl
             near,
             room,
             half.ctypes.data + half.itemsize * first * dim,
+            vector_bits(),
         )

@@ -2,12 +2,6 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
-#define WIDE __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"))) /* chosen when the library is loaded */
-#else
-#define WIDE
-#endif
-
 static inline uint16_t to_half(float value) {
     value = value < 65504.0f ? value : 65504.0f;
     value = value > -65504.0f ? value : -65504.0f;

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from preread.codec.rope import Single
-from preread.compiled import library
+from preread.compiled import library, vector_bits
 
 COLUMNS: Final = 64
 """Vectors are padded to a multiple of this, for the compiled product."""
@@ -60,11 +60,13 @@ def padded_width(width: int) -> int:
 def analysed(a: Single, panels: Single) -> Single:
     """a (tokens, K) by panels of a matrix (K, N): (tokens, padded N); `tokens` is padded too."""
     out = np.empty((len(a), panels.shape[0] * panels.shape[2]), np.float32)
-    compiled().preread_analysis(a.ctypes.data, panels.ctypes.data, *a.shape, out.shape[1], out.ctypes.data)
+    compiled().preread_analysis(
+        a.ctypes.data, panels.ctypes.data, *a.shape, out.shape[1], out.ctypes.data, vector_bits()
+    )
     return out
 
 
-def synthesised(a: Single, to: Synthesis, strong: int, bits: int = 512) -> Single:
+def synthesised(a: Single, to: Synthesis, strong: int) -> Single:
     """Vectors (tokens, padded N) from features and coefficients (tokens, K); `tokens` is padded too.
 
     Args:
@@ -72,7 +74,6 @@ def synthesised(a: Single, to: Synthesis, strong: int, bits: int = 512) -> Singl
         to: the rows.
         strong: of so many rows, a multiple of ROWS_APART, a token may have anything; what it has of all others is kept
             as int8, which is enough where it is of a few sizes.
-        bits: width of the processor's vectors that may be used.
     """
     out = np.empty((len(a), len(to.means)), np.float32)
     failed = compiled().preread_synthesis(
@@ -86,7 +87,7 @@ def synthesised(a: Single, to: Synthesis, strong: int, bits: int = 512) -> Singl
         out.shape[1],
         to.means.ctypes.data,
         to.columns.ctypes.data,
-        bits,
+        vector_bits(),
         out.ctypes.data,
     )
     if failed:
@@ -109,16 +110,17 @@ def compiled() -> ctypes.CDLL:
     part = library("preread.codec._fitted")
     if part.preread_values.argtypes is None:
         pointer, count = ctypes.c_void_p, ctypes.c_int64
-        part.preread_analysis.argtypes = [pointer, pointer, count, count, count, pointer]
+        part.preread_analysis.argtypes = [pointer, pointer, count, count, count, pointer, ctypes.c_int]
         part.preread_analysis.restype = None
         part.preread_synthesis.argtypes = [
             *[pointer, pointer, count, count, count, pointer, pointer, count, count, pointer, pointer],
             *[ctypes.c_int, pointer],
         ]
         part.preread_rows.argtypes = [
-            *[pointer, count, count, count, count, pointer, pointer, count, ctypes.c_int, count, pointer]
+            *[pointer, count, count, count, count, pointer, pointer, count, ctypes.c_int, count, pointer],
+            ctypes.c_int,
         ]
         part.preread_rows.restype = None
-        part.preread_values.argtypes = [pointer, count, count, count, ctypes.c_float, pointer, pointer]
+        part.preread_values.argtypes = [pointer, count, count, count, ctypes.c_float, pointer, pointer, ctypes.c_int]
         part.preread_values.restype = None
     return part

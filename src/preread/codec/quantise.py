@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from preread.codec.base import Shape
-from preread.compiled import library
+from preread.compiled import library, vector_bits
 from preread.errors import CorruptData
 from preread.values import Half
 
@@ -83,7 +83,15 @@ class Quantiser:
         lows, steps = np.ascontiguousarray(scales.reshape(2, -1))
         out = np.empty(rows * row, np.float16)
         _compiled().preread_restore(
-            codes.ctypes.data, self.bits == 4, lows.ctypes.data, steps.ctypes.data, rows, row, GROUP, out.ctypes.data
+            codes.ctypes.data,
+            self.bits == 4,
+            lows.ctypes.data,
+            steps.ctypes.data,
+            rows,
+            row,
+            GROUP,
+            out.ctypes.data,
+            vector_bits(),
         )
         return out
 
@@ -91,7 +99,17 @@ class Quantiser:
 def _compiled() -> ctypes.CDLL:
     part = library("preread.codec._restore")
     pointer, count = ctypes.c_void_p, ctypes.c_int64
-    part.preread_restore.argtypes = [pointer, ctypes.c_int, pointer, pointer, count, count, count, pointer]
+    part.preread_restore.argtypes = [
+        pointer,
+        ctypes.c_int,
+        pointer,
+        pointer,
+        count,
+        count,
+        count,
+        pointer,
+        ctypes.c_int,
+    ]
     part.preread_restore.restype = None
     return part
 

@@ -6,6 +6,7 @@
  * machines in the last bit, and so may the rounded rows; symbols do not.
  */
 #include "half.h"
+#include "vectors.h"
 
 #include <stdlib.h>
 
@@ -160,8 +161,8 @@ static Block *widest(int bits, int weak) {
 
 /* A token's numbers of weak rows, each times the scale of its row, as int8. Returns what one of these stands for.
  * above: by how much sums of their products will lie above what they stand for. */
-WIDE static float narrowed(const float *restrict from, const float *restrict scales, int64_t depth,
-                           float *restrict scaled, int8_t *restrict to, int32_t *above) {
+LOOP float narrowed(const float *restrict from, const float *restrict scales, int64_t depth, float *restrict scaled,
+                    int8_t *restrict to, int32_t *above) {
     float most = 0, added = 0;
     for (int64_t k = 0; k < depth; k++) {
         scaled[k] = from[k] * scales[k];
@@ -187,8 +188,8 @@ WIDE static float narrowed(const float *restrict from, const float *restrict sca
 }
 
 /* A token's numbers, each times the scale of its row, as int16. Returns what one of these stands for. */
-WIDE static float rounded(const float *restrict from, const float *restrict scales, int64_t depth,
-                          float *restrict scaled, int16_t *restrict to) {
+LOOP float rounded(const float *restrict from, const float *restrict scales, int64_t depth, float *restrict scaled,
+                   int16_t *restrict to) {
     float most = 0, added = 0;
     for (int64_t k = 0; k < depth; k++) {
         scaled[k] = from[k] * scales[k];
@@ -251,17 +252,9 @@ struct has {
     int32_t *numbers, *weak_numbers;
 };
 
-/* out[t][n] = means[n] + columns[n] * (sum over k < depth of a[t][k] * scales[k] * row k's number of column n).
- * panels: numbers of int8, as int16, two rows interleaved, (width / COLUMNS, rows / 2, COLUMNS, 2); weak_panels: the same
- * numbers and ABOVE, as uint8, four rows interleaved, (width / COLUMNS, rows / 4, COLUMNS, 4). The first `strong` rows are
- * taken from panels, all others from weak_panels. `strong`, `rows` and `depth` are multiples of 4, `width` of COLUMNS,
- * `tokens` of ROWS. Many coefficients of the weaker components are zero: where a block of tokens has nothing but zeros
- * in two rows, or four weak ones, nothing is done. bits: of the widest vectors to use; the sums are the same with all.
- * Returns 0, or -1 without memory. */
-WIDE int preread_synthesis(const float *restrict a, const float *restrict scales, int64_t tokens, int64_t depth,
-                           int64_t strong, const int16_t *restrict panels, const uint8_t *restrict weak_panels,
-                           int64_t rows, int64_t width, const float *restrict means, const float *restrict columns,
-                           int bits, float *restrict out) {
+LOOP int synthesis(const float *restrict a, const float *restrict scales, int64_t tokens, int64_t depth, int64_t strong,
+                   const int16_t *restrict panels, const uint8_t *restrict weak_panels, int64_t rows, int64_t width,
+                   const float *restrict means, const float *restrict columns, int bits, float *restrict out) {
     const int64_t blocks = tokens / ROWS, rest = depth - strong, each = ROWS * depth / 2;
     Block *strong_block = widest(bits, 0), *weak_block = widest(bits, 1);
     float *scaled = malloc((size_t)depth * sizeof *scaled + 1);
@@ -307,10 +300,28 @@ WIDE int preread_synthesis(const float *restrict a, const float *restrict scales
     return ready ? 0 : -1;
 }
 
-/* Add what symbols stand for, in steps: sizes 1 and larger lie bias[0] and bias[1] nearer to zero than they say.
- * out has `depth` values a token, of which the first `components` are changed. */
-WIDE void preread_values(const int16_t *restrict q, int64_t tokens, int64_t components, int64_t depth, float step,
-                         const float *restrict bias, float *restrict out) {
+COPIES(int, synthesis,
+       (const float *restrict a, const float *restrict scales, int64_t tokens, int64_t depth, int64_t strong,
+        const int16_t *restrict panels, const uint8_t *restrict weak_panels, int64_t rows, int64_t width,
+        const float *restrict means, const float *restrict columns, int bits, float *restrict out),
+       (a, scales, tokens, depth, strong, panels, weak_panels, rows, width, means, columns, bits, out))
+
+/* out[t][n] = means[n] + columns[n] * (sum over k < depth of a[t][k] * scales[k] * row k's number of column n).
+ * panels: numbers of int8, as int16, two rows interleaved, (width / COLUMNS, rows / 2, COLUMNS, 2); weak_panels: the same
+ * numbers and ABOVE, as uint8, four rows interleaved, (width / COLUMNS, rows / 4, COLUMNS, 4). The first `strong` rows are
+ * taken from panels, all others from weak_panels. `strong`, `rows` and `depth` are multiples of 4, `width` of COLUMNS,
+ * `tokens` of ROWS. Many coefficients of the weaker components are zero: where a block of tokens has nothing but zeros
+ * in two rows, or four weak ones, nothing is done. bits: of the widest vectors to use; the sums of
+ * products are the same with all. Returns 0, or -1 without memory. */
+int preread_synthesis(const float *a, const float *scales, int64_t tokens, int64_t depth, int64_t strong,
+                      const int16_t *panels, const uint8_t *weak_panels, int64_t rows, int64_t width, const float *means,
+                      const float *columns, int bits, float *out) {
+    return WIDEST(bits, synthesis)(a, scales, tokens, depth, strong, panels, weak_panels, rows, width, means, columns,
+                                   bits, out);
+}
+
+LOOP void values(const int16_t *restrict q, int64_t tokens, int64_t components, int64_t depth, float step,
+                 const float *restrict bias, float *restrict out) {
     float one = 1 - bias[0], less = bias[1];
     for (int64_t t = 0; t < tokens; t++) {
         for (int64_t c = 0; c < components; c++) {
@@ -322,10 +333,22 @@ WIDE void preread_values(const int16_t *restrict q, int64_t tokens, int64_t comp
     }
 }
 
+COPIES(void, values,
+       (const int16_t *restrict q, int64_t tokens, int64_t components, int64_t depth, float step,
+        const float *restrict bias, float *restrict out),
+       (q, tokens, components, depth, step, bias, out))
+
+/* Add what symbols stand for, in steps: sizes 1 and larger lie bias[0] and bias[1] nearer to zero than they say.
+ * out has `depth` values a token, of which the first `components` are changed.
+ * bits: of the widest vectors to use. */
+void preread_values(const int16_t *q, int64_t tokens, int64_t components, int64_t depth, float step, const float *bias,
+                    float *out, int bits) {
+    WIDEST(bits, values)(q, tokens, components, depth, step, bias, out);
+}
+
 /* One head's rows: x has `width` values a token, of which `dim` from `x` on are this head's. */
-WIDE static void one_head(const float *restrict x, int64_t tokens, int64_t width, int64_t dim,
-                          const float *restrict cosines, const float *restrict sines, int64_t pairs, int near,
-                          uint16_t *restrict out) {
+LOOP void one_head(const float *restrict x, int64_t tokens, int64_t width, int64_t dim, const float *restrict cosines,
+                   const float *restrict sines, int64_t pairs, int near, uint16_t *restrict out) {
     for (int64_t t = 0; t < tokens; t++, x += width, out += dim) {
         const float *c = cosines + t * pairs, *s = sines + t * pairs;
         if (near) {
@@ -343,12 +366,18 @@ WIDE static void one_head(const float *restrict x, int64_t tokens, int64_t width
     }
 }
 
+COPIES(void, one_head,
+       (const float *restrict x, int64_t tokens, int64_t width, int64_t dim, const float *restrict cosines,
+        const float *restrict sines, int64_t pairs, int near, uint16_t *restrict out),
+       (x, tokens, width, dim, cosines, sines, pairs, near, out))
+
 /* Rows of `heads` heads that lie side by side in x, (tokens, width) with `dim` values each. cosines and sines are
  * (tokens, pairs); without pairs rows are left as they are (V). `near`: the two halves of a pair lie side by side
- * (llama.cpp's NORM), otherwise dim/2 apart (NEOX). out: (heads, room, dim), of which `tokens` rows are written. */
+ * (llama.cpp's NORM), otherwise dim/2 apart (NEOX). out: (heads, room, dim), of which `tokens` rows are written.
+ * bits: of the widest vectors to use. */
 void preread_rows(const float *restrict x, int64_t tokens, int64_t width, int64_t heads, int64_t dim,
                   const float *restrict cosines, const float *restrict sines, int64_t pairs, int near, int64_t room,
-                  uint16_t *restrict out) {
+                  uint16_t *restrict out, int bits) {
     for (int64_t h = 0; h < heads; h++)
-        one_head(x + h * dim, tokens, width, dim, cosines, sines, pairs, near, out + h * room * dim);
+        WIDEST(bits, one_head)(x + h * dim, tokens, width, dim, cosines, sines, pairs, near, out + h * room * dim);
 }

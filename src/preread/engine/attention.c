@@ -35,8 +35,9 @@ enum { F32 = 0, F16 = 1 }; /* GGML_TYPE_F32, GGML_TYPE_F16 */
 /* With fewer tokens, llama.cpp's own is as fast; for single ones it also divides the context among threads. */
 enum { FEWEST_TOKENS = 4 };
 
-struct operations { /* ggml's numbers of GGML_OP_FLASH_ATTN_EXT and GGML_OP_CUSTOM */
-    int32_t attention, custom;
+struct operations {
+    int32_t attention, custom; /* ggml's numbers of GGML_OP_FLASH_ATTN_EXT and GGML_OP_CUSTOM */
+    int32_t bits;              /* of the widest vectors to use */
 };
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
@@ -94,7 +95,8 @@ static enum sight seen(const char *masks, size_t stride, int64_t tokens, int64_t
 static _Atomic int32_t *next_of(struct tensor *node) { return (_Atomic int32_t *)(node->op_params + NEXT); }
 
 /* What each of ggml's threads does: it takes piece after piece. Later tokens see more cells, and are taken first. Each row
- * of queries is computed by itself, so the same bits come with any number of threads. data: NULL without AVX-512. */
+ * of queries is computed by itself, so the same bits come with any number of threads. data: NULL for vectors of
+ * 256 bits. */
 static void compute(struct tensor *node, int thread, int threads, void *data) {
     (void)thread;
     const struct tensor *q = node->src[0];
@@ -125,12 +127,13 @@ static bool known(const struct tensor *node) {
     return types && shapes && flat && dense && mask->ne[0] == k->ne[1] && mask->ne[1] >= tokens && tokens >= FEWEST_TOKENS;
 }
 
-/* Whether this processor has what is needed. */
-bool preread_attention_here(void) { return __builtin_cpu_supports("x86-64-v3"); }
+/* Whether this processor has what is needed, with vectors of at most so many bits. */
+bool preread_attention_here(int bits) { return bits >= 256 && __builtin_cpu_supports("x86-64-v3"); }
 
 /* Called for every node before it is computed, where that is so. */
 void preread_attention_take(struct tensor *node, const struct operations *operations) {
-    struct custom custom = {compute, -1, __builtin_cpu_supports("x86-64-v4") ? node : NULL}, own;
+    const bool widest = operations->bits >= 512 && __builtin_cpu_supports("x86-64-v4");
+    struct custom custom = {compute, -1, widest ? node : NULL}, own;
     memcpy(&own, node->op_params, sizeof own);
     if (node->op == operations->custom && own.compute == compute) { /* of a graph that is used again */
         atomic_store(next_of(node), 0);
@@ -144,7 +147,7 @@ void preread_attention_take(struct tensor *node, const struct operations *operat
 
 #else
 
-bool preread_attention_here(void) { return false; }
+bool preread_attention_here(int bits) { return (void)bits, false; }
 
 void preread_attention_take(struct tensor *node, const struct operations *operations) { (void)node, (void)operations; }
 

@@ -12,20 +12,24 @@ _MOST_OPERATIONS, _NONE = 256, -1
 class _Operations(ctypes.Structure):
     """`struct operations` of attention.c."""
 
-    _fields_ = (("attention", ctypes.c_int32), ("custom", ctypes.c_int32))
+    _fields_ = (("attention", ctypes.c_int32), ("custom", ctypes.c_int32), ("bits", ctypes.c_int32))
 
 
-def attends_in_tiles() -> bool:
-    """Whether this machine can: x86-64 with AVX2, and compiled by gcc. Elsewhere attention stays llama.cpp's."""
+def attends_in_tiles(bits: int) -> bool:
+    """Whether this machine can, with vectors of at most so many bits: x86-64 with AVX2 (256), and compiled by gcc.
+
+    Elsewhere attention stays llama.cpp's.
+    """
     library = compiled("preread.engine._attention")
     library.preread_attention_here.restype = ctypes.c_bool
-    return bool(library.preread_attention_here())
+    return bool(library.preread_attention_here(bits))
 
 
 class Attention:
     """What the gate gives every node of a graph to. Needs `struct ggml_tensor` to be as `ggml.Tensor` describes it."""
 
-    def __init__(self, ggml: ctypes.CDLL) -> None:
+    def __init__(self, ggml: ctypes.CDLL, bits: int) -> None:
+        """`bits`: of the widest vectors that it may use."""
         numbers: dict[bytes, int] = {}
         for number in range(_MOST_OPERATIONS):  # ggml knows both names: the loop ends before its table does
             numbers[ggml.ggml_op_name(number)] = number
@@ -34,7 +38,7 @@ class Attention:
         else:
             raise EngineError("this llama.cpp names its operations in a way that preread does not know")
         self._number = numbers[_ATTENTION]
-        self._operations = _Operations(self._number, numbers[_CUSTOM])
+        self._operations = _Operations(self._number, numbers[_CUSTOM], bits)
         self._library = compiled("preread.engine._attention")
 
     @property

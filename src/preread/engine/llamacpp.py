@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from preread import limits
+from preread.compiled import vector_bits
 from preread.engine import cells, model
 from preread.engine.attention import Attention, attends_in_tiles
 from preread.engine.batch import Batch
@@ -104,8 +105,8 @@ class LlamaCpp:
             self._tensors = find_cache(ggml, self._warm_up, self.spec.geometry)
             self._embeddings = find_embeddings(ggml, self._warm_up, self.spec.vocab_size)
             cells.check_form(self._context, self.spec.geometry)
-            if attends_in_tiles():
-                self.attention = Attention(ggml)
+            if attends_in_tiles(bits := vector_bits()):
+                self.attention = Attention(ggml, bits)
                 self._gate.prepare(self.attention)
         except EngineError as error:
             self._tensors, self.no_injection = None, str(error)
