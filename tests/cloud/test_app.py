@@ -4,6 +4,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import httpx2
 import pytest
 
 from preread.cloud import app as app_module
+from preread.cloud import turns
 from preread.cloud.app import create_app
 from preread.cloud.events import Published
 from preread.errors import EngineError, UnknownContext
@@ -172,6 +174,8 @@ class Scripted:
 
     store: Objects
     failure: Exception | None = None
+    silent: bool = False
+    begun: list[str] = field(default_factory=list)
     started: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     go_on: threading.Event = field(default_factory=threading.Event)
     cancelled: threading.Event = field(default_factory=threading.Event)
@@ -188,8 +192,10 @@ class Scripted:
         progress: Callable[[str, int, int], None],
     ) -> Published:
         self.inside, self.most = self.inside + 1, max(self.most, self.inside + 1)
+        self.begun.append(name)
         try:
-            await asyncio.to_thread(progress, "prefill", 0, 1)
+            if not self.silent:
+                await asyncio.to_thread(progress, "prefill", 0, 1)
             self.started.release()
             while not self.go_on.is_set():
                 await asyncio.sleep(0.001)
@@ -305,6 +311,86 @@ def test_a_store_that_holds_more_than_one_answer_may_is_served_in_pages(
             assert await link.catalogue(found[1]) is not None
 
     asyncio.run(walk())
+
+
+@contextmanager
+def begun(url: str, name: str) -> Iterator[tuple[httpx2.Response, Iterator[dict[str, object]]]]:
+    """A publication whose answer is being read: its head has come, and its lines come as they do."""
+    body = {"name": name, "text": TEXT + name}
+    with httpx2.stream("POST", f"{url}/v1/contexts", json=body, trust_env=False) as answer:
+        yield answer, (json.loads(line) for line in answer.iter_lines())
+
+
+def test_who_waits_is_told_at_once_how_many_are_before(store: Objects) -> None:
+    publisher = Scripted(store)
+    with serving(create_app(store, publisher)) as url, begun(url, "one"):
+        assert publisher.started.acquire(timeout=10)
+        with begun(url, "two") as (answer, second), begun(url, "three") as (_, third):
+            assert answer.status_code == 200
+            assert next(second) == {"event": "progress", "stage": "queue", "done": 0, "total": 1}
+            assert next(third) == {"event": "progress", "stage": "queue", "done": 0, "total": 2}
+            publisher.go_on.set()
+            assert next(second) == {"event": "progress", "stage": "queue", "done": 1, "total": 1}
+            assert [next(third)["done"] for _ in "ab"] == [1, 2]
+            assert [line for line in second if line["event"] == "published"]
+            assert [line for line in third if line["event"] == "published"]
+
+
+def test_what_callers_that_have_left_wanted_is_not_done(store: Objects) -> None:
+    publisher = Scripted(store)
+    app = create_app(store, publisher)
+    with serving(app) as url, begun(url, "one"):
+        assert publisher.started.acquire(timeout=10)
+        for name in ("left", "left too"):
+            with begun(url, name) as (_, lines):
+                assert next(lines)["stage"] == "queue"
+        with begun(url, "honest") as (_, lines):
+            while (place := next(lines))["total"] != 1:  # a line that is read no more takes a moment to be noticed
+                assert place["stage"] == "queue"
+                if place["done"] == place["total"] - 1:
+                    break
+            publisher.go_on.set()
+            assert [line for line in lines if line["event"] == "published"]
+    assert publisher.begun == ["one", "honest"]
+
+
+def test_a_caller_that_leaves_before_the_first_report_is_noticed(store: Objects) -> None:
+    publisher = Scripted(store, silent=True)
+    with serving(create_app(store, publisher)) as url:
+        with pytest.raises(httpx2.ReadTimeout), httpx2.Client(timeout=0.2, trust_env=False) as client:
+            client.post(f"{url}/v1/contexts", json={"name": "a", "text": TEXT})
+        assert publisher.cancelled.wait(timeout=10)
+
+
+def test_too_many_that_wait_are_refused_and_told_when_to_come_again(
+    store: Objects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publisher = Scripted(store)
+    monkeypatch.setattr(turns, "MOST_OF_A_CALLER", 2)
+    with serving(create_app(store, publisher)) as url, begun(url, "one"):
+        assert publisher.started.acquire(timeout=10)
+        with begun(url, "two") as (_, lines):
+            next(lines)
+            for most, status, code in ((2, 429, "rate_limit_exceeded"), (9, 503, "overloaded")):
+                monkeypatch.setattr(turns, "MOST_OF_A_CALLER", most)
+                monkeypatch.setattr(turns, "MOST", 2)
+                answer = httpx2.post(f"{url}/v1/contexts", json={"name": "x", "text": TEXT}, trust_env=False)
+                assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+                assert int(answer.headers["retry-after"]) > 0
+            monkeypatch.setattr(turns, "MOST", 9)
+            monkeypatch.setattr(turns, "MOST_BYTES", 100)
+            answer = httpx2.post(f"{url}/v1/contexts", json={"name": "x", "text": TEXT}, trust_env=False)
+            assert answer.status_code == 503
+        publisher.go_on.set()
+
+
+def test_a_long_silence_is_filled_with_the_last_line(store: Objects, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app_module, "_KEEP_ALIVE_S", 0.01)
+    publisher = Scripted(store)
+    with serving(create_app(store, publisher)) as url, begun(url, "one") as (_, lines):
+        assert [next(lines) for _ in range(3)] == [{"event": "progress", "stage": "prefill", "done": 0, "total": 1}] * 3
+        publisher.go_on.set()
+        assert [line["event"] for line in lines][-1] == "published"
 
 
 KEYED = [

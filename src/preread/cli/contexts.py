@@ -25,7 +25,12 @@ if TYPE_CHECKING:
 app = typer.Typer(help="List, show and remove published contexts.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of a published context.")]
 Style = Literal["auto", "chat", "text"]
-_STAGES: Final = {"fit": FIT_STAGE, "read": "reading with the large model", "measure": "measuring what that does"}
+_STAGES: Final = {
+    "queue": "waiting for documents that came before",
+    "fit": FIT_STAGE,
+    "read": "reading with the large model",
+    "measure": "measuring what that does",
+}
 
 
 def publish(

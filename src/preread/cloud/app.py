@@ -5,8 +5,8 @@ It knows requests, keys and events; publishing itself is the publisher's, and wh
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Final, Literal, Protocol
 
@@ -19,6 +19,7 @@ from starlette.routing import Route
 
 from preread.cloud import events
 from preread.cloud.events import Failed, Problem, Progress, Published
+from preread.cloud.turns import Turns
 from preread.errors import PrereadError, UnknownContext, UsageError
 from preread.store import guard, routes
 from preread.store.guard import LOOPBACK, Access
@@ -26,7 +27,12 @@ from preread.store.objects import Objects
 from preread.values import Form
 from preread.wire.names import why_unfit
 
-MAX_BODY_BYTES: Final = 64 * 2**20
+MAX_BODY_BYTES: Final = 8 * 2**20
+"""A million tokens, as text of most languages or as ids."""
+
+_KEEP_ALIVE_S: Final = 10.0
+"""After so much silence the last line is said again, so that whoever is between does not hang up."""
+
 _log = logging.getLogger(__name__)
 
 Report = Callable[[str, int, int], None]
@@ -92,18 +98,20 @@ class _Contexts:
 
     def __init__(self, store: Objects, publisher: Publisher) -> None:
         self._store, self._publisher = store, publisher
-        self._changing = asyncio.Lock()
+        self._turns = Turns()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def start_publishing(self, ask: events.Request, emit: Callable[[News], None]) -> asyncio.Task[None]:
+    def start_publishing(
+        self, ask: events.Request, caller: str, size_bytes: int, emit: Callable[[News], None]
+    ) -> asyncio.Task[None]:
         """Publish in a task of its own, whose last word is Published or an error."""
-        task = asyncio.create_task(self._publish(ask, emit))
+        task = asyncio.create_task(self._publish(ask, caller, size_bytes, emit))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def remove(self, name: str) -> None:
-        async with self._changing:
+    async def remove(self, name: str, caller: str) -> None:
+        async with self._turns.turn(caller, 0, lambda ahead: None):
             if not await self._store.remove_name(name):
                 raise UnknownContext(name, tuple(entry.name for entry in await self._store.names()))
 
@@ -113,13 +121,21 @@ class _Contexts:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _publish(self, ask: events.Request, emit: Callable[[News], None]) -> None:
+    async def _publish(self, ask: events.Request, caller: str, size_bytes: int, emit: Callable[[News], None]) -> None:
+        most_ahead = 0
+
+        def place(ahead: int) -> None:
+            nonlocal most_ahead
+            most_ahead = max(most_ahead, ahead)
+            emit(Progress("queue", most_ahead - ahead, most_ahead))
+
         def progress(stage: str, done: int, total: int) -> None:
             emit(Progress(stage, done, total))
 
         last: News = PrereadError("publishing was given up: its caller went away, or the cloud is stopping")
         try:
-            async with self._changing:
+            await self._store.check_room(ask.name)
+            async with self._turns.turn(caller, size_bytes, place):
                 await self._store.check_room(ask.name)
                 last = await self._publisher(ask.name, ask.text, ask.tokens, ask.form, ask.mode, progress)
         except PrereadError as error:
@@ -137,21 +153,28 @@ async def _health(request: Request) -> Response:
 
 async def _remove(contexts: _Contexts, request: Request) -> Response:
     name = request.path_params["name"]
-    await contexts.remove(name)
+    await contexts.remove(name, guard.caller(request.scope))
     return JSONResponse({"removed": name}, headers={"Cache-Control": "no-store"})
 
 
 async def _publish(contexts: _Contexts, request: Request) -> Response:
     """Answer with a plain error while nothing was done yet, and from the first report on with a stream of events."""
-    ask = _parse(await guard.read_body(request, MAX_BODY_BYTES))
+    body = await guard.read_body(request, MAX_BODY_BYTES)
+    size_bytes, ask = len(body), _parse(body)
+    del body
     queue: asyncio.Queue[News] = asyncio.Queue()
     loop = asyncio.get_running_loop()
 
     def emit(news: News) -> None:
         loop.call_soon_threadsafe(queue.put_nowait, news)
 
-    task = contexts.start_publishing(ask, emit)
-    first = await queue.get()
+    task = contexts.start_publishing(ask, guard.caller(request.scope), size_bytes, emit)
+    del ask
+    try:
+        first = await _unless_gone(request, queue.get())
+    except BaseException:
+        task.cancel()
+        raise
     if isinstance(first, PrereadError):
         raise first
 
@@ -160,13 +183,37 @@ async def _publish(contexts: _Contexts, request: Request) -> Response:
         try:
             while isinstance(news, Progress):
                 yield _line(news)
-                news = await queue.get()
+                with suppress(TimeoutError):
+                    news = await asyncio.wait_for(queue.get(), _KEEP_ALIVE_S)
             yield _line(news)
         finally:
             task.cancel()  # the caller went away; a task that has ended is left as it is
 
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(lines(), headers=headers, media_type="application/x-ndjson")
+
+
+async def _unless_gone(request: Request, wanted: Coroutine[None, None, News]) -> News:
+    """What `wanted` gives.
+
+    Raises:
+        ClientDisconnect: the caller went away before.
+    """
+    waiting, leaving = asyncio.create_task(wanted), asyncio.create_task(_gone(request))
+    try:
+        await asyncio.wait((waiting, leaving), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        leaving.cancel()
+        if not waiting.done():
+            waiting.cancel()
+    if waiting.cancelled() or not waiting.done():
+        raise ClientDisconnect
+    return waiting.result()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _line(news: News) -> bytes:

@@ -24,10 +24,11 @@ from preread.codec.fitted import apart
 from preread.codec.ladder import codec, ladder, needs_profile
 from preread.codec.profile import Prepared, prepare
 from preread.codec.profile import Quality as Measured
+from preread.engine import length
 from preread.engine.llamacpp import BATCH_TOKENS, LlamaCpp
 from preread.engine.model import engine_version
 from preread.engine.worker import Worker
-from preread.errors import EngineError, UsageError
+from preread.errors import EngineError, TooLong, UsageError
 from preread.store.objects import Objects
 from preread.values import ContextId, Form, KVBlock, ObjectRef, Span
 from preread.wire import manifest as manifests
@@ -79,16 +80,19 @@ def read_document(engine: LlamaCpp, text: str | None, tokens: Tokens | None, for
 
     Raises:
         UsageError: the document is empty, or its ids are not this model's, or the model cannot do `form`.
+        TooLong: it is so much too long that this was seen from its size or its beginning.
     """
     if (text is None) == (tokens is None):
         raise UsageError("a document is either text or token ids")
     if tokens is not None:
         if not len(tokens):
             raise UsageError("the document is empty")
+        _check_room(engine, len(tokens))
         engine.check_tokens(tokens)
         return tokens, "chat" if form == "chat" else "text"
     if not text or not text.strip():
         raise UsageError("the document is empty")
+    _check_length(engine, text)
     if form == "text" or (form == "auto" and engine.chat is None):
         return engine.tokenize(text, special=False, start=True), "text"
     if engine.chat is None:
@@ -183,10 +187,27 @@ def check(engine: LlamaCpp, name: str, tokens: int) -> None:
         raise UsageError(f"{name!r} cannot name a context: {unfit}")
     if engine.no_injection:
         raise UsageError(f"KV of {engine.spec.name} cannot be streamed: {engine.no_injection}")
+    _check_room(engine, tokens)
+
+
+def _check_length(engine: LlamaCpp, text: str) -> None:
+    """Refuse what cannot fit before it is tokenised."""
+    window = engine.spec.window_tokens
+    if len(text) > window * engine.spec.token_characters:
+        raise TooLong(
+            f"the document has {len(text)} characters, more than {window} tokens can stand for, the window of "
+            f"{engine.spec.name}"
+        )
+    known = length.at_least(text, window, partial(engine.tokenize, special=False))
+    if known is not None:
+        _check_room(engine, known, "at least ")
+
+
+def _check_room(engine: LlamaCpp, tokens: int, about: str = "") -> None:
     over = tokens + SMALLEST_ROOM_TOKENS - engine.spec.window_tokens
     if over > 0:
-        raise UsageError(
-            f"the document has {tokens} tokens, {over} too many: the window of {engine.spec.name} is "
+        raise TooLong(
+            f"the document has {about}{tokens} tokens, {over} too many: the window of {engine.spec.name} is "
             f"{engine.spec.window_tokens} tokens, of which {SMALLEST_ROOM_TOKENS} stay free for a prompt"
         )
 
