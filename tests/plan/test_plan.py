@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from preread.plan.cost import Link
+from preread.plan.cost import Link, Prefill
 from preread.plan.health import Breaker
 from preread.plan.plan import MOST_BYTES
 from preread.plan.task import Source, Task
@@ -172,6 +172,21 @@ def test_the_cloud_stands_in_for_a_neighbour_that_fails() -> None:
     outcome = load.run()
     assert outcome.computed_tokens < 900 and wires[1].seen_bytes > 0
     assert outcome.ttft_s < 1.05 * MACHINE.local_s(1000)
+
+
+@pytest.mark.parametrize("bytes_s", [0.0, 1e3, 20e3, 100e3])
+@pytest.mark.parametrize("stops_s", [0.0, 0.1])
+def test_a_neighbour_that_is_silent_or_drips_costs_little(bytes_s: float, stops_s: float) -> None:
+    """All cells are its to fetch; the cloud alone would bring them in half a second, computing takes ten."""
+    machine = Machine(Prefill(1 / 100, 2e-7, 0.01))
+    task = task_for(1000, machine, THIN, [Link(80 * MBIT, 0.01), Link(20 * MBIT, 0.02)])
+    near = replace(task.sources[0], silence_s=3.0)
+    alone = Load(replace(task, sources=task.sources[1:]), machine, [Wire(lambda at_s: 20 * MBIT)]).run()
+    first = tuple((0,) * machine.groups for _ in task.chunks)
+    wires = [Wire(lambda at_s: 5e6 if at_s < stops_s else bytes_s, 0.01), Wire(lambda at_s: 20 * MBIT)]
+    load = Load(replace(task, first=first, sources=(near, task.sources[1])), machine, wires)
+    assert load.run().ttft_s < alone.ttft_s + 0.6
+    assert load.plan.breakers[0].failures == 1, "the next load knows"
 
 
 def _none(at_s: float) -> float:

@@ -93,6 +93,24 @@ def test_what_was_given_up_is_not_wanted_when_it_comes(late: type[events.Arrived
     assert (plan.grid.away_bytes, plan.grid.busy, plan.breakers) == before and not plan.grid.spoilt
 
 
+def test_for_one_that_is_late_the_last_one_stands_in_until_something_comes_of_it() -> None:
+    plan = Plan(task(FAST, replace(FAST, bytes_s=1e5), first=0, chunks=4), 0.0)
+    asked = fetched(tell(plan, 0.0, events.Tick()))
+    assert {source for _, source in asked} == {0} and len(asked) > 2
+    out = fetched(tell(plan, 0.5, events.Tick()))
+    assert len(out) > 1 and {source for _, source in out} == {1}, "also for what is not overdue itself"
+    assert plan.breakers[0].failures == 1
+    tell(plan, 0.6, *[events.Arrived(cell, 0) for cell, _ in asked])
+    assert plan.breakers[0] == Breaker()
+
+
+def test_one_that_is_late_is_waited_for_where_nobody_can_stand_in() -> None:
+    gone = Breaker(FAILURES, 0.0)
+    plan = Plan(task(replace(FAST, silence_s=9.0), replace(FAST, breaker=gone), first=0), 0.0)
+    assert fetched(tell(plan, 0.0, events.Tick()))
+    assert not fetched(tell(plan, 0.5, events.Tick())) and plan.breakers[0].failures == 1
+
+
 def test_a_cell_that_is_nowhere_is_computed() -> None:
     """A source is asked twice for what turns out wrong, and then the next one."""
     plan, cell = Plan(task(FAST, FAST), 0.0), (1, 0)

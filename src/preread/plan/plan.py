@@ -97,7 +97,7 @@ class Plan:
     @property
     def breakers(self) -> tuple[Breaker, ...]:
         """The health of each source after this load."""
-        return tuple(seen.breaker for seen in self._sources)
+        return tuple(seen.health for seen in self._sources)
 
     @property
     def flows(self) -> tuple[Flow, ...]:
@@ -131,8 +131,14 @@ class Plan:
         return taking_s / max(due_s, 1e-9)
 
     def _usable(self) -> list[Seen]:
-        """Sources that may be asked. What is under way from others is used when it comes, but not waited for."""
-        return [seen for seen in self._sources if seen.usable(self._now_s)]
+        """Sources that may be asked. What is under way from others is used when it comes, but not waited for.
+
+        For those that are late the last one stands in (a hedged request, as gRPC and Cassandra have it).
+        """
+        return [seen for seen in self._sources if self._may_be_asked(seen)]
+
+    def _may_be_asked(self, seen: Seen) -> bool:
+        return seen.usable(self._now_s) and not (seen.late and self._sources[-1].usable(self._now_s))
 
     def _expected(self) -> list[Seen]:
         """Those of them that something is still to come from."""
@@ -194,6 +200,8 @@ class Plan:
                 self._engine, self._span = Engine.IDLE, range(0)
         for seen in self._sources:
             seen.listen(self._now_s)
+        for seen in self._sources[:-1] if self._task.first else ():
+            seen.hurry(self._now_s)
         if not self.complete and not isinstance(event, Progress):
             self._due = self._wanted()
             self._inject(out)
@@ -205,7 +213,7 @@ class Plan:
         seen = self._sources[source]
         if cell in seen.asked:  # or it was given up
             self._forget(seen, cell)
-            seen.breaker, seen.flow.heard_s = seen.breaker.succeeded(), self._now_s
+            seen.breaker, seen.flow.heard_s, seen.late_s = seen.breaker.succeeded(), self._now_s, None
             self._give_up(cell, out)
             self.grid.arrived(cell)
 
@@ -318,7 +326,7 @@ class Plan:
         under_way = all(self._awaited(cell) for cell in self.grid.away)
         if under_way or not any(self._room(seen) for seen in self._usable()):
             return
-        owed = sum(map(self.grid.bytes, self.grid.here)) + sum(seen.owed_bytes for seen in self._sources)
+        owed = sum(map(self.grid.bytes, self.grid.here)) + sum(seen.owed_bytes for seen in self._usable())
         order, begins = self._order(self.grid.left())
         first_bytes = sum(self.grid.bytes(cell) for cell in order if cell[1] == 0)
         for cell in order:
@@ -360,7 +368,7 @@ class Plan:
         if self._awaited(cell):
             return None
         for seen in self._having(cell):
-            if cell in seen.asked or seen.refuses(cell) or not seen.usable(self._now_s):
+            if cell in seen.asked or seen.refuses(cell) or not self._may_be_asked(seen):
                 continue
             if self._room(seen, first_bytes):
                 return seen.index
@@ -370,7 +378,7 @@ class Plan:
 
     def _awaited(self, cell: Cell) -> bool:
         """Whether a cell was asked for and is not overdue."""
-        return any(self._now_s < seen.due.get(cell, 0.0) for seen in self._sources)
+        return any(self._now_s < seen.due.get(cell, 0.0) for seen in self._sources if not seen.late)
 
     def _having(self, cell: Cell) -> list[Seen]:
         """Who has a cell, or can get it, in the order in which they are to be asked."""

@@ -28,6 +28,7 @@ class Seen:
         owed_bytes: of cells that are under way.
         whole_bytes: of cells that arrived or were given up.
         lost: nothing more is to be had in this load.
+        late_s: since when something that should have come has not, and nothing has come since; None: all is in time.
         ever: something was asked for.
     """
 
@@ -41,6 +42,7 @@ class Seen:
     owed_bytes: int = 0
     whole_bytes: int = 0
     lost: bool = False
+    late_s: float | None = None
     ever: bool = False
 
     @classmethod
@@ -51,6 +53,18 @@ class Seen:
         """
         believed_bytes_s = None if source.breaker.tripped else source.bytes_s
         return cls(index, source, Flow.begin(believed_bytes_s, source.rtt_s, at_s, local_s), source.breaker)
+
+    @property
+    def late(self) -> bool:
+        """Whether something should have come by now, and nothing has come since."""
+        return self.late_s is not None
+
+    @property
+    def health(self) -> Breaker:
+        """What the load says of it: one that is still late has failed, if nothing worse is known."""
+        if self.late_s is None or self.breaker.tripped:
+            return self.breaker
+        return self.breaker.failed(self.late_s, self.late_s)
 
     @property
     def partly_bytes(self) -> int:
@@ -74,3 +88,11 @@ class Seen:
         silent_s = at_s - max(asked_s, self.flow.heard_s)
         if silent_s > self.source.silence_s + _ROUND_TRIPS * self.source.rtt_s:
             self.breaker = self.breaker.silent(at_s)
+
+    def hurry(self, at_s: float) -> None:
+        """Time has passed, and another source can stand in: this one is late once something is overdue.
+
+        That is long before it is silent.
+        """
+        if not self.late and any(due_s <= at_s for due_s in self.due.values()):
+            self.late_s = at_s
