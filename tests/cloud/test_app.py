@@ -252,7 +252,7 @@ def test_failure_after_work_began_is_the_last_event(store: Objects, failure: Exc
         first, last = events_of(answer)
         assert first["event"] == "progress" and last["event"] == "error"
         error = last["error"]
-        assert isinstance(error, dict) and set(error) == {"message", "type", "code"}
+        assert isinstance(error, dict) and set(error) == {"message", "type", "param", "code"}
         assert error["code"] == code and words in error["message"] and "secret" not in error["message"]
         publisher.failure = None
         again = httpx2.post(f"{url}/v1/contexts", json={"name": "a", "text": TEXT}, trust_env=False)

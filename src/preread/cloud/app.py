@@ -218,14 +218,8 @@ async def _gone(request: Request) -> None:
 
 def _line(news: News) -> bytes:
     if isinstance(news, PrereadError):
-        body = routes.error_body(*_status_message_code(news))
-        return msgspec.json.encode(Failed(msgspec.convert(body["error"], Problem))) + b"\n"
+        return msgspec.json.encode(Failed(msgspec.convert(routes.body_of(news)["error"], Problem))) + b"\n"
     return msgspec.json.encode(news) + b"\n"
-
-
-def _status_message_code(error: PrereadError) -> tuple[int, str, str]:
-    status, code = routes.status_and_code(error)
-    return status, str(error), code
 
 
 def _parse(body: bytes) -> events.Request:

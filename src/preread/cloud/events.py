@@ -58,11 +58,12 @@ class Published(
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """An error as the clients of OpenAI's API expect it."""
+    """An error as the clients of OpenAI's API expect it; `param` is the field of the request that is at fault."""
 
     message: str
     type: str
     code: str
+    param: str | None = None
 
 
 class Failed(msgspec.Struct, frozen=True, tag_field="event", tag="error"):

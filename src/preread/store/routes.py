@@ -137,8 +137,7 @@ def error_response(
     status: int, message: str, code: str, *, param: str | None = None, headers: dict[str, str] | None = None
 ) -> Response:
     """`error_body` as an answer that no cache keeps."""
-    always = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
-    return JSONResponse(error_body(status, message, code, param), status, headers={**always, **(headers or {})})
+    return _refusal(status, error_body(status, message, code, param), headers)
 
 
 def status_and_code(error: PrereadError) -> tuple[int, str]:
@@ -148,12 +147,22 @@ def status_and_code(error: PrereadError) -> tuple[int, str]:
     return next((status, code) for kind, status, code in _ANSWERS if isinstance(error, kind))
 
 
+def body_of(error: PrereadError) -> dict[str, dict[str, str | None]]:
+    """`error` as it is sent."""
+    status, code = status_and_code(error)
+    return error_body(status, str(error), code, error.param if isinstance(error, UsageError) else None)
+
+
 async def on_error(request: Request, error: Exception) -> Response:
     """Exception handler for PrereadError."""
-    status, code = status_and_code(cast(PrereadError, error))
-    param = error.param if isinstance(error, UsageError) else None
+    ours = cast(PrereadError, error)
     later = {"Retry-After": str(math.ceil(error.retry_after_s))} if isinstance(error, Overloaded) else None
-    return error_response(status, str(error), code, param=param, headers=later)
+    return _refusal(status_and_code(ours)[0], body_of(ours), later)
+
+
+def _refusal(status: int, body: dict[str, dict[str, str | None]], headers: dict[str, str] | None) -> Response:
+    always = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+    return JSONResponse(body, status, headers={**always, **(headers or {})})
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:

@@ -1,0 +1,131 @@
+"""docs/wire.md says of publishing, errors, catalogue and manifest what the types say: neither can drift alone."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any, get_args
+
+import msgspec
+import pytest
+
+from preread.cli.contexts import _STAGES
+from preread.cloud import app, events, turns
+from preread.cloud.events import Event, Failed, Problem, Progress, Published, Request
+from preread.errors import Overloaded, PrereadError, UnknownContext
+from preread.store import routes
+from preread.values import Form
+from preread.wire import manifest, pages
+from preread.wire.catalogue import MOST_REMOVED, Catalogue, Entry
+from preread.wire.fields import MAX_CATALOGUE_BYTES
+
+TEXT = (Path(__file__).parents[2] / "docs" / "wire.md").read_text()
+
+
+def table(head: str, below: str = "\n") -> list[list[str]]:
+    """Cells of the rows of the first table that begins with the line `head`, after the text `below`."""
+    _, found, rest = TEXT[TEXT.index(below) :].partition(f"\n{head}\n")
+    assert found, f"no table begins with {head}"
+    lines = rest.split("\n\n")[0].splitlines()[1:]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+
+
+def quoted(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def fields(type: Any) -> set[str]:
+    """Names of a struct's fields on the wire."""
+    return {field.encode_name for field in msgspec.structs.fields(type)}
+
+
+def optional(type: Any) -> set[str]:
+    """Those that may be left out."""
+    return {field.encode_name for field in msgspec.structs.fields(type) if not field.required}
+
+
+def example(head: str) -> str:
+    (line,) = [line.strip() for line in TEXT.splitlines() if line.startswith(f"    {head}")]
+    return line
+
+
+def test_what_a_publication_takes() -> None:
+    rows = {
+        quoted(name)[0]: (type, meaning)
+        for name, type, meaning in table("| Field | Type | Meaning |", "\n## Publishing")
+    }
+    assert set(rows) == fields(Request)
+    assert quoted(rows["mode"][0]) == list(get_args(events.Mode))
+    assert sorted(quoted(rows["form"][0])) == sorted(["auto", *get_args(Form)])
+    assert {name for name, (_, meaning) in rows.items() if meaning.startswith("optional")} == {"form", "mode"}
+    assert app.MAX_BODY_BYTES == 8 * 2**20 and "need not be canonical, of at most 8 MiB." in TEXT
+    assert f"At most {turns.MOST} documents wait, {turns.MOST_OF_A_CALLER} of one caller" in TEXT
+    assert f"and {turns.MOST_BYTES >> 20} MiB of them" in TEXT
+    assert f"be said for {app._KEEP_ALIVE_S:.0f} seconds" in TEXT
+
+
+def test_what_a_publication_says() -> None:
+    rows = {quoted(event)[0]: quoted(names) for event, names, _ in table("| `event` | Fields | Meaning |")}
+    types = {type.__struct_config__.tag: type for type in get_args(Event)}
+    assert {event: set(names) for event, names in rows.items()} == {tag: fields(type) for tag, type in types.items()}
+    left_out = TEXT[TEXT.index("Of what was published, ") :].split("\n\n")[0]
+    assert optional(Published) <= set(quoted(left_out[left_out.index("The\nothers") :]))
+
+
+@pytest.mark.parametrize("type", [Progress, Published, Failed])
+def test_examples_of_what_a_publication_says_are_that(type: Any) -> None:
+    tag = type.__struct_config__.tag
+    lines = [line.strip() for line in TEXT.splitlines() if line.startswith(f'    {{"event": "{tag}"')]
+    assert lines
+    entry = msgspec.json.encode(ENTRY).decode()
+    for line in lines:
+        read = msgspec.json.decode(line.replace("{…}", entry), type=Event)
+        assert isinstance(read, type)
+        assert json.loads(msgspec.json.encode(read)) == json.loads(line.replace("{…}", entry))
+
+
+ENTRY = msgspec.json.decode(
+    (Path(__file__).parents[1] / "vectors" / "catalogue.json").read_bytes(), type=Catalogue
+).contexts[0]
+
+
+def test_stages_are_those_that_the_terminal_knows_and_the_two_that_need_no_words() -> None:
+    assert {quoted(stage)[0] for stage, *_ in table("| `stage` | Steps | When |")} >= {*_STAGES, "prefill", "encode"}
+
+
+def test_the_body_of_an_error() -> None:
+    shown, sent = json.loads(example('{"error": {"message"')), routes.body_of(UnknownContext("a", ()))
+    assert shown["error"] | {"message": ""} == sent["error"] | {"message": ""}
+    assert fields(Problem) == set(sent["error"])
+
+
+def test_every_answer_that_is_an_error_is_told() -> None:
+    told = {(status, code) for status, codes, _ in table("| Status | `code` | When |") for code in quoted(codes)}
+    kinds = [kind for kind, _, _ in routes._ANSWERS]
+    assert PrereadError in kinds
+    answered = {(str(status), code) for _, status, code in routes._ANSWERS}
+    for by_caller in (False, True):
+        status, code = routes.status_and_code(Overloaded("", retry_after_s=1, by_caller=by_caller))
+        answered.add((str(status), code))
+    assert answered <= told
+
+
+def test_the_fields_of_a_catalogue() -> None:
+    rows = [quoted(name)[0] for name, *_ in table("| Field | Type | Bounds and meaning |", "\n## Catalogue")]
+    assert {name for name in rows if "[]" not in name} | {"contexts"} == fields(Catalogue)
+    assert {name.removeprefix("contexts[].") for name in rows if "[]" in name} == fields(Entry)
+    assert f"at most {MOST_REMOVED:,} names" in TEXT and MAX_CATALOGUE_BYTES == 2**24
+    assert f"over {pages.MAX_ENTRIES:,} or over {pages.MAX_ENTRIES_BYTES / 1e6:.1f} MB" in TEXT
+
+
+def test_the_fields_of_a_manifest() -> None:
+    rows = [quoted(name)[0] for name, *_ in table("| Field | Type | Bounds and meaning |", "\n## Manifest")]
+    tops = fields(manifest.Manifest)
+    nested: dict[str, Any] = {"model": manifest.Model, "tokens": manifest.Tokens, "origin": manifest.Origin}
+    assert {name.partition(".")[0] for name in rows} == tops
+    for top, type in nested.items():
+        assert {name.split(".")[1] for name in rows if name.startswith(f"{top}.")} == fields(type)
+    assert {quoted(name)[0] for name, *_ in table("| Field | Type | Bounds and meaning |", "\nA rung:")} == fields(
+        manifest.Rung
+    )
+    rows = [quoted(name)[0] for name, *_ in table("| Field | Type | Bounds and meaning |", "A quality says what")]
+    assert set(rows) == fields(manifest.Quality)
