@@ -13,6 +13,7 @@ from preread import tls
 from preread.cli import app, remote
 from preread.cloud import client
 from preread.cloud.app import create_app
+from preread.edge.edge import Edge
 from preread.engine import sources
 from preread.errors import PrereadError, TransportError, UsageError
 from preread.store.egress import CloudLink
@@ -125,3 +126,12 @@ def test_pip_is_told_whom_to_trust(company: Company, monkeypatch: pytest.MonkeyP
     with pytest.raises(PrereadError):
         sources._pip_download("x==1", tmp_path, lambda _: None)
     assert seen["PIP_CERT"] == str(company.file)
+
+
+@pytest.mark.parametrize("url", ["http://192.0.2.1:1", "http://127.0.0.1:1", "https://192.0.2.1:1"])
+def test_contexts_that_come_without_tls_are_warned_of(
+    tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, url: str
+) -> None:
+    with Edge(str(tiny_model), url, window_tokens=256, threads=1, folder=tmp_path):
+        pass
+    assert ("contexts come without TLS" in caplog.text) is (url == "http://192.0.2.1:1")

@@ -8,6 +8,7 @@ not know discovery (somebody calls `add` and `remove`), or what segments are.
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Final
@@ -17,17 +18,45 @@ from preread.plan.owner import ranked
 from preread.store.collapse import Collapsed
 from preread.store.egress import NeighbourLink
 from preread.store.fetch import Source
+from preread.store.hosts import is_loopback
 from preread.values import Fingerprint, ObjectId, ObjectRef
 from preread.wire.neighbour import SiteKey
 
 MOST_NEIGHBOURS: Final = 64
 """More are not listened to: on a local network anybody can announce anything."""
 
+_MOST_PENALTIES: Final = 256
+
 PROBE_S: Final = 5.0
+_REST_S: Final = 0.5
+"""Between two rounds, however much news there is."""
 _PROBE_LIMIT_S: Final = 2.0
 _ALONE_S: Final = 5.0
 _LONGEST_ALONE_S: Final = 600.0
 _log = logging.getLogger(__name__)
+
+
+class Penalty:
+    """For how long an address is left alone, whatever names or ids are used there."""
+
+    def __init__(self) -> None:
+        self._failures, self._until_s = 0, 0.0
+
+    @property
+    def lasts(self) -> bool:
+        """Whether it is not over."""
+        return time.monotonic() < self._until_s
+
+    def add(self, *, lied: bool) -> float:
+        """5 seconds, each time twice as long, and at once ten minutes for a lie; so many seconds."""
+        self._failures += 1
+        alone_s = _LONGEST_ALONE_S if lied else min(_LONGEST_ALONE_S, _ALONE_S * 2.0 ** min(self._failures - 1, 10))
+        self._until_s = time.monotonic() + alone_s
+        return alone_s
+
+    def forget(self) -> None:
+        """It did as it should: the next failure is the first."""
+        self._failures = 0
 
 
 class _OnlyHeld:
@@ -46,15 +75,19 @@ class Neighbour:
         well: whether it answered when it was asked last.
     """
 
-    def __init__(self, link: NeighbourLink) -> None:
-        self._link, self._collapsed, self._held = link, Collapsed(link), _OnlyHeld(link)
+    def __init__(self, link: NeighbourLink, penalty: Penalty) -> None:
+        self._link, self._collapsed, self._held, self._penalty = link, Collapsed(link), _OnlyHeld(link), penalty
         self.edge, self.well, self._said = "", False, ""
-        self._failures, self._alone_until = 0, 0.0
 
     @property
     def url(self) -> str:
         """Where it is."""
         return self._link.url
+
+    @property
+    def host(self) -> str:
+        """The name or address of the machine that it is on."""
+        return self._link.host
 
     @property
     def received_bytes(self) -> int:
@@ -63,8 +96,13 @@ class Neighbour:
 
     @property
     def usable(self) -> bool:
-        """Whether it is there, of the same model, and has not failed lately."""
-        return self.well and bool(self.edge) and time.monotonic() >= self._alone_until
+        """Whether it is there, of the same model, and nothing failed at its address lately."""
+        return self.known and not self._penalty.lasts
+
+    @property
+    def known(self) -> bool:
+        """Whether it has introduced itself as an edge of this site, and is there."""
+        return self.well and bool(self.edge)
 
     async def get(self, ref: ObjectRef) -> bytes:
         """An object that it holds, or fetches from the cloud.
@@ -86,7 +124,7 @@ class Neighbour:
         except PrereadError as error:
             self.failed(error, lied=isinstance(error, CorruptData))
             raise
-        self._failures = 0
+        self._penalty.forget()
         return data
 
     async def probe(self, fingerprint: Fingerprint) -> None:
@@ -113,11 +151,8 @@ class Neighbour:
         self._said = what
 
     def failed(self, why: object, *, lied: bool = False) -> None:
-        """Leave it alone: 5 seconds, each time twice as long, and at once for ten minutes if it lied."""
-        self._failures += 1
-        alone_s = _LONGEST_ALONE_S if lied else min(_LONGEST_ALONE_S, _ALONE_S * 2.0 ** min(self._failures - 1, 10))
-        self._alone_until = time.monotonic() + alone_s
-        _log.info("neighbour %s is left alone for %.0f s: %s", self.url, alone_s, why)
+        """Leave its address alone for a while."""
+        _log.info("neighbour %s is left alone for %.0f s: %s", self.url, self._penalty.add(lied=lied), why)
 
 
 class Neighbours:
@@ -136,13 +171,18 @@ class Neighbours:
     ) -> None:
         self._edge, self._fingerprint, self._site_key, self._sharing = edge, fingerprint, site_key, sharing
         self._known: dict[str, Neighbour] = {}
+        self._named = frozenset(urls)
+        self._penalties: dict[str, Penalty] = {}
         self._leaving: set[asyncio.Task[None]] = set()
         self._news = asyncio.Event()
-        for url in urls:
+        for url in self._named:
             self.add(url, url)
 
     def add(self, name: str, url: str) -> None:
         """There is an edge at `url`, known as `name` to whoever found it.
+
+        Where there are too many, one goes that was found rather than named at the start: one that has not proved to be
+        an edge of this site, or else one of those that share an address with others. Failing that, this one does.
 
         Raises:
             UsageError: that is no address.
@@ -150,11 +190,16 @@ class Neighbours:
         known = self._known.get(name)
         if known is not None and known.url == url:
             return
+        link = NeighbourLink(url, self._edge, self._site_key)
+        added = Neighbour(link, self._penalty(link))
         if known is None and len(self._known) >= MOST_NEIGHBOURS:
-            _log.warning("%s is not used as neighbour: there are %d already", url, MOST_NEIGHBOURS)
-            return
+            leaving = self._least()
+            if leaving is None:
+                _log.warning("%s is not used as neighbour: there are %d already", url, MOST_NEIGHBOURS)
+                return
+            self.remove(leaving)
         self.remove(name)
-        self._known[name] = Neighbour(NeighbourLink(url, self._edge, self._site_key))
+        self._known[name] = added
         self._news.set()
 
     def remove(self, name: str) -> None:
@@ -164,6 +209,26 @@ class Neighbours:
             task = asyncio.create_task(known.aclose())
             self._leaving.add(task)
             task.add_done_callback(self._leaving.discard)
+
+    def _least(self) -> str | None:
+        """Whose place another may have: the one that is worth least, if there is one."""
+        hosts = Counter(one.host for one in self._known.values())
+        ranked = [
+            ((one.known, -hosts[one.host]), name)
+            for name, one in self._known.items()
+            if name not in self._named and not (one.known and hosts[one.host] == 1)
+        ]
+        return min(ranked)[1] if ranked else None
+
+    def _penalty(self, link: NeighbourLink) -> Penalty:
+        """That of an address. On the loopback each port is somebody else; elsewhere ports are free to choose."""
+        place = link.url if is_loopback(link.host) else link.host
+        penalty = self._penalties.pop(place, None) or Penalty()
+        self._penalties[place] = penalty  # used last
+        for other in [other for other, one in self._penalties.items() if not one.lasts and other != place]:
+            if len(self._penalties) > _MOST_PENALTIES:
+                del self._penalties[other]
+        return penalty
 
     def usable(self) -> list[Neighbour]:
         """Those that can be asked now; one that goes by several addresses is there once, and this edge never."""
@@ -193,6 +258,7 @@ class Neighbours:
         while True:
             self._news.clear()
             await self.probe()
+            await asyncio.sleep(min(_REST_S, every_s))
             with suppress(TimeoutError):
                 async with asyncio.timeout(every_s):
                     await self._news.wait()

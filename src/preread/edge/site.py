@@ -223,6 +223,8 @@ async def open_site(
         raise
     if engine.no_injection:
         _log.warning("contexts are computed here, not streamed: %s", engine.no_injection)
+    if link is not None and link.exposed:
+        _log.warning("contexts come without TLS: whoever is on the way to the cloud can read them, and change them")
     spec = engine.spec
     own = OwnModel(spec.fingerprint, spec.vocabulary, spec.geometry, spec.window_tokens)
     contexts = Contexts(folder, own)

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Final, Self, get_args
 
 from preread.errors import CorruptData, RemoteError, TransportError, UsageError
+from preread.store.hosts import is_loopback
 from preread.store.http11 import Answer, Headers, Patience, Pool, Wanted, parse_origin
 from preread.values import Kind, ObjectId, ObjectRef
 from preread.wire.digest import is_id, object_id
@@ -73,6 +74,11 @@ class CloudLink:
         self._begun: dict[ObjectId, bytearray] = {}
         self._under_way: list[tuple[bytearray, int]] = []
         self._ended_bytes = 0
+
+    @property
+    def exposed(self) -> bool:
+        """Whether what is said over this link leaves the machine without TLS."""
+        return self._origin.scheme == "http" and not is_loopback(self._origin.host)
 
     async def catalogue(self, etag: str | None = None) -> tuple[bytes, str] | None:
         """The catalogue's bytes, unverified, and its etag ("" where it has none); None if `etag` is still current.
@@ -222,7 +228,7 @@ class NeighbourLink(CloudLink):
 
     def __init__(self, url: str, edge: str, site_key: SiteKey | None = None) -> None:
         super().__init__(url, patience=_NEAR, connections=8)
-        self.url = str(self._origin)
+        self.url, self.host = str(self._origin), self._origin.host
         self._edge, self._site_key = edge, site_key
         self._met: tuple[Claim, Introduction] | None = None
 
