@@ -299,7 +299,7 @@ def long_request(**fields: Any) -> bytes:
     no_end = {"0": -100, "1": -100, "2": -100}
     standard = {"messages": QUESTION, "max_tokens": 1500, "temperature": 0, "logit_bias": no_end}
     body = json.dumps({**standard, **fields}).encode()
-    top = f"POST /v1/chat/completions HTTP/1.1\r\nHost: edge\r\nContent-Length: {len(body)}\r\n"
+    top = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
     return f"{top}Content-Type: application/json\r\n\r\n".encode() + body
 
 
