@@ -130,7 +130,7 @@ def _table(options: Options, local: Answer, resident: Answer, streamed: dict[str
 
 
 async def _ask(edge: AsyncEdge, options: Options) -> Answer:
-    return await edge.ask(options.question, context=NAME, max_tokens=options.max_tokens)
+    return await edge.ask(options.question, context=NAME, temperature=0, max_tokens=options.max_tokens)
 
 
 def _document(path: Path | None) -> tuple[str, str]:

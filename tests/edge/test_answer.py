@@ -40,7 +40,7 @@ class Bench:
         self.site = edge.asynchronous.site
 
     def ask(self, question: str = QUESTION, context: str | None = "manual") -> Answer:
-        return self.edge.ask(question, context=context, max_tokens=8)
+        return self.edge.ask(question, context=context, max_tokens=8, temperature=0)
 
     @property
     def held(self) -> bool:
@@ -258,7 +258,9 @@ def test_leaving_while_the_context_loads_frees_the_engine(bench: Bench, local: A
     bench.proxy.set_link(Link(mbps=8, rtt_ms=2))
 
     async def leave() -> None:
-        asking = asyncio.ensure_future(bench.edge.asynchronous.ask(QUESTION, context="manual", max_tokens=8))
+        asking = asyncio.ensure_future(
+            bench.edge.asynchronous.ask(QUESTION, context="manual", max_tokens=8, temperature=0)
+        )
         while bench.site.engine.waiting_for_layer < 0 and not asking.done():
             await asyncio.sleep(0.001)
         assert not asking.done()
@@ -281,7 +283,7 @@ def test_requests_at_the_same_time_are_each_answered_right(bench: Bench) -> None
     async def all_at_once() -> list[Answer]:
         edge = bench.edge.asynchronous
         return await asyncio.gather(
-            *[edge.ask(q, context=c, max_tokens=8) for q, c in zip(questions, contexts, strict=True)]
+            *[edge.ask(q, context=c, max_tokens=8, temperature=0) for q, c in zip(questions, contexts, strict=True)]
         )
 
     together = bench.edge.portal.call(all_at_once)
@@ -306,7 +308,7 @@ def test_after_a_restart_without_a_cloud_known_contexts_are_computed(
     (kept,) = tmp_path.glob(f"catalogue/*/{bench.site.contexts.named('manual').entry.tokens.id}")
     assert kept.stat().st_mode & 0o077 == 0
     with Edge("smollm2-135m-instruct", "http://127.0.0.1:9", **options) as edge:
-        answer = edge.ask(QUESTION, context="manual", max_tokens=8)
+        answer = edge.ask(QUESTION, context="manual", max_tokens=8, temperature=0)
         assert (answer.text, answer.timings.way) == (local.text, "computed")
         assert "cannot be reached" in (answer.timings.reason or "")
     kept.write_bytes(b"damaged")
@@ -329,9 +331,9 @@ def test_contexts_that_cannot_be_streamed_here(bench: Bench, local: Answer, clou
                 "smollm2-135m-instruct", url, rung="lossless", window_tokens=2048, folder=tmp_path / "edge"
             ) as edge:
                 with pytest.raises(UsageError, match="published for smollm2-135m-instruct, whose tokens differ"):
-                    await edge.ask(QUESTION, context="other-model", max_tokens=8)
+                    await edge.ask(QUESTION, context="other-model", max_tokens=8, temperature=0)
                 return {
-                    name: await edge.ask(QUESTION, context=name, max_tokens=8)
+                    name: await edge.ask(QUESTION, context=name, max_tokens=8, temperature=0)
                     for name in ("other-build", "newer", "missing")
                 }
 

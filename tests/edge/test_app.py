@@ -100,7 +100,10 @@ def test_sampling_parameters(client: openai.OpenAI, edge: Any) -> None:
 
     drawn = [text(seed=seed, temperature=1.5) for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
-    assert text(temperature=2) != text(temperature=2), "a seed is drawn where none is given"
+    every = {"top_k": 0, "min_p": 0}
+    assert text(temperature=2, top_p=1, extra_body=every) != text(temperature=2, top_p=1, extra_body=every), (
+        "a seed is drawn where none is given"
+    )
     greedy = text()
     assert text(temperature=2, top_p=0) == greedy
     assert text(temperature=2, extra_body={"top_k": 1}) == greedy
@@ -121,6 +124,81 @@ def test_penalties(client: openai.OpenAI, edge: Any) -> None:
 
     assert different() < different(frequency_penalty=2)
     assert different() < different(presence_penalty=2)
+
+
+def test_a_repeat_penalty_is_honoured(client: openai.OpenAI, edge: Any) -> None:
+    animals = [int(edge.opened.site.engine.tokenize(f" {word}")[0]) for word in ("dog", "cat", "bird", "fish", "horse")]
+
+    def different(**fields: Any) -> int:
+        answer = ask(client, logit_bias=dict.fromkeys(animals, 100), max_tokens=5, extra_body=fields)
+        return len(set(answer.choices[0].message.content.split()))
+
+    assert different() < different(repeat_penalty=5) == different(repetition_penalty=5) == 5
+
+
+def test_several_prompts_and_choices_in_one_request(client: openai.OpenAI) -> None:
+    standard = {"model": MODEL, "max_tokens": 3, "temperature": 0}
+    prompts = ["The capital of France is", "One, two, three,"]
+    alone = [client.completions.create(prompt=prompt, **standard) for prompt in prompts]
+    both = client.completions.create(prompt=prompts, **standard)
+    assert [choice.index for choice in both.choices] == [0, 1]
+    assert [choice.text for choice in both.choices] == [one.choices[0].text for one in alone]
+    assert both.usage.prompt_tokens == sum(one.usage.prompt_tokens for one in alone)
+    assert both.usage.completion_tokens == 6
+    twice = ask(client, n=2, temperature=1.5, seed=1)
+    assert twice.choices[0].message.content != twice.choices[1].message.content
+    assert twice.choices[1].message.content == ask(client, temperature=1.5, seed=2).choices[0].message.content
+
+
+def test_echo_with_logprobs_scores_a_prompt(client: openai.OpenAI, edge: Any) -> None:
+    """As lm-eval's local-completions asks: the tokens of a context and of a continuation, and one more."""
+    tokenize = edge.opened.site.engine.tokenize
+    context, ends = tokenize("The capital of France is", start=True).tolist(), (" Paris", " cheese")
+    prompts = [context + tokenize(end).tolist() for end in ends]
+    standard = {"model": MODEL, "temperature": 0, "logprobs": 1, "echo": True, "seed": 1234}
+    answer = client.completions.create(prompt=prompts, max_tokens=1, **standard)
+    scores = []
+    for choice, prompt, end in zip(answer.choices, prompts, ends, strict=True):
+        odds = choice.logprobs
+        assert len(odds.token_logprobs) == len(prompt) + 1 and odds.token_logprobs[0] is None
+        assert choice.text.startswith(f"The capital of France is{end}") and "".join(odds.tokens) == choice.text
+        assert odds.top_logprobs[0] is None and len(odds.top_logprobs[len(context)]) <= 2
+        scores.append(sum(odds.token_logprobs[len(context) : -1]))
+        best = max(odds.top_logprobs[len(context)].values())
+        assert (odds.token_logprobs[len(context)] == best) == (end == " Paris")
+    assert scores[0] > scores[1] + 2 and answer.usage.completion_tokens == 2
+    only = client.completions.create(prompt=prompts[0], max_tokens=0, **standard).choices[0]
+    assert only.logprobs.token_logprobs == answer.choices[0].logprobs.token_logprobs[:-1]
+    assert only.text == "The capital of France is Paris" and only.finish_reason == "length"
+
+
+def test_echo_without_logprobs_and_in_events(client: openai.OpenAI) -> None:
+    standard = {"model": MODEL, "temperature": 0, "max_tokens": 3, "prompt": "The capital of France is"}
+    text = client.completions.create(**standard).choices[0].text
+    assert client.completions.create(echo=True, **standard).choices[0].text == standard["prompt"] + text
+    chunks = list(client.completions.create(echo=True, stream=True, logprobs=0, **standard))
+    assert "".join(chunk.choices[0].text for chunk in chunks) == standard["prompt"] + text
+    offsets = [at for chunk in chunks if chunk.choices[0].logprobs for at in chunk.choices[0].logprobs.text_offset]
+    assert offsets == sorted(offsets) and len(set(offsets)) == len(offsets)
+
+
+def test_nothing_is_generated_where_nothing_is_wanted(client: openai.OpenAI, edge: Any) -> None:
+    edge.forget()
+    warmed = ask(client, max_tokens=0, **about("manual"))
+    assert (warmed.choices[0].message.content, warmed.usage.completion_tokens) == ("", 0)
+    assert warmed.timings["way"] == "streamed" and warmed.choices[0].finish_reason == "length"
+    assert ask(client, **about("manual")).timings["way"] == "resident"
+
+
+def test_history_of_tools_is_rendered(client: openai.OpenAI) -> None:
+    """SmolLM2's template shows contents only: these are there, and nothing is refused."""
+    call = {"id": "c1", "type": "function", "function": {"name": "code", "arguments": '{"part": "pump"}'}}
+    said = [{"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "c1", "content": "114"}]  # fmt: skip
+    tools = [{"type": "function", "function": {"name": "code"}}]
+    plain = ask(client, max_tokens=1).usage.prompt_tokens
+    answer = ask(client, messages=[*QUESTION, *said], tools=tools, tool_choice="none", max_tokens=1)
+    assert answer.usage.prompt_tokens > plain + 8
 
 
 def test_stop(client: openai.OpenAI) -> None:
@@ -171,7 +249,8 @@ def test_unknown_context_names_the_known_ones(client: openai.OpenAI) -> None:
             "maximum context length is 2048 tokens",
         ),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0]", "text"),
-        ({"n": 2}, "n", "1"),
+        ({"n": 200}, "n", "at most 128"),
+        ({"guided_choice": ["yes", "no"]}, "guided_choice", "guided_choice cannot be honoured"),
     ],
 )
 def test_bad_requests(edge: Any, fields: dict[str, Any], param: str | None, words: str, stream: bool) -> None:

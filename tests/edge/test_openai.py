@@ -1,6 +1,7 @@
 """OpenAI's API as values: what is understood, what is refused and how, and what goes back."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preread.edge import reply
+from preread.edge.body import Refused
 from preread.edge.openai import BadRequest, Bounds, Call, read_chat, read_completion
 from preread.edge.reply import Head
 from preread.edge.request import Ask, Done, Piece, Timings, TokenOdds
@@ -25,11 +27,22 @@ def completion(**fields: Any) -> Call:
     return read_completion(json.dumps({"prompt": "Hello", **fields}).encode(), BOUNDS, 7)
 
 
-def test_defaults_are_openais() -> None:
-    wanted = Sampling(max_tokens=2048, temperature=1.0, seed=7)
-    assert chat() == Call(Ask(messages=tuple(HELLO), sampling=wanted), True, False, False)
-    wanted = Sampling(max_tokens=16, temperature=1.0, seed=7)
-    assert completion() == Call(Ask(prompt="Hello", sampling=wanted), False, False, False)
+def sampled(call: Call) -> Sampling:
+    (ask,) = call.asks
+    return ask.sampling
+
+
+def test_length_is_openais_default_and_sampling_llama_servers() -> None:
+    wanted = Sampling(max_tokens=2048, temperature=0.8, top_k=40, top_p=0.95, min_p=0.05, seed=7)
+    assert chat() == Call((Ask(messages=tuple(HELLO), sampling=wanted),), 1, True, False, False)
+    wanted = replace(wanted, max_tokens=16)
+    assert completion() == Call((Ask(prompt="Hello", sampling=wanted),), 1, False, False, False)
+
+
+def test_sampling_is_as_the_models_file_recommends_where_a_request_does_not_say() -> None:
+    bounds = replace(BOUNDS, usual=Sampling(temperature=0.3, top_k=7, repeat_penalty=1.1))
+    body = json.dumps({"messages": HELLO, "top_k": 9}).encode()
+    assert sampled(read_chat(body, bounds, 7)) == Sampling(2048, 0.3, 9, seed=7, repeat_penalty=1.1)
 
 
 def test_null_is_absence() -> None:
@@ -42,7 +55,7 @@ def test_null_is_absence() -> None:
 
 def test_what_nobody_here_knows_is_ignored() -> None:
     assert chat(user="me", metadata={"a": [1]}, cache_prompt=True, parallel_tool_calls=False, store=5) == chat()
-    named = [{"role": "user", "content": "Hello", "name": "me", "x": 1}]
+    named = [{"role": "user", "content": "Hello", "mood": "calm", "x": 1}]
     assert read_chat(json.dumps({"messages": named}).encode(), BOUNDS, 7) == chat()
 
 
@@ -58,36 +71,99 @@ def test_every_parameter_arrives() -> None:
         "logit_bias": {"3": -100, "999": 1.5},
     }
     wanted = Sampling(99, 0.5, 40, 0.9, 0.1, 5, -1.0, 2.0, ((3, -100.0), (999, 1.5)), None)
-    assert chat(max_tokens=99, **given).ask.sampling == wanted
-    assert completion(max_tokens=99, **given).ask.sampling == wanted
+    assert sampled(chat(max_tokens=99, **given)) == wanted
+    assert sampled(completion(max_tokens=99, **given)) == wanted
     call = chat(context="manual", stream=True, stream_options={"include_usage": True}, model="any", stop="\n")
-    assert (call.ask.context, call.stream, call.include_usage, call.ask.stop) == ("manual", True, True, ("\n",))
-    assert chat(stop=["a", "b"]).ask.stop == ("a", "b")
+    (ask,) = call.asks
+    assert (ask.context, call.stream, call.include_usage, ask.stop) == ("manual", True, True, ("\n",))
+    assert chat(stop=["a", "b"]).asks[0].stop == ("a", "b")
+
+
+def test_samplers_of_other_servers_arrive() -> None:
+    given = {
+        "typical_p": 0.9, "top_n_sigma": 2, "xtc_probability": 0.5, "xtc_threshold": 0.2, "dynatemp_range": 0.3,
+        "dynatemp_exponent": 2, "mirostat": 2, "mirostat_tau": 4, "mirostat_eta": 0.2, "min_tokens": 3,
+    }  # fmt: skip
+    for make in (chat, completion):
+        sampling = sampled(make(**given))
+        assert {name: getattr(sampling, name) for name in given} == given
+        assert sampled(make(top_n_sigma=-1)).top_n_sigma == 0
+        assert sampled(make(ignore_eos=True)).min_tokens == BOUNDS.window_tokens
+
+
+@pytest.mark.parametrize(
+    ("fields", "penalty", "last"),
+    [
+        ({}, 1.0, 64),
+        ({"repeat_penalty": 1.3}, 1.3, 64),
+        ({"repeat_penalty": 1.3, "repeat_last_n": 9}, 1.3, 9),
+        ({"repeat_last_n": -1}, 1.0, 2048),
+        ({"repetition_penalty": 1.2}, 1.2, 2048),
+        ({"repetition_penalty": 1.2, "repeat_last_n": 10**9}, 1.2, 2048),
+        ({"repetition_penalty": 1.0, "repeat_penalty": 1.3}, 1.3, 64),
+    ],
+)
+def test_penalties_of_both_dialects(fields: dict[str, Any], penalty: float, last: int) -> None:
+    sampling = sampled(chat(**fields))
+    assert (sampling.repeat_penalty, sampling.repeat_last_n) == (penalty, last)
 
 
 def test_max_tokens() -> None:
-    assert chat(max_tokens=5).ask.sampling.max_tokens == 5
-    assert chat(max_tokens=5, max_completion_tokens=6).ask.sampling.max_tokens == 6
-    assert chat(max_tokens=10**30).ask.sampling.max_tokens == BOUNDS.window_tokens
+    assert sampled(chat(max_tokens=5)).max_tokens == 5
+    assert sampled(chat(max_tokens=5, max_completion_tokens=6)).max_tokens == 6
+    assert sampled(chat(max_tokens=10**30)).max_tokens == BOUNDS.window_tokens
+    assert sampled(chat(max_tokens=-1)) == sampled(chat())
+    assert sampled(completion(max_tokens=-1)).max_tokens == BOUNDS.window_tokens
+    assert sampled(completion(n_predict=-1)).max_tokens == BOUNDS.window_tokens
+    assert sampled(completion(n_predict=200)).max_tokens == sampled(chat(n_predict=200)).max_tokens == 200
+    assert sampled(completion(max_tokens=0)).max_tokens == sampled(chat(max_completion_tokens=0)).max_tokens == 0
+
+
+def test_a_context_can_be_chosen_by_the_models_name() -> None:
+    def context(**fields: Any) -> str | None:
+        return chat(**fields).asks[0].context
+
+    assert context(model="preread@manual") == context(model="preread@manual", context="manual") == "manual"
+    bounds = replace(BOUNDS, name="smollm2")
+    body = json.dumps({"prompt": "x", "model": "smollm2@a@b"}).encode()
+    assert read_completion(body, bounds, 0).asks[0].context == "a@b"
+    assert context(model="other@manual") is None and context(model="other@manual", context="c") == "c"
+    assert context(model="preread") is None
+    with pytest.raises(BadRequest, match="'manual', and context for 'other'"):
+        chat(model="preread@manual", context="other")
+
+
+def test_several_choices_are_drawn_with_several_seeds() -> None:
+    call = completion(prompt=["a", "b"], n=2, seed=2**32 - 2)
+    assert [(ask.prompt, ask.sampling.seed) for ask in call.asks] == [
+        ("a", 2**32 - 2), ("a", 0), ("b", 2**32 - 2), ("b", 0),
+    ]  # fmt: skip
+    assert call.prompts == 2 and completion(n=3, best_of=3).prompts == 1 and len(chat(n=3).asks) == 3
+
+
+def test_echo() -> None:
+    ask = completion(echo=True, logprobs=1, max_tokens=0).asks[0]
+    assert ask.echo and ask.sampling.prompt_logprobs and ask.sampling.max_tokens == 0
+    assert not completion(echo=False).asks[0].echo
 
 
 @pytest.mark.parametrize(
     ("asked", "used"), [(0, 0), (-1, 7), (2**32 - 2, 2**32 - 2), (2**32 - 1, 0), (2**63, 2**31), (-5, 2**32 - 6)]
 )
 def test_any_seed_is_one_that_llama_cpp_takes_as_it_is(asked: int, used: int) -> None:
-    assert chat(seed=asked).ask.sampling.seed == used
+    assert sampled(chat(seed=asked)).seed == used
 
 
 def test_top_k_may_be_off_in_every_dialect() -> None:
-    assert [chat(top_k=k).ask.sampling.top_k for k in (-1, 0, 10**12)] == [0, 0, BOUNDS.vocab_size]
+    assert [sampled(chat(top_k=k)).top_k for k in (-1, 0, 10**12)] == [0, 0, BOUNDS.vocab_size]
 
 
 def test_logprobs() -> None:
-    assert chat(logprobs=True).ask.sampling.top_logprobs == 0
-    assert chat(logprobs=True, top_logprobs=20).ask.sampling.top_logprobs == 20
-    assert chat(logprobs=False).ask.sampling.top_logprobs is None
-    assert completion(logprobs=0).ask.sampling.top_logprobs == 0
-    assert completion(logprobs=5).ask.sampling.top_logprobs == 5
+    assert sampled(chat(logprobs=True)).top_logprobs == 0
+    assert sampled(chat(logprobs=True, top_logprobs=20)).top_logprobs == 20
+    assert sampled(chat(logprobs=False)).top_logprobs is None
+    assert sampled(completion(logprobs=0)).top_logprobs == 0
+    assert sampled(completion(logprobs=5)).top_logprobs == 5
 
 
 def test_contents() -> None:
@@ -95,7 +171,7 @@ def test_contents() -> None:
     call = chat(
         messages=[{"role": "developer", "content": "s"}, {"role": "user", "content": parts}, {"role": "assistant"}]
     )
-    assert call.ask.messages == (
+    assert call.asks[0].messages == (
         {"role": "system", "content": "s"},
         {"role": "user", "content": "one\ntwo"},
         {"role": "assistant", "content": ""},
@@ -104,10 +180,13 @@ def test_contents() -> None:
 
 @pytest.mark.parametrize(
     ("prompt", "read"),
-    [("", ""), ("a", "a"), (["a"], "a"), ([1, 2], (1, 2)), ([5], (5,)), ([[1, 2]], (1, 2)), ([], ()), ([[]], ())],
-)
+    [
+        ("", [""]), ("a", ["a"]), (["a"], ["a"]), ([1, 2], [(1, 2)]), ([5], [(5,)]), ([[1, 2]], [(1, 2)]), ([], [()]),
+        ([[]], [()]), (["a", "b"], ["a", "b"]), ([[1], [2, 3]], [(1,), (2, 3)]), (["a", [1]], ["a", (1,)]),
+    ],
+)  # fmt: skip
 def test_prompts(prompt: object, read: object) -> None:
-    assert completion(prompt=prompt).ask.prompt == read
+    assert [ask.prompt for ask in completion(prompt=prompt).asks] == read
 
 
 @pytest.mark.parametrize(
@@ -133,10 +212,18 @@ def test_prompts(prompt: object, read: object) -> None:
         ({"top_k": 1.5}, "top_k"),
         ({"min_p": -1}, "min_p"),
         ({"seed": "x"}, "seed"),
-        ({"max_tokens": 0}, "max_tokens"),
-        ({"max_tokens": -1}, "max_tokens"),
+        ({"max_tokens": -3}, "max_tokens"),
+        ({"mirostat": 3}, "mirostat"),
+        ({"typical_p": 2}, "typical_p"),
+        ({"repeat_penalty": 0}, "repeat_penalty"),
+        ({"repeat_last_n": -2}, "repeat_last_n"),
+        ({"min_tokens": -1}, "min_tokens"),
+        ({"chat_template_kwargs": [1]}, "chat_template_kwargs"),
+        ({"messages": [{"role": "<|im_start|>", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [*HELLO, {"role": "assistant", "tool_calls": [{}]}]}, "messages[1].tool_calls[0]"),
+        ({"messages": [*HELLO, {"role": "assistant", "function_call": {"name": "f"}}]}, "messages[1].function_call"),
         ({"max_tokens": "9"}, "max_tokens"),
-        ({"max_completion_tokens": 0}, "max_completion_tokens"),
+        ({"max_completion_tokens": -3}, "max_completion_tokens"),
         ({"stop": 5}, "stop"),
         ({"stop": ["a", 5]}, "stop[1]"),
         ({"stop": ["a"] * 17}, "stop"),
@@ -151,12 +238,17 @@ def test_prompts(prompt: object, read: object) -> None:
         ({"logit_bias": {"-1": 1}}, "logit_bias"),
         ({"frequency_penalty": 3}, "frequency_penalty"),
         ({"presence_penalty": -3}, "presence_penalty"),
-        ({"n": 2}, "n"),
+        ({"n": 2, "stream": True}, "n"),
+        ({"n": 129}, "n"),
         ({"n": 0}, "n"),
         ({"context": 5}, "context"),
         ({"context": ["manual"]}, "context"),
         ({"model": 5}, "model"),
         ({"tools": [{"type": "function"}]}, "tools"),
+        ({"tools": [{"type": "function"}], "tool_choice": "auto"}, "tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"functions": [{}]}, "functions"),
+        ({"add_generation_prompt": False}, "add_generation_prompt"),
         ({"response_format": {"type": "json_object"}}, "response_format.type"),
     ],
 )  # fmt: skip
@@ -171,9 +263,10 @@ def test_chats_that_are_refused(fields: dict[str, Any], param: str) -> None:
     [
         ({"prompt": None}, "prompt"),
         ({"prompt": 5}, "prompt"),
-        ({"prompt": ["a", "b"]}, "prompt"),
+        ({"prompt": ["a", "b"], "stream": True}, "prompt"),
+        ({"prompt": ["a"] * 129}, "prompt"),
         ({"prompt": [1, "b"]}, "prompt"),
-        ({"prompt": [[1], [2]]}, "prompt"),
+        ({"prompt": [[1], [2000]]}, "prompt"),
         ({"prompt": [1, [2]]}, "prompt"),
         ({"prompt": [[1, "a"]]}, "prompt[0][1]"),
         ({"prompt": [True]}, "prompt[0]"),
@@ -183,7 +276,6 @@ def test_chats_that_are_refused(fields: dict[str, Any], param: str) -> None:
         ({"prompt": [10**30]}, "prompt"),
         ({"logprobs": True}, "logprobs"),
         ({"logprobs": 6}, "logprobs"),
-        ({"echo": True}, "echo"),
         ({"suffix": "x"}, "suffix"),
         ({"best_of": 2}, "best_of"),
     ],
@@ -192,6 +284,46 @@ def test_completions_that_are_refused(fields: dict[str, Any], param: str) -> Non
     with pytest.raises(BadRequest) as refusal:
         completion(**fields)
     assert refusal.value.param == param
+
+
+@pytest.mark.parametrize("name", Refused.__struct_fields__)
+def test_what_cannot_be_honoured_is_refused_by_name(name: str) -> None:
+    for make in (chat, completion):
+        with pytest.raises(BadRequest, match=name) as refusal:
+            make(**{name: ["x"]})
+        assert refusal.value.param == name
+        assert make(**{name: None}) == make(**{name: False}) == make(**{name: ""}) == make()
+
+
+def test_constraints_of_common_clients_are_among_what_is_refused() -> None:
+    assert {"grammar", "json_schema", "guided_json", "guided_choice", "structured_outputs"} < {
+        *Refused.__struct_fields__
+    }
+
+
+def test_tools_that_must_not_be_called_are_no_matter() -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    assert chat(tools=tools, tool_choice="none") == chat(tool_choice="auto") == chat()
+    assert chat(functions=tools, function_call="none") == chat()
+
+
+def test_history_of_tools_arrives_as_templates_expect_it() -> None:
+    def called(arguments: Any) -> Any:
+        call = {"id": "c1", "type": "function", "function": {"name": "fan", "arguments": arguments}}
+        said = {"role": "assistant", "content": None, "tool_calls": [call], "reasoning_content": "Hm."}
+        result = {"role": "tool", "tool_call_id": "c1", "name": "fan", "content": "off"}
+        *_, said, given = chat(messages=[*HELLO, said, result]).asks[0].messages or ()
+        assert given == result and said["content"] == "" and said["reasoning_content"] == "Hm."
+        assert said["tool_calls"][0]["id"] == "c1" and said["tool_calls"][0]["type"] == "function"
+        assert said["tool_calls"][0]["function"]["name"] == "fan"
+        return said["tool_calls"][0]["function"]["arguments"]
+
+    assert called('{"on": [true]}') == called({"on": [True]}) == {"on": [True]}
+    assert [called(text) for text in ("", "[1]", "{", "on")] == ["", "[1]", "{", "on"]
+
+
+def test_variables_for_the_template_arrive() -> None:
+    assert chat(chat_template_kwargs={"enable_thinking": False}).asks[0].template == {"enable_thinking": False}
 
 
 def test_a_body_without_what_it_is_about_is_refused() -> None:
@@ -214,7 +346,19 @@ values = st.recursive(
     max_leaves=6,
 )
 fields = st.sampled_from(
-    ["prompt", "messages", "stop", "temperature", "seed", "top_k", "logit_bias", "logprobs", "n", "max_tokens"]
+    [
+        "prompt",
+        "messages",
+        "stop",
+        "temperature",
+        "seed",
+        "top_k",
+        "logit_bias",
+        "logprobs",
+        "n",
+        "max_tokens",
+        "n_predict",
+    ]
 )
 
 
@@ -224,10 +368,12 @@ def test_any_body_is_understood_or_refused(body: dict[str, Any], noise: bytes) -
     for data in (json.dumps({"prompt": "x", "messages": HELLO, **body}).encode(), noise):
         for read in (read_chat, read_completion):
             try:
-                sampling = read(data, BOUNDS, 0).ask.sampling
+                asks = read(data, BOUNDS, 0).asks
             except BadRequest:
                 continue
-            assert 0 <= sampling.seed < 2**32 - 1 and 1 <= sampling.max_tokens <= 2048 and 0 <= sampling.top_k <= 1000
+            for sampling in [ask.sampling for ask in asks]:
+                assert 0 <= sampling.seed < 2**32 - 1 and 0 <= sampling.max_tokens <= 2048
+                assert 0 <= sampling.top_k <= 1000
 
 
 TIMINGS = Timings(
@@ -262,7 +408,7 @@ def events(data: bytes) -> list[Any]:
 
 
 def test_whole_chat() -> None:
-    answer = json.loads(reply.whole(head(chat()), [Piece("Hél"), Piece("lo")], DONE))
+    answer = json.loads(reply.whole(head(chat()), [([Piece("Hél"), Piece("lo")], DONE)]))
     message = {"role": "assistant", "content": "Héllo", "refusal": None}
     assert answer == {
         "id": "id-1",
@@ -276,7 +422,7 @@ def test_whole_chat() -> None:
 
 
 def test_whole_completion() -> None:
-    answer = json.loads(reply.whole(head(completion()), [Piece("a"), Piece("b")], DONE))
+    answer = json.loads(reply.whole(head(completion()), [([Piece("a"), Piece("b")], DONE)]))
     assert answer["object"] == "text_completion" and answer["usage"] == USAGE and answer["timings"] == TOLD
     assert answer["choices"] == [{"index": 0, "text": "ab", "logprobs": None, "finish_reason": "stop"}]
 
@@ -285,9 +431,9 @@ def test_logprobs_in_both_forms() -> None:
     pieces = [Piece("é", (ODDS,)), Piece("é", (ODDS,))]
     first = {"token": "é", "logprob": -0.5, "bytes": [195, 169]}
     other = {"token": "x", "logprob": -9999.0, "bytes": [120]}
-    (choice,) = json.loads(reply.whole(head(chat(logprobs=True)), pieces, DONE))["choices"]
+    (choice,) = json.loads(reply.whole(head(chat(logprobs=True)), [(pieces, DONE)]))["choices"]
     assert choice["logprobs"] == {"content": [{**first, "top_logprobs": [first, other]}] * 2, "refusal": None}
-    (choice,) = json.loads(reply.whole(head(completion(logprobs=2)), pieces, DONE))["choices"]
+    (choice,) = json.loads(reply.whole(head(completion(logprobs=2)), [(pieces, DONE)]))["choices"]
     assert choice["logprobs"] == {
         "tokens": ["é", "é"],
         "token_logprobs": [-0.5, -0.5],
@@ -296,6 +442,26 @@ def test_logprobs_in_both_forms() -> None:
     }
     (event,) = events(reply.part(head(completion(logprobs=2)), pieces[1], 41))
     assert event["choices"][0]["logprobs"]["text_offset"] == [41]
+
+
+def test_several_answers_are_several_choices() -> None:
+    call = completion(prompt=["a", "b"], n=2)
+    answers = [([Piece(text)], DONE) for text in ("a1", "a2", "b1", "b2")]
+    answer = json.loads(reply.whole(head(call), answers))
+    assert [(choice["index"], choice["text"]) for choice in answer["choices"]] == [
+        (0, "a1"), (1, "a2"), (2, "b1"), (3, "b2"),
+    ]  # fmt: skip
+    used = {"prompt_tokens": 200, "completion_tokens": 12, "total_tokens": 212}
+    assert answer["usage"] == used | {"prompt_tokens_details": {"cached_tokens": 180}}
+
+
+def test_echoed_tokens_have_odds_but_the_first() -> None:
+    first = TokenOdds("a", b"a", None, ())
+    pieces = [Piece("aé", (first, replace(ODDS, top=ODDS.top[1:])))]
+    (choice,) = json.loads(reply.whole(head(completion(logprobs=1, echo=True)), [(pieces, DONE)]))["choices"]
+    assert choice["logprobs"]["token_logprobs"] == [None, -0.5]
+    assert choice["logprobs"]["top_logprobs"] == [None, {"x": -9999.0, "é": -0.5}], "also the one that came"
+    assert choice["logprobs"]["text_offset"] == [0, 1]
 
 
 def test_streamed_chat() -> None:

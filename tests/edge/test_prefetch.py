@@ -171,17 +171,17 @@ def test_what_is_on_disk_is_streamed_without_the_cloud(cloud: Any, smollm: Path,
     async def main() -> None:
         async with Proxy(("127.0.0.1", int(cloud.url.rpartition(":")[2]))) as proxy:
             async with opened(proxy.url, smollm, tmp_path, "off") as edge:
-                expected = await edge.ask("What is this?", context="manual", max_tokens=6)
+                expected = await edge.ask("What is this?", context="manual", max_tokens=6, temperature=0)
             async with opened(proxy.url, smollm, tmp_path, "off", ("manual",)) as edge:
                 await until_held(edge, "manual")
         async with opened(proxy.url, smollm, tmp_path, "off") as edge:
             assert edge.site.contexts.unreachable
             edge.site.estimates = type(edge.site.estimates)(1.0)  # so that nothing is computed instead
-            answer = await edge.ask("What is this?", context="manual", max_tokens=6)
+            answer = await edge.ask("What is this?", context="manual", max_tokens=6, temperature=0)
             assert answer.timings.way == "streamed" and answer.text == expected.text
             edge.site.sources.held.drop([*edge.site.sources.held.ids()][:1])  # type: ignore[union-attr]
             await edge.site.forget()
-            answer = await edge.ask("What is this?", context="manual", max_tokens=6)
+            answer = await edge.ask("What is this?", context="manual", max_tokens=6, temperature=0)
             assert answer.timings.way == "computed" and answer.text == expected.text
 
     asyncio.run(main())

@@ -31,7 +31,7 @@ class Bench:
         self.site = edge.asynchronous.site
 
     def ask(self, question: str = QUESTION, context: str | None = "manual", max_tokens: int = TOKENS) -> Answer:
-        return self.edge.ask(question, context=context, max_tokens=max_tokens)
+        return self.edge.ask(question, context=context, max_tokens=max_tokens, temperature=0)
 
     def cold(self, refine: str | None = "lossless") -> None:
         """A whole link, nothing held, and loading is believed to be far better than computing."""

@@ -65,7 +65,7 @@ class Bench:
         self.site.estimates = Estimates(prefill_tokens_s=1.0)
         self.site.estimates.flowed(2**20, 1e8)
         self.edge.portal.call(self.site.forget)
-        return self.edge.ask("What code has the fan?", context="codes", max_tokens=6)
+        return self.edge.ask("What code has the fan?", context="codes", max_tokens=6, temperature=0)
 
     def rows(self) -> KVBlock:
         """What the engine holds."""

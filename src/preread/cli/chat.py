@@ -2,6 +2,7 @@
 
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -100,7 +101,6 @@ def run(
     """Chat in the terminal. /? lists what can be typed besides questions."""
     from preread.cli.inside import find, open_edge
     from preread.cli.talk import Talk
-    from preread.engine.sampling import Sampling
 
     _check_cloud(context, cloud)
     chosen = {"rung": rung, "max_dloss": max_dloss, "refine": refine}
@@ -110,7 +110,8 @@ def run(
             raise UsageError(f"{model} has no chat template: use `preread ask`, or a model that can chat")
         if context is not None:
             find(opened, context)
-        sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=seed)
+        usual = opened.asynchronous.site.engine.sampling
+        sampling = replace(usual, max_tokens=max_tokens, temperature=temperature, seed=seed)
         Talk(opened, context, sampling, verbose=verbose).loop()
 
 

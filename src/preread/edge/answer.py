@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 
 from preread.edge.contexts import Known
 from preread.edge.hold import NotStreamed, computed, generated, make_room, resident, streamed
@@ -17,7 +18,7 @@ from preread.edge.record import Record
 from preread.edge.request import Ask, Done, Piece
 from preread.edge.rungs import chosen
 from preread.edge.site import Site
-from preread.edge.text import Writer
+from preread.edge.text import Echo, Writer
 from preread.edge.understand import Question, understand
 from preread.engine.sampling import Step
 from preread.errors import PrereadError
@@ -35,13 +36,24 @@ async def answer(ask: Ask, site: Site) -> AsyncGenerator[Piece | Done, None]:
         EngineError: the local engine failed.
     """
     record = Record()
+    # One token is generated even where none is wanted: that the context has come shows with it.
+    wanted, ask = ask.sampling.max_tokens, _of_one_token_at_least(ask)
     question = await understand(ask, site)
     async with site.turn():
         record.begin(question)
         writer = Writer(site.engine, ask.stop)
+        echo = Echo(ask, writer) if ask.echo else None
         async with aclosing(_steps(question, site, record)) as steps:
             async for step in steps:
-                record.token(step)
+                if echo is not None and step.given:
+                    echo.take(step)
+                    continue
+                record.token(step if wanted else replace(step, end=True))
+                if echo is not None:
+                    yield echo.piece()
+                    echo = None
+                if not wanted:
+                    break
                 if piece := writer.write(step):
                     yield piece
                 if writer.finished:
@@ -50,6 +62,10 @@ async def answer(ask: Ask, site: Site) -> AsyncGenerator[Piece | Done, None]:
             yield piece
         record.note_refinement(site.refinement)
         yield Done(writer.finish, question.prompt_tokens, record.timings)
+
+
+def _of_one_token_at_least(ask: Ask) -> Ask:
+    return replace(ask, sampling=replace(ask.sampling, max_tokens=max(1, ask.sampling.max_tokens)))
 
 
 async def _steps(question: Question, site: Site, record: Record) -> AsyncGenerator[Step, None]:

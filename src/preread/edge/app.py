@@ -8,7 +8,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, nullcontext
 from functools import partial
 from typing import Final
@@ -111,19 +111,21 @@ async def _models(edge: AsyncEdge, started: int, request: Request) -> Response:
 async def _complete(edge: AsyncEdge, prefix: str, read: Read, request: Request) -> ASGIApp:
     spec = edge.site.engine.spec
     body = await guard.read_body(request, MAX_BODY_BYTES)
-    call = read(body, Bounds(spec.window_tokens, spec.vocab_size), secrets.randbits(31))
+    bounds = Bounds(spec.window_tokens, spec.vocab_size, spec.name, edge.site.engine.sampling)
+    call = read(body, bounds, secrets.randbits(31))
     head = Head(prefix + secrets.token_hex(12), int(time.time()), spec.name, call)
-    return _Answering(head, edge.answer(call.ask))
+    return _Answering(head, [edge.answer(ask) for ask in call.asks])
 
 
 class _Answering:
-    """ASGI response that makes an answer while it sends it, and gives it up when the client goes away.
+    """ASGI response that makes an answer while it sends it, and gives it up when the client goes away. Of several
+    answers, which are never streamed, one is made after the other.
 
     Until the first piece is there nothing is sent, so that whatever goes wrong before it has a status of its own.
     """
 
-    def __init__(self, head: Head, pieces: Pieces) -> None:
-        self._head, self._pieces = head, pieces
+    def __init__(self, head: Head, answers: Sequence[Pieces]) -> None:
+        self._head, self._answers = head, answers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer = self._stream if self._head.call.stream else self._whole
@@ -143,19 +145,12 @@ class _Answering:
             _log.info("an answer was given up: %s", given_up)
 
     async def _whole(self, send: Send) -> None:
-        pieces: list[Piece] = []
-        async with aclosing(self._pieces) as items:
-            async for item in items:
-                if isinstance(item, Done):
-                    done = item
-                else:
-                    pieces.append(item)
-        body = reply.whole(self._head, pieces, done)
+        body = reply.whole(self._head, [await _gathered(answer) for answer in self._answers])
         await send(_start(200, {**_JSON, "Content-Length": str(len(body))}))
         await send(_body(body))
 
     async def _stream(self, send: Send) -> None:
-        async with aclosing(self._pieces) as items:
+        async with aclosing(self._answers[0]) as items:
             first = await anext(items)
             await send(_start(200, _EVENTS))
             last = await self._events(first, items, send)
@@ -178,6 +173,17 @@ class _Answering:
             _log.exception("an answer failed after it had begun")
             return reply.failing(routes.error_body(*routes.UNFORESEEN))
         return before + reply.closing(self._head, item)
+
+
+async def _gathered(answer: Pieces) -> tuple[list[Piece], Done]:
+    pieces: list[Piece] = []
+    async with aclosing(answer) as items:
+        async for item in items:
+            if isinstance(item, Done):
+                done = item
+            else:
+                pieces.append(item)
+    return pieces, done
 
 
 async def _send(send: Send, message: Message) -> None:

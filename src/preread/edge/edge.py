@@ -7,9 +7,10 @@ with Edge(model="smollm2-135m-instruct", cloud="http://cloud:8000") as edge:
 """
 
 import hashlib
+import secrets
 from collections.abc import AsyncGenerator, Generator
 from contextlib import AsyncExitStack, ExitStack, aclosing, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
@@ -26,7 +27,6 @@ from preread.edge.request import Ask, Done, Piece, Timings
 from preread.edge.site import Site, open_site
 from preread.engine import arenas
 from preread.engine.download import pull
-from preread.engine.sampling import Sampling
 from preread.errors import EngineError, UsageError
 from preread.plan.choose import MAX_DLOSS
 from preread.plan.poll import SYNC_S
@@ -167,7 +167,8 @@ class AsyncEdge:
             prompt: the question; a chat model gets it as the user's message.
             context: name of the shared context that it is about.
             stop: texts that end the answer.
-            sampling: fields of `Sampling`, for example `temperature=0.7`, `seed=1`, `max_tokens=100`.
+            sampling: fields of `Sampling`, for example `temperature=0`, `seed=1`, `max_tokens=100`. What is not given
+                is as the model's file recommends, and as llama-server has it where that says nothing.
 
         Raises:
             UsageError, EngineError: as `preread.edge.answer.answer` does.
@@ -191,10 +192,11 @@ class AsyncEdge:
 
     def question(self, prompt: str, context: str | None, stop: tuple[str, ...], sampling: dict[str, Any]) -> Ask:
         """The `Ask` for a plain question."""
+        chosen = replace(self.site.engine.sampling, **{"seed": secrets.randbits(31), **sampling})
         if self.site.engine.chat is None:
-            return Ask(prompt=prompt, context=context, stop=stop, sampling=Sampling(**sampling))
+            return Ask(prompt=prompt, context=context, stop=stop, sampling=chosen)
         messages = ({"role": "user", "content": prompt},)
-        return Ask(messages=messages, context=context, stop=stop, sampling=Sampling(**sampling))
+        return Ask(messages=messages, context=context, stop=stop, sampling=chosen)
 
 
 class Edge:

@@ -1,30 +1,35 @@
-"""The requests of OpenAI's API: a body becomes an `Ask`. What goes back is in `reply.py`.
+"""The requests of OpenAI's API: a body becomes `Ask`s. What goes back is in `reply.py`, what a body is in `body.py`.
 
-Pure. Defaults are OpenAI's: temperature 1.0, and 16 tokens for a completion without `max_tokens`, while a chat goes on
-until the model ends it or the window is full. Fields that nobody here knows are ignored, as llama-server and vLLM do.
-Fields that are known are checked; one that asks for what an edge cannot do is refused, since an answer that silently
-lacks it would be a wrong one. It must not know HTTP, models or contexts.
+Pure. Defaults are OpenAI's where it has some that mean something here: 16 tokens for a completion without `max_tokens`,
+while a chat goes on until the model ends it or the window is full. How tokens are chosen is up to the model's file and
+llama-server's defaults. Fields that nobody here knows are ignored, as llama-server and vLLM do. Fields that are known
+are checked; one that asks for what an edge cannot do is refused, since an answer that silently lacks it would be wrong.
+It must not know HTTP or models, nor which contexts there are.
 """
 
 import re
-from dataclasses import dataclass
-from typing import Annotated, Any, Final, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeVar
 
 import msgspec
-from msgspec import Meta
 
+from preread.edge.body import Chat, Completion, Message, Part, Refused, Request, ToolCall
 from preread.edge.request import Ask
-from preread.engine.sampling import Sampling
+from preread.engine.sampling import USUAL, Sampling
 from preread.errors import UsageError
+
+MOST_CHOICES: Final = 128
+"""Answers to one request: prompts times choices of each."""
 
 _COMPLETION_TOKENS: Final = 16
 _SEEDS: Final = 2**32 - 1  # llama.cpp takes 32 bits, of which all ones mean "draw one"
 _AT: Final = re.compile(r" - at (?:`key` in )?`\$\.?([^`]*)`$")
-
-_Share = Annotated[float, Meta(ge=0, le=1)]
-_Penalty = Annotated[float, Meta(ge=-2, le=2)]
-_Bias = Annotated[float, Meta(ge=-100, le=100)]
-_Count = Annotated[int, Meta(ge=1)]
+_AS_THEY_ARE: Final = (
+    *("temperature", "dynatemp_range", "dynatemp_exponent", "top_p", "min_p", "typical_p", "min_tokens"),
+    *("xtc_probability", "xtc_threshold", "mirostat", "mirostat_tau", "mirostat_eta"),
+    *("frequency_penalty", "presence_penalty"),
+)
+"""Fields that are named alike in a request and in `Sampling`."""
 
 
 class BadRequest(UsageError):
@@ -37,80 +42,36 @@ class BadRequest(UsageError):
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What a request may ask for: `window_tokens` of KV cache, token ids below `vocab_size`."""
+    """What a request may ask for: `window_tokens` of KV cache, token ids below `vocab_size`.
+
+    And what holds where it does not say: the model's `name`, and how tokens are chosen, `usual`.
+    """
 
     window_tokens: int
     vocab_size: int
+    name: str = "preread"
+    usual: Sampling = USUAL
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request, understood. `chat` says in which of the two forms the answer is wanted."""
+    """A request, understood.
 
-    ask: Ask
+    Attributes:
+        asks: a question for each choice of the answer; exactly one where it is streamed.
+        prompts: how many prompts these are; of each there are equally many choices.
+        chat: in which of the two forms the answer is wanted.
+        stream, include_usage: whether in events, and whether one of them says what was used.
+    """
+
+    asks: tuple[Ask, ...]
+    prompts: int
     chat: bool
     stream: bool
     include_usage: bool
 
 
-class _StreamOptions(msgspec.Struct, frozen=True):
-    include_usage: bool | None = None
-
-
-class _Part(msgspec.Struct, frozen=True):
-    type: str
-    text: str | None = None
-
-
-class _Message(msgspec.Struct, frozen=True):
-    role: str
-    content: str | list[_Part] | None = None
-
-
-class _Format(msgspec.Struct, frozen=True):
-    type: str
-
-
-class _Common(msgspec.Struct, frozen=True, kw_only=True):
-    """What both requests have. None everywhere means the same as absence: clients send both."""
-
-    model: str | None = None
-    context: str | None = None
-    max_tokens: _Count | None = None
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    top_p: _Share | None = None
-    top_k: Annotated[int, Meta(ge=-1)] | None = None
-    min_p: _Share | None = None
-    seed: int | None = None
-    frequency_penalty: _Penalty | None = None
-    presence_penalty: _Penalty | None = None
-    logit_bias: dict[int, _Bias] | None = None
-    stop: str | Annotated[list[str], Meta(max_length=16)] | None = None
-    stream: bool | None = None
-    stream_options: _StreamOptions | None = None
-    n: int | None = None
-
-
-class _Chat(_Common, frozen=True, kw_only=True):
-    messages: Annotated[list[_Message], Meta(min_length=1)]
-    max_completion_tokens: _Count | None = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
-    response_format: _Format | None = None
-    tools: list[Any] | None = None
-    functions: list[Any] | None = None
-
-
-class _Completion(_Common, frozen=True, kw_only=True):
-    prompt: str | list[int | str | list[int]]
-    logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
-    best_of: int | None = None
-    echo: bool | None = None
-    suffix: str | None = None
-
-
-_Request = _Chat | _Completion
-T = TypeVar("T", _Chat, _Completion)
+T = TypeVar("T", Chat, Completion)
 
 
 def read_chat(body: bytes, bounds: Bounds, seed: int) -> Call:
@@ -119,18 +80,23 @@ def read_chat(body: bytes, bounds: Bounds, seed: int) -> Call:
     Raises:
         BadRequest: it is not such a body, or asks for what cannot be done.
     """
-    request = _decoded(body, _Chat)
-    _refuse(request.tools, "tools", "tools are not supported: leave them out")
-    _refuse(request.functions, "functions", "functions are not supported: leave them out")
+    request = _decoded(body, Chat)
+    _refuse_tools(request)
+    _refuse(request.add_generation_prompt is False, "add_generation_prompt", "an answer is what is given here")
     if request.response_format is not None and request.response_format.type != "text":
         raise BadRequest("only plain text can be asked for: leave response_format out", "response_format.type")
     if request.top_logprobs is not None and not request.logprobs:
         raise BadRequest("top_logprobs needs logprobs: true", "top_logprobs")
-    messages = tuple({"role": _role(m.role), "content": _text(m.content, i)} for i, m in enumerate(request.messages))
-    most = request.max_completion_tokens or request.max_tokens or bounds.window_tokens
+    most = _first(request.max_completion_tokens, request.max_tokens, request.n_predict, bounds.window_tokens)
     top = (request.top_logprobs or 0) if request.logprobs else None
-    sampling = _sampling(request, bounds, seed, most, top)
-    return _call(request, Ask(messages=messages, context=request.context, sampling=sampling, stop=_stop(request)))
+    ask = Ask(
+        messages=tuple(_message(message, i) for i, message in enumerate(request.messages)),
+        template=request.chat_template_kwargs or {},
+        context=_context(request, bounds),
+        sampling=_sampling(request, bounds, seed, most, top),
+        stop=_stop(request),
+    )
+    return _call(request, [ask])
 
 
 def read_completion(body: bytes, bounds: Bounds, seed: int) -> Call:
@@ -139,24 +105,31 @@ def read_completion(body: bytes, bounds: Bounds, seed: int) -> Call:
     Raises:
         BadRequest: it is not such a body, or asks for what cannot be done.
     """
-    request = _decoded(body, _Completion)
-    _refuse(request.echo, "echo", "the prompt cannot be echoed: leave echo out")
+    request = _decoded(body, Completion)
     _refuse(request.suffix, "suffix", "text cannot be inserted before a suffix: leave it out")
-    _refuse(request.best_of not in (None, 1), "best_of", "only the one answer can be given: leave best_of out")
-    most = request.max_tokens or _COMPLETION_TOKENS
-    sampling = _sampling(request, bounds, seed, most, request.logprobs)
-    prompt = _prompt(request.prompt, bounds)
-    return _call(request, Ask(prompt=prompt, context=request.context, sampling=sampling, stop=_stop(request)))
+    _refuse(request.best_of not in (None, request.n or 1), "best_of", "all answers are given: leave best_of out")
+    most = _first(request.max_tokens, request.n_predict, None if _endless(request) else _COMPLETION_TOKENS)
+    sampling = _sampling(request, bounds, seed, bounds.window_tokens if most is None else most, request.logprobs)
+    ask = Ask(
+        context=_context(request, bounds),
+        sampling=replace(sampling, prompt_logprobs=bool(request.echo)),
+        stop=_stop(request),
+        echo=bool(request.echo),
+    )
+    return _call(request, [replace(ask, prompt=prompt) for prompt in _prompts(request.prompt, bounds)])
 
 
 def _decoded(body: bytes, kind: type[T]) -> T:
     try:
-        return msgspec.json.decode(body, type=kind)
+        request = msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
         at = _AT.search(str(error))
         raise BadRequest(str(error), at[1] or None if at else None) from error
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise BadRequest(f"the body is not JSON: {error}") from error
+    for name in Refused.__struct_fields__:
+        _refuse(getattr(request, name), name, f"{name} cannot be honoured here: leave it out")
+    return request
 
 
 def _refuse(asked: object, param: str, message: str) -> None:
@@ -164,62 +137,152 @@ def _refuse(asked: object, param: str, message: str) -> None:
         raise BadRequest(message, param)
 
 
-def _call(request: _Request, ask: Ask) -> Call:
-    _refuse(request.n not in (None, 1), "n", "only one choice can be asked for: n must be 1")
+def _refuse_tools(request: Chat) -> None:
+    if request.tool_choice != "none":
+        _refuse(request.tools, "tools", 'tools are not supported: leave them out, or say tool_choice: "none"')
+        _refuse(
+            request.tool_choice not in (None, "auto"), "tool_choice", "no tool can be called: leave tool_choice out"
+        )
+    if request.function_call != "none":
+        _refuse(request.functions, "functions", "functions are not supported: leave them out")
+
+
+def _call(request: Request, asks: list[Ask]) -> Call:
+    choices, stream = request.n or 1, bool(request.stream)
+    many, param = len(asks) * choices, "n" if choices > 1 else "prompt"
+    _refuse(many > MOST_CHOICES, param, f"{many} answers were asked for: at most {MOST_CHOICES} go into one request")
+    _refuse(stream and many > 1, param, "only one answer can be streamed: leave stream out, or ask for each by itself")
     wants_usage = request.stream_options is not None and bool(request.stream_options.include_usage)
-    return Call(ask, isinstance(request, _Chat), bool(request.stream), wants_usage)
+    each = tuple(_seeded(ask, number) for ask in asks for number in range(choices))
+    return Call(each, len(asks), isinstance(request, Chat), stream, wants_usage)
 
 
-def _sampling(request: _Request, bounds: Bounds, seed: int, most: int, top_logprobs: int | None) -> Sampling:
+def _seeded(ask: Ask, number: int) -> Ask:
+    """Further choices are drawn with further seeds."""
+    return replace(ask, sampling=replace(ask.sampling, seed=(ask.sampling.seed + number) % _SEEDS))
+
+
+def _first(*counts: int | None) -> int | None:
+    """The first that is given; negative ones mean that none is."""
+    return next((count for count in counts if count is not None and count >= 0), None)
+
+
+def _endless(request: Request) -> bool:
+    """A client that says -1 wants no bound, not the default one."""
+    return any(count is not None and count < 0 for count in (request.max_tokens, request.n_predict))
+
+
+def _sampling(request: Request, bounds: Bounds, seed: int, most: int | None, top_logprobs: int | None) -> Sampling:
     biases = tuple((request.logit_bias or {}).items())
     for token, _ in biases:
         if not 0 <= token < bounds.vocab_size:
             raise BadRequest(f"token ids lie in 0 … {bounds.vocab_size - 1}, and {token} does not", "logit_bias")
-    given = seed if request.seed in (None, -1) else request.seed
-    return Sampling(
-        max_tokens=min(most, bounds.window_tokens),
-        temperature=1.0 if request.temperature is None else request.temperature,
-        top_k=min(max(request.top_k or 0, 0), bounds.vocab_size),
-        top_p=1.0 if request.top_p is None else request.top_p,
-        min_p=request.min_p or 0.0,
-        seed=(given or 0) % _SEEDS,
-        frequency_penalty=request.frequency_penalty or 0.0,
-        presence_penalty=request.presence_penalty or 0.0,
+    given = {name: value for name in _AS_THEY_ARE if (value := getattr(request, name)) is not None}
+    if request.top_k is not None:
+        given["top_k"] = min(max(request.top_k, 0), bounds.vocab_size)
+    if request.top_n_sigma is not None:
+        given["top_n_sigma"] = max(request.top_n_sigma, 0.0)
+    if request.ignore_eos:
+        given["min_tokens"] = bounds.window_tokens
+    drawn = seed if request.seed in (None, -1) else request.seed
+    return replace(
+        bounds.usual,
+        max_tokens=min(bounds.window_tokens if most is None else most, bounds.window_tokens),
+        seed=(drawn or 0) % _SEEDS,
         logit_bias=biases,
         top_logprobs=top_logprobs,
+        **given,
+        **_repeats(request, bounds),
     )
 
 
-def _stop(request: _Request) -> tuple[str, ...]:
+def _repeats(request: Request, bounds: Bounds) -> dict[str, Any]:
+    """llama-server's penalty counts the last 64 tokens where nothing else is said, vLLM's all."""
+    given: dict[str, Any] = {}
+    last = request.repeat_last_n
+    if request.repeat_penalty is not None:
+        given["repeat_penalty"] = request.repeat_penalty
+    elif request.repetition_penalty is not None:
+        given["repeat_penalty"] = request.repetition_penalty
+        last = -1 if last is None else last
+    if last is not None:
+        given["repeat_last_n"] = bounds.window_tokens if last < 0 else min(last, bounds.window_tokens)
+    return given
+
+
+def _context(request: Request, bounds: Bounds) -> str | None:
+    """The context's name: from its own field, or behind an @ of the model's name, for clients that know only that.
+
+    What else stands there as a model's name does not matter: there is one.
+    """
+    model, at, name = (request.model or "").partition("@")
+    if not at or model not in (bounds.name, "preread"):
+        return request.context
+    if request.context not in (None, name):
+        raise BadRequest(f"model asks for context {name!r}, and context for {request.context!r}", "context")
+    return name
+
+
+def _stop(request: Request) -> tuple[str, ...]:
     stop = request.stop or ()
     return (stop,) if isinstance(stop, str) else tuple(stop)
 
 
-def _role(role: str) -> str:
-    """OpenAI's newer name for system prompts is in no model's chat template."""
-    return "system" if role == "developer" else role
+def _message(message: Message, number: int) -> dict[str, Any]:
+    """A message as templates expect it. OpenAI's newer name for system prompts is in no model's template."""
+    at = f"messages[{number}]"
+    _refuse(message.function_call, f"{at}.function_call", "calls of functions are told as tool_calls")
+    said: dict[str, Any] = {
+        "role": "system" if message.role == "developer" else message.role,
+        "content": _text(message.content, at),
+    }
+    for name in ("name", "reasoning_content", "tool_call_id"):
+        if (value := getattr(message, name)) is not None:
+            said[name] = value
+    if message.tool_calls:
+        said["tool_calls"] = [_called(call) for call in message.tool_calls]
+    return said
 
 
-def _text(content: str | list[_Part] | None, message: int) -> str:
+def _called(call: ToolCall) -> dict[str, Any]:
+    """A call of the history, its arguments as an object where they are the JSON of one, as transformers' chats have
+    them."""
+    arguments: Any = call.function.arguments
+    if isinstance(arguments, str):
+        try:
+            read = msgspec.json.decode(arguments)
+        except (msgspec.DecodeError, ValueError, RecursionError):
+            read = None
+        arguments = read if isinstance(read, dict) else arguments
+    named = {} if call.id is None else {"id": call.id}
+    return {**named, "type": call.type, "function": {"name": call.function.name, "arguments": arguments}}
+
+
+def _text(content: str | list[Part] | None, message: str) -> str:
     """Parts are joined by line breaks, as llama-server and vLLM do."""
     if content is None or isinstance(content, str):
         return content or ""
     for i, piece in enumerate(content):
         if piece.type != "text" or piece.text is None:
-            at = f"messages[{message}].content[{i}]"
+            at = f"{message}.content[{i}]"
             raise BadRequest(f"{at}: a part is {{'type': 'text', 'text': …}}; this model reads nothing else", at)
     return "\n".join(piece.text or "" for piece in content)
 
 
-def _prompt(prompt: str | list[int | str | list[int]], bounds: Bounds) -> str | tuple[int, ...]:
+def _prompts(prompt: str | list[int | str | list[int]], bounds: Bounds) -> list[str | tuple[int, ...]]:
+    """One text, one list of token ids, or several of them."""
     if isinstance(prompt, str):
-        return prompt
-    if len(prompt) == 1 and isinstance(prompt[0], str):
-        return prompt[0]
-    ids = prompt[0] if len(prompt) == 1 and isinstance(prompt[0], list) else prompt
-    whole_ids = tuple(id for id in ids if isinstance(id, int))
-    if len(whole_ids) != len(ids):
-        raise BadRequest("prompt is one text or one list of token ids: ask for several in as many requests", "prompt")
-    if any(not 0 <= id < bounds.vocab_size for id in whole_ids):
+        return [prompt]
+    ids = tuple(each for each in prompt if isinstance(each, int))
+    if len(ids) == len(prompt):
+        return [_ids(ids, bounds)]
+    if ids:
+        raise BadRequest("prompt is text, a list of token ids, or a list of several such, not a mixture", "prompt")
+    several = [each for each in prompt if not isinstance(each, int)]
+    return [each if isinstance(each, str) else _ids(tuple(each), bounds) for each in several]
+
+
+def _ids(ids: tuple[int, ...], bounds: Bounds) -> tuple[int, ...]:
+    if any(not 0 <= id < bounds.vocab_size for id in ids):
         raise BadRequest(f"token ids lie in 0 … {bounds.vocab_size - 1}", "prompt")
-    return whole_ids
+    return ids

@@ -25,17 +25,24 @@ class Head:
     call: Call
 
 
-def whole(head: Head, pieces: Sequence[Piece], done: Done) -> bytes:
-    """The whole answer as JSON, for a request without `stream`."""
-    piece = Piece("".join(p.text for p in pieces), tuple(odds for p in pieces for odds in p.odds))
-    logprobs = _logprobs(head, piece, 0)
-    if head.call.chat:
-        message = {"role": "assistant", "content": piece.text, "refusal": None}
-        choice = {"index": 0, "message": message, "logprobs": logprobs, "finish_reason": done.finish}
-    else:
-        choice = {"index": 0, "text": piece.text, "logprobs": logprobs, "finish_reason": done.finish}
+def whole(head: Head, answers: Sequence[tuple[Sequence[Piece], Done]]) -> bytes:
+    """The whole answer as JSON, for a request without `stream`: an answer for each of its questions.
+
+    `timings` are those of the first.
+    """
+    choices = [_choice(head, index, pieces, done) for index, (pieces, done) in enumerate(answers)]
+    ends = [done for _, done in answers]
     kind = "chat.completion" if head.call.chat else "text_completion"
-    return msgspec.json.encode(_body(head, kind, [choice]) | {"usage": _usage(done), "timings": timings(done.timings)})
+    used = _usage(ends, len(ends) // head.call.prompts)
+    return msgspec.json.encode(_body(head, kind, choices) | {"usage": used, "timings": timings(ends[0].timings)})
+
+
+def _choice(head: Head, index: int, pieces: Sequence[Piece], done: Done) -> dict[str, Any]:
+    piece = Piece("".join(p.text for p in pieces), tuple(odds for p in pieces for odds in p.odds))
+    said: dict[str, Any] = {"text": piece.text}
+    if head.call.chat:
+        said = {"message": {"role": "assistant", "content": piece.text, "refusal": None}}
+    return {"index": index, **said, "logprobs": _logprobs(head, piece, 0), "finish_reason": done.finish}
 
 
 def opening(head: Head) -> bytes:
@@ -55,7 +62,7 @@ def closing(head: Head, done: Done) -> bytes:
     end: dict[str, Any] | str = {} if head.call.chat else ""
     if not head.call.include_usage:
         return _chunk(head, end, None, done.finish, told) + _event(b"[DONE]")
-    usage = _body(head, _chunk_kind(head), []) | {"usage": _usage(done)} | told
+    usage = _body(head, _chunk_kind(head), []) | {"usage": _usage([done], 1)} | told
     return _chunk(head, end, None, done.finish) + _event(msgspec.json.encode(usage)) + _event(b"[DONE]")
 
 
@@ -97,19 +104,21 @@ def _chunk(
     return _event(msgspec.json.encode(_body(head, _chunk_kind(head), [choice]) | (more or {})))
 
 
-def _usage(done: Done) -> dict[str, Any]:
-    prompt, completion = done.prompt_tokens, done.timings.predicted_n
+def _usage(ends: Sequence[Done], choices: int) -> dict[str, Any]:
+    """What was used; a prompt that was given several choices counts once."""
+    prompt = sum(done.prompt_tokens for done in ends[::choices])
+    completion = sum(done.timings.predicted_n for done in ends)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": done.timings.cache_n},
+        "prompt_tokens_details": {"cached_tokens": sum(done.timings.cache_n for done in ends[::choices])},
     }
 
 
 def _logprobs(head: Head, piece: Piece, offset: int) -> dict[str, Any] | None:
     """Log-probabilities in the form of the request; None where they were not asked for."""
-    if head.call.ask.sampling.top_logprobs is None:
+    if head.call.asks[0].sampling.top_logprobs is None:
         return None
     if head.call.chat:
         return {"content": [_chat_odds(odds) for odds in piece.odds], "refusal": None}
@@ -120,9 +129,16 @@ def _logprobs(head: Head, piece: Piece, offset: int) -> dict[str, Any] | None:
     return {
         "tokens": [odds.text for odds in piece.odds],
         "token_logprobs": [_finite(odds.logprob) for odds in piece.odds],
-        "top_logprobs": [{text: _finite(logprob) for text, _, logprob in odds.top} for odds in piece.odds],
+        "top_logprobs": [_top(odds) for odds in piece.odds],
         "text_offset": offsets,
     }
+
+
+def _top(odds: TokenOdds) -> dict[str, float | None] | None:
+    """The likeliest tokens, and the one that came, as OpenAI's API has it; nothing where nothing stands before it."""
+    if odds.logprob is None:
+        return None
+    return {text: _finite(logprob) for text, _, logprob in (*odds.top, (odds.text, odds.data, odds.logprob))}
 
 
 def _chat_odds(odds: TokenOdds) -> dict[str, Any]:
@@ -130,9 +146,9 @@ def _chat_odds(odds: TokenOdds) -> dict[str, Any]:
     return _one(odds.text, odds.data, odds.logprob) | {"top_logprobs": top}
 
 
-def _one(text: str, data: bytes, logprob: float) -> dict[str, Any]:
+def _one(text: str, data: bytes, logprob: float | None) -> dict[str, Any]:
     return {"token": text, "logprob": _finite(logprob), "bytes": list(data)}
 
 
-def _finite(logprob: float) -> float:
-    return max(logprob, _LEAST_LOGPROB)
+def _finite(logprob: float | None) -> float | None:
+    return None if logprob is None else max(logprob, _LEAST_LOGPROB)

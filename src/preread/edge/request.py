@@ -3,6 +3,7 @@
 `Ask` is made by `openai.py` from a request's body, or by the library; `Piece`s of text come back, then one `Done`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,6 +23,8 @@ class Ask:
             with one.
         sampling: how tokens are chosen.
         stop: texts that end the answer; they are not part of it.
+        template: further variables for the model's chat template.
+        echo: the answer begins with the prompt.
     """
 
     messages: tuple[dict[str, Any], ...] | None = None
@@ -29,15 +32,17 @@ class Ask:
     context: str | None = None
     sampling: Sampling = field(default_factory=Sampling)
     stop: tuple[str, ...] = ()
+    template: Mapping[str, Any] = field(default_factory=dict)
+    echo: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class TokenOdds:
-    """A generated token with its log-probability (nats), and the likeliest ones with theirs."""
+    """A token with its log-probability (nats), and the likeliest ones with theirs. None: nothing stands before it."""
 
     text: str
     data: bytes
-    logprob: float
+    logprob: float | None
     top: tuple[tuple[str, bytes, float], ...]
 
 

@@ -3,7 +3,7 @@
 import codecs
 from typing import Literal
 
-from preread.edge.request import Piece, TokenOdds
+from preread.edge.request import Ask, Piece, TokenOdds
 from preread.engine.llamacpp import LlamaCpp
 from preread.engine.sampling import Step
 
@@ -33,7 +33,7 @@ class Writer:
             self.finish = "stop"
             return None
         if step.logprob is not None:
-            self._odds.append(self._token_odds(step))
+            self._odds.append(self.odds(step))
         self._held += self._decoder.decode(step.piece)
         found = [at for at in (self._held.find(text) for text in self._stop) if at >= 0]
         if found:
@@ -60,10 +60,32 @@ class Writer:
         odds, self._odds = tuple(self._odds), []
         return Piece(text, odds)
 
-    def _token_odds(self, step: Step) -> TokenOdds:
+    def text(self, tokens: tuple[int, ...]) -> str:
+        """The text of token ids, control tokens' included."""
+        return b"".join(self._engine.piece(token, special=True) for token in tokens).decode(errors="replace")
+
+    def odds(self, step: Step) -> TokenOdds:
+        """How likely a token was."""
+
         def named(token: int) -> tuple[str, bytes]:
             data = self._engine.piece(token, special=True)
             return data.decode(errors="replace"), data
 
         top = tuple((*named(token), logprob) for token, logprob in step.top)
-        return TokenOdds(*named(step.token), step.logprob or 0.0, top)
+        return TokenOdds(*named(step.token), step.logprob, top)
+
+
+class Echo:
+    """The prompt of a completion as the first piece of its answer, with how likely its tokens were, where wanted."""
+
+    def __init__(self, ask: Ask, writer: Writer) -> None:
+        self._text = ask.prompt if isinstance(ask.prompt, str) else writer.text(ask.prompt or ())
+        self._writer, self._odds = writer, list[TokenOdds]()
+
+    def take(self, step: Step) -> None:
+        """Take a token of the prompt."""
+        self._odds.append(self._writer.odds(step))
+
+    def piece(self) -> Piece:
+        """All of it."""
+        return Piece(self._text, tuple(self._odds))

@@ -113,13 +113,15 @@ def _tokenised(ask: Ask, known: Known | None, beginnings: list[Known], site: Sit
     engine = site.engine
     if known is None:
         tokens = _whole(ask, engine)
+        if ask.sampling.prompt_logprobs and ask.sampling.top_logprobs is not None:
+            return _question(ask, None, 0, tokens)  # what is reused has no logits
         known = _matching(tokens, beginnings)
         reuse = len(known.tokens) if known else 0
         return _question(ask, known, reuse, tokens[reuse:])
     if ask.messages is None:
         following = _continued(ask, engine)
     elif known.entry.form == "chat" and engine.chat is not None:
-        following = engine.tokenize_prompt(engine.chat.after_system(ask.messages), start=False)
+        following = engine.tokenize_prompt(engine.chat.after_system(ask.messages, ask.template), start=False)
     else:
         following = _whole(ask, engine)
     return _question(ask, known, len(known.tokens), following)
@@ -146,7 +148,7 @@ def _whole(ask: Ask, engine: LlamaCpp) -> Tokens:
         return engine.tokenize(ask.prompt, start=True) if isinstance(ask.prompt, str) else _continued(ask, engine)
     if engine.chat is None:
         raise UsageError(f"{engine.spec.name} has no chat template: use /v1/completions")
-    return engine.tokenize_prompt(engine.chat.render(ask.messages))
+    return engine.tokenize_prompt(engine.chat.render(ask.messages, ask.template))
 
 
 def _continued(ask: Ask, engine: LlamaCpp) -> Tokens:

@@ -31,11 +31,14 @@ from preread.engine.ggml import CacheTensors, Embeddings, Queries, Residuals, fi
 from preread.engine.marks import Prompt
 from preread.engine.model import Spec
 from preread.engine.refine import Refinements
-from preread.engine.sampling import Sampler, Sampling, Step, log_probabilities
+from preread.engine.sampling import Sampler, Sampling, Step, log_probabilities, usual
 from preread.errors import Cancelled, EngineError, UsageError
 from preread.values import KVBlock, Span
 
 Tokens = npt.NDArray[np.int32]
+
+_ECHO_TOKENS = 16
+"""A prompt whose own log-probabilities are wanted goes in batches of so many: each row of logits takes memory."""
 
 BATCH_TOKENS = 512
 """Prefill goes in batches of so many tokens from the context's start; the same split gives bit-identical KV."""
@@ -91,7 +94,8 @@ class LlamaCpp:
         spec = model.spec(loaded, path, name or path.stem, window_tokens)
         ggml = library()
         gate = Gate(ctypes.cast(ggml.ggml_get_name, ctypes.c_void_p).value or 0)
-        context = open_context(loaded, spec, gate, BATCH_TOKENS, threads, scored_tokens, cache)
+        scored = max(scored_tokens, _ECHO_TOKENS)
+        context = open_context(loaded, spec, gate, BATCH_TOKENS, threads, scored, cache)
         engine = cls(spec, loaded, context, gate, threads)
         if cache != "f16":
             engine.no_injection = f"its cache is kept as {cache}"
@@ -154,6 +158,11 @@ class LlamaCpp:
     def chat(self) -> ChatTemplate | None:
         """The model's chat template, if it has one."""
         return self._loaded.chat_template(self.tokenize)
+
+    @cached_property
+    def sampling(self) -> Sampling:
+        """How tokens are chosen where a request does not say: as the model's file recommends."""
+        return usual(self._loaded.metadata)
 
     def check_tokens(self, tokens: Tokens) -> None:
         """Raises UsageError when an id is not of this model's vocabulary."""
@@ -346,7 +355,7 @@ class LlamaCpp:
 
         Args:
             prompt: token ids after the first `reuse` tokens of context; at least one.
-            sampling: how to choose tokens.
+            sampling: how to choose tokens, and whether to give the prompt's own first.
             reuse: how many tokens of context precede the prompt; all of it by default, 0 for none.
 
         Raises:
@@ -360,15 +369,19 @@ class LlamaCpp:
         self._check_room(self._context_tokens + len(prompt), "the prompt")
         if reuse:
             llama_cpp.llama_memory_seq_cp(self._memory, _CONTEXT, _REQUEST, 0, reuse)
-        sampler = Sampler(sampling, self.spec.vocab_size)
+        echoed = sampling.prompt_logprobs and sampling.top_logprobs is not None
+        sampler = Sampler(sampling, self.spec.vocab_size, prompt)
         self._arm()
         try:
             if not self._gate.wait_for_first_layer():
                 raise Cancelled("cancelled while the context was loading")
-            for start in range(0, len(prompt), BATCH_TOKENS):
-                batch = prompt[start : start + BATCH_TOKENS]
-                last = start + len(batch) == len(prompt)
-                self._decode(batch, reuse + start, _REQUEST, gated=True, logits=int(last))
+            if echoed:
+                yield from self._echoed(prompt, reuse, sampling.top_logprobs or 0)
+            else:
+                for start in range(0, len(prompt), BATCH_TOKENS):
+                    batch = prompt[start : start + BATCH_TOKENS]
+                    last = start + len(batch) == len(prompt)
+                    self._decode(batch, reuse + start, _REQUEST, gated=True, logits=int(last))
             self._gate.disarm()
             self._loading = False
             yield from self._decode_loop(reuse + len(prompt), self._context_tokens + len(prompt), sampler, sampling)
@@ -376,10 +389,23 @@ class LlamaCpp:
             sampler.close()
             llama_cpp.llama_memory_seq_rm(self._memory, _REQUEST, -1, -1)
 
+    def _echoed(self, prompt: Tokens, position: int, top: int) -> Iterator[Step]:
+        """Decode a prompt; its tokens, each but the first with how likely it was after those before it."""
+        steps = [Step(int(prompt[0]), self.piece(int(prompt[0]), special=True), end=False, given=True)]
+        for start in range(0, len(prompt), _ECHO_TOKENS):
+            batch = prompt[start : start + _ECHO_TOKENS]
+            self._decode(batch, position + start, _REQUEST, gated=True, logits=len(batch))
+            for row, token in zip(self._rows(len(batch)), prompt[start + 1 :], strict=False):
+                odds = log_probabilities(row, int(token), top)
+                steps.append(Step(int(token), self.piece(int(token), special=True), False, *odds, given=True))
+        yield from steps
+
     def _decode_loop(self, position: int, used_cells: int, sampler: Sampler, sampling: Sampling) -> Iterator[Step]:
         count = min(sampling.max_tokens, self.spec.window_tokens - used_cells)
         one = np.empty(1, np.int32)
         for n in range(count):
+            if n < sampling.min_tokens:
+                self._last_row()[self._loaded.ends] = -np.inf
             token = sampler.sample(self._context)
             end = bool(llama_cpp.llama_vocab_is_eog(self._loaded.vocab, token))
             odds: tuple[float | None, tuple[tuple[int, float], ...]] = (None, ())
@@ -412,15 +438,23 @@ class LlamaCpp:
             self._decode(tokens, held, _REQUEST, gated=True, logits=len(tokens))
             self._gate.disarm()
             self._loading = False
-            pointer = llama_cpp.llama_get_logits(self._context)
-            return np.ctypeslib.as_array(pointer, (len(tokens), self.spec.vocab_size)).copy()
+            return self._rows(len(tokens)).copy()
         finally:
             llama_cpp.llama_memory_seq_rm(self._memory, _REQUEST, -1, -1)
 
     def logits(self) -> npt.NDArray[np.float32]:
         """Logits (vocab,) of the last decoded position, copied."""
+        return self._last_row().copy()
+
+    def _last_row(self) -> npt.NDArray[np.float32]:
+        """The same, in llama.cpp's own memory."""
         pointer = llama_cpp.llama_get_logits_ith(self._context, -1)
-        return np.ctypeslib.as_array(pointer, (self.spec.vocab_size,)).copy()
+        return np.ctypeslib.as_array(pointer, (self.spec.vocab_size,))
+
+    def _rows(self, count: int) -> npt.NDArray[np.float32]:
+        """Logits (count, vocab) of the last batch, which wanted so many: llama.cpp's own memory, until the next."""
+        pointer = llama_cpp.llama_get_logits(self._context)
+        return np.ctypeslib.as_array(pointer, (count, self.spec.vocab_size))
 
     def _arm(self) -> None:
         """Let the layers be computed that are open, and forget a cancellation."""

@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import blake3
@@ -121,6 +121,12 @@ class Loaded:
         except UnicodeDecodeError as error:
             raise UsageError(f"the model's chat template cannot be read: it is not UTF-8 ({error})") from error
         return ChatTemplate(text, special_text(bos), special_text(eos), self._controls(), boundary)
+
+    @cached_property
+    def ends(self) -> npt.NDArray[np.int64]:
+        """Ids of the tokens that end an answer."""
+        count = llama_cpp.llama_vocab_n_tokens(self.vocab)
+        return np.array([id for id in range(count) if llama_cpp.llama_vocab_is_eog(self.vocab, id)], np.int64)
 
     def _controls(self) -> Controls:
         """Tokens that llama.cpp reads in a text only where it is told to."""

@@ -1,10 +1,14 @@
 """How the next token is chosen: OpenAI's and llama.cpp's usual parameters, done by llama.cpp's own samplers."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 import llama_cpp
 import numpy as np
 import numpy.typing as npt
+
+_MIROSTAT_M: Final = 100  # tokens that its first version estimates from, as in llama.cpp
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +25,16 @@ class Sampling:
         frequency_penalty, presence_penalty: OpenAI's, over the generated tokens; 0 is off.
         logit_bias: (token id, bias) pairs added to the logits.
         top_logprobs: how many alternatives to report with each token; None: report no log-probabilities at all.
+        prompt_logprobs: report those of the prompt's tokens as well, if of any.
+        min_tokens: the model does not end its answer before so many tokens.
+        repeat_penalty: logits of tokens among the last `repeat_last_n` of prompt and answer are divided by it where
+            they are positive, multiplied where not; 1 is off. A context's tokens do not count.
+        typical_p: locally typical sampling (Meister et al. 2022); 1 is off.
+        top_n_sigma: only tokens whose logits are within so many standard deviations of the highest; 0 is off.
+        xtc_probability, xtc_threshold: how often all but the least likely of those above the threshold are excluded.
+        dynatemp_range, dynatemp_exponent: the temperature varies by so much with the distribution's entropy; 0 is off.
+        mirostat: 1 or 2: that version of Mirostat (Basu et al. 2020) instead of all that cuts tokens off; 0 is off.
+        mirostat_tau, mirostat_eta: its target surprise and its learning rate.
     """
 
     max_tokens: int = 256
@@ -33,6 +47,55 @@ class Sampling:
     presence_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     top_logprobs: int | None = None
+    prompt_logprobs: bool = False
+    min_tokens: int = 0
+    repeat_penalty: float = 1.0
+    repeat_last_n: int = 64
+    typical_p: float = 1.0
+    top_n_sigma: float = 0.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    dynatemp_range: float = 0.0
+    dynatemp_exponent: float = 1.0
+    mirostat: int = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
+
+
+USUAL: Final = Sampling(temperature=0.8, top_k=40, top_p=0.95, min_p=0.05)
+"""What is used where neither a request nor a model says anything else: llama-server's."""
+
+_OF_MODEL: Final[dict[str, tuple[str, type[int] | type[float], float, float]]] = {
+    "temp": ("temperature", float, 0, 5),
+    "top_k": ("top_k", int, 0, 1 << 20),
+    "top_p": ("top_p", float, 0, 1),
+    "min_p": ("min_p", float, 0, 1),
+    "xtc_probability": ("xtc_probability", float, 0, 1),
+    "xtc_threshold": ("xtc_threshold", float, 0, 1),
+    "penalty_last_n": ("repeat_last_n", int, 0, 1 << 20),
+    "penalty_repeat": ("repeat_penalty", float, 0.1, 10),
+    "mirostat": ("mirostat", int, 0, 2),
+    "mirostat_tau": ("mirostat_tau", float, 0, 100),
+    "mirostat_eta": ("mirostat_eta", float, 0, 10),
+}
+"""Keys of a GGUF's `general.sampling`: the field, its type, and from where to where it makes sense."""
+
+
+def usual(metadata: Callable[[str], str | None]) -> Sampling:
+    """What a model's makers recommend in its file, as far as it makes sense, and `USUAL` for the rest.
+
+    Args:
+        metadata: the value of a key of the file as text, None where it has none.
+    """
+    found: dict[str, Any] = {}
+    for key, (field, kind, least, most) in _OF_MODEL.items():
+        try:
+            value = kind(metadata(f"general.sampling.{key}") or "")
+        except ValueError:
+            continue
+        if least <= value <= most:
+            found[field] = value
+    return replace(USUAL, **found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +108,7 @@ class Step:
         end: the model says that the answer ends here (the token itself is not part of the answer).
         logprob: its log-probability (nats), when asked for.
         top: the likeliest tokens with theirs, when asked for.
+        given: it is one of the prompt's own, not a generated one.
     """
 
     token: int
@@ -52,12 +116,13 @@ class Step:
     end: bool
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
+    given: bool = False
 
 
 class Sampler:
-    """llama.cpp's sampler chain for one generation."""
+    """llama.cpp's sampler chain for one generation, in llama-server's order. `prompt`: the tokens before it."""
 
-    def __init__(self, sampling: Sampling, vocab_size: int) -> None:
+    def __init__(self, sampling: Sampling, vocab_size: int, prompt: npt.NDArray[np.int32]) -> None:
         self._chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
         add = self._add
         if sampling.logit_bias:
@@ -68,17 +133,51 @@ class Sampler:
         if sampling.frequency_penalty or sampling.presence_penalty:
             penalties = 1.0, sampling.frequency_penalty, sampling.presence_penalty
             add(llama_cpp.llama_sampler_init_penalties(vocab_size, sampling.max_tokens, *penalties))
+        if sampling.repeat_penalty != 1 and sampling.repeat_last_n > 0:
+            of_repeats = llama_cpp.llama_sampler_init_penalties(
+                vocab_size, sampling.repeat_last_n, sampling.repeat_penalty, 0.0, 0.0
+            )
+            for token in prompt[-sampling.repeat_last_n :]:
+                llama_cpp.llama_sampler_accept(of_repeats, int(token))
+            add(of_repeats)
         if sampling.temperature <= 0:
             add(llama_cpp.llama_sampler_init_greedy())
-            return
+        elif sampling.mirostat:
+            self._add_mirostat(sampling, vocab_size)
+        else:
+            self._add_cuts(sampling)
+            self._add_temperature(sampling)
+            add(llama_cpp.llama_sampler_init_dist(sampling.seed))
+
+    def _add_cuts(self, sampling: Sampling) -> None:
+        if sampling.top_n_sigma > 0:
+            self._add(llama_cpp.llama_sampler_init_top_n_sigma(sampling.top_n_sigma))
         if sampling.top_k > 0:
-            add(llama_cpp.llama_sampler_init_top_k(sampling.top_k))
+            self._add(llama_cpp.llama_sampler_init_top_k(sampling.top_k))
+        if sampling.typical_p < 1:
+            self._add(llama_cpp.llama_sampler_init_typical(sampling.typical_p, 1))
         if sampling.top_p < 1:
-            add(llama_cpp.llama_sampler_init_top_p(sampling.top_p, 1))
+            self._add(llama_cpp.llama_sampler_init_top_p(sampling.top_p, 1))
         if sampling.min_p > 0:
-            add(llama_cpp.llama_sampler_init_min_p(sampling.min_p, 1))
-        add(llama_cpp.llama_sampler_init_temp(sampling.temperature))
-        add(llama_cpp.llama_sampler_init_dist(sampling.seed))
+            self._add(llama_cpp.llama_sampler_init_min_p(sampling.min_p, 1))
+        if sampling.xtc_probability > 0:
+            cuts = sampling.xtc_probability, sampling.xtc_threshold
+            self._add(llama_cpp.llama_sampler_init_xtc(*cuts, 1, sampling.seed))
+
+    def _add_temperature(self, sampling: Sampling) -> None:
+        if sampling.dynatemp_range > 0:
+            varied = sampling.temperature, sampling.dynatemp_range, sampling.dynatemp_exponent
+            self._add(llama_cpp.llama_sampler_init_temp_ext(*varied))
+        else:
+            self._add(llama_cpp.llama_sampler_init_temp(sampling.temperature))
+
+    def _add_mirostat(self, sampling: Sampling, vocab_size: int) -> None:
+        aims = sampling.seed, sampling.mirostat_tau, sampling.mirostat_eta
+        self._add(llama_cpp.llama_sampler_init_temp(sampling.temperature))
+        if sampling.mirostat == 1:
+            self._add(llama_cpp.llama_sampler_init_mirostat(vocab_size, *aims, _MIROSTAT_M))
+        else:
+            self._add(llama_cpp.llama_sampler_init_mirostat_v2(*aims))
 
     def _add(self, sampler: object) -> None:
         llama_cpp.llama_sampler_chain_add(self._chain, sampler)
