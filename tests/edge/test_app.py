@@ -427,7 +427,7 @@ def test_client_that_goes_away_during_prefill(edge: Any, watch: Watch, stream: b
 def asgi_call(edge: Any, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]) -> Any:
     scope = {
         "type": "http", "http_version": "1.1", "method": "POST", "path": "/v1/chat/completions", "query_string": b"",
-        "headers": [(b"content-type", b"application/json")], "root_path": "",
+        "headers": [(b"content-type", b"application/json"), (b"host", b"localhost")], "root_path": "",
     }  # fmt: skip
     return create_app(edge.opened)(scope, receive, send)
 
