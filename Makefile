@@ -1,32 +1,46 @@
 # make demo      see it work: local prefill against a streamed context, over an emulated link
 # make install   only make .venv
 # make test      lint, the test suite, and that single-event tests reach every branch of the planner
-.PHONY: install demo test lint clean
+# make long      tests of minutes: a long run of faults, what neighbours save of an uplink
+#
+# With CPU=avx2 all is as on a processor without AVX-512: llama.cpp is compiled for AVX2, in .venv-avx2, and preread's
+# own code takes no wider vectors. So `make test CPU=avx2` tests what many users have on a machine that has more.
+.PHONY: install demo test long lint clean
+
+CPU = native
+venv = .venv$(if $(filter-out native,$(CPU)),-$(CPU))
+export CPU
+ifeq ($(CPU),avx2)
+export PREREAD_VECTOR_BITS = 256
+endif
 
 COMPILED = $(wildcard src/preread/engine/*.[ch] src/preread/codec/*.[ch])
 
-install: .venv/.installed
-demo: .venv/.installed
-	.venv/bin/preread demo $(ARGS)
+install: $(venv)/.installed
+demo: $(venv)/.installed
+	$(venv)/bin/preread demo $(ARGS)
 
 test: lint
-	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
-	.venv/bin/coverage run -m pytest tests/plan --ignore=tests/plan/test_plan.py --ignore=tests/plan/test_orders.py
-	.venv/bin/coverage report
+	$(venv)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(venv)/bin/coverage run -m pytest tests/plan --ignore=tests/plan/test_plan.py --ignore=tests/plan/test_orders.py
+	$(venv)/bin/coverage report
 
-lint: .venv/.dev
-	.venv/bin/ruff check src tests
-	.venv/bin/ruff format --check src tests
-	.venv/bin/mypy
-	.venv/bin/lint-imports
+long: $(venv)/.dev
+	$(venv)/bin/python -m pytest -m long
 
-.venv/.installed: pyproject.toml scripts/install $(COMPILED)
+lint: $(venv)/.dev
+	$(venv)/bin/ruff check src tests
+	$(venv)/bin/ruff format --check src tests
+	$(venv)/bin/mypy
+	$(venv)/bin/lint-imports
+
+$(venv)/.installed: pyproject.toml scripts/install $(COMPILED)
 	scripts/install
 	touch $@
 
-.venv/.dev: pyproject.toml scripts/install $(COMPILED)
+$(venv)/.dev: pyproject.toml scripts/install $(COMPILED)
 	scripts/install dev
-	touch $@ .venv/.installed
+	touch $@ $(venv)/.installed
 
 clean:
-	rm -rf .venv build src/*.egg-info src/preread/*/_*.so
+	rm -rf .venv .venv-* build src/*.egg-info src/preread/*/_*.so

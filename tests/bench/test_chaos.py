@@ -9,28 +9,31 @@ from rich.console import Console
 
 from preread.bench import chaos
 from preread.bench.chaos import Options, bench
-from preread.bench.faults import Document, schedule
+from preread.bench.faults import schedule
 from preread.bench.reference import Reference
 
 QUIET = Console(quiet=True)
 
 
-def options(smollm: Path, requests: int) -> Options:
-    return Options(smollm, "tiny", requests, seed=4, context_tokens=(150, 400), answer_tokens=3, shelf_mib=0)
+def options(smollm: Path, requests: int, seed: int = 4) -> Options:
+    return Options(smollm, "tiny", requests, seed=seed, context_tokens=(100, 250), answer_tokens=3, shelf_mib=0)
 
 
-@pytest.mark.timeout(600)  # a busy machine is slow
-def test_no_answer_of_300_is_wrong_or_missing_whatever_breaks(smollm: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told = asyncio.run(bench(options(smollm, 300), Console(width=200), lambda *_: None))
+# How many answers are computed, streamed or asked for again is a matter of time, and not tested.
+@pytest.mark.parametrize(
+    ("requests", "seed", "kinds"), [(30, 231, 9), pytest.param(300, 4, 12, marks=pytest.mark.long)], ids=str
+)
+def test_no_answer_is_wrong_or_missing_whatever_breaks(
+    smollm: Path, capsys: pytest.CaptureFixture[str], requests: int, seed: int, kinds: int
+) -> None:
+    told = asyncio.run(bench(options(smollm, requests, seed), Console(width=200), lambda *_: None))
     shown = capsys.readouterr().out
-    assert (told["requests"], told["wrong"], told["errors"]) == (300, 0, 0), shown
+    assert (told["requests"], told["wrong"], told["errors"]) == (requests, 0, 0), shown
     faults, ways = told["faults"], told["ways"]
     assert isinstance(faults, dict) and isinstance(ways, dict)
-    expected = {turn.episode.kind for turn in schedule(4, 300, 150, 400)}
-    assert faults.keys() == expected and len(expected) >= 12
-    assert ways["computed"] > 10 and ways["resident"] > 10, ways
-    assert sum(ways.values()) - ways["computed"] - ways["resident"] > 10, "some come from the cloud"
-    assert told["retried"], "the edge was killed in the middle of a request"
+    expected = {turn.episode.kind for turn in schedule(seed, requests, 100, 250)}
+    assert faults.keys() == expected and len(expected) >= kinds and {"edge-kill", "cloud-kill"} < expected
+    assert sum(ways.values()) == requests and "none" not in ways
 
 
 def test_a_wrong_answer_is_found_and_can_be_played_again(
@@ -48,13 +51,9 @@ def test_a_wrong_answer_is_found_and_can_be_played_again(
 
 
 def test_an_error_and_a_late_answer_are_found(smollm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unknown(document: Document, number: int) -> dict[str, object]:
-        return {"context": "nowhere", "messages": [{"role": "user", "content": "?"}]}
-
-    monkeypatch.setattr(chaos, "asked", unknown)
-    told = asyncio.run(bench(options(smollm, 1), QUIET, lambda *_: None))
-    assert (told["errors"], told["late"]) == (1, 0)
-    monkeypatch.undo()
+    right = chaos.asked
+    asked = iter([{"context": "nowhere", "messages": [{"role": "user", "content": "?"}]}])
+    monkeypatch.setattr(chaos, "asked", lambda document, number: next(asked, None) or right(document, number))
     monkeypatch.setattr(chaos, "_bound_s", lambda local_s: local_s / 1e6)
-    told = asyncio.run(bench(options(smollm, 1), QUIET, lambda *_: None))
-    assert (told["errors"], told["late"]) == (0, 1)
+    told = asyncio.run(bench(options(smollm, 2), QUIET, lambda *_: None))
+    assert (told["errors"], told["late"]) == (1, 1)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,32 +12,36 @@ from rich.console import Console
 from preread.bench.group import Answer
 from preread.bench.site import Options, bench, threads
 from preread.bench.tally import Run, summed, table, told
-from preread.testing.tiny import write_tiny
 
 # A link that is so fast that little is computed meanwhile, and nothing is asked for twice out of impatience.
 OPTIONS = Options((2,), 1000, 2, 640, 8, 2, "lossless", 1)
 
 
-@pytest.mark.timeout(300)  # a busy machine is slow
-def test_two_edges_load_a_cold_context_once_if_they_are_neighbours(
-    smollm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_edges_answer_alone_beside_each_other_and_as_neighbours(
+    tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tiny = write_tiny(tmp_path / "tiny.gguf", smollm)
-    told: dict[str, Any] = asyncio.run(bench(tiny, "tiny", OPTIONS, Console(quiet=True)))
+    options = replace(OPTIONS, context_tokens=250)
+    told: dict[str, Any] = asyncio.run(bench(tiny_model, "tiny", options, Console(quiet=True)))
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == json.loads(json.dumps(told))
     rows, runs = told["rows"], told["runs"]
     assert [(row["edges"], row["neighbours"]) for row in rows] == [(1, False), (2, False), (2, True)]
     alone, without, near = rows
     assert [sum(row["ways"].values()) for row in rows] == [1, 2, 2], "every edge answered"
-    assert all(row["ways"].keys() <= {"streamed", "mixed"} for row in rows), rows
     assert [run["edges"] for run in runs] == [len(run["answers"]) for run in runs] == [1, 2, 2]
     assert all(answer["ttft_s"] > 0 for run in runs for answer in run["answers"])
+    assert alone["ratio_to_one"] == 1 and without["ratio_to_without"] is None and near["ratio_to_without"] > 0
+    assert told["context_bytes"] > 25_000 and told["machine"]["cores"] > 0
+
+
+@pytest.mark.long  # it compares how fast processes are that share this machine: it must have nothing else to do
+def test_two_edges_load_a_cold_context_once_if_they_are_neighbours(tiny_model: Path) -> None:
+    told: dict[str, Any] = asyncio.run(bench(tiny_model, "tiny", OPTIONS, Console(quiet=True)))
+    alone, without, near = told["rows"]
+    assert all(row["ways"].keys() <= {"streamed", "mixed"} for row in told["rows"]), told
     # One alone may compute a part while it loads, which it then does not fetch; with neighbours all fetch all, once.
-    assert alone["ratio_to_one"] == 1 and alone["ratio_to_context"] < 1.1
+    assert alone["ratio_to_context"] < 1.1
     assert without["ratio_to_one"] > 1.5 and without["ratio_to_context"] > 1.4
     assert near["ratio_to_context"] < 1.2 and near["uplink_bytes"] < 0.75 * without["uplink_bytes"]
-    assert without["ratio_to_without"] is None and near["ratio_to_without"] > 0
-    assert told["context_bytes"] > 100_000 and told["machine"]["cores"] > 0
 
 
 def answered(ttft_s: float, computed_n: int = 0) -> Answer:

@@ -22,10 +22,9 @@ def test_the_round_trip_is_not_held_against_the_rate() -> None:
     assert estimates.link.rtt_s == 0.05
 
 
-def test_recent_transfers_weigh_more_and_old_ones_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recent_transfers_weigh_more_and_old_ones_are_forgotten() -> None:
     now = 1000.0
-    monkeypatch.setattr("preread.edge.estimates.time.monotonic", lambda: now)
-    estimates = Estimates(100.0)
+    estimates = Estimates(100.0, clock=lambda: now)
     for rate in (1e6, 1e6, 9e6, 9e6, 9e6):
         estimates.transferred(int(rate), 1.0)
     assert estimates.link is not None and estimates.link.bytes_s > 7e6

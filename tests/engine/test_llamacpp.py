@@ -1,4 +1,5 @@
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,8 +98,7 @@ def test_the_engine_waits_for_a_layer_that_is_late(engine: LlamaCpp) -> None:
     got: list[int] = []
     running = threading.Thread(target=lambda: got.extend(answer(engine)[0]))
     running.start()
-    while engine.waiting_for_layer != layers - 1:
-        assert running.is_alive()
+    until_waiting(engine, layers - 1, running)
     assert not got
     engine.inject(layers_of(block, layers - 1, layers))
     engine.open_layers(layers)
@@ -172,9 +172,15 @@ def test_a_prompt_that_was_cancelled_at_the_gate_can_be_asked_again(engine: Llam
 
 
 def cancel_at(engine: LlamaCpp, layer: int) -> None:
-    while engine.waiting_for_layer != layer:
-        pass
+    until_waiting(engine, layer)
     engine.cancel()
+
+
+def until_waiting(engine: LlamaCpp, layer: int, thread: threading.Thread | None = None) -> None:
+    """Until the engine, which `thread` uses, waits for a layer."""
+    while engine.waiting_for_layer != layer:
+        assert thread is None or thread.is_alive()
+        time.sleep(1e-3)
 
 
 LONG_PROMPT = document(2000)[1900:1956]
@@ -248,8 +254,7 @@ def test_cancel_ends_a_wait_and_the_engine_goes_on(engine: LlamaCpp) -> None:
 
     waiting = threading.Thread(target=wait)
     waiting.start()
-    while engine.waiting_for_layer != 0:
-        assert waiting.is_alive()
+    until_waiting(engine, 0, waiting)
     engine.cancel()
     waiting.join()
     assert raised

@@ -34,7 +34,6 @@ from preread.fit.school import Models
 
 pytestmark = [
     pytest.mark.filterwarnings("default"),  # what these libraries warn of is theirs
-    pytest.mark.timeout(400),  # two engines' threads and another worker's on two cores
 ]
 
 TEXT = Text("squares", tuple(" ".join(str(n * n % modulus) for n in range(3600)) for modulus in (997, 9973, 991)))

@@ -1,6 +1,7 @@
 """What this edge believes about itself and its link, from what it has seen. Recent observations weigh more."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from preread.plan.cost import Link, Prefill
@@ -67,9 +68,11 @@ class Estimates:
 
     Args:
         prefill_tokens_s: rate at a context's start.
+        clock: seconds that only grow.
     """
 
-    def __init__(self, prefill_tokens_s: float) -> None:
+    def __init__(self, prefill_tokens_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._long = _Pace.guessed(1 / prefill_tokens_s)
         self._short = _Pace.guessed(1 / prefill_tokens_s)
         self._bytes_s: float | None = None
@@ -80,7 +83,7 @@ class Estimates:
     @property
     def link(self) -> Link | None:
         """The link, or None when nothing has been transferred lately."""
-        return self.last_link if time.monotonic() - self._seen_s <= _TRUST_S else None
+        return self.last_link if self._clock() - self._seen_s <= _TRUST_S else None
 
     @property
     def last_link(self) -> Link | None:
@@ -133,20 +136,20 @@ class Estimates:
     def flowed(self, size_bytes: int, bytes_s: float) -> None:
         """So many bytes came, lately at this rate."""
         if size_bytes >= min(_SMALLEST_TRANSFER_BYTES, max(_SHORTEST_FLOW_S * bytes_s, _FEWEST_BYTES)):
-            self._seen_s = time.monotonic()
+            self._seen_s = self._clock()
             self._bytes_s = bytes_s if self._bytes_s is None else self._bytes_s + _WEIGHT * (bytes_s - self._bytes_s)
 
     def transferred(self, size_bytes: int, seconds: float) -> None:
         """So many bytes arrived in so long, the first round trip included."""
         if size_bytes < _SMALLEST_TRANSFER_BYTES or seconds <= 0:
             return
-        self._seen_s = time.monotonic()
+        self._seen_s = self._clock()
         rate = size_bytes / max(seconds - (self._rtt_s or 0.0), seconds / 10)
         self._bytes_s = rate if self._bytes_s is None else self._bytes_s + _WEIGHT * (rate - self._bytes_s)
 
     def gave_up(self, size_bytes: int, seconds: float) -> None:
         """A transfer was given up as too slow; whatever was believed before was too good."""
-        self._seen_s, self._bytes_s = time.monotonic(), size_bytes / max(seconds, 1e-3)
+        self._seen_s, self._bytes_s = self._clock(), size_bytes / max(seconds, 1e-3)
 
     def round_trip(self, seconds: float) -> None:
         """A small request was answered after so long."""
