@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from preread.errors import Full, RemoteError, UsageError
@@ -225,5 +226,11 @@ def test_removing_a_name_reads_no_other_contexts_manifest(tmp_path: Path, monkey
 
     store = type("Watched", (Objects,), {"read": reads})(store._backend, "here")
     (gone,) = [entry for entry in asyncio.run(store.names()) if entry.name == "two"]
+    for name in ("twin", "triplet"):
+        asyncio.run(store.put_name(msgspec.structs.replace(gone, name=name)))
+    assert asyncio.run(store.remove_name("twin"))
+    assert read == [gone.manifest.id] * 2 and present(store, objects_of(store, gone)) == objects_of(store, gone)
+    assert asyncio.run(store.remove_name("triplet"))
+    read.clear()
     assert asyncio.run(store.remove_name("two"))
-    assert read == [gone.manifest.id]
+    assert read == [gone.manifest.id] and present(store, {("manifests", gone.manifest.id)}) == set()

@@ -311,8 +311,9 @@ class Objects:
         try:
             if self._illegible:
                 raise CorruptData("name", "a name's file cannot be understood")
-            for entry in others:
-                if any_context or entry.context == context:
+            # one document may have thousands of names
+            for entry in {entry.manifest.id: entry for entry in others}.values():
+                if doomed and (any_context or entry.context == context):
                     doomed -= await self._needs(entry)
         except CorruptData as error:
             _log.warning("store %s: %s stay, since %s", self._where, what, error)
