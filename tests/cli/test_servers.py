@@ -1,5 +1,6 @@
 """What keeps `preread cloud` and `preread edge` from starting, each found before anything slow happens."""
 
+import fcntl
 import os
 import resource
 import socket
@@ -80,6 +81,18 @@ def test_store_below_a_file(preread: Run, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     ran = preread("cloud", "--port", "0", "--store", str(tmp_path / "file" / "store"))
     assert ran.code == 1 and "cannot be written" in ran.err and ran.err.count("\n") == 1
+
+
+def test_store_of_another_cloud(preread: Run, tmp_path: Path) -> None:
+    held = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        ran = preread(
+            "cloud", "--port", "0", "--store", str(tmp_path), "--model", str(tmp_path / "never-looked-at.gguf")
+        )
+    finally:
+        os.close(held)
+    assert ran.code == 1 and "is held by another process" in ran.err and ran.err.count("\n") == 1
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -2,13 +2,15 @@
 
 import asyncio
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from preread.errors import RemoteError
 from preread.store.objects import Objects, open_store
-from preread.testing.store import objects_of, publish
+from preread.testing.store import objects_of, present, publish
 
 
 @pytest.fixture
@@ -100,3 +102,31 @@ def test_a_disk_that_does_not_take_it_fails_the_publication(tmp_path: Path, monk
     assert not list(tmp_path.rglob(".new-*"))
     second = publish(store, "manual", "second edition")
     assert asyncio.run(open_store(str(tmp_path)).names()) == [second]
+
+
+PUBLISH = """
+import asyncio, sys
+from preread.store.objects import open_store
+from preread.testing.store import publish
+store = open_store(sys.argv[1])
+for number in range(10**6):
+    publish(store, f"context {number % 5}", f"edition {number} of a text")
+    print(number, flush=True)
+"""
+
+
+@pytest.mark.parametrize("acknowledged", [1, 12])
+def test_what_was_acknowledged_is_whole_after_a_kill(tmp_path: Path, acknowledged: int) -> None:
+    """At whatever moment after so many; some of these replace others."""
+    command = [sys.executable, "-c", PUBLISH, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for _ in range(acknowledged):
+            last = int(process.stdout.readline())
+        process.kill()
+        last = max([last, *map(int, process.stdout.read().split())])
+    store = open_store(str(tmp_path))
+    entries = {entry.name: entry for entry in asyncio.run(store.names())}
+    assert entries.keys() >= {f"context {number % 5}" for number in range(last + 1)}
+    for entry in entries.values():
+        assert present(store, objects_of(store, entry)) == objects_of(store, entry)

@@ -90,6 +90,7 @@ def cloud(
         if clients is not None and not clients.may("publish"):
             _log.warning("no key may publish: write publish:KEY for one that may")
         objects = open_store(store)
+        loop.run(_check_free(objects))  # before a model is loaded in vain
         engine = stack.enter_context(engine_for(model, ctx_size, threads))
         large = llm and stack.enter_context(engine_for(llm, ctx_size, threads, streamed=False))
         help = _help(large or None, mapping or [], guide or [], taught or [], max_dloss)
@@ -163,6 +164,11 @@ def _access(
     open_names = frozenset() if near else frozenset({hosts.ANY})
     names = open_names if allow_host is None else hosts.hosts(allow_host)
     return Access(clients, names, hosts.origins(allow_origin))
+
+
+async def _check_free(objects: "Objects") -> None:
+    async with objects.held():
+        pass
 
 
 async def _serve_cloud(
