@@ -17,6 +17,8 @@ from preread.wire.manifest import Manifest, Quality
 from preread.wire.segment import SegmentHeader
 
 ID = "e" * 64
+MICRONATS = st.integers(-(10**9), 10**9)
+INTERVALS = st.tuples(MICRONATS, MICRONATS).map(lambda ends: (min(ends), max(ends)))
 QUALITY = {"dloss_micronats": -7, "kl_micronats": 0, "tokens": 1, "top1_ppm": 999_999}
 
 
@@ -56,7 +58,14 @@ def test_round_trip(manifest: Manifest) -> None:
     st.none() | st.builds(SizedId, st.just(ID), st.integers(1, MAX_PROFILE_BYTES)),
     st.none()
     | st.builds(
-        Quality, st.integers(-(10**9), 10**9), st.integers(0, 10**9), st.integers(0, 10**6), st.integers(1, 2**31 - 1)
+        Quality,
+        MICRONATS,
+        st.integers(0, 10**9),
+        st.integers(0, 10**6),
+        st.integers(1, 2**31 - 1),
+        st.none() | INTERVALS,
+        st.none() | INTERVALS,
+        st.sampled_from(["fit", "context", "inferred"]),
     ),
 )
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -69,6 +78,9 @@ def test_round_trip_with_profile_and_quality(
     assert manifests.loads(data) == written
     told = json.loads(data)["rungs"]
     assert ("quality" in told[1]) == (quality is not None) and "quality" not in told[0]
+    if quality is not None:  # what says no more than former writers did is written as they did
+        assert ("kl_interval_micronats" in told[1]["quality"]) == (quality.kl_interval_micronats is not None)
+        assert ("measured_on" in told[1]["quality"]) == (quality.measured_on != "fit")
     assert told[0]["profile"] is None and ("profile" in told[1])
 
 
@@ -156,6 +168,9 @@ CHANGES: list[tuple[str, str, Callable[[Any], object]]] = [
     ("quality share", "schema", lambda t: t["rungs"][1].update(quality=QUALITY | {"top1_ppm": 10**6 + 1})),
     ("quality of nothing", "schema", lambda t: t["rungs"][1].update(quality=QUALITY | {"tokens": 0})),
     ("quality huge", "schema", lambda t: t["rungs"][1].update(quality=QUALITY | {"dloss_micronats": -(10**9) - 1})),
+    ("interval", "range", lambda t: t["rungs"][1].update(quality=QUALITY | {"kl_interval_micronats": [2, 1]})),
+    ("interval end", "schema", lambda t: t["rungs"][1].update(quality=QUALITY | {"dloss_interval_micronats": [1]})),
+    ("measured", "schema", lambda t: t["rungs"][1].update(quality=QUALITY | {"measured_on": "a guess"})),
     ("row", "shape", lambda t: t["rungs"][0]["segments"].pop()),
     ("column", "shape", lambda t: t["rungs"][0]["segments"][2].pop()),
     ("segment id", "schema", lambda t: t["rungs"][0]["segments"][2][1].update(id="../" + ID)),

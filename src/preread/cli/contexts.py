@@ -10,7 +10,16 @@ import typer
 
 from preread import loop
 from preread.cli import keys, options
-from preread.cli.terminal import FIT_STAGE, print_json, print_table, quality_cells, say, size, token_progress
+from preread.cli.terminal import (
+    FIT_STAGE,
+    QUALITY_HEADINGS,
+    print_json,
+    print_table,
+    quality_cells,
+    say,
+    size,
+    token_progress,
+)
 from preread.cloud.events import Mode
 from preread.errors import RemoteError, UnknownContext, UsageError
 from preread.values import Form
@@ -189,7 +198,7 @@ def show(
     say(f"segments  {len(manifest.chunks)} chunks × {len(manifest.groups)} layer groups for each rung")
     say()
     print_table(
-        ("RUNG", "ON TOP OF", "CODEC", "SIZE", "PER TOKEN", "LOSS RISES BY", "KL", "SAME TOKEN"),
+        ("RUNG", "ON TOP OF", "CODEC", "SIZE", "PER TOKEN", *QUALITY_HEADINGS),
         [
             (
                 rung.name,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from preread.cli import keys, options
-from preread.cli.terminal import print_json, print_table, quality_cells, rate, say, size
+from preread.cli.terminal import QUALITY_HEADINGS, print_json, print_table, quality_cells, rate, say, size
 from preread.engine.registry import DEFAULT
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def _print(report: "Report") -> None:
         say(f"{what:<11}{value}")
     say()
     print_table(
-        ("RUNG", "PER TOKEN", "", "LOSS RISES BY", "KL", "SAME TOKEN", "STREAMING BEATS COMPUTING ABOVE"),
+        ("RUNG", "PER TOKEN", "", *QUALITY_HEADINGS, "STREAMING BEATS COMPUTING ABOVE"),
         [
             (
                 cost.rung,

@@ -161,12 +161,24 @@ def size(size_bytes: float) -> str:
     return f"{size_bytes:,.3g} GB" if size_bytes < 999.5 else f"{size_bytes:,.0f} GB"
 
 
-def quality_cells(rung: str, quality: Quality | None) -> tuple[str, str, str]:
-    """By how much a rung raises the loss, its KL divergence (nats a token), and how often the likeliest token stays."""
+QUALITY_HEADINGS: Final = ("LOSS RISES BY", "KL", "SAME TOKEN", "MEASURED ON")
+_MEASURED_ON: Final = {"fit": "other text", "context": "this context", "inferred": "this context, by ratio"}
+
+
+def quality_cells(rung: str, quality: Quality | None) -> tuple[str, str, str, str]:
+    """By how much a rung raises the loss, its KL divergence, how often the likeliest token stays, and what on.
+
+    In nats a token, with 95 % intervals where there are any.
+    """
     if quality is None:
-        return ("0", "0", "100 %") if rung == "lossless" else ("", "", "")
-    loss, kl = quality.dloss_micronats * 1e-6, quality.kl_micronats * 1e-6
-    return f"{loss:+.4f}", f"{kl:.4f}", f"{quality.top1_ppm * 1e-4:.1f} %"
+        return ("0", "0", "100 %", "") if rung == "lossless" else ("", "", "", "")
+    loss = f"{quality.dloss_micronats * 1e-6:+.4f}{_interval(quality.dloss_interval_micronats, '+.4f')}"
+    kl = f"{quality.kl_micronats * 1e-6:.4f}{_interval(quality.kl_interval_micronats, '.4f')}"
+    return loss, kl, f"{quality.top1_ppm * 1e-4:.1f} %", _MEASURED_ON[quality.measured_on]
+
+
+def _interval(ends: tuple[int, int] | None, form: str) -> str:
+    return "" if ends is None else f" [{format(ends[0] * 1e-6, form)}, {format(ends[1] * 1e-6, form)}]"
 
 
 def rate(bytes_s: float) -> str:

@@ -1,6 +1,6 @@
 """The cloud's story: a document becomes an immutable, streamable context.
 
-read → encode → digest → put segments → put manifest → put name. Until the name is put,
+read → encode → digest → put segments → measure what they cost → put manifest → put name. Until the name is put,
 nobody sees any of it; if anything fails before, what was published earlier stays as it was.
 """
 
@@ -12,15 +12,17 @@ from functools import partial
 from importlib.metadata import version
 from typing import Literal
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from preread import limits
 from preread.cloud.events import Mode, Published
 from preread.cloud.profiles import Stored
-from preread.cloud.reading import NO_HELP, Help, read_context
+from preread.cloud.quality import Found, as_stated, measure, measured_rung, stated, windows
+from preread.cloud.reading import NO_HELP, Help, Reading, read_context
 from preread.codec.base import Codec
-from preread.codec.fitted import apart
+from preread.codec.fitted import Fitted, encoded
 from preread.codec.ladder import codec, ladder, needs_profile
 from preread.codec.profile import Prepared, prepare
 from preread.codec.profile import Quality as Measured
@@ -28,7 +30,7 @@ from preread.engine import length
 from preread.engine.llamacpp import BATCH_TOKENS, LlamaCpp
 from preread.engine.model import engine_version
 from preread.engine.worker import Worker
-from preread.errors import EngineError, TooLong, UsageError
+from preread.errors import TooLong, UsageError
 from preread.store.objects import Objects
 from preread.values import ContextId, Form, KVBlock, ObjectRef, Span
 from preread.wire import manifest as manifests
@@ -136,38 +138,64 @@ async def publish(
     started = time.monotonic()
     check(engine, name, len(tokens))
     codecs = await asyncio.to_thread(_codecs, engine, tokens, rungs, profile)
-    bases = _bases(profile)
-    context = context_id(engine.spec.fingerprint, tokens)
+    spans = windows(len(tokens), engine.spec.window_tokens, engine.scored_tokens) if needed(rungs) else []
+    engines = [engine] if help.large is None else [engine, help.large]
+    prefill = partial(read_context, engine, help, tokens, mode, progress, spans)
+    reading = await worker.run(prefill, lambda: _cancel(engines))
+    with ThreadPoolExecutor(limits.cpus()) as pool:  # more would only fight over the cores
+        plain = await _encoded(store, engine, worker, pool, tokens, form, codecs, profile, reading, progress)
+        found = None
+        if profile is not None and (step := _measured(codecs, profile)) is not None and spans:
+            found = await measure(store, engine, worker, pool, plain, step, tokens, spans, reading.logits)
+    manifest = _with_quality(plain, profile, found, reading.quality)
+    entry = _entry(name, manifest, engine, await store.put("manifests", manifests.dumps(manifest)))
+    await store.put_name(entry)
+    sizes = {rung.name: sum(cell.size_bytes for row in rung.segments for cell in row) for rung in manifest.rungs}
+    refined = {rung.name: rung.base for rung in manifest.rungs if rung.base}
+    return Published(entry, sizes, time.monotonic() - started, reading.mode, reading.notes, refined)
+
+
+async def _encoded(
+    store: Objects,
+    engine: LlamaCpp,
+    worker: Worker,
+    pool: ThreadPoolExecutor,
+    tokens: Tokens,
+    form: Form,
+    codecs: tuple[Codec, ...],
+    profile: Stored | None,
+    reading: Reading,
+    progress: Report,
+) -> Manifest:
+    """Store what the engine holds in every rung; the manifest of it, which states no quality yet."""
+    context, bases = context_id(engine.spec.fingerprint, tokens), _bases(profile)
     layers = GROUP_LAYERS if profile is None else profile.profile.group_layers
     chunks, groups = chunked(len(tokens)), _spans(engine.spec.geometry.layers, layers)
-    engines = [engine] if help.large is None else [engine, help.large]
-    prefill = partial(read_context, engine, help, tokens, mode, progress)
-    reading = await worker.run(prefill, lambda: _cancel(engines))
     rows: dict[str, _Rows] = {step.rung: [] for step in codecs}
-    with ThreadPoolExecutor(limits.cpus()) as pool:  # more would only fight over the cores
-        for chunk in chunks:
-            blocks = [await worker.run(partial(engine.export, chunk, group)) for group in groups]
-            encode = partial(_frames, context, codecs, bases)
-            frames = await asyncio.gather(*[_on(pool, encode, block) for block in blocks])
-            for step in codecs:
-                rows[step.rung].append(tuple([_sized(await store.put("segments", row[step.rung])) for row in frames]))
-            progress("encode", chunk.stop, len(tokens))
+    for chunk in chunks:
+        blocks = [await worker.run(partial(engine.export, chunk, group)) for group in groups]
+        encode = partial(_frames, context, codecs)
+        frames = await asyncio.gather(*[_on(pool, encode, block) for block in blocks])
+        for step in codecs:
+            rows[step.rung].append(tuple([_sized(await store.put("segments", row[step.rung])) for row in frames]))
+        progress("encode", chunk.stop, len(tokens))
     ids = await store.put("tokens", token_objects.pack(tokens))
-    manifest = Manifest(
+
+    def rung(step: Codec) -> Rung:
+        with_profile = profile is not None and needs_profile(step.version)
+        ref = _sized(profile.ref) if profile is not None and with_profile else None
+        return Rung(step.rung, step.version, tuple(rows[step.rung]), ref, None, bases.get(step.rung))
+
+    return Manifest(
         context=context,
         form=form,
         model=Model(engine.spec.name, engine.spec.fingerprint, engine.spec.geometry),
         tokens=manifests.Tokens(len(tokens), ids.id, ids.size_bytes),
         chunks=manifests.pairs(chunks),
         groups=manifests.pairs(groups),
-        rungs=tuple(_rung(step, rows[step.rung], profile, reading.quality) for step in codecs),
+        rungs=tuple(map(rung, codecs)),
         origin=Origin(engine_version(), f"preread {version('preread')}", BATCH_TOKENS, reading.mode),
     )
-    entry = _entry(name, manifest, engine, await store.put("manifests", manifests.dumps(manifest)))
-    await store.put_name(entry)
-    sizes = {rung: sum(cell.size_bytes for row in cells for cell in row) for rung, cells in rows.items()}
-    refined = {step.rung: bases[step.rung] for step in codecs if step.rung in bases}
-    return Published(entry, sizes, time.monotonic() - started, reading.mode, reading.notes, refined)
 
 
 async def refuse(
@@ -248,23 +276,22 @@ def _entry(name: str, manifest: Manifest, engine: LlamaCpp, stored: ObjectRef) -
     )
 
 
-def _rung(step: Codec, cells: _Rows, profile: Stored | None, read: Measured | None) -> Rung:
-    if profile is None or not needs_profile(step.version):
-        quality = _stated(read) if read is not None and step.rung == LOSSLESS else None
-        return Rung(step.rung, step.version, tuple(cells), None, quality)
-    (fitted,) = [rung for rung in profile.profile.rungs if rung.name == step.rung]
-    quality = _stated(*[measured for measured in (fitted.quality, read) if measured is not None])
-    return Rung(step.rung, step.version, tuple(cells), _sized(profile.ref), quality, fitted.base)
+def _measured(codecs: tuple[Codec, ...], profile: Stored) -> Codec | None:
+    """The codec of the rung that is measured, if any needs the profile."""
+    name = measured_rung(profile.profile, [step.rung for step in codecs])
+    return next((step for step in codecs if step.rung == name), None)
 
 
-def _stated(*measured: Measured) -> Quality:
-    """What a rung changes in all: what its codec does, and what the way does in which the context was read."""
-    return Quality(
-        dloss_micronats=round(sum(one.dloss for one in measured) * 1e6),
-        kl_micronats=max(0, round(sum(one.kl for one in measured) * 1e6)),
-        top1_ppm=max(0, round((1 - sum(1 - one.top1 for one in measured)) * 1e6)),
-        tokens=min(one.tokens for one in measured),
-    )
+def _with_quality(manifest: Manifest, profile: Stored | None, found: Found | None, read: Measured | None) -> Manifest:
+    """The manifest with what each rung costs: what its codec does, and what the way does in which it was read."""
+
+    def quality(rung: Rung) -> Quality | None:
+        if profile is not None and rung.profile is not None:
+            return stated(profile.profile.rung(rung.name), profile.profile, found, read)
+        return as_stated(read) if read is not None and rung.name == LOSSLESS else None
+
+    rungs = tuple(msgspec.structs.replace(rung, quality=quality(rung)) for rung in manifest.rungs)
+    return msgspec.structs.replace(manifest, rungs=rungs)
 
 
 def chunked(tokens: int) -> list[Span]:
@@ -288,15 +315,13 @@ def _bases(profile: Stored | None) -> dict[str, str]:
     return {} if profile is None else {rung.name: rung.base for rung in profile.profile.rungs if rung.base}
 
 
-def _frames(context: ContextId, codecs: tuple[Codec, ...], bases: dict[str, str], block: KVBlock) -> dict[str, bytes]:
+def _frames(context: ContextId, codecs: tuple[Codec, ...], block: KVBlock) -> dict[str, bytes]:
     """A block's segment at each rung."""
     _, kv_heads, _, head_dim = block.k.shape
-    payloads = {step.rung: step.encode(block) for step in codecs}
-    for rung, base in bases.items():
-        if rung in payloads:
-            below, payloads[rung] = map(bytes, apart(payloads[rung]))
-            if below != payloads[base]:
-                raise EngineError(f"rung {base} was coded in two ways: this machine does not compute reliably")
+    fitted = [step for step in codecs if isinstance(step, Fitted)]
+    payloads = {step.rung: step.encode(block) for step in codecs if not isinstance(step, Fitted)}
+    if fitted:
+        payloads |= encoded(fitted[0].prepared, block, [step.rung for step in fitted])
     header = partial(segment.SegmentHeader, context)
     return {
         rung: segment.pack(header(rung, block.tokens, block.layers, kv_heads, head_dim), payload)

@@ -9,7 +9,7 @@ It decides what is published; it must not know segments, stores or names.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import attrgetter
 from typing import Final, Literal
@@ -71,11 +71,13 @@ class Reading:
         mode: what the engine now holds.
         quality: what that costs on windows of the context itself, against exact KV; None: it is exact.
         notes: for each mode that was tried or refused, a line with its numbers.
+        logits: those that were asked for (tokens of the spans, vocab); None: what the engine holds tells them.
     """
 
     mode: Literal["exact", "mapped", "guided", "taught"] = "exact"
     quality: Quality | None = None
     notes: tuple[str, ...] = ()
+    logits: npt.NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +115,9 @@ def _check_pair(small: LlamaCpp, large: LlamaCpp | None, one: Kept | KeptGuide, 
         )
 
 
-def read_context(small: LlamaCpp, help: Help, tokens: Tokens, mode: Mode, progress: Report) -> Reading:
+def read_context(
+    small: LlamaCpp, help: Help, tokens: Tokens, mode: Mode, progress: Report, spans: Sequence[Span] = ()
+) -> Reading:
     """Read a context, which `small` then holds as it is to be published.
 
     Args:
@@ -124,6 +128,7 @@ def read_context(small: LlamaCpp, help: Help, tokens: Tokens, mode: Mode, progre
             budget; "auto": taught, or else the mapping or guide that lowers the loss most, of those whose interval
             lies below zero.
         progress: is told of the stages "prefill", "read" and "measure".
+        spans: where to take logits on the way, if nothing but the small model reads.
 
     Raises:
         EngineError: an engine failed; what `small` holds is of no use then.
@@ -145,13 +150,14 @@ def read_context(small: LlamaCpp, help: Help, tokens: Tokens, mode: Mode, progre
             both = _read(small, help.large, mappings, guides, tokens, progress)
         except UsageError as error:  # it does not fit the large model's window
             notes.append(f"exact: {error}")
+    logits = None
     if both is None:
-        small.prefill(tokens, lambda done: progress("prefill", done, len(tokens)))
+        logits = small.prefill(tokens, lambda done: progress("prefill", done, len(tokens)), spans)
     candidates = taught
     if both is not None:
         candidates += _mapped(small, mappings, both, help.max_dloss) + _guided(small, guides, both)
     if not candidates:
-        return Reading(notes=tuple(notes))
+        return Reading(notes=tuple(notes), logits=logits)
     exact = small.export(Span(0, len(tokens)), Span(0, small.spec.geometry.layers))
     references = [log_softmax(small.score(tokens[at : at + TAIL_TOKENS], reuse=at)) for at in cuts]
     judged: list[tuple[tuple[bool, float], _Candidate, KVBlock, Quality]] = []

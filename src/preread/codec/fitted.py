@@ -9,6 +9,7 @@ say how.
 """
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,32 +67,17 @@ class Fitted:
         return self.prepared.profile.rung(name) if name else None
 
     def encode(self, block: KVBlock) -> bytes:
-        check_block(block)
-        profile = self.prepared.profile
-        group, sinks = self._place(block.tokens, block.layers), self._sinks(block.tokens)
-        if group is None or block.k.shape[1::2] != (profile.geometry.kv_heads, profile.geometry.head_dim):
-            raise UsageError(f"{block.layers} with K of shape {block.k.shape} is not a layer group of the profile")
-        alone, refining = (self._base, self._rung) if self._base else (self._rung, None)
-        coded, finer = b"", _NOTHING
-        if sinks:
-            packed = Zstd(level=3).compress(Shuffle().pack(block.k[:, :, :sinks], block.v[:, :, :sinks]))
-            coded = struct.pack("<I", len(packed)) + packed
-        if sinks < len(block.tokens):
-            y = coefficients(self.prepared, block, group, sinks)
-            older = self._older(block.tokens) - sinks
-            coded += _coded(y, alone, group, profile.coder, older)
-            if refining:
-                finer = _coded(y, refining, group, profile.coder, older)
-        return joined(coded, finer) if refining else coded
+        own = encoded(self.prepared, block, [self.rung])
+        return own[self.rung] if self.base is None else joined(own[self.base], own[self.rung])
 
     def decode(self, payload: Payload, tokens: Span, layers: Span, geometry: Geometry) -> KVBlock:
         shape = block_shape(tokens, layers, geometry)
         profile = self.prepared.profile
-        group = self._place(tokens, layers)
+        group = _group(self.prepared, tokens, layers)
         if group is None or geometry != profile.geometry:
             raise CorruptData("shape", f"{layers} of {geometry} is not a layer group of the profile")
         k, v = np.empty(shape, np.float16), np.empty(shape, np.float16)
-        sinks, base = self._sinks(tokens), self._base
+        sinks, base = _sinks(self.prepared, tokens), self._base
         view, finer = apart(payload) if base else (memoryview(payload), memoryview(b""))
         if sinks:
             view = self._read_sinks(view, k[:, :, :sinks], v[:, :, :sinks])
@@ -104,18 +90,6 @@ class Fitted:
         elif len(view) or (base and finer != _NOTHING):
             raise CorruptData("length", "payload has bytes too many")
         return KVBlock(tokens, layers, k, v)
-
-    def _place(self, tokens: Span, layers: Span) -> int | None:
-        if tokens.stop > len(self.prepared.features):
-            raise UsageError(f"{tokens} lies outside the {len(self.prepared.features)} tokens that were prepared")
-        return self.prepared.profile.group(layers)
-
-    def _sinks(self, tokens: Span) -> int:
-        return max(0, min(self.prepared.sinks, tokens.stop) - tokens.start)
-
-    def _older(self, tokens: Span) -> int:
-        """How many tokens of a span are not recent."""
-        return min(max(self.prepared.recent - tokens.start, 0), len(tokens))
 
     def _read_sinks(self, view: memoryview, k: Half, v: Half) -> memoryview:
         if len(view) < 4:
@@ -133,7 +107,7 @@ class Fitted:
         profile = self.prepared.profile
         features = self.prepared.features[tokens.start : tokens.stop]
         first = features.shape[1]
-        older = self._older(tokens)
+        older = _older(self.prepared, tokens)
         blocks = [
             block for rung, coded in parts for block in _uncoded(coded, rung, group, profile.coder, older, len(tokens))
         ]
@@ -150,6 +124,57 @@ class Fitted:
         return synthesised(a, profile.synthesis(group), strong)[: len(tokens)]
 
 
+def encoded(prepared: Prepared, block: KVBlock, rungs: Sequence[str]) -> dict[str, bytes]:
+    """A block's payload at each of these rungs of the profile, and at those that they refine.
+
+    Of one that refines another it is what comes on top: `joined` makes of both what `Fitted` takes. That a block is
+    analysed once, and quantised once for a base, is what makes many rungs cheap.
+
+    Raises:
+        UsageError: as `Codec.encode` does.
+    """
+    check_block(block)
+    profile = prepared.profile
+    group, sinks = _group(prepared, block.tokens, block.layers), _sinks(prepared, block.tokens)
+    if group is None or block.k.shape[1::2] != (profile.geometry.kv_heads, profile.geometry.head_dim):
+        raise UsageError(f"{block.layers} with K of shape {block.k.shape} is not a layer group of the profile")
+    head = b""
+    if sinks:
+        packed = Zstd(level=3).compress(Shuffle().pack(block.k[:, :, :sinks], block.v[:, :, :sinks]))
+        head = struct.pack("<I", len(packed)) + packed
+    wanted = [profile.rung(name) for name in rungs]
+    refining = [rung for rung in wanted if rung.base]
+    alone = dict.fromkeys(rung.base or rung.name for rung in wanted)
+    if sinks == len(block.tokens):
+        return dict.fromkeys(alone, head) | {rung.name: _NOTHING for rung in refining}
+    y = coefficients(prepared, block, group, sinks)
+    older = _older(prepared, block.tokens) - sinks
+    found: dict[str, bytes] = {}
+    for name in alone:
+        finer = [rung for rung in refining if rung.base == name]
+        left = y.copy() if finer else None
+        found[name] = head + _coded(y, profile.rung(name), group, profile.coder, older, left)
+        for rung in finer:
+            assert left is not None
+            found[rung.name] = _coded(left, rung, group, profile.coder, older)
+    return found
+
+
+def _group(prepared: Prepared, tokens: Span, layers: Span) -> int | None:
+    if tokens.stop > len(prepared.features):
+        raise UsageError(f"{tokens} lies outside the {len(prepared.features)} tokens that were prepared")
+    return prepared.profile.group(layers)
+
+
+def _sinks(prepared: Prepared, tokens: Span) -> int:
+    return max(0, min(prepared.sinks, tokens.stop) - tokens.start)
+
+
+def _older(prepared: Prepared, tokens: Span) -> int:
+    """How many tokens of a span are not recent."""
+    return min(max(prepared.recent - tokens.start, 0), len(tokens))
+
+
 def _parts(rung: FittedRung, older: int, tokens: int) -> list[tuple[slice, Steps]]:
     """Which rows of a block are quantised how."""
     both = ((slice(0, older), rung.older), (slice(older, tokens), rung.recent))
@@ -162,12 +187,13 @@ def _large(steps: Steps, group: int, coder: Coder) -> int:
     return int(large[-1]) + 1 if len(large) else 0
 
 
-def _coded(y: Single, rung: FittedRung, group: int, coder: Coder, older: int) -> bytes:
-    """Coefficients (tokens, C) as a rung codes them. What it leaves of them stays in y."""
+def _coded(y: Single, rung: FittedRung, group: int, coder: Coder, older: int, left: Single | None = None) -> bytes:
+    """Coefficients (tokens, C) as a rung codes them; that is taken from `left`, if it is given."""
     out = []
     for rows, steps in _parts(rung, older, len(y)):
         data, symbols = quantised(y[rows], steps, rung.bias, group, coder)
-        restore(symbols, steps, rung.bias, y[rows], -1)
+        if left is not None:
+            restore(symbols, steps, rung.bias, left[rows], -1)
         out.append(data)
     return b"".join([*(struct.pack("<I", len(data)) + data for data in out[:-1]), out[-1]])
 
@@ -178,8 +204,8 @@ def _uncoded(
     """Rows, how they are quantised, their symbols and bias. Raises CorruptData as `symbols.read` does."""
     blocks = []
     parts = _parts(rung, older, tokens)
-    for rows, steps in parts:
-        this, coded = (coded, memoryview(b"")) if steps is parts[-1][1] else apart(coded)
+    for left, (rows, steps) in zip(range(len(parts) - 1, -1, -1), parts, strict=True):
+        this, coded = apart(coded) if left else (coded, memoryview(b""))
         blocks.append((rows, steps, read(this, rows.stop - rows.start, steps.classes[group], coder), rung.bias))
     return blocks
 

@@ -164,10 +164,13 @@ typedef struct {
 } Plain;
 
 static void put_bits(Plain *p, uint32_t value, int count) {
-    for (int n = 0; n < count; n++, p->bits++) {
-        if (p->bits / 8 >= p->room) continue;
-        if (p->bits % 8 == 0) p->bytes[p->bits / 8] = 0;
-        p->bytes[p->bits / 8] |= (uint8_t)(((value >> n) & 1) << (p->bits % 8));
+    while (count > 0) {
+        const int64_t byte = p->bits / 8;
+        const int at = (int)(p->bits % 8), here = 8 - at < count ? 8 - at : count;
+        if (byte < p->room) p->bytes[byte] = (uint8_t)((at ? p->bytes[byte] : 0) | (value & ((1u << here) - 1)) << at);
+        value >>= here;
+        count -= here;
+        p->bits += here;
     }
 }
 
@@ -193,54 +196,92 @@ static int take_other(const uint8_t *bytes, int64_t size, int64_t *at) {
     return head & 1 ? -value : value;
 }
 
+static inline int bits_of(int value) {
+    int bits = 0;
+    for (int size = value < 0 ? -value : value; size >> (bits + 1);) bits++;
+    return bits;
+}
+
 /* log2 of a 12-bit frequency as a price in bits, for the encoder's choices only. */
+static float price_of_slot(uint32_t f) {
+    uint32_t whole = 0;
+    while (f >> (whole + 1)) whole++;
+    float m = (float)f / (float)(1u << whole); /* 1 to 2; this parabola is within 0.01 of log2 */
+    return (float)BITS - ((float)whole + (m - 1) * (1.3437f - 0.3437f * (m - 1)));
+}
+
+/* What each symbol costs in each level: those that a level lacks are written as another. */
 static void prices(const uint16_t *frequencies, float *price) {
-    for (int i = 0; i < LEVELS * ALPHABET; i++) {
-        uint32_t f = frequencies[i], whole = 0;
-        while (f >> (whole + 1)) whole++;
-        float m = (float)f / (float)(1u << whole); /* 1 to 2; this parabola is within 0.01 of log2 */
-        price[i] = f ? (float)BITS - ((float)whole + (m - 1) * (1.3437f - 0.3437f * (m - 1))) : 1e9f;
+    for (int i = 0; i < LEVELS; i++, frequencies += ALPHABET, price += ALPHABET) {
+        price[OTHER] = price_of_slot(frequencies[OTHER]);
+        for (int s = 0; s < OTHER; s++)
+            price[s] = frequencies[s] ? price_of_slot(frequencies[s]) : price[OTHER] + 5 + (float)bits_of(s - LARGEST);
     }
 }
 
 static inline float price_of(const float *price, int value) {
-    float known = value >= -LARGEST && value <= LARGEST ? price[value + LARGEST] : 1e9f;
-    if (known < 1e8f) return known;
-    int bits = 0;
-    for (int size = value < 0 ? -value : value; size >> (bits + 1);) bits++;
-    return price[OTHER] + 5 + (float)bits;
+    return value >= -LARGEST && value <= LARGEST ? price[value + LARGEST] : price[OTHER] + 5 + (float)bits_of(value);
+}
+
+/* The cheapest size of large coefficients and of those with plain bits: the nearest, the next smaller one, or zero. */
+static int cheapest(float size, int sign, int high, int shift, const float *costs, float lambda, const float *bias) {
+    float least = 0;
+    int best = high;
+    for (int n = 0; high && n < 3; n++) {
+        int s = n == 2 ? 0 : high - n;
+        float at = s == 0 ? 0 : (float)s - bias[s > 1];
+        float cost = (size - at) * (size - at) + lambda * (price_of(costs, sign * (s >> shift)) + (float)(s ? shift : 0));
+        if (n == 0 || cost < least) { least = cost; best = s; }
+    }
+    return best;
 }
 
 /* Quantise `tokens` rows of `components` coefficients, in units of the step, into symbols and their levels. */
-static void quantise(const float *y, int64_t tokens, Context *x, const float *price, float lambda, const float *bias,
-                     uint32_t *sums, int16_t *q, uint8_t *levels, Plain *plain) {
+static void quantise(const float *restrict y, int64_t tokens, Context *x, const float *restrict price, float lambda,
+                     const float *bias, uint32_t *restrict sums, int16_t *restrict q, uint8_t *restrict levels, Plain *plain) {
+    const uint8_t *restrict classes = x->classes, *restrict choice = x->coder->levels;
+    const uint16_t *restrict frequencies = x->coder->frequencies, *restrict places = x->places;
+    float at[LARGEST + 1];
+    for (int s = 0; s <= LARGEST; s++) at[s] = s == 0 ? 0 : (float)s - bias[s > 1];
     for (int64_t t = 0; t < tokens; t++, context_next(x)) {
+        uint8_t *restrict sizes = x->earlier;
         context_token(x);
         for (int64_t b = 0; b < x->blocks; b++) {
             int64_t stop = (b + 1) * BLOCK < x->components ? (b + 1) * BLOCK : x->components;
             int row = ratio(256u * around(sums, b), x->expected[b], 0, AROUND) * BEFORE;
-            sums[b] = 0;
+            uint32_t sum = 0;
             for (int64_t c = b * BLOCK; c < stop; c++, y++, q++, levels++) {
-                int k = x->classes[c], shift = shift_of(k), sign = *y < 0 ? -1 : 1;
-                int level = *levels = x->coder->levels[row + x->places[c]];
+                const int shift = shift_of(classes[c]), level = *levels = choice[row + places[c]];
                 const float *costs = price + level * ALPHABET;
-                float size = *y < 0 ? -*y : *y, least = 0;
-                int high = size < 32000.0f ? (int)(size + 0.5f) : 32000, best = high;
-                for (int n = 0; high && n < 3; n++) { /* the nearest symbol, the next smaller one, or zero */
-                    int s = n == 2 ? 0 : high - n;
-                    float at = s == 0 ? 0 : (float)s - bias[s > 1];
-                    float cost = (size - at) * (size - at) + lambda * (price_of(costs, sign * (s >> shift)) + (float)(s ? shift : 0));
-                    if (n == 0 || cost < least) { least = cost; best = s; }
+                uint32_t word;
+                memcpy(&word, y, sizeof word);
+                const int negative = (int)(word >> 31), sign = 1 - 2 * negative;
+                word &= 0x7FFFFFFF;
+                float size;
+                memcpy(&size, &word, sizeof size);
+                const int high = size < 32000.0f ? (int)(size + 0.5f) : 32000;
+                int best = high;
+                if (shift || high > LARGEST) {
+                    best = cheapest(size, sign, high, shift, costs, lambda, bias);
+                } else { /* the same without a branch, which could not be foreseen */
+                    const int less = high - (high > 0);
+                    const float zero = size * size + lambda * costs[LARGEST];
+                    const float one = (size - at[less]) * (size - at[less]) + lambda * costs[LARGEST + sign * less];
+                    float least = (size - at[high]) * (size - at[high]) + lambda * costs[LARGEST + sign * high];
+                    best -= (one < least) & (high > 0);
+                    least = one < least ? one : least;
+                    best &= (zero < least) - 1;
                 }
-                int coarse = best >> shift;
+                const int coarse = best >> shift;
                 *q = (int16_t)(sign * best);
-                x->earlier[c] = (uint8_t)capped(coarse);
-                sums[b] += (uint32_t)capped(coarse);
-                if (coarse > LARGEST || !x->coder->frequencies[level * ALPHABET + LARGEST + sign * coarse])
+                sizes[c] = (uint8_t)capped(coarse);
+                sum += (uint32_t)capped(coarse);
+                if (coarse > LARGEST || !frequencies[level * ALPHABET + LARGEST + sign * coarse])
                     put_other(plain, sign * coarse);
                 if (shift) put_bits(plain, (uint32_t)best & ((1u << shift) - 1), shift);
-                if (shift && !coarse && best) put_bits(plain, sign < 0, 1);
+                if (shift && !coarse && best) put_bits(plain, (uint32_t)negative, 1);
             }
+            sums[b] = sum;
         }
     }
 }
@@ -267,26 +308,33 @@ static inline uint32_t get_u16(const uint8_t *in) {
 static int64_t encode(const int16_t *q, const uint8_t *levels, int64_t tokens, const Context *x, uint8_t *out, int64_t room) {
     const uint16_t *frequencies = x->coder->frequencies;
     uint16_t firsts[LEVELS * ALPHABET];
+    uint64_t inverses[LEVELS * ALPHABET]; /* 2^44 / frequency, rounded up: exact for states of 32 bits, frequencies of 12 */
     for (int level = 0; level < LEVELS; level++)
-        for (uint32_t s = 0, at = 0; s < ALPHABET; at += frequencies[level * ALPHABET + s], s++)
+        for (uint32_t s = 0, at = 0; s < ALPHABET; at += frequencies[level * ALPHABET + s], s++) {
+            const uint32_t frequency = frequencies[level * ALPHABET + s];
             firsts[level * ALPHABET + s] = (uint16_t)at;
+            inverses[level * ALPHABET + s] = frequency ? (1ull << 44) / frequency + 1 : 0;
+        }
     uint32_t states[STATES] = {LOW, LOW, LOW, LOW};
     int64_t at = room;
+    const int64_t components = x->components;
+    const uint8_t *restrict classes = x->classes;
     for (int64_t t = tokens; t-- > 0;) {
-        for (int64_t c = x->components; c-- > 0;) {
-            int value = q[t * x->components + c], shift = shift_of(x->classes[c]);
+        for (int64_t c = components; c-- > 0;) {
+            int value = q[t * components + c], shift = shift_of(classes[c]);
             value = value < 0 ? -(-value >> shift) : value >> shift;
-            int base = levels[t * x->components + c] * ALPHABET;
+            int base = levels[t * components + c] * ALPHABET;
             int symbol = value >= -LARGEST && value <= LARGEST ? value + LARGEST : OTHER;
             if (!frequencies[base + symbol]) symbol = OTHER;
-            uint32_t frequency = frequencies[base + symbol], *state = &states[c % STATES];
+            uint32_t frequency = frequencies[base + symbol], *state = &states[c & (STATES - 1)];
             if (*state >= (uint64_t)frequency << 20) {
                 if (at < 2) return -1;
                 out[--at] = (uint8_t)(*state >> 8);
                 out[--at] = (uint8_t)*state;
                 *state >>= 16;
             }
-            *state = (*state / frequency << BITS) + *state % frequency + firsts[base + symbol];
+            const uint32_t times = (uint32_t)(((unsigned __int128)*state * inverses[base + symbol]) >> 44);
+            *state = (times << BITS) + (*state - times * frequency) + firsts[base + symbol];
         }
     }
     if (at < 4 * STATES) return -1;

@@ -51,10 +51,18 @@ def stated_dloss(rung: Rung) -> float | None:
 
     The larger of what was measured and the KL divergence. The measured mean of a few hundred tokens scatters by more
     than any sensible budget; the divergence hardly does, and is what the loss would rise by on text that the model
-    itself finds as likely as it says.
+    itself finds as likely as it says. Where intervals are stated, it is the upper end of the divergence's, and of the
+    change itself by what it rises beyond doubt.
     """
-    if rung.quality is not None:
-        return max(rung.quality.dloss_micronats, rung.quality.kl_micronats) * 1e-6
+    if (quality := rung.quality) is not None:
+        (dloss, _), (_, kl) = (
+            interval or (mean, mean)
+            for mean, interval in (
+                (quality.dloss_micronats, quality.dloss_interval_micronats),
+                (quality.kl_micronats, quality.kl_interval_micronats),
+            )
+        )
+        return max(dloss, kl) * 1e-6
     return 0.0 if rung.name == _LOSSLESS else None
 
 

@@ -8,23 +8,30 @@ import numpy.typing as npt
 
 
 class Batch:
-    """Tokens of one sequence at consecutive positions. Not thread-safe."""
+    """Tokens, each with its sequence and position. Not thread-safe."""
 
     def __init__(self, size_tokens: int) -> None:
         self.native = llama_cpp.llama_batch_init(size_tokens, 0, 1)
 
-    def fill(self, tokens: npt.NDArray[np.int32], position: int, sequence: int, logits: int) -> None:
-        """Put in `tokens`, the first at `position`; `logits`: of how many of the last ones."""
-        native, count = self.native, len(tokens)
-        native.n_tokens = count
+    def clear(self) -> None:
+        """Take everything out."""
+        self.native.n_tokens = 0
+
+    def add(self, tokens: npt.NDArray[np.int32], position: int, sequence: int, logits: npt.NDArray[np.bool_]) -> None:
+        """Put in `tokens` of one sequence, the first at `position`, behind what is there.
+
+        `logits`: of which of them they are wanted, (tokens,).
+        """
+        native, first, count = self.native, self.native.n_tokens, len(tokens)
+        native.n_tokens = first + count
         ids = np.ascontiguousarray(tokens, np.int32)
         positions = np.arange(position, position + count, dtype=np.int32)
-        ctypes.memmove(native.token, ids.ctypes.data, ids.nbytes)
-        ctypes.memmove(native.pos, positions.ctypes.data, positions.nbytes)
-        for i in range(count):
+        for array, values in ((native.token, ids), (native.pos, positions)):
+            ctypes.memmove(ctypes.addressof(array.contents) + 4 * first, values.ctypes.data, values.nbytes)
+        for i, wanted in enumerate(logits.tolist(), first):
             native.n_seq_id[i] = 1
             native.seq_id[i][0] = sequence
-            native.logits[i] = i >= count - logits
+            native.logits[i] = wanted
 
     def close(self) -> None:
         """Free the memory."""

@@ -1,4 +1,4 @@
-"""A llama.cpp context as preread needs it: one unified cache of three sequences, flash attention, gated evaluation."""
+"""A llama.cpp context as preread needs it: one unified cache of a few sequences, flash attention, gated evaluation."""
 
 import ctypes
 from typing import Literal
@@ -10,6 +10,9 @@ from preread.engine.model import Loaded, Spec
 from preread.errors import EngineError
 
 CacheType = Literal["f16", "q8_0", "q4_0"]
+
+SEQUENCES, WINDOWS = 3, 8
+"""Sequences of every engine, and how many more there are for windows that are scored."""
 
 _CACHE_TYPES: dict[CacheType, int] = {
     "f16": llama_cpp.GGML_TYPE_F16,
@@ -29,7 +32,8 @@ def open_context(
     parameters = llama_cpp.llama_context_default_params()
     parameters.n_ctx = spec.window_tokens
     parameters.n_batch = parameters.n_ubatch = batch_tokens
-    parameters.n_seq_max, parameters.n_outputs_max = 3, max(3, scored_tokens)
+    parameters.n_seq_max = SEQUENCES + WINDOWS
+    parameters.n_outputs_max = max(parameters.n_seq_max, scored_tokens)
     parameters.type_k = parameters.type_v = _CACHE_TYPES[cache]
     parameters.n_threads = parameters.n_threads_batch = threads
     parameters.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED

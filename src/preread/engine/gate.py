@@ -55,7 +55,7 @@ class Gate:
         return ctypes.c_void_p(self._gate)
 
     def observe(
-        self, run: Callable[[], None], see: Callable[[int], bool | None], take: Callable[[int], None] | None = None
+        self, run: Callable[[], object], see: Callable[[int], bool | None], take: Callable[[int], None] | None = None
     ) -> None:
         """Call `see` with the address of every tensor node of the graphs that `run` evaluates, before it is computed.
 

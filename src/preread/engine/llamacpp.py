@@ -24,8 +24,8 @@ from preread.engine import cells, model
 from preread.engine.attention import Attention, attends_in_tiles
 from preread.engine.batch import Batch
 from preread.engine.chat import ChatTemplate
+from preread.engine.context import SEQUENCES, open_context
 from preread.engine.context import CacheType as CacheType
-from preread.engine.context import open_context
 from preread.engine.gate import Gate
 from preread.engine.ggml import CacheTensors, Embeddings, Queries, Residuals, find_cache, find_embeddings, library
 from preread.engine.marks import Prompt
@@ -49,8 +49,10 @@ _CONTEXT, _REQUEST, _SCRATCH = 0, 1, 2
 class LlamaCpp:
     """A loaded model with its KV cache. Not thread-safe, except where a method says so."""
 
-    def __init__(self, spec: Spec, loaded: "model.Loaded", context: object, gate: Gate, threads: int) -> None:
-        self.spec, self.threads = spec, threads
+    def __init__(
+        self, spec: Spec, loaded: "model.Loaded", context: object, gate: Gate, threads: int, scored_tokens: int
+    ) -> None:
+        self.spec, self.threads, self.scored_tokens = spec, threads, scored_tokens
         self.no_injection: str | None = spec.no_injection
         self._loaded, self._context, self._gate = loaded, context, gate
         self._memory = llama_cpp.llama_get_memory(context)
@@ -96,7 +98,7 @@ class LlamaCpp:
         gate = Gate(ctypes.cast(ggml.ggml_get_name, ctypes.c_void_p).value or 0)
         scored = max(scored_tokens, _ECHO_TOKENS)
         context = open_context(loaded, spec, gate, BATCH_TOKENS, threads, scored, cache)
-        engine = cls(spec, loaded, context, gate, threads)
+        engine = cls(spec, loaded, context, gate, threads, scored_tokens)
         if cache != "f16":
             engine.no_injection = f"its cache is kept as {cache}"
         if engine.no_injection is None:
@@ -195,8 +197,19 @@ class LlamaCpp:
         llama_cpp.llama_memory_clear(self._memory, wipe)
         self._context_tokens, self._loading, self._open_layers = 0, False, 0
 
-    def prefill(self, tokens: Tokens, progress: Callable[[int], None] | None = None) -> None:
+    def prefill(
+        self, tokens: Tokens, progress: Callable[[int], None] | None = None, scored: Sequence[Span] = ()
+    ) -> npt.NDArray[np.float32] | None:
         """Compute a context from its start, in batches of `BATCH_TOKENS`. `cancel` ends it.
+
+        Args:
+            tokens: the context's.
+            progress: is told how many were computed.
+            scored: where to take logits on the way, in order, without overlap, and of no more tokens in a batch than
+                the engine was opened to score.
+
+        Returns:
+            Logits (tokens of `scored`, vocab), if there are any: what the context's KV is does not depend on it.
 
         Raises:
             UsageError: it does not fit the window.
@@ -206,9 +219,18 @@ class LlamaCpp:
         self._check_room(len(tokens))
         self.clear()
         self._gate.arm_open()
+        wanted = np.zeros(len(tokens), bool)
+        for span in scored:
+            wanted[span.start : span.stop] = True
+        found = []
         try:
             for start in range(0, len(tokens), BATCH_TOKENS):
-                self._decode(tokens[start : start + BATCH_TOKENS], start, _CONTEXT, gated=True)
+                these = slice(start, start + BATCH_TOKENS)
+                self._batch.clear()
+                self._batch.add(tokens[these], start, _CONTEXT, wanted[these])
+                self._run_batch(gated=True)
+                if count := int(wanted[these].sum()):
+                    found.append(self._rows(count).copy())
                 if progress:
                     progress(min(start + BATCH_TOKENS, len(tokens)))
         except (Cancelled, EngineError):
@@ -216,6 +238,7 @@ class LlamaCpp:
             raise
         self._gate.disarm()
         self._context_tokens = len(tokens)
+        return np.concatenate(found) if scored else None
 
     def export(self, tokens: Span, layers: Span) -> KVBlock:
         """Copy KV of the context out of the cache.
@@ -442,6 +465,36 @@ class LlamaCpp:
         finally:
             llama_cpp.llama_memory_seq_rm(self._memory, _REQUEST, -1, -1)
 
+    def score_windows(self, tokens: Tokens, windows: Sequence[Span]) -> npt.NDArray[np.float32]:
+        """Logits (tokens of `windows`, vocab) after each token of some windows of a context, in one batch.
+
+        Each window's tokens are computed anew, behind the KV that is held of all tokens before it; their own KV is
+        dropped at the end.
+
+        Args:
+            tokens: the context's.
+            windows: at most `WINDOWS`, of as many tokens in all as the engine was opened to score.
+
+        Raises:
+            UsageError: they do not fit the window of the model besides the context.
+            Cancelled, EngineError: as `generate` does.
+        """
+        total = sum(map(len, windows))
+        self._check_room(self._context_tokens + total, "the text")
+        self._batch.clear()
+        for sequence, span in enumerate(windows, SEQUENCES):
+            llama_cpp.llama_memory_seq_cp(self._memory, _CONTEXT, sequence, 0, span.start)
+            self._batch.add(tokens[span.start : span.stop], span.start, sequence, np.ones(len(span), bool))
+        self._arm()
+        try:
+            self._run_batch(gated=True)
+            self._gate.disarm()
+            self._loading = False
+            return self._rows(total).copy()
+        finally:
+            for sequence in range(SEQUENCES, SEQUENCES + len(windows)):
+                llama_cpp.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+
     def logits(self) -> npt.NDArray[np.float32]:
         """Logits (vocab,) of the last decoded position, copied."""
         return self._last_row().copy()
@@ -466,12 +519,16 @@ class LlamaCpp:
 
     def _decode(self, tokens: Tokens, position: int, sequence: int, *, gated: bool = False, logits: int = 0) -> None:
         """One batch; `logits`: of how many of its last tokens."""
-        self._batch.fill(tokens, position, sequence, logits)
+        self._batch.clear()
+        self._batch.add(tokens, position, sequence, np.arange(len(tokens)) >= len(tokens) - logits)
+        self._run_batch(gated=gated)
+
+    def _run_batch(self, *, gated: bool) -> None:
         status = llama_cpp.llama_decode(self._context, self._batch.native)
         if gated and self._gate.cancelled:
             raise Cancelled("cancelled during prefill")
         if status:
-            raise EngineError(f"llama_decode failed with status {status} at position {position}")
+            raise EngineError(f"llama_decode failed with status {status} at position {self._batch.native.pos[0]}")
 
     def _opened(self) -> CacheTensors:
         if self._tensors is None or self.no_injection:

@@ -1,11 +1,13 @@
-"""Texts to fit on and to measure with, which every installation has: Python's own library and its language reference.
+"""Texts to fit on and to measure with, which every installation has: Python's own library, its language reference, and
+a few pages of our own in other languages and of other kinds.
 
-Calibration and evaluation never share a file: the first is source code with its comments and docstrings, the second the
-chapters of the language reference, which is prose about code.
+Calibration and evaluation never share a file: the first is source code with its comments and docstrings, and the pages
+in `texts`, the second the chapters of the language reference, which is prose about code.
 """
 
 import sysconfig
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 
 from preread.errors import UsageError
@@ -18,6 +20,15 @@ CALIBRATION = (
     *("urllib/request", "uuid", "webbrowser", "zipfile"),
 )
 
+_CODE = None
+"""Stands for the next module."""
+
+_ORDER = (
+    *(_CODE, "es", _CODE, "de", "log", _CODE, "fr", "chat", "uk"),
+    *(_CODE, "ja", "table", _CODE, "ar", "prose", _CODE, _CODE, "zh"),
+)
+"""What a fit that reads few windows begins with: a third is code, and no two pages are of one language and kind."""
+
 
 @dataclass(frozen=True, slots=True)
 class Text:
@@ -28,13 +39,18 @@ class Text:
 
 
 def calibration() -> Text:
-    """Modules of Python's standard library: code, comments and docstrings."""
+    """Modules of Python's standard library, and pages in eight languages, of prose, chat, tables and logs."""
     folder = Path(sysconfig.get_path("stdlib"))
-    parts = [folder.joinpath(f"{name}.py") for name in CALIBRATION]
-    found = tuple(part.read_text("utf-8", errors="replace") for part in parts if part.is_file())
-    if not found:
+    paths = [folder.joinpath(f"{name}.py") for name in CALIBRATION]
+    modules = [path.read_text("utf-8", errors="replace") for path in paths if path.is_file()]
+    if not modules:
         raise UsageError("Python's standard library has no sources here to fit on: give a text with --text")
-    return Text(f"{len(found)} modules of Python {sysconfig.get_python_version()}'s standard library", found)
+    pages = {name: files("preread.fit").joinpath("texts", f"{name}.txt").read_text("utf-8") for name in _ORDER if name}
+    rest = iter(modules)
+    first = [pages[name] if name else next(rest, "") for name in _ORDER]
+    version = sysconfig.get_python_version()
+    label = f"{len(modules)} modules of Python {version}'s standard library, {len(pages)} pages in 8 languages"
+    return Text(label, tuple(part for part in (*first, *rest) if part))
 
 
 def evaluation() -> Text:

@@ -52,7 +52,10 @@ class Tokens(Record, frozen=True, rename={"size_bytes": "bytes"}):
     size_bytes: Annotated[int, msgspec.Meta(ge=1)]
 
 
-class Quality(Record, frozen=True):
+Micronats = Annotated[int, msgspec.Meta(ge=-(10**9), le=10**9)]
+
+
+class Quality(Record, frozen=True, omit_defaults=True):
     """What a rung changes, measured on text that its codec was not fitted on. Integers, since JSON here has no floats.
 
     Attributes:
@@ -60,12 +63,19 @@ class Quality(Record, frozen=True):
         kl_micronats: mean KL divergence from the next-token distribution of the exact KV, in 10⁻⁶ nats.
         top1_ppm: at how many positions in a million the likeliest token stayed the same.
         tokens: how many positions were measured.
+        dloss_interval_micronats, kl_interval_micronats: (low, high), in which these two lie on this context with a
+            probability of 95 %; None: nobody said.
+        measured_on: the fit's own text, this context through the rung's own bytes, or through those of another rung,
+            from which this one's figures are inferred.
     """
 
-    dloss_micronats: Annotated[int, msgspec.Meta(ge=-(10**9), le=10**9)]
+    dloss_micronats: Micronats
     kl_micronats: Annotated[int, msgspec.Meta(ge=0, le=10**9)]
     top1_ppm: Annotated[int, msgspec.Meta(ge=0, le=10**6)]
     tokens: Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+    dloss_interval_micronats: tuple[Micronats, Micronats] | None = None
+    kl_interval_micronats: tuple[Micronats, Micronats] | None = None
+    measured_on: Literal["fit", "context", "inferred"] = "fit"
 
 
 class Rung(Record, frozen=True, omit_defaults=True):
@@ -162,7 +172,7 @@ def loads(data: bytes) -> Manifest:
     Raises:
         CorruptData: "format", "version", "json", "schema", "length" (an object's size is out of bounds), "shape"
             (geometry, chunks, groups, or a rung that does not fit them), "rung" (two of one name, or none, or one that
-            refines a rung which is missing or does not stand alone).
+            refines a rung which is missing or does not stand alone), "range" (an interval whose ends are swapped).
     """
     canonical.check_stamp(data, FORMAT, VERSION, MAX_MANIFEST_BYTES)
     manifest = canonical.loads(data, Manifest, MAX_MANIFEST_BYTES)
@@ -265,6 +275,10 @@ def _check_cover(what: str, spans: tuple[Pair, ...], count: int) -> None:
 def _check_rung(manifest: Manifest, rung: Rung) -> None:
     if rung.profile is not None and rung.profile.size_bytes > MAX_PROFILE_BYTES:
         raise CorruptData("length", f"rung {rung.name} has a profile of {rung.profile.size_bytes} bytes")
+    stated = rung.quality
+    for interval in (stated.dloss_interval_micronats, stated.kl_interval_micronats) if stated else ():
+        if interval is not None and interval[0] > interval[1]:
+            raise CorruptData("range", f"rung {rung.name} states an interval of {interval}, whose ends are swapped")
     if len(rung.segments) != len(manifest.chunks) or any(len(row) != len(manifest.groups) for row in rung.segments):
         raise CorruptData("shape", f"rung {rung.name} does not have one segment for each chunk and group")
     for chunk, row in zip(manifest.chunks, rung.segments, strict=True):
