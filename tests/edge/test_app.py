@@ -13,7 +13,7 @@ import httpx2
 import openai
 import pytest
 
-from preread.edge import app as app_module
+from preread.edge import serving
 from preread.edge.app import create_app
 from preread.edge.edge import AsyncEdge
 from preread.engine.sampling import Step
@@ -274,7 +274,7 @@ def test_other_paths_methods_and_types(edge: Any) -> None:
 
 @pytest.mark.parametrize("chunked", [False, True])
 def test_body_has_a_limit(edge: Any, chunked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app_module, "MAX_BODY_BYTES", 1000)
+    monkeypatch.setattr(serving, "MAX_BODY_BYTES", 1000)
     body = json.dumps({"prompt": "x" * 1000}).encode()
     headers = {"Content-Type": "application/json"}
     content = iter([body]) if chunked else body
@@ -339,9 +339,15 @@ def watch(edge: Any, monkeypatch: pytest.MonkeyPatch) -> Watch:
 
 def test_failure_before_the_answer_has_a_status(edge: Any, watch: Watch) -> None:
     watch.fail_after = 0
-    for stream in (False, True):
-        answer = post(edge, stream=stream)
-        assert answer.status_code == 500 and answer.json()["error"]["code"] == "engine_error"
+    answer = post(edge)
+    assert answer.status_code == 500 and answer.json()["error"]["code"] == "engine_error"
+
+
+def test_failure_before_the_first_token_of_a_stream_is_its_only_event(edge: Any, watch: Watch) -> None:
+    watch.fail_after = 0
+    answer = post(edge, stream=True)
+    assert answer.status_code == 200 and answer.text.count("data: ") == 1
+    assert json.loads(answer.text.removeprefix("data: "))["error"]["code"] == "engine_error"
 
 
 def test_failure_within_the_answer(client: openai.OpenAI, edge: Any, watch: Watch) -> None:
@@ -362,9 +368,9 @@ def test_unforeseen_failure_tells_no_details(edge: Any, stream: bool, monkeypatc
     def broken(*args: Any) -> None:
         raise ZeroDivisionError("secret detail")
 
-    monkeypatch.setattr(app_module.reply, "whole", broken)
-    monkeypatch.setattr(app_module.reply, "closing", broken)
-    monkeypatch.setattr(app_module.reply, "part", broken)
+    monkeypatch.setattr(serving.reply, "whole", broken)
+    monkeypatch.setattr(serving.reply, "closing", broken)
+    monkeypatch.setattr(serving.reply, "part", broken)
     answer = post(edge, stream=stream)
     assert "internal_error" in answer.text and "secret" not in answer.text
     assert answer.status_code == (200 if stream else 500)
@@ -456,12 +462,13 @@ def test_client_that_goes_away_while_it_waits_for_its_turn(edge: Any, watch: Wat
             await asyncio.wait_for(call, 30)
 
     edge.run(main)
-    assert not sent and not watch.begun.is_set()
+    assert [message["type"] for message in sent] in ([], ["http.response.start"] * stream)
+    assert not watch.begun.is_set()
     free(edge)
 
 
 def test_client_that_takes_nothing_of_its_answer(edge: Any, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app_module, "MOST_STALL_S", 0.01)
+    monkeypatch.setattr(serving, "MOST_STALL_S", 0.01)
     messages = iter([{"type": "http.request", "body": long_request(stream=True).partition(b"\r\n\r\n")[2]}])
 
     async def main() -> None:

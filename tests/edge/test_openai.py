@@ -15,7 +15,7 @@ from preread.edge.reply import Head
 from preread.edge.request import Ask, Done, Piece, Timings, TokenOdds
 from preread.engine.sampling import Sampling
 
-BOUNDS = Bounds(window_tokens=2048, vocab_size=1000)
+BOUNDS = Bounds(window_tokens=2048, vocab_size=1000, answer_tokens=500)
 HELLO = [{"role": "user", "content": "Hello"}]
 
 
@@ -33,7 +33,7 @@ def sampled(call: Call) -> Sampling:
 
 
 def test_length_is_openais_default_and_sampling_llama_servers() -> None:
-    wanted = Sampling(max_tokens=2048, temperature=0.8, top_k=40, top_p=0.95, min_p=0.05, seed=7)
+    wanted = Sampling(max_tokens=500, temperature=0.8, top_k=40, top_p=0.95, min_p=0.05, seed=7)
     assert chat() == Call((Ask(messages=tuple(HELLO), sampling=wanted),), 1, True, False, False)
     wanted = replace(wanted, max_tokens=16)
     assert completion() == Call((Ask(prompt="Hello", sampling=wanted),), 1, False, False, False)
@@ -42,7 +42,7 @@ def test_length_is_openais_default_and_sampling_llama_servers() -> None:
 def test_sampling_is_as_the_models_file_recommends_where_a_request_does_not_say() -> None:
     bounds = replace(BOUNDS, usual=Sampling(temperature=0.3, top_k=7, repeat_penalty=1.1))
     body = json.dumps({"messages": HELLO, "top_k": 9}).encode()
-    assert sampled(read_chat(body, bounds, 7)) == Sampling(2048, 0.3, 9, seed=7, repeat_penalty=1.1)
+    assert sampled(read_chat(body, bounds, 7)) == Sampling(500, 0.3, 9, seed=7, repeat_penalty=1.1)
 
 
 def test_null_is_absence() -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import httpx2
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from starlette.types import Message, Receive, Scope, Send
 
 from preread.cloud.app import create_app as create_cloud
@@ -17,6 +19,7 @@ from preread.store.objects import Objects, open_store
 from preread.testing.cloud import FINGERPRINT, RandomPublisher, serving
 from preread.testing.edges import BareEdge, bare_edge, introduce, serving_here
 from preread.testing.proxy import Blackout, Proxy, Refuse
+from preread.values import ObjectId
 from preread.wire.digest import object_id
 
 IF_CACHED = {"Cache-Control": "max-age=10, Only-If-Cached"}
@@ -132,6 +135,48 @@ def test_with_a_site_key_everybody_else_is_refused(cloud_url: str, tmp_path: Pat
         await introduce(edge)
 
     run(cloud_url, tmp_path, work, site_key="site-secret-0123456789")
+
+
+def test_nobody_can_make_an_edge_lose_its_own_or_fetch_for_ever(cloud_url: str, tmp_path: Path) -> None:
+    async def work(edge: BareEdge, http: httpx2.AsyncClient, uplink: Proxy) -> None:
+        own, others = edge.refs("manual", "lossless"), edge.refs("manual", "q4")
+        for ref in own:
+            await edge.sources.get(ref)
+        await edge.sources.flush()
+        edge.held.room_bytes = edge.held.used_bytes + 10
+        assert all([(await http.get(f"/v1/segments/{ref.id}")).status_code == 200 for ref in others])
+        await edge.sources.flush()
+        assert all(ref.id in edge.held for ref in own) and not any(ref.id in edge.held for ref in others)
+        before = uplink.stats.bytes_down
+        again = [await http.get(f"/v1/segments/{ref.id}") for ref in others]
+        assert {answer.status_code for answer in again} == {503} and uplink.stats.bytes_down == before
+        assert {int(answer.headers["retry-after"]) for answer in again} == {600}
+
+    run(cloud_url, tmp_path, work)
+
+
+def test_what_this_edge_wants_itself_is_its_own_however_it_came(cloud_url: str, tmp_path: Path) -> None:
+    async def work(edge: BareEdge, http: httpx2.AsyncClient, uplink: Proxy) -> None:
+        first, second, third, *_ = edge.refs("manual")
+        assert (await http.get(f"/v1/segments/{first.id}")).status_code == 200
+        await asyncio.gather(http.get(f"/v1/segments/{second.id}"), edge.sources.get(second))
+        assert (await http.get(f"/v1/segments/{third.id}")).status_code == 200
+        await edge.sources.flush()
+        await edge.sources.get(third)
+        assert edge.held._guests == {first.id}
+
+    run(cloud_url, tmp_path, work)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 2000)), max_size=40))
+def test_what_was_fetched_lately_is_not_fetched_again(asked: list[tuple[str, float]]) -> None:
+    fetched, at_s = share.Fetched(), dict[str, float]()
+    for name, now_s in sorted(asked, key=lambda one: one[1]):
+        allowed = fetched.allows(ObjectId(name), now_s)
+        assert allowed is (name not in at_s or now_s - at_s[name] >= 600)
+        if allowed:
+            fetched.note(ObjectId(name), now_s)
+            at_s[name] = now_s
 
 
 @pytest.mark.parametrize("fault", [Refuse(), Blackout()])

@@ -181,3 +181,27 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
     assert held.ids()
     for id in held.ids():
         assert held.read(ObjectRef("segments", ObjectId(id), 50_000)) is not None
+
+
+def test_a_guest_never_takes_the_place_of_what_is_used_here(tmp_path: Path) -> None:
+    held = Held(tmp_path, 1000)
+    own = [segment(number) for number in range(8)]
+    for ref, data in own:
+        held.keep(ref, data)
+    guests = [segment(number) for number in range(100, 104)]
+    assert [held.keep(ref, data, guest=True) for ref, data in guests] == [True] * 4
+    assert all(ref.id in held for ref, _ in [*own, *guests[2:]]) and not any(ref.id in held for ref, _ in guests[:2])
+    assert not held.keep(*segment(200, 400), guest=True), "it would take more than guests have"
+    assert all(ref.id in held for ref, _ in [*own, *guests[2:]])
+
+
+def test_guests_go_before_what_was_used_longer_ago_unless_they_are_read_here(tmp_path: Path) -> None:
+    held = Held(tmp_path, 1000)
+    (old, old_data), (read, read_data), (served, served_data) = (segment(number) for number in range(3))
+    held.keep(old, old_data)
+    held.keep(read, read_data, guest=True)
+    held.keep(served, served_data, guest=True)
+    assert held.read(served, guest=True) and held.read(read)
+    for number in range(10, 18):
+        held.keep(*segment(number))
+    assert (old.id in held, read.id in held, served.id in held) == (True, True, False)

@@ -97,6 +97,16 @@ class Server:
         """Whether there is a process, ready or not."""
         return self._process is not None and self._process.poll() is None
 
+    def peak_bytes(self) -> int:
+        """The most memory that it has had resident so far (VmHWM); 0 where the system does not say."""
+        if self._process is None:
+            return 0
+        with suppress(OSError):
+            for line in Path(f"/proc/{self._process.pid}/status").read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) << 10
+        return 0
+
     def kill(self) -> None:
         """End it without a warning; it is gone when this returns."""
         if self._process is not None:

@@ -296,6 +296,27 @@ def chaos(
         loop.run(bench_chaos(chosen, Console(width=_WIDTH), report))
 
 
+@bench.command("hostile")
+def hostile(
+    model: Annotated[
+        str, typer.Option("--model", "-m", metavar="NAME", help="As elsewhere; tiny: random weights.")
+    ] = "tiny",
+    clients: Annotated[int, typer.Option("--clients", min=1, help="Hostile ones.")] = 64,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Each without and with them.")] = 3,
+    questions: Annotated[int, typer.Option("--questions", min=1, help="Of the honest client, in each.")] = 15,
+) -> None:
+    """An honest client among hostile ones: its time to first token, and the edge's memory."""
+    from rich.console import Console
+
+    from preread.bench.hostile import Options
+    from preread.bench.hostile import bench as bench_hostile
+    from preread.testing.tiny import NAME
+
+    path = options.pulled(DEFAULT if model == NAME else model)
+    chosen = Options(path, options.shown_name(model, path), clients, rounds, questions)
+    loop.run(bench_hostile(chosen, Console(width=_WIDTH)))
+
+
 def _counts(option: str, text: str) -> tuple[int, ...]:
     counts = _numbers(option, text)
     if min(counts) < 1 or any(count % 1 for count in counts):

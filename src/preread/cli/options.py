@@ -198,6 +198,24 @@ SiteKey = Annotated[
 SiteKeyFile = Annotated[
     Path | None, typer.Option("--site-key-file", metavar="FILE", help="The same secret, alone in a file.")
 ]
+MaxQueue = Annotated[
+    int,
+    typer.Option(
+        "--max-queue",
+        min=1,
+        metavar="N",
+        help="Requests that wait or are answered at a time; at most half of one key, or of one address without keys.",
+    ),
+]
+MaxTokens = Annotated[
+    int,
+    typer.Option(
+        "--max-tokens",
+        min=1,
+        metavar="N",
+        help="Tokens of a chat's answer where the request names no number; at most a quarter of --ctx-size.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Say in detail what came from where.")]
 

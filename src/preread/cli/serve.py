@@ -20,6 +20,7 @@ from preread.plan.poll import SYNC_S
 if TYPE_CHECKING:
     from preread.cloud.reading import Help
     from preread.edge.edge import AsyncEdge
+    from preread.edge.serving import Limits
     from preread.engine.llamacpp import LlamaCpp
     from preread.store.auth import Keys
     from preread.store.guard import Access
@@ -231,12 +232,15 @@ def edge(
     share_mbps: options.ShareMbps = None,
     site_key: options.SiteKey = None,
     site_key_file: options.SiteKeyFile = None,
+    max_queue: options.MaxQueue = 256,
+    max_tokens: options.MaxTokens = 1024,
 ) -> None:
     """Run an edge: an OpenAI-compatible server that streams shared contexts in and keeps prompts to itself."""
     from preread.cli import listen
     from preread.edge.edge import AsyncEdge
     from preread.edge.near import Near
     from preread.edge.prefetch import Wishes
+    from preread.edge.serving import Limits
     from preread.wire.neighbour import SiteKey
 
     clients = keys.of_clients(api_key, api_key_file, "ask")
@@ -269,7 +273,9 @@ def edge(
         )
         _log.info("loading %s", options.shown_name(model, path))
         most_bytes_s = None if share_mbps is None else share_mbps * 1e6 / 8
-        interrupted = loop.run(_serve_edge(sockets, access, opened, shared, most_bytes_s))
+        interrupted = loop.run(
+            _serve_edge(sockets, access, Limits(max_queue, max_tokens), opened, shared, most_bytes_s)
+        )
     if interrupted:
         raise KeyboardInterrupt
 
@@ -295,6 +301,7 @@ def _sharing_socket(share: str, *, anywhere: bool) -> socket.socket:
 async def _serve_edge(
     sockets: list[socket.socket],
     access: "Access",
+    limits: "Limits",
     opened: "AsyncEdge",
     shared: socket.socket | None,
     share_bytes_s: float | None,
@@ -320,7 +327,7 @@ async def _serve_edge(
         async with listen.beside(app, shared):
             yield
 
-    return await listen.serve(create_app(opened, access, beside=sharing), sockets, ready)
+    return await listen.serve(create_app(opened, access, limits=limits, beside=sharing), sockets, ready)
 
 
 def _contexts(count: int) -> str:

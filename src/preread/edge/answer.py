@@ -19,6 +19,7 @@ from preread.edge.request import Ask, Done, Piece
 from preread.edge.rungs import chosen
 from preread.edge.site import Site
 from preread.edge.text import Echo, Writer
+from preread.edge.turns import ANYBODY, Visitor
 from preread.edge.understand import Question, understand
 from preread.engine.sampling import Step
 from preread.errors import PrereadError
@@ -27,19 +28,30 @@ _log = logging.getLogger(__name__)
 
 
 async def answer(ask: Ask, site: Site) -> AsyncGenerator[Piece | Done, None]:
+    """Understand a question, and answer it.
+
+    Raises:
+        UsageError, EngineError, Overloaded: as `understand` and `answered` do.
+    """
+    question = await understand(ask, site)
+    async with aclosing(answered(question, site)) as items:
+        async for item in items:
+            yield item
+
+
+async def answered(question: Question, site: Site, visitor: Visitor = ANYBODY) -> AsyncGenerator[Piece | Done, None]:
     """Answer a question: pieces of text as they are generated, then `Done`.
 
     Close the generator to cancel; the engine is free again within a few tokens.
 
     Raises:
-        UsageError: the request cannot be answered as it is; UnknownContext: nobody published a context of this name.
         EngineError: the local engine failed.
+        Overloaded: it had to wait too long.
     """
-    record = Record()
+    record, ask = Record(question.arrived_s), question.ask
     # One token is generated even where none is wanted: that the context has come shows with it.
-    wanted, ask = ask.sampling.max_tokens, _of_one_token_at_least(ask)
-    question = await understand(ask, site)
-    async with site.turn():
+    wanted, question = ask.sampling.max_tokens, replace(question, ask=_of_one_token_at_least(ask))
+    async with site.turn(visitor):
         record.begin(question)
         writer = Writer(site.engine, ask.stop)
         echo = Echo(ask, writer) if ask.echo else None

@@ -1,10 +1,10 @@
 """The requests of OpenAI's API: a body becomes `Ask`s. What goes back is in `reply.py`, what a body is in `body.py`.
 
 Pure. Defaults are OpenAI's where it has some that mean something here: 16 tokens for a completion without `max_tokens`,
-while a chat goes on until the model ends it or the window is full. How tokens are chosen is up to the model's file and
-llama-server's defaults. Fields that nobody here knows are ignored, as llama-server and vLLM do. Fields that are known
-are checked; one that asks for what an edge cannot do is refused, since an answer that silently lacks it would be wrong.
-It must not know HTTP or models, nor which contexts there are.
+while a chat goes on until the model ends it, or for so many tokens as the edge's operator allows. How tokens are chosen
+is up to the model's file and llama-server's defaults. Fields that nobody here knows are ignored, as llama-server and
+vLLM do. Fields that are known are checked; one that asks for what an edge cannot do is refused, since an answer that
+silently lacks it would be wrong. It must not know HTTP or models, nor which contexts there are.
 """
 
 import re
@@ -42,13 +42,19 @@ class BadRequest(UsageError):
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What a request may ask for: `window_tokens` of KV cache, token ids below `vocab_size`.
+    """What a request may ask for, and what holds where it does not say.
 
-    And what holds where it does not say: the model's `name`, and how tokens are chosen, `usual`.
+    Attributes:
+        window_tokens: of KV cache.
+        vocab_size: token ids lie below it.
+        answer_tokens: of a chat's answer at most, where the request names no number.
+        name: the model's.
+        usual: how tokens are chosen.
     """
 
     window_tokens: int
     vocab_size: int
+    answer_tokens: int
     name: str = "preread"
     usual: Sampling = USUAL
 
@@ -87,7 +93,7 @@ def read_chat(body: bytes, bounds: Bounds, seed: int) -> Call:
         raise BadRequest("only plain text can be asked for: leave response_format out", "response_format.type")
     if request.top_logprobs is not None and not request.logprobs:
         raise BadRequest("top_logprobs needs logprobs: true", "top_logprobs")
-    most = _first(request.max_completion_tokens, request.max_tokens, request.n_predict, bounds.window_tokens)
+    most = _first(request.max_completion_tokens, request.max_tokens, request.n_predict, bounds.answer_tokens)
     top = (request.top_logprobs or 0) if request.logprobs else None
     ask = Ask(
         messages=tuple(_message(message, i) for i, message in enumerate(request.messages)),

@@ -24,10 +24,10 @@ def why_computed(loaded: Loaded) -> str:
 
 
 class Record:
-    """Keeps the timings of one answer."""
+    """Keeps the timings of one answer to a question that arrived at `arrived_s`, by the monotonic clock."""
 
-    def __init__(self) -> None:
-        self._arrived = self._last = time.monotonic()
+    def __init__(self, arrived_s: float) -> None:
+        self._arrived = self._last = arrived_s
         self._first: float | None = None
         self.timings = Timings()
 

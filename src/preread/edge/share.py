@@ -23,7 +23,7 @@ from preread.edge.contexts import Contexts
 from preread.edge.edge import AsyncEdge
 from preread.edge.proof import Proven, Prover, authorization, local_address
 from preread.edge.sources import NotHeld, Sources
-from preread.errors import PrereadError
+from preread.errors import Overloaded, PrereadError
 from preread.store import routes
 from preread.store.egress import INTRODUCTION
 from preread.values import Kind, ObjectId, ObjectRef
@@ -35,13 +35,36 @@ MOST_REQUESTS: Final = 64
 _MOST_THROUGH: Final = 8
 """So many segments are fetched for neighbours at once, which leaves connections to the cloud for this edge's own."""
 
+_AGAIN_S: Final = 600.0
+_MOST_REMEMBERED: Final = 65_536
+"""A segment is fetched for neighbours no more often, of so many segments: whoever asks again and again cannot fill the
+uplink. Where it was not kept, there was no room beside what this edge uses itself."""
+
 _MOST_WAIT_S: Final = 2.0
 _MOST_STALL_S: Final = 10.0
 _log = logging.getLogger(__name__)
 
 
+class Fetched:
+    """What was fetched for neighbours lately. Times are arguments."""
+
+    def __init__(self) -> None:
+        self._at_s: dict[ObjectId, float] = {}  # oldest first
+
+    def allows(self, id: ObjectId, at_s: float) -> bool:
+        """Whether it may be fetched again."""
+        while self._at_s and at_s - next(iter(self._at_s.values())) >= _AGAIN_S:
+            del self._at_s[next(iter(self._at_s))]
+        return id not in self._at_s and len(self._at_s) < _MOST_REMEMBERED
+
+    def note(self, id: ObjectId, at_s: float) -> None:
+        """It was fetched."""
+        self._at_s.pop(id, None)  # several may have waited for the same answer
+        self._at_s[id] = at_s
+
+
 class Shared:
-    """The segments of one edge, as the routes want them.
+    """The segments of one edge, as the routes want them. What is fetched for others takes no room from its own.
 
     Args:
         sources: where its segments are.
@@ -51,7 +74,7 @@ class Shared:
 
     def __init__(self, sources: Sources, contexts: Contexts, *, through: bool) -> None:
         self._sources, self._contexts, self._through = sources, contexts, through
-        self._asking = asyncio.Semaphore(_MOST_THROUGH)
+        self._asking, self._fetched = asyncio.Semaphore(_MOST_THROUGH), Fetched()
 
     async def size(self, kind: Kind, id: ObjectId) -> int | None:
         """Size of a segment in bytes; None where it is unknown, or not held and not to be fetched."""
@@ -62,6 +85,7 @@ class Shared:
         """A segment's bytes, or some of them; None as for `size`.
 
         Raises:
+            Overloaded: it was fetched for a neighbour not long ago.
             PrereadError: the cloud was asked, and did not give it.
         """
         ref = self._contexts.segment(id)
@@ -70,15 +94,19 @@ class Shared:
 
     async def _read(self, ref: ObjectRef) -> bytes | None:
         try:
-            return await self._sources.disk.get(ref)
+            return await self._sources.disk.get(ref, guest=True)
         except NotHeld:
             pass
         if not self._through or self._sources.cloud is None:
             return None
         async with self._asking:
             if self._sources.disk.holds(ref):
-                return await self._sources.disk.get(ref)  # it came while this request waited
-            return await self._sources.cloud.get(ref)
+                return await self._sources.disk.get(ref, guest=True)  # it came while this request waited
+            if not self._fetched.allows(ref.id, time.monotonic()):
+                raise Overloaded("this edge fetched that not long ago: ask the cloud", retry_after_s=_AGAIN_S)
+            data = await self._sources.cloud.get_for_guest(ref)
+            self._fetched.note(ref.id, time.monotonic())
+            return data
 
 
 class _Stalled(Exception):

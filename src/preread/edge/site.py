@@ -16,6 +16,7 @@ from preread.edge.published import OwnModel
 from preread.edge.refine import Refinement
 from preread.edge.shelf import Shelf
 from preread.edge.sources import Sources
+from preread.edge.turns import ANYBODY, Turns, Visitor
 from preread.edge.uses import Uses
 from preread.engine.llamacpp import LlamaCpp
 from preread.engine.selftest import self_test
@@ -56,6 +57,7 @@ class Site:
         streamed_s: when something was last loaded from the cloud, of `time.monotonic`; None: not yet.
         sources: where segments come from; others: what is believed of those that are not the cloud, by name.
         uses: how often contexts were used, if that is counted.
+        reading: who has the reader next.
         idle, busy: whether nobody wants the engine, or somebody does.
     """
 
@@ -87,7 +89,7 @@ class Site:
         self.uses: Uses | None = None
         self.idle, self.busy = asyncio.Event(), asyncio.Event()
         self.idle.set()
-        self._turn, self._wanted = asyncio.Lock(), 0
+        self.reading, self._turns, self._wanted = Turns(), Turns(), 0
 
     def believed(self, supply: str) -> Source:
         """What is believed of a supply of this name."""
@@ -96,14 +98,23 @@ class Site:
             return Source(None if link is None else link.bytes_s, self.estimates.rtt_s, self.breaker)
         return self.others.get(supply, _ON_DISK if supply == "disk" else _NEAR)
 
+    @property
+    def wait_s(self) -> float:
+        """How long who asks now will wait for the engine, as a guess."""
+        return self._turns.wait_s
+
     @asynccontextmanager
-    async def turn(self) -> AsyncGenerator[None, None]:
-        """Wait for the engine; requests get it in the order in which they come. A refinement makes way for them."""
+    async def turn(self, visitor: Visitor = ANYBODY) -> AsyncGenerator[None, None]:
+        """Wait for the engine; callers get it in turn. A refinement makes way for them.
+
+        Raises:
+            Overloaded: that took too long.
+        """
         self._wanted += 1
         self.idle.clear()
         self.busy.set()
         try:
-            async with self._turn:
+            async with self._turns.turn(visitor):
                 if self.refinement is not None:
                     await self.refinement.pause()
                 yield

@@ -6,9 +6,10 @@ comes from outside is verified by then, and is put on disk behind the caller's b
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Final, Protocol
 
 from preread.edge.neighbours import Neighbour, Neighbours
@@ -31,7 +32,12 @@ _SILENCE_S: Final = 3.0
 _NEXT_TO_NOTHING_BYTES: Final = 16_384
 
 _log = logging.getLogger(__name__)
-Arrived = Callable[[ObjectRef, bytes], None]
+
+
+class Arrived(Protocol):
+    """Told what has come; `guest`: only others want it."""
+
+    def __call__(self, ref: ObjectRef, data: bytes, *, guest: bool = False) -> None: ...
 
 
 class NotHeld(RemoteError):
@@ -74,7 +80,7 @@ class Disk:
 
     def __init__(self, held: Held | None) -> None:
         self._held = held
-        self._pending: dict[ObjectId, bytes] = {}
+        self._pending: dict[ObjectId, tuple[bytes, bool]] = {}  # and whether it is a guest
         self._pending_bytes = self._resting = 0
         self._work: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
@@ -83,24 +89,27 @@ class Disk:
     def holds(self, ref: ObjectRef) -> bool:
         return ref.id in self._pending or (self._held is not None and ref.id in self._held)
 
-    async def get(self, ref: ObjectRef) -> bytes:
-        data = self._pending.get(ref.id)
-        if data is None and self._held is not None and ref.id in self._held:
-            data = await asyncio.to_thread(self._held.read, ref)
+    async def get(self, ref: ObjectRef, *, guest: bool = False) -> bytes:
+        """What this disk holds. `guest`: it is for somebody else, and stays what it is."""
+        data, is_guest = self._pending.get(ref.id, (None, False))
+        if data is not None:
+            self._pending[ref.id] = data, is_guest and guest
+        elif self._held is not None and ref.id in self._held:
+            data = await asyncio.to_thread(partial(self._held.read, ref, guest=guest))
         if data is None:
             raise NotHeld(f"segment {ref.id[:12]}… is not on this disk")
         self.received_bytes += len(data)
         return data
 
-    def keep(self, ref: ObjectRef, data: bytes) -> None:
-        """Have it written soon, unless too much waits for that already."""
+    def keep(self, ref: ObjectRef, data: bytes, *, guest: bool = False) -> None:
+        """Have it written soon, unless too much waits for that already. `guest`: only others want it."""
         held = self._held
         if held is None or ref.kind != "segments" or ref.id in self._pending or ref.id in held:
             return
         if self._pending_bytes + len(data) > MOST_PENDING_BYTES:
             _log.debug("the disk is too slow to keep segment %s…", ref.id[:12])
             return
-        self._pending[ref.id] = data
+        self._pending[ref.id] = data, guest
         self._pending_bytes += len(data)
         self._changed.set()
         if self._work is None or self._work.done():
@@ -135,9 +144,10 @@ class Disk:
     async def _write(self, held: Held) -> None:
         await self._rested()
         while self._pending:
-            id, data = next(iter(self._pending.items()))
+            id, (data, guest) = next(iter(self._pending.items()))
+            ref = ObjectRef("segments", id, len(data))
             try:
-                await asyncio.to_thread(held.keep, ObjectRef("segments", id, len(data)), data)
+                await asyncio.to_thread(partial(held.keep, ref, data, guest=guest))
             except Exception:
                 _log.exception("keeping a segment failed in a way that nobody foresaw")
             del self._pending[id]
@@ -152,10 +162,11 @@ class _Keeping:
 
     def __init__(self, link: CloudLink, arrived: Arrived) -> None:
         self._link, self._arrived = link, arrived
+        self.own: Counter[ObjectId] = Counter()
 
     async def get(self, ref: ObjectRef) -> bytes:
         data = await self._link.get(ref)
-        self._arrived(ref, data)
+        self._arrived(ref, data, guest=not self.own[ref.id])
         return data
 
 
@@ -165,7 +176,8 @@ class Cloud:
     name = "cloud"
 
     def __init__(self, link: CloudLink, arrived: Arrived) -> None:
-        self._link, self._collapsed = link, Collapsed(_Keeping(link, arrived))
+        self._link, self._keeping = link, _Keeping(link, arrived)
+        self._collapsed = Collapsed(self._keeping)
 
     @property
     def received_bytes(self) -> int:
@@ -175,6 +187,17 @@ class Cloud:
         return True
 
     async def get(self, ref: ObjectRef) -> bytes:
+        own = self._keeping.own
+        own[ref.id] += 1
+        try:
+            return await self._collapsed.get(ref)
+        finally:
+            own[ref.id] -= 1
+            if not own[ref.id]:
+                del own[ref.id]
+
+    async def get_for_guest(self, ref: ObjectRef) -> bytes:
+        """As `get`, for somebody else: what is kept of it gives way to all that this edge uses itself."""
         return await self._collapsed.get(ref)
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from preread.edge.bounds import check_size, too_long
 from preread.edge.contexts import Known
 from preread.edge.request import Ask
 from preread.edge.site import Site
+from preread.edge.turns import ANYBODY, Visitor
 from preread.engine.llamacpp import LlamaCpp
 from preread.errors import PrereadError, Unavailable, UnknownContext, UsageError
 from preread.plan.match import Tokens, prefix_index
@@ -28,12 +29,14 @@ class Question:
             left to compute.
         prompt: the tokens after those; never empty.
         ask: what was asked.
+        arrived_s: when, by the monotonic clock.
     """
 
     known: Known | None
     reuse: int
     prompt: Tokens
     ask: Ask
+    arrived_s: float = 0.0
 
     @property
     def prompt_tokens(self) -> int:
@@ -41,8 +44,8 @@ class Question:
         return self.reuse + len(self.prompt)
 
 
-async def understand(ask: Ask, site: Site) -> Question:
-    """Find the context and tokenise the rest.
+async def understand(ask: Ask, site: Site, visitor: Visitor = ANYBODY) -> Question:
+    """Find the context and tokenise the rest, in turn with what others ask.
 
     Raises:
         UnknownContext: nobody published a context of this name.
@@ -50,16 +53,17 @@ async def understand(ask: Ask, site: Site) -> Question:
         TooLong: the prompt does not fit the model's window.
         UsageError: the messages cannot be rendered.
     """
-    spec = site.engine.spec
-    known = None if ask.context is None else await find_context(ask.context, site)
+    arrived_s, spec = time.monotonic(), site.engine.spec
     check_size(ask, spec.window_tokens, spec.token_characters)
+    known = None if ask.context is None else await find_context(ask.context, site)
     beginnings = site.contexts.own() if known is None else []
-    question = await site.reader.run(lambda: _tokenised(ask, known, beginnings, site))
+    async with site.reading.turn(visitor):
+        question = await site.reader.run(lambda: _tokenised(ask, known, beginnings, site))
     if question.prompt_tokens >= spec.window_tokens:
         raise too_long(spec.window_tokens, f"{question.prompt_tokens} tokens")
     if question.known is not None and site.uses is not None:
         site.uses.used(question.known.entry.context, time.time())
-    return question
+    return replace(question, arrived_s=arrived_s)
 
 
 async def find_context(name: str, site: Site) -> Known:

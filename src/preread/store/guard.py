@@ -1,5 +1,7 @@
 """What both servers check before they listen to a request: where it was sent to, who asks, and how much comes."""
 
+import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,6 +15,8 @@ from preread.store import auth, hosts
 from preread.store.auth import Keys, Principal
 from preread.store.routes import error_response
 
+_COMPRESSED: Final = ("gzip", "deflate")
+_GZIP_OR_ZLIB: Final = 32 + zlib.MAX_WBITS  # told apart by how they begin
 _TYPE: Final = "application/json"
 _SAFE: Final = frozenset({"GET", "HEAD"})
 _METHODS: Final = ("GET", "POST", "DELETE")
@@ -131,21 +135,52 @@ def caller(scope: Scope) -> str:
     return str(client[0]) if client else "unknown"
 
 
-async def read_body(request: Request, most_bytes: int) -> bytes:
+async def read_body(
+    request: Request,
+    most_bytes: int,
+    *,
+    too_long: Exception | None = None,
+    account: Callable[[int], None] = lambda size_bytes: None,
+) -> bytes:
     """The body of a request that says that it is JSON: other types a web page may send to localhost without asking.
 
+    Args:
+        request: whose body it is; gzip and deflate (RFC 9110, 8.4.1) are undone.
+        most_bytes: of the body, and of what it holds when it is compressed.
+        too_long: raised where there is more, instead of 413.
+        account: called with the size of each part, before it is kept; may raise.
+
     Raises:
-        HTTPException: 415, another type; 413, over `most_bytes`.
+        HTTPException: 415, another type or encoding; 413, over `most_bytes`; 400, it is not compressed as it says.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _TYPE:
         raise HTTPException(415, f"Unsupported Media Type: send Content-Type: {_TYPE}")
-    too_long = HTTPException(413, f"Content Too Large: at most {most_bytes} bytes")
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("identity", *_COMPRESSED):
+        accepted = ", ".join(_COMPRESSED)
+        raise HTTPException(
+            415, f"Unsupported Media Type: send {accepted} or plain JSON", {"Accept-Encoding": accepted}
+        )
+    too_long = too_long or HTTPException(413, f"Content Too Large: at most {most_bytes} bytes")
     declared = request.headers.get("content-length", "0")
     if not declared.isdecimal() or int(declared) > most_bytes:
         raise too_long
-    body = bytearray()
+    expander = None if encoding == "identity" else zlib.decompressobj(_GZIP_OR_ZLIB)
+    body, came_bytes = bytearray(), 0
     async for piece in request.stream():
-        body += piece
-        if len(body) > most_bytes:
+        came_bytes += len(piece)
+        part = piece if expander is None else _expanded(expander, piece, most_bytes + 1 - len(body))
+        if max(came_bytes, len(body) + len(part)) > most_bytes:
             raise too_long
+        account(len(part))
+        body += part
+    if expander is not None and not expander.eof:
+        raise HTTPException(400, f"Bad Request: the body is not whole {encoding}")
     return bytes(body)
+
+
+def _expanded(expander: "zlib._Decompress", piece: bytes, most_bytes: int) -> bytes:
+    try:
+        return expander.decompress(piece, most_bytes)
+    except zlib.error as error:
+        raise HTTPException(400, f"Bad Request: the body cannot be decompressed: {error}") from error

@@ -32,6 +32,9 @@ _log = logging.getLogger(__name__)
 class Held:
     """Segments on disk, at most `room_bytes` of them: those used least recently go first, and protected ones last.
 
+    Guests are here because others asked for them: they go before all that this edge uses itself, and where there is no
+    room but what that takes, they are not kept. One that this edge reads is a guest no more; after a restart none is.
+
     Every method may be called from any thread. `read`, `keep`, `drop` and `scan` wait for the disk; the others do not.
     None of them raises: a folder that cannot be used holds nothing.
     """
@@ -44,6 +47,7 @@ class Held:
         self._sizes: OrderedDict[ObjectId, int] = OrderedDict()  # used least recently first
         self._used_bytes = self._unseen_bytes = 0
         self._protected: frozenset[ObjectId] = frozenset()
+        self._guests: set[ObjectId] = set()
         self._failing = False
 
     def __contains__(self, id: ObjectId) -> bool:
@@ -80,10 +84,10 @@ class Held:
             self._sizes = OrderedDict((id, size_bytes) for _, id, size_bytes in sorted(found))
             self._used_bytes, self._unseen_bytes = sum(self._sizes.values()), 0
 
-    def read(self, ref: ObjectRef) -> bytes | None:
+    def read(self, ref: ObjectRef, *, guest: bool = False) -> bytes | None:
         """An object's bytes, of the stated size and with the digest that is its name; None if it is not here.
 
-        A damaged one is removed.
+        A damaged one is removed. `guest`: it is read for somebody else.
         """
         path = self._path(ref.id)
         try:
@@ -100,10 +104,10 @@ class Held:
             return None
         with suppress(OSError):
             _stamp(path)
-        self._note(ref.id, len(data))
+        self._note(ref.id, len(data), guest=guest and ref.id in self._guests)
         return data
 
-    def keep(self, ref: ObjectRef, data: bytes) -> bool:
+    def keep(self, ref: ObjectRef, data: bytes, *, guest: bool = False) -> bool:
         """Put an object here whose digest is right; others make room. Whether it is here now."""
         if ref.kind != "segments" or len(data) != ref.size_bytes or len(data) > self.room_bytes:
             return False
@@ -111,7 +115,10 @@ class Held:
             return True
         if self._unseen_bytes > self.room_bytes // 16:
             self.scan()  # what other processes keep here takes room too
-        self.drop(self._victims(len(data)))
+        victims = self._victims(len(data), guest=guest)
+        if victims is None:
+            return False
+        self.drop(victims)
         path = self._path(ref.id)
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -129,7 +136,7 @@ class Held:
             self._say("written", error)
             return False
         self._failing = False
-        self._note(ref.id, len(data))
+        self._note(ref.id, len(data), guest=guest)
         self._unseen_bytes += len(data)
         return True
 
@@ -144,30 +151,34 @@ class Held:
                 self._say("written", error)
             self._forget(id)
 
-    def _victims(self, wanted_bytes: int) -> list[ObjectId]:
-        """What has to go so that so much more has room."""
+    def _victims(self, wanted_bytes: int, *, guest: bool) -> list[ObjectId] | None:
+        """What has to go so that so much more has room; None where a guest would have to wait for all others to go."""
         with self._lock:
             excess_bytes = self._used_bytes + wanted_bytes - self.room_bytes
             victims: list[ObjectId] = []
-            if excess_bytes <= 0:
-                return victims
-            for protected in (False, True):
+            for rank in (0,) if guest else (0, 1, 2):
                 for id, size_bytes in self._sizes.items():
                     if excess_bytes <= 0:
                         return victims
-                    if (id in self._protected) is protected:
+                    if self._rank(id) == rank:
                         victims.append(id)
                         excess_bytes -= size_bytes
-            return victims
+            return None if guest and excess_bytes > 0 else victims
 
-    def _note(self, id: ObjectId, size_bytes: int) -> None:
+    def _rank(self, id: ObjectId) -> int:
+        """0 goes first."""
+        return 2 if id in self._protected else 0 if id in self._guests else 1
+
+    def _note(self, id: ObjectId, size_bytes: int, *, guest: bool) -> None:
         with self._lock:
+            (self._guests.add if guest else self._guests.discard)(id)
             self._used_bytes += size_bytes - self._sizes.get(id, 0)
             self._sizes[id] = size_bytes
             self._sizes.move_to_end(id)
 
     def _forget(self, id: ObjectId) -> None:
         with self._lock:
+            self._guests.discard(id)
             self._used_bytes -= self._sizes.pop(id, 0)
 
     def _path(self, id: ObjectId) -> Path:
