@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from preread import Edge
+from preread.cloud import client
 from preread.cloud.app import create_app
 from preread.cloud.publish import refuse
 from preread.edge.edge import Answer, AsyncEdge
@@ -214,6 +215,50 @@ def test_the_edge_notices_by_itself_that_a_prompt_begins_with_a_context(
     done, text = bench.edge.portal.call(_collect, bench.edge.asynchronous, ask)
     assert text == local.text
     assert (done.timings.context, done.timings.way) == ("manual", "streamed")
+
+
+@pytest.mark.parametrize("end", ["\n", " ", "\r\n", "\n\nBe brief.", None])
+def test_a_context_with_another_end_is_taken_as_far_as_it_is_the_same(
+    bench: Bench, manual: str, end: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system = manual[:-1] if end is None else manual + end
+    messages = ({"role": "system", "content": system}, {"role": "user", "content": QUESTION})
+    ask = Ask(messages=messages, sampling=Sampling(max_tokens=8))
+    bench.ask()
+    done, text = bench.edge.portal.call(_collect, bench.edge.asynchronous, ask)
+    known = len(bench.site.contexts.named("manual").tokens)
+    assert (done.timings.context, done.timings.way, done.timings.reason) == ("manual", "resident", None)
+    assert known - 4 <= done.timings.cache_n < known
+    bench.cold()
+    monkeypatch.setattr(bench.site.contexts, "own", lambda: [])
+    alone, expected = bench.edge.portal.call(_collect, bench.edge.asynchronous, ask)
+    assert alone.timings.way == "none" and text == expected
+
+
+def test_whoever_nearly_meant_a_context_is_told(bench: Bench, manual: str) -> None:
+    bench.ask()
+
+    def near(system: str) -> str:
+        messages = ({"role": "system", "content": system}, {"role": "user", "content": QUESTION})
+        ask = Ask(messages=messages, sampling=Sampling(max_tokens=1))
+        done, _ = bench.edge.portal.call(_collect, bench.edge.asynchronous, ask)
+        assert done.timings.way == "none" and done.timings.context is None
+        return done.timings.reason or ""
+
+    assert "'manual' is another after" in near(manual[: len(manual) // 2])
+    assert "'manual' ends its lines with" in near(manual.replace("\n", "\r\n"))
+    assert near("Something else.") == ""
+
+
+def test_control_tokens_of_a_published_text_are_matched_in_a_completion(bench: Bench, cloud: Any) -> None:
+    text = "Chats are written <|im_start|>user and <|im_end|>. " + "They end by themselves. " * 20
+    *_, _ = client.publish(cloud.url, "chats", text=text, form="text")
+    named = bench.ask("Which?", "chats")
+    assert named.timings.context == "chats"
+    ask = Ask(prompt=text + "\n\nWhich? <|im_end|>", sampling=Sampling(max_tokens=1))
+    done, _ = bench.edge.portal.call(_collect, bench.edge.asynchronous, ask)
+    assert (done.timings.context, done.timings.way) == ("chats", "resident")
+    assert done.timings.cache_n >= done.timings.context_n - 1, "all but what the line break is one token with"
 
 
 def test_a_prompt_that_is_the_context_itself(bench: Bench) -> None:

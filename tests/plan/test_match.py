@@ -52,3 +52,10 @@ def test_a_context_that_differs_at_its_end_is_nearly_matched() -> None:
     index = prefix_index([(ContextId("manual"), ids([1, 2, 3, 4]))])
     assert index.nearest(ids([1, 2, 3, 9, 9]), {ContextId("manual")}) == Match(ContextId("manual"), 3, False)
     assert index.nearest(ids([1, 2, 3, 9, 9]), set()) is None
+
+
+def test_a_context_serves_a_prompt_that_has_most_of_it_and_fits_beside_all_of_it() -> None:
+    match = Match(ContextId("manual"), 80, False)
+    assert match.serves(100, 90, 120) and not match.serves(100, 100, 120) and not match.serves(107, 90, 999)
+    assert Match(ContextId("manual"), 100, True).serves(100, 119, 120)
+    assert match.near(300) and not match.near(400)

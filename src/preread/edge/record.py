@@ -41,6 +41,7 @@ class Record:
         self.note(
             context=known.entry.name if known else None,
             context_n=len(known.tokens) if known else 0,
+            reason=question.near,
             queue_ms=(time.monotonic() - self._arrived) * 1e3,
         )
         self._prompt_tokens = question.prompt_tokens

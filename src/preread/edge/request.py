@@ -61,7 +61,8 @@ class Timings:
     Attributes:
         context: name of the context, if any.
         way: where its KV came from; "mixed": its beginning was computed here, the rest streamed.
-        reason: why it was not streamed, when it was not.
+        reason: why it was not streamed, when it was not; where there is no context, which one the prompt nearly began
+            with, if it did.
         rung: rung of the quality ladder that was streamed.
         refined_to: better rung that the context's segments were being replaced by when the answer ended, if any.
         refined_share: share of them that were in place by then; 1: all of the context was held at `refined_to`.

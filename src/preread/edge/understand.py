@@ -2,7 +2,10 @@
 
 import asyncio
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +16,8 @@ from preread.edge.site import Site
 from preread.edge.turns import ANYBODY, Visitor
 from preread.engine.llamacpp import LlamaCpp
 from preread.errors import PrereadError, Unavailable, UnknownContext, UsageError
-from preread.plan.match import Tokens, prefix_index
+from preread.plan.match import PrefixIndex, Tokens, prefix_index
+from preread.values import ContextId
 from preread.wire.catalogue import Entry
 
 _RESYNC_S, _FETCH_S = 2.0, 30.0
@@ -25,11 +29,12 @@ class Question:
 
     Attributes:
         known: the shared context that it begins with, if any.
-        reuse: so many tokens of the context are taken as they are: all, or all but the last if nothing else would be
-            left to compute.
+        reuse: so many tokens of the context are taken as they are: all, all but the last if nothing else would be left
+            to compute, or fewer where the prompt goes on otherwise.
         prompt: the tokens after those; never empty.
         ask: what was asked.
         arrived_s: when, by the monotonic clock.
+        near: why no context was found, where one is nearly what the prompt begins with.
     """
 
     known: Known | None
@@ -37,6 +42,7 @@ class Question:
     prompt: Tokens
     ask: Ask
     arrived_s: float = 0.0
+    near: str | None = None
 
     @property
     def prompt_tokens(self) -> int:
@@ -119,9 +125,7 @@ def _tokenised(ask: Ask, known: Known | None, beginnings: list[Known], site: Sit
         tokens = _whole(ask, engine)
         if ask.sampling.prompt_logprobs and ask.sampling.top_logprobs is not None:
             return _question(ask, None, 0, tokens)  # what is reused has no logits
-        known = _matching(tokens, beginnings)
-        reuse = len(known.tokens) if known else 0
-        return _question(ask, known, reuse, tokens[reuse:])
+        return _matched(ask, tokens, beginnings, site.engine)
     if ask.messages is None:
         following = _continued(ask, engine)
     elif known.entry.form == "chat" and engine.chat is not None:
@@ -131,11 +135,57 @@ def _tokenised(ask: Ask, known: Known | None, beginnings: list[Known], site: Sit
     return _question(ask, known, len(known.tokens), following)
 
 
-def _matching(prompt: Tokens, beginnings: list[Known]) -> Known | None:
-    """The longest of some contexts that the prompt begins with."""
+def _matched(ask: Ask, tokens: Tokens, beginnings: list[Known], engine: LlamaCpp) -> Question:
+    """A prompt after the context that it begins with, or has most in common with."""
     by_id = {known.entry.context: known for known in beginnings}
-    found = prefix_index((id, known.tokens) for id, known in by_id.items()).longest(prompt)
-    return None if found is None else by_id[found]
+    index, window = prefix_index((id, known.tokens) for id, known in by_id.items()), engine.spec.window_tokens
+    for prompt in (tokens, *_with_text_as_text(ask, tokens, beginnings, engine)):
+        match, whole = index.nearest(prompt, by_id), index.longest(prompt)
+        if match is not None and match.serves(len(by_id[match.context].tokens), len(prompt), window):
+            reuse = min(match.shared, len(prompt) - 1)
+            return Question(by_id[match.context], reuse, prompt[reuse:], ask)
+        if whole is not None:
+            reuse = len(by_id[whole].tokens)
+            return _question(ask, by_id[whole], reuse, prompt[reuse:])
+    return replace(_question(ask, None, 0, tokens), near=_near(ask, tokens, by_id, index, engine))
+
+
+def _with_text_as_text(ask: Ask, tokens: Tokens, beginnings: list[Known], engine: LlamaCpp) -> Iterator[Tokens]:
+    """The prompt of a completion whose beginning is a published text, if that has what looks like control tokens: they
+    are read in a prompt, whose caller writes the template, but were not when the text was published."""
+    texts = {known.entry.context: known for known in beginnings if known.entry.form == "text"}
+    if not texts or not isinstance(ask.prompt, str):
+        return
+    plain = engine.tokenize(ask.prompt, special=False, start=True)
+    match = prefix_index((id, known.tokens) for id, known in texts.items()).nearest(plain, texts)
+    if match is None or np.array_equal(plain, tokens):
+        return
+    begun, whole = b"".join(engine.piece(int(id)) for id in plain[: match.shared]), ask.prompt.encode()
+    begun = begun if whole.startswith(begun) else begun.removeprefix(b" ")  # some tokenizers put one in front
+    with suppress(UnicodeDecodeError):
+        if whole.startswith(begun):
+            rest = engine.tokenize(whole[len(begun) :].decode())
+            yield np.concatenate([plain[: match.shared], rest])
+
+
+def _near(ask: Ask, tokens: Tokens, by_id: dict[ContextId, Known], index: PrefixIndex, engine: LlamaCpp) -> str | None:
+    """What to tell whoever may have meant a context that the prompt does not begin with."""
+    match = index.nearest(tokens, by_id)
+    if match is not None and match.near(len(by_id[match.context].tokens)):
+        return f"context {by_id[match.context].entry.name!r} is another after {match.shared} tokens"
+    plain = _with_line_feeds(ask)
+    found = index.longest(_whole(plain, engine)) if plain != ask and by_id else None
+    return None if found is None else f"context {by_id[found].entry.name!r} ends its lines with \\n, not \\r\\n"
+
+
+def _with_line_feeds(ask: Ask) -> Ask:
+    """The same with Unix's line ends."""
+
+    def plain(text: Any) -> Any:
+        return text.replace("\r\n", "\n") if isinstance(text, str) else text
+
+    messages = None if ask.messages is None else tuple(m | {"content": plain(m["content"])} for m in ask.messages)
+    return replace(ask, messages=messages, prompt=plain(ask.prompt))
 
 
 def _question(ask: Ask, known: Known | None, reuse: int, prompt: Tokens) -> Question:

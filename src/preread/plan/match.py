@@ -3,6 +3,7 @@
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,13 @@ import numpy.typing as npt
 from preread.values import ContextId
 
 Tokens = npt.NDArray[np.int32]
+
+LEAST_SHARE: Final = 0.75
+"""So much of a context a prompt has in common with it to be answered from it. Where the context is not in memory, all
+of it has to be got, which then costs at most a third more than what that saves."""
+
+NEAR_SHARE: Final = 0.25
+"""With so much in common, somebody may have meant that context: less have chats whose templates begin alike."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +27,15 @@ class Match:
     context: ContextId
     shared: int
     whole: bool
+
+    def serves(self, context_tokens: int, prompt_tokens: int, window_tokens: int) -> bool:
+        """Whether a prompt is answered from the context: all of it is held, with what the prompt has besides."""
+        fits = context_tokens + prompt_tokens - self.shared < window_tokens
+        return self.whole or (fits and self.shared >= LEAST_SHARE * context_tokens)
+
+    def near(self, context_tokens: int) -> bool:
+        """Whether it is worth telling that they do not have more in common."""
+        return self.shared >= NEAR_SHARE * context_tokens
 
 
 @dataclass(frozen=True, slots=True)
