@@ -9,12 +9,13 @@ import hashlib
 import json
 import re
 import secrets
+import socket
 import struct
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, quote_plus, urlsplit
@@ -26,9 +27,15 @@ import pytest
 from preread.edge import understand
 from preread.edge.app import create_app
 from preread.edge.edge import AsyncEdge
+from preread.edge.near import Near
+from preread.edge.share import create_share_app
+from preread.store import http11
+from preread.store.egress import NeighbourLink
+from preread.testing.edges import serving_here
 from preread.testing.relay import Proxy
 from preread.testing.toxics import Corrupt, Reset, Truncate
 from preread.wire import catalogue, manifest
+from preread.wire.neighbour import SiteKey
 
 REQUEST_LINE = re.compile(
     r"GET /v1/(catalogue(\?limit=1000)?|(segments|tokens|manifests|profiles)/[0-9a-f]{64}) HTTP/1\.1"
@@ -370,3 +377,112 @@ def test_edge_connects_to_its_cloud_and_to_nothing_else(cloud: Any, smollm: Path
     assert told["ways"][0] in ("streamed", "mixed") and told["ways"][1:] == ["resident", "none", "unknown"]
     address = urlsplit(cloud.url)
     assert {tuple(event) for event in told["seen"]} == {("socket.connect", f"('{address.hostname}', {address.port})")}
+
+
+# What neighbours and the local network hear
+
+NEAR_LINE = re.compile(r"GET /v1/(edge|segments/[0-9a-f]{64}) HTTP/1\.1")
+PLAIN_HEADERS = {"Host", "User-Agent", "Accept-Encoding", "Cache-Control", "Range", "Authorization"}
+SITE_KEY = "site-key-0123456789abcdef"
+
+
+class Tap:
+    """Keeps what is written to connections that are opened while it is in place, by port."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.sent: dict[int, bytearray] = {}
+        self._open = asyncio.open_connection
+        monkeypatch.setattr(http11.asyncio, "open_connection", self._tapped)
+
+    async def _tapped(self, host: str, port: int, **options: Any) -> Any:
+        reader, writer = await self._open(host, port, **options)
+        kept, write = self.sent.setdefault(port, bytearray()), writer.write
+
+        def tapped_write(data: bytes) -> None:
+            kept.extend(data)
+            write(data)
+
+        writer.write = tapped_write  # type: ignore[method-assign]
+        return reader, writer
+
+
+@contextmanager
+def multicast() -> Iterator[list[bytes]]:
+    """The multicast DNS that this machine hears meanwhile; nothing where multicast does not pass."""
+    heard: list[bytes] = []
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind(("", 5353))
+        with suppress(OSError):
+            group = socket.inet_aton("224.0.0.251") + socket.inet_aton("0.0.0.0")
+            sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group)
+        sock.setblocking(False)
+        yield heard
+        with suppress(BlockingIOError):
+            while True:
+                heard.append(sock.recv(65536))
+
+
+async def near_scene(
+    cloud_url: str, model: Path, folder: Path, key: SiteKey, tap: Tap
+) -> tuple[dict[str, bytes], list[str], list[list[int]]]:
+    """What an edge says to its cloud, to a neighbour and to whoever asks it, by whom; and what was private."""
+    near = Near(disk_bytes=1 << 28, site_key=key, share=("127.0.0.1", 9))
+    options = {"window_tokens": 1024, "threads": 1}
+    async with AsyncEdge(str(model), cloud_url, folder=folder / "other", near=near, **options) as other:
+        async with serving_here(create_share_app(other)) as url:
+            mine = replace(near, neighbours=(url,), mdns=True)
+            async with AsyncEdge(str(model), cloud_url, folder=folder / "mine", near=mine, **options) as edge:
+                transport = httpx2.ASGITransport(create_app(edge))
+                async with (
+                    httpx2.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client,
+                    serving_here(create_share_app(edge)) as shared,
+                ):
+                    await edge.site.sync()
+                    private = Private()
+                    scene = Scene(edge, client, None, private)  # type: ignore[arg-type]  # no faults are wanted
+                    believe_in_the_link(scene)
+                    chat = "/v1/chat/completions"
+                    await scene.ask(chat, None, messages=private.messages(), context="leaflet")
+                    await scene.ask(chat, "resident", messages=private.messages(LEAFLET))
+                    await scene.ask(chat, "none", messages=private.messages(private.text()))
+                    await scene.ask(chat, None, (404, 503), messages=private.messages(), context=private.text())
+                    told = await _asked(shared, edge, key)
+                ids = [edge.site.engine.tokenize(text).tolist() for text in private.canaries]
+    ports = {"cloud": urlsplit(cloud_url).port, "neighbour": urlsplit(url).port}
+    sent = {who: bytes(tap.sent.get(port or 0, b"")) for who, port in ports.items()}
+    return {**sent, "asker": told}, private.canaries, ids
+
+
+async def _asked(url: str, edge: AsyncEdge, key: SiteKey) -> bytes:
+    """What an edge answers to a neighbour, and to whoever asks without a right to."""
+    held = edge.site.sources.held
+    assert held is not None
+    async with NeighbourLink(url, "c" * 16, key) as link, httpx2.AsyncClient(trust_env=False) as stranger:
+        said = [repr(await link.introduction()).encode()]
+        for id in held.ids()[:3]:
+            ref = edge.site.contexts.segment(id)
+            assert ref is not None
+            said.append(await link.get_held(ref))
+        for path in ("/", "/health", "/v1/edge", "/v1/models", "/v1/segments/" + "0" * 64):
+            answer = await stranger.get(f"{url}{path}")
+            said.append(answer.content + repr(answer.headers).encode())
+    return b"\n".join(said)
+
+
+def test_nothing_private_goes_to_neighbours_or_over_the_local_network(
+    cloud: Any, smollm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("zeroconf", reason="zeroconf is not installed: scripts/install lan")
+    cloud.publish("leaflet", LEAFLET)
+    with multicast() as heard:
+        said, texts, ids = asyncio.run(near_scene(cloud.url, smollm, tmp_path, SiteKey(SITE_KEY), Tap(monkeypatch)))
+    for who, sent in {**said, "local network": b"\n".join(heard)}.items():
+        assert leaks(sent, [*texts, SITE_KEY], ids) == [], who
+    requests = requests_of(said["neighbour"])
+    assert [line for line, _ in requests if not NEAR_LINE.fullmatch(line)] == []
+    assert any("/v1/segments/" in line for line, _ in requests), "the neighbour was asked for nothing"
+    assert {header.partition(":")[0] for _, headers in requests for header in headers} <= PLAIN_HEADERS
+    assert any(b"_preread" in packet for packet in heard) or not heard, "it announced itself"
+    assert said["cloud"] and said["asker"]
