@@ -15,6 +15,7 @@ from obstore.store import MemoryStore
 
 from preread.errors import Unavailable, UsageError
 from preread.store import lease as leases
+from preread.store.blobs import Blobs
 from preread.store.lease import Holder
 from preread.store.objects import Objects, open_store
 from preread.testing.cloud import RandomPublisher
@@ -76,7 +77,7 @@ class Bucket:
 
     def __init__(self) -> None:
         self.backend = MemoryStore()
-        self.one, self.two = (Objects(self.backend, "s3://bucket") for _ in "ab")
+        self.one, self.two = (Objects(Blobs(self.backend, "s3://bucket")) for _ in "ab")
 
     def write(self, **changes: object) -> None:
         found = Holder("a" * 16, "elsewhere", 7, "another boot", time.time() + 40)
@@ -150,7 +151,7 @@ def test_who_lost_the_lease_changes_nothing_any_more(
                 await publisher("b", "another", None, "text", "exact", lambda *_: None)
             with pytest.raises(Unavailable):
                 await bucket.one.remove_name("a")
-        assert [entry.name for entry in await Objects(bucket.backend, "").names()] == ["a"]
+        assert [entry.name for entry in await Objects(Blobs(bucket.backend, "")).names()] == ["a"]
         assert b"elsewhere" in bytes(obstore.get(bucket.backend, "lease.json").bytes())
 
     asyncio.run(main())

@@ -12,6 +12,7 @@ import pytest
 
 from preread.errors import Full, RemoteError, UsageError
 from preread.store import lease
+from preread.store.blobs import open_blobs
 from preread.store.objects import Objects, open_store
 from preread.testing.cloud import FINGERPRINT, RandomPublisher
 from preread.testing.store import StoreContract, objects_of, present, publish, put_profile_of
@@ -71,8 +72,8 @@ class TestBucket(StoreContract):
                 with pytest.raises(UsageError, match="held by process"):
                     async with open_store(address).held():
                         pass
-                first = await open_store(address)._read("lease.json")
-                while await open_store(address)._read("lease.json") == first:  # it is renewed
+                first = await open_blobs(address).read("lease.json")
+                while await open_blobs(address).read("lease.json") == first:  # it is renewed
                     await asyncio.sleep(0.02)
             async with open_store(address).held():
                 pass
@@ -224,7 +225,7 @@ def test_removing_a_name_reads_no_other_contexts_manifest(tmp_path: Path, monkey
         read.append(id)
         return await Objects.read(self, kind, id)
 
-    store = type("Watched", (Objects,), {"read": reads})(store._backend, "here")
+    store = type("Watched", (Objects,), {"read": reads})(store._blobs)
     (gone,) = [entry for entry in asyncio.run(store.names()) if entry.name == "two"]
     for name in ("twin", "triplet"):
         asyncio.run(store.put_name(msgspec.structs.replace(gone, name=name)))

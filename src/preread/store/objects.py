@@ -1,7 +1,7 @@
 """The cloud's store: immutable objects named by their content, and the few mutable names of published contexts.
 
-A folder, a bucket or memory, through obstore, so that an address is only an address. It knows keys, atomic writes and
-which objects a manifest refers to; it must not know codecs, engines or HTTP.
+It knows keys, what is written before what, and which objects a manifest refers to; it must not know codecs, engines,
+HTTP, or where bytes are kept (`blobs.py`).
 
     segments/ab/abcd…   tokens/ab/abcd…   manifests/ab/abcd…   profiles/ab/abcd…
     names/<digest of the name>.json   removed.json   fitted/<fingerprint>.json
@@ -16,19 +16,12 @@ attempt. Names are read once, since only one process changes them (see `lease.py
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final, Literal, NoReturn, TypeVar
-
-import obstore
-from obstore.exceptions import BaseError
-from obstore.store import LocalStore, ObjectStore, from_url
+from typing import Final
 
 from preread.errors import CorruptData, Full, RemoteError, UsageError
-from preread.store import durable
-from preread.store.lease import Lease
+from preread.store.blobs import Blobs, open_blobs
 from preread.values import ContextId, Fingerprint, Kind, ObjectId, ObjectRef
 from preread.wire import canonical, catalogue, manifest
 from preread.wire.catalogue import Catalogue, Entry
@@ -36,16 +29,12 @@ from preread.wire.digest import object_id
 from preread.wire.fields import MAX_PROFILE_BYTES, SizedId
 from preread.wire.pages import Listing, room_for
 
-_PROBE: Final = "names/.probe"
 _REMOVED: Final = "removed.json"
 _SLOT_BYTES: Final = 256
 _AT_ONCE: Final = 64
 """Names are read so many at a time: a bucket takes milliseconds for each."""
-_ADVICE: Final = {"written": "check its free space and permissions", "read": "check that it is still there"}
 _log = logging.getLogger(__name__)
-T = TypeVar("T")
 Key = tuple[Kind, ObjectId]
-_Done = Literal["written", "read"]
 _LARGEST_ENTRY_BYTES: Final = 2300
 """A name of 128 and a model's of 256 characters in UTF-8, and the rest."""
 
@@ -66,23 +55,7 @@ def open_store(url_or_path: str) -> "Objects":
     Raises:
         UsageError: it is not an address of a store, or it cannot be written.
     """
-    if not url_or_path.strip():
-        raise UsageError("store '' cannot be written: it is no address; name a folder or s3://BUCKET/PREFIX")
-    try:
-        folder = None
-        if "://" in url_or_path or url_or_path == "memory:":
-            backend = from_url(url_or_path)
-        else:
-            folder = Path(url_or_path).expanduser().absolute()
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            backend = LocalStore(folder)
-        obstore.put(backend, _PROBE, b"can be written")
-        obstore.delete(backend, _PROBE)
-    except (BaseError, OSError, ValueError) as error:
-        raise UsageError(
-            f"store {url_or_path} cannot be written: {_cause(error)}; choose another, or check its permissions"
-        ) from error
-    return Objects(backend, url_or_path, folder)
+    return Objects(open_blobs(url_or_path))
 
 
 class Objects:
@@ -92,40 +65,26 @@ class Objects:
     Every method raises RemoteError where the store itself fails.
     """
 
-    def __init__(self, backend: ObjectStore, where: str, folder: Path | None = None) -> None:
-        self._backend, self._where, self._folder = backend, where, folder
-        self._lease: Lease | None = None
-        self._unsettled: set[str] = set()
+    def __init__(self, blobs: Blobs) -> None:
+        self._blobs, self._where = blobs, blobs.where
         self._index: dict[str, _Named] = {}
         self._illegible: set[str] = set()
         self._removed: tuple[str, ...] = ()
         self._listing: Listing | None = None
         self._reading, self._names_are_read = asyncio.Lock(), False
 
-    @asynccontextmanager
-    async def held(self) -> AsyncGenerator[None, None]:
+    def held(self) -> AbstractAsyncContextManager[None]:
         """Keep other processes that do the same from this store. When that is lost, names can be changed no more.
 
         Raises:
             UsageError: another process holds it.
         """
-        self._lease = Lease(self._backend, self._where, self._folder)
-        async with self._lease.held():
-            if self._folder is not None:
-                await asyncio.to_thread(durable.sweep, self._folder)
-            yield
+        return self._blobs.held()
 
     async def put(self, kind: Kind, data: bytes) -> ObjectRef:
         """Store an object, whole or not at all. One that is already there and damaged is healed."""
         ref = ObjectRef(kind, object_id(data), len(data))
-        key = _key(kind, ref.id)
-        if self._folder is None:
-            await self._guard("written", obstore.put_async(self._backend, key, data, use_multipart=False))
-        else:
-            # what is whole is left: a power cut may take what was written last, and other names may lead to it
-            if await self.size(kind, ref.id) != len(data) or await self._read(key) != data:
-                await self._guard("written", obstore.put_async(self._backend, key, data, use_multipart=False))
-            self._unsettled.add(key)
+        await self._blobs.put_object(_key(kind, ref.id), data)
         return ref
 
     async def read(self, kind: Kind, id: ObjectId, start: int | None = None, stop: int | None = None) -> bytes | None:
@@ -133,28 +92,11 @@ class Objects:
 
         A range must lie within the object, and not be empty.
         """
-        key = _key(kind, id)
-        if start is None and stop is None:
-            return await self._read(key)
-        if stop is None:
-            stop = await self.size(kind, id)
-        if stop is None:
-            return None
-        try:
-            return bytes(await obstore.get_range_async(self._backend, key, start=start or 0, end=stop))
-        except FileNotFoundError:
-            return None
-        except (BaseError, OSError) as error:
-            self._fail("read", error)
+        return await self._blobs.read(_key(kind, id), start, stop)
 
     async def size(self, kind: Kind, id: ObjectId) -> int | None:
         """An object's size in bytes; None if absent."""
-        try:
-            return (await obstore.head_async(self._backend, _key(kind, id)))["size"]
-        except FileNotFoundError:
-            return None
-        except (BaseError, OSError) as error:
-            self._fail("read", error)
+        return await self._blobs.size(_key(kind, id))
 
     async def check_room(self, name: str) -> None:
         """Refuse early what `put_name` might refuse in the end.
@@ -172,7 +114,7 @@ class Objects:
         """
         written, key = catalogue.write(entry), _name_key(entry.name)
         await self._refuse_unless_room(entry.name, written)
-        await self._write(key, catalogue.dumps(Catalogue((entry,))))
+        await self._blobs.put_pointer(key, catalogue.dumps(Catalogue((entry,))))
         former = self._index.get(key)
         self._index[key], self._listing = _Named(entry, written), None
         self._illegible.discard(key)
@@ -199,7 +141,7 @@ class Objects:
         if key not in self._index and key not in self._illegible:
             return False
         told = await self._note_removed(name)
-        await self._delete_name(key)
+        await self._blobs.delete_pointer(key)
         self._illegible.discard(key)
         gone, self._listing = self._index.pop(key, None), None
         if gone is not None:
@@ -221,7 +163,7 @@ class Objects:
         """Remember a removal; False where there is no room for it, as there will be when its objects are gone."""
         names = (*(one for one in self._not_published(self._removed) if one != name), name)[-catalogue.MOST_REMOVED :]
         try:
-            await self._write(_REMOVED, catalogue.dumps(Catalogue(removed=names)))
+            await self._blobs.put_pointer(_REMOVED, catalogue.dumps(Catalogue(removed=names)))
         except RemoteError as error:
             _log.warning("the removal of %r is not noted yet: %s", name, error)
             return False
@@ -232,7 +174,7 @@ class Objects:
         async with self._reading:
             if self._names_are_read:
                 return
-            keys = await self._keys_in("names")
+            keys = await self._blobs.keys_in("names")
             for start in range(0, len(keys), _AT_ONCE):
                 some = keys[start : start + _AT_ONCE]
                 for key, entry in zip(some, await asyncio.gather(*map(self._entry, some)), strict=True):
@@ -244,7 +186,7 @@ class Objects:
             self._names_are_read = True
 
     async def _read_removed(self) -> tuple[str, ...]:
-        data = await self._read(_REMOVED)
+        data = await self._blobs.read(_REMOVED)
         if data is None:
             return ()
         try:
@@ -264,7 +206,7 @@ class Objects:
 
     async def profile_of(self, fingerprint: Fingerprint) -> ObjectRef | None:
         """The profile that contexts of this model are published with; None if there is none, or its slot is broken."""
-        data = await self._read(_slot_key(fingerprint))
+        data = await self._blobs.read(_slot_key(fingerprint))
         if data is None:
             return None
         try:
@@ -283,7 +225,7 @@ class Objects:
         if ref.kind != "profiles" or not 0 < ref.size_bytes <= MAX_PROFILE_BYTES:
             raise UsageError(f"{ref} is no profile of 1 to {MAX_PROFILE_BYTES} bytes")
         former = await self.profile_of(fingerprint)
-        await self._write(_slot_key(fingerprint), canonical.dumps(SizedId(ref.id, ref.size_bytes)))
+        await self._blobs.put_pointer(_slot_key(fingerprint), canonical.dumps(SizedId(ref.id, ref.size_bytes)))
         if former is not None and former.id != ref.id:
             await self._remove_unneeded({("profiles", former.id)}, f"the former profile of model {fingerprint[:12]}…")
 
@@ -319,12 +261,11 @@ class Objects:
             _log.warning("store %s: %s stay, since %s", self._where, what, error)
             return
         present = [key for key in doomed if await self.size(*key) is not None]
-        if present:
-            await self._guard("written", obstore.delete_async(self._backend, [_key(*key) for key in present]))
+        await self._blobs.delete_objects([_key(*key) for key in present])
 
     async def _slots(self) -> set[Key]:
         """The profiles that models are published with."""
-        names = [key.rpartition("/")[2].removesuffix(".json") for key in await self._keys_in("fitted")]
+        names = [key.rpartition("/")[2].removesuffix(".json") for key in await self._blobs.keys_in("fitted")]
         refs = [await self.profile_of(Fingerprint(name)) for name in names]
         return {("profiles", ref.id) for ref in refs if ref is not None}
 
@@ -338,12 +279,8 @@ class Objects:
         profiles: set[Key] = {("profiles", rung.profile.id) for rung in rungs if rung.profile is not None}
         return segments | profiles | {("manifests", entry.manifest.id), ("tokens", entry.tokens.id)}
 
-    async def _keys_in(self, folder: str) -> list[str]:
-        found = await self._guard("read", obstore.list(self._backend, folder).collect_async())
-        return [meta["path"] for meta in found if meta["path"].endswith(".json")]
-
     async def _entry(self, key: str) -> Entry | None:
-        data = await self._read(key)
+        data = await self._blobs.read(key)
         if data is None:
             return None
         try:
@@ -352,43 +289,6 @@ class Objects:
             _log.warning("store %s: %s is left out of the catalogue: %s", self._where, key, error)
             return None
         return entry
-
-    async def _read(self, key: str) -> bytes | None:
-        try:
-            return bytes(await (await obstore.get_async(self._backend, key)).bytes_async())
-        except FileNotFoundError:
-            return None
-        except (BaseError, OSError) as error:
-            self._fail("read", error)
-
-    async def _write(self, key: str, data: bytes) -> None:
-        """Write what leads to objects, after them."""
-        if self._lease is not None:
-            self._lease.check()
-        if self._folder is None:
-            await self._guard("written", obstore.put_async(self._backend, key, data, use_multipart=False))
-            return
-        objects = set(self._unsettled)
-        await self._guard("written", asyncio.to_thread(durable.settle, self._folder, objects))
-        self._unsettled -= objects
-        await self._guard("written", asyncio.to_thread(durable.replace, self._folder / key, data))
-
-    async def _delete_name(self, key: str) -> None:
-        if self._lease is not None:
-            self._lease.check()
-        if self._folder is None:
-            await self._guard("written", obstore.delete_async(self._backend, key))
-        else:
-            await self._guard("written", asyncio.to_thread(durable.remove, self._folder / key))
-
-    async def _guard(self, done: _Done, call: Awaitable[T]) -> T:
-        try:
-            return await call
-        except (BaseError, OSError) as error:
-            self._fail(done, error)
-
-    def _fail(self, done: _Done, error: Exception) -> NoReturn:
-        raise RemoteError(f"store {self._where} cannot be {done}: {_cause(error)}; {_ADVICE[done]}") from error
 
 
 def _key(kind: Kind, id: ObjectId) -> str:
@@ -401,10 +301,3 @@ def _name_key(name: str) -> str:
 
 def _slot_key(fingerprint: Fingerprint) -> str:
     return f"fitted/{fingerprint}.json"
-
-
-def _cause(error: Exception) -> str:
-    """The first line of what obstore says; the lines below are for its developers."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error).partition("\n")[0].strip() or type(error).__name__

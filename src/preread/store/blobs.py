@@ -1,0 +1,169 @@
+"""Bytes under keys, in a folder, a bucket or memory, through obstore: an address is only an address.
+
+It knows writing whole, in which order, and whose turn it is to write; it must not know what is written. Objects may be
+written in any order. Pointers lead to objects: one is written when all objects before it are, and in a folder these are
+on the disk then, as the pointer is when its call returns.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final, Literal, NoReturn, TypeVar
+
+import obstore
+from obstore.exceptions import BaseError
+from obstore.store import LocalStore, ObjectStore, from_url
+
+from preread.errors import RemoteError, UsageError
+from preread.store import durable
+from preread.store.lease import Lease
+
+_PROBE: Final = "names/.probe"
+_ADVICE: Final = {"written": "check its free space and permissions", "read": "check that it is still there"}
+T = TypeVar("T")
+_Done = Literal["written", "read"]
+
+
+def open_blobs(url_or_path: str) -> "Blobs":
+    """Open a store, as `preread.store.objects.open_store` says.
+
+    Raises:
+        UsageError: it is not an address of a store, or it cannot be written.
+    """
+    if not url_or_path.strip():
+        raise UsageError("store '' cannot be written: it is no address; name a folder or s3://BUCKET/PREFIX")
+    try:
+        folder = None
+        if "://" in url_or_path or url_or_path == "memory:":
+            backend = from_url(url_or_path)
+        else:
+            folder = Path(url_or_path).expanduser().absolute()
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            backend = LocalStore(folder)
+        obstore.put(backend, _PROBE, b"can be written")
+        obstore.delete(backend, _PROBE)
+    except (BaseError, OSError, ValueError) as error:
+        raise UsageError(
+            f"store {url_or_path} cannot be written: {_cause(error)}; choose another, or check its permissions"
+        ) from error
+    return Blobs(backend, url_or_path, folder)
+
+
+class Blobs:
+    """Bytes under keys. Every method raises RemoteError where the store itself fails.
+
+    Attributes:
+        where: the address, for messages.
+    """
+
+    def __init__(self, backend: ObjectStore, where: str, folder: Path | None = None) -> None:
+        self._backend, self.where, self._folder = backend, where, folder
+        self._lease: Lease | None = None
+        self._unsettled: set[str] = set()
+
+    @asynccontextmanager
+    async def held(self) -> AsyncGenerator[None, None]:
+        """Keep other processes that do the same from this store. When that is lost, pointers can be changed no more.
+
+        Raises:
+            UsageError: another process holds it.
+        """
+        self._lease = Lease(self._backend, self.where, self._folder)
+        async with self._lease.held():
+            if self._folder is not None:
+                await asyncio.to_thread(durable.sweep, self._folder)
+            yield
+
+    async def read(self, key: str, start: int | None = None, stop: int | None = None) -> bytes | None:
+        """Bytes from `start` (inclusive) to `stop` (exclusive), which must be some that are there; None if absent."""
+        if start is None and stop is None:
+            return await self._found(self._whole(key))
+        if stop is None:
+            stop = await self.size(key)
+        if stop is None:
+            return None
+        part = await self._found(obstore.get_range_async(self._backend, key, start=start or 0, end=stop))
+        return None if part is None else bytes(part)
+
+    async def size(self, key: str) -> int | None:
+        """How many bytes there are; None if absent."""
+        head = await self._found(obstore.head_async(self._backend, key))
+        return None if head is None else head["size"]
+
+    async def put_object(self, key: str, data: bytes) -> None:
+        """Write bytes that a key stands for for ever, whole or not at all; what is damaged is healed."""
+        if self._folder is not None:
+            self._unsettled.add(key)
+            # what is whole is left: a power cut may take what was written last, and other pointers may lead to it
+            if await self.size(key) == len(data) and await self.read(key) == data:
+                return
+        await self._guard("written", obstore.put_async(self._backend, key, data, use_multipart=False))
+
+    async def put_pointer(self, key: str, data: bytes) -> None:
+        """Write what leads to objects, after them. What was under the key stays if that fails.
+
+        Raises:
+            Unavailable: the store is not held any more.
+        """
+        self._check_held()
+        if self._folder is None:
+            await self._guard("written", obstore.put_async(self._backend, key, data, use_multipart=False))
+            return
+        objects = set(self._unsettled)
+        await self._guard("written", asyncio.to_thread(durable.settle, self._folder, objects))
+        self._unsettled -= objects
+        await self._guard("written", asyncio.to_thread(durable.replace, self._folder / key, data))
+
+    async def delete_pointer(self, key: str) -> None:
+        """Forget what leads to objects, before them.
+
+        Raises:
+            Unavailable: the store is not held any more.
+        """
+        self._check_held()
+        if self._folder is None:
+            await self._guard("written", obstore.delete_async(self._backend, key))
+        else:
+            await self._guard("written", asyncio.to_thread(durable.remove, self._folder / key))
+
+    async def delete_objects(self, keys: Sequence[str]) -> None:
+        """Forget objects that no pointer leads to; all must be there."""
+        if keys:
+            await self._guard("written", obstore.delete_async(self._backend, keys))
+
+    async def keys_in(self, folder: str) -> list[str]:
+        """Keys of JSON below a folder."""
+        found = await self._guard("read", obstore.list(self._backend, folder).collect_async())
+        return [meta["path"] for meta in found if meta["path"].endswith(".json")]
+
+    def _check_held(self) -> None:
+        if self._lease is not None:
+            self._lease.check()
+
+    async def _whole(self, key: str) -> bytes:
+        return bytes(await (await obstore.get_async(self._backend, key)).bytes_async())
+
+    async def _found(self, call: Awaitable[T]) -> T | None:
+        try:
+            return await call
+        except FileNotFoundError:
+            return None
+        except (BaseError, OSError) as error:
+            self._fail("read", error)
+
+    async def _guard(self, done: _Done, call: Awaitable[T]) -> T:
+        try:
+            return await call
+        except (BaseError, OSError) as error:
+            self._fail(done, error)
+
+    def _fail(self, done: _Done, error: Exception) -> NoReturn:
+        raise RemoteError(f"store {self.where} cannot be {done}: {_cause(error)}; {_ADVICE[done]}") from error
+
+
+def _cause(error: Exception) -> str:
+    """The first line of what obstore says; the lines below are for its developers."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).partition("\n")[0].strip() or type(error).__name__
