@@ -222,11 +222,37 @@ def test_logprobs(client: openai.OpenAI) -> None:
 
 
 def test_models_and_health(client: openai.OpenAI, edge: Any) -> None:
-    (model,) = client.models.list().data
+    model, *contexts = client.models.list().data
     assert model.id == MODEL and model.meta["n_ctx"] == 2048 and model.meta["n_vocab"] == 49152
+    assert model.max_model_len == 2048 and f"{MODEL}@manual" in [context.id for context in contexts]
     health = httpx2.get(f"{edge.url}/health", trust_env=False).json()
     known = len(edge.opened.site.contexts.entries())
     assert health == {"status": "ok", "model": MODEL, "injection": None, "cloud": None, "contexts": known, "missing": 0}
+
+
+def test_a_listed_context_can_be_chosen_as_a_model(client: openai.OpenAI) -> None:
+    assert client.models.retrieve(MODEL).id == MODEL
+    chosen = client.models.retrieve(f"{MODEL}@manual")
+    assert chosen.meta["context"] == "manual" and chosen.meta["context_tokens"] > 250
+    answer = ask(client, model=chosen.id)
+    assert answer.timings["context"] == "manual"
+    assert answer.choices == ask(client, **about("manual")).choices
+    with pytest.raises(openai.NotFoundError, match="/v1/models lists all"):
+        client.models.retrieve("other/model")
+    with pytest.raises(openai.BadRequestError, match="'manual', and context for 'other'"):
+        ask(client, model=chosen.id, **about("other"))
+
+
+def test_what_other_servers_have_is_here_or_named(edge: Any) -> None:
+    def get(path: str) -> httpx2.Response:
+        return httpx2.get(f"{edge.url}{path}", trust_env=False)
+
+    assert get("/props").json()["default_generation_settings"]["n_ctx"] == 2048
+    for path in ("/", "/metrics", "/tokenize", "/v1/responses", "/v1/messages", "/v1/embeddings", "/v1/decisions"):
+        for answer in (get(path), httpx2.post(f"{edge.url}{path}", json={}, trust_env=False)):
+            error = answer.json()["error"]
+            assert answer.status_code == 501 and error["code"] == "not_supported"
+            assert error["message"].startswith(f"{path} is not supported: ")
 
 
 def test_unknown_context_names_the_known_ones(client: openai.OpenAI) -> None:

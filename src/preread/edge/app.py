@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from preread.edge import models
 from preread.edge.edge import AsyncEdge
 from preread.edge.openai import read_chat, read_completion
 from preread.edge.serving import DEFAULT, Api, Front, Limits
@@ -52,11 +53,17 @@ def create_app(
         async with edge, beside():
             yield
 
-    front = Front(edge, limits)
+    front, started = Front(edge, limits), int(time.time())
     return Starlette(
         routes=[
             Route("/health", partial(_health, edge), methods=["GET"]),
-            *_both("/models", partial(_models, edge, int(time.time())), "GET"),
+            *_both("/models", partial(_models, edge, started), "GET"),
+            *_both("/models/{id:path}", partial(_models, edge, started), "GET"),
+            Route("/props", partial(_properties, edge), methods=["GET"]),
+            *(
+                Route(path, partial(_elsewhere, advice), methods=["GET", "POST"])
+                for path, advice in models.ELSEWHERE.items()
+            ),
             *_both("/chat/completions", partial(_complete, front, _CHAT), "POST"),
             *_both("/completions", partial(_complete, front, _COMPLETION), "POST"),
         ],
@@ -85,16 +92,23 @@ async def _health(edge: AsyncEdge, request: Request) -> Response:
 
 
 async def _models(edge: AsyncEdge, started: int, request: Request) -> Response:
-    spec = edge.site.engine.spec
-    meta = {
-        "architecture": spec.architecture,
-        "fingerprint": spec.fingerprint,
-        "n_ctx": spec.window_tokens,
-        "n_ctx_train": spec.trained_tokens,
-        "n_vocab": spec.vocab_size,
-    }
-    model = {"id": spec.name, "object": "model", "created": started, "owned_by": "preread", "meta": meta}
-    return JSONResponse({"object": "list", "data": [model]}, headers={"Cache-Control": "no-store"})
+    listed = models.models(edge.site.engine.spec, edge.site.contexts.entries(), started)
+    wanted = request.path_params.get("id")
+    if wanted is None:
+        return JSONResponse({"object": "list", "data": listed}, headers={"Cache-Control": "no-store"})
+    for model in listed:
+        if model["id"] == wanted:
+            return JSONResponse(model, headers={"Cache-Control": "no-store"})
+    return routes.error_response(404, f"there is no model {wanted[:200]!r}: /v1/models lists all", "model_not_found")
+
+
+async def _properties(edge: AsyncEdge, request: Request) -> Response:
+    engine = edge.site.engine
+    return JSONResponse(models.properties(engine.spec, engine.sampling), headers={"Cache-Control": "no-store"})
+
+
+async def _elsewhere(advice: str, request: Request) -> Response:
+    return routes.error_response(501, f"{request.url.path} is not supported: {advice}", "not_supported")
 
 
 def _both(path: str, endpoint: Callable[[Request], Awaitable[ASGIApp]], method: str) -> list[Route]:

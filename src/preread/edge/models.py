@@ -1,0 +1,58 @@
+"""The model list of an edge: its model, and `MODEL@CONTEXT` for each context, for clients that can choose only models.
+
+And what else clients of llama-server look for: its properties, and a plain word on what is not here. Pure.
+"""
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any, Final
+
+from preread.engine.model import Spec
+from preread.engine.sampling import Sampling
+from preread.wire.catalogue import Entry
+
+ELSEWHERE: Final = {
+    "/": "an edge has no page: its API is at /v1",
+    "/completion": "ask /v1/completions",
+    "/infill": "text cannot be inserted in the middle",
+    "/tokenize": "texts are tokenised as part of a request only",
+    "/detokenize": "texts are tokenised as part of a request only",
+    "/apply-template": "templates are applied as part of a request only: ask /v1/chat/completions",
+    "/slots": "how many are waiting is in each answer's timings",
+    "/metrics": "each answer's timings and /health tell how the edge does",
+    "/v1/responses": "ask /v1/chat/completions",
+    "/v1/messages": "ask /v1/chat/completions",
+    "/v1/decisions": "ask /v1/chat/completions",
+    "/v1/embeddings": "this model generates text",
+    "/v1/rerank": "this model generates text",
+}
+"""Paths of other servers, and what to do instead."""
+
+
+def models(spec: Spec, contexts: Iterable[Entry], started: int) -> list[dict[str, Any]]:
+    """All that can be asked for as a model; `started`: since when, in seconds since 1970."""
+    meta = {
+        "architecture": spec.architecture,
+        "fingerprint": spec.fingerprint,
+        "n_ctx": spec.window_tokens,
+        "n_ctx_train": spec.trained_tokens,
+        "n_vocab": spec.vocab_size,
+    }
+    own = [entry for entry in contexts if entry.fingerprint == spec.fingerprint]
+    listed = [(spec.name, meta), *((f"{spec.name}@{entry.name}", meta | _context(entry)) for entry in own)]
+    always = {"object": "model", "created": started, "owned_by": "preread", "max_model_len": spec.window_tokens}
+    return [{"id": id, **always, "meta": described} for id, described in listed]
+
+
+def properties(spec: Spec, usual: Sampling) -> dict[str, Any]:
+    """The answer to GET /props, as far as it means anything here."""
+    return {
+        "default_generation_settings": {"n_ctx": spec.window_tokens, "params": asdict(usual)},
+        "total_slots": 1,
+        "model_alias": spec.name,
+        "modalities": {"vision": False, "audio": False},
+    }
+
+
+def _context(entry: Entry) -> dict[str, Any]:
+    return {"context": entry.name, "context_id": entry.context, "context_tokens": entry.token_count}
