@@ -329,6 +329,26 @@ def test_a_bad_neighbour_costs_little_and_is_left_alone(
     run(cloud_url, tmp_path, work)
 
 
+@pytest.mark.parametrize("answer", [silent, drip])
+def test_a_neighbour_that_was_quick_is_not_waited_for_as_if_it_had_been_slow(
+    cloud_url: str, tmp_path: Path, answer: Callable[[Request], Awaitable[Response]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources_module, "_SILENCE_S", 3600)
+    monkeypatch.setattr("preread.store.egress._NEAR", Patience(0.5, 3600, 3600, 1))
+
+    async def work(here: Site) -> None:
+        edge = await here.edge(1)
+        async with serving_here(neighbour(answer)) as url:
+            ref, *_ = await owned_by_liar(edge, url)
+            (near,) = edge.neighbours.usable()
+            for _ in range(8):
+                near._usual.note(0.01)
+            assert len(await edge.sources.get(ref)) == ref.size_bytes
+            assert edge.neighbours.usable() == []
+
+    run(cloud_url, tmp_path, work)
+
+
 @pytest.mark.parametrize(("answer", "error"), [(wrong, CorruptData), (drip, TransportError), (failing, PrereadError)])
 def test_what_a_planner_learns_of_a_bad_neighbour(
     cloud_url: str,

@@ -15,6 +15,7 @@ from typing import Final
 
 from preread.errors import CorruptData, PrereadError, RemoteError
 from preread.plan.owner import ranked
+from preread.plan.usual import Usual
 from preread.store.collapse import Collapsed
 from preread.store.egress import NeighbourLink
 from preread.store.fetch import Source
@@ -77,7 +78,7 @@ class Neighbour:
 
     def __init__(self, link: NeighbourLink, penalty: Penalty) -> None:
         self._link, self._collapsed, self._held, self._penalty = link, Collapsed(link), _OnlyHeld(link), penalty
-        self.edge, self.well, self._said = "", False, ""
+        self.edge, self.well, self._said, self._usual = "", False, "", Usual()
 
     @property
     def url(self) -> str:
@@ -117,6 +118,7 @@ class Neighbour:
         return await self._get(self._held, ref)
 
     async def _get(self, source: Source[ObjectRef, bytes], ref: ObjectRef) -> bytes:
+        began_s = time.monotonic()
         try:
             data = await source.get(ref)
         except RemoteError:
@@ -125,7 +127,12 @@ class Neighbour:
             self.failed(error, lied=isinstance(error, CorruptData))
             raise
         self._penalty.forget()
+        self._usual.note(time.monotonic() - began_s)
         return data
+
+    def late_s(self, longest_s: float) -> float:
+        """After how long an answer is later than is usual here, at most `longest_s`."""
+        return self._usual.late_s(longest_s)
 
     async def probe(self, fingerprint: Fingerprint) -> None:
         """Ask who it is; afterwards `edge` and `well` are right."""

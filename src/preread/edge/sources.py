@@ -27,7 +27,7 @@ MOST_REST_S: Final = 1.0
 """What has arrived is on disk this much later than it could be, at most, so that little is lost with a process."""
 
 _SILENCE_S: Final = 3.0
-"""A neighbour that has sent next to nothing for so long is no longer waited for alone."""
+"""A neighbour that has sent next to nothing for so long, or for longer than is usual, is no longer waited for alone."""
 
 _NEXT_TO_NOTHING_BYTES: Final = 16_384
 
@@ -290,7 +290,7 @@ class Sources:
     async def _if_held(self, near: Neighbour, ref: ObjectRef) -> bytes:
         """From a neighbour if it holds the object, or else from the cloud."""
         try:
-            async with asyncio.timeout(_SILENCE_S):
+            async with asyncio.timeout(near.late_s(_SILENCE_S)):
                 return await near.get_held(ref)
         except (PrereadError, TimeoutError) as error:
             _log.debug("segment %s… does not come from %s: %s", ref.id[:12], near.url, error)
@@ -301,7 +301,7 @@ class Sources:
         asked, cloud = asyncio.ensure_future(near.get(ref)), None
         try:
             before = near.received_bytes
-            while not (await asyncio.wait([asked], timeout=_SILENCE_S))[0]:
+            while not (await asyncio.wait([asked], timeout=near.late_s(_SILENCE_S)))[0]:
                 if near.received_bytes - before < _NEXT_TO_NOTHING_BYTES:
                     break
                 before = near.received_bytes
