@@ -90,8 +90,8 @@ def test_what_was_used_is_fetched_after_a_restart(cloud: Any, smollm: Path, tmp_
     asyncio.run(main())
 
 
-def test_a_request_goes_first(cloud: Any, smollm: Path, tmp_path: Path) -> None:
-    """While somebody has the turn nothing is fetched; what was begun is given up, and goes on afterwards."""
+def test_what_was_asked_for_by_name_goes_first(cloud: Any, smollm: Path, tmp_path: Path) -> None:
+    """While a context is loaded by name nothing else is fetched; what was begun is given up, and goes on afterwards."""
 
     async def main() -> None:
         link = Link(mbps=4)
@@ -102,7 +102,7 @@ def test_a_request_goes_first(cloud: Any, smollm: Path, tmp_path: Path) -> None:
             site, whole = edge.site, missing(edge, "manual")
             while missing(edge, "manual") == whole:
                 await asyncio.sleep(0.02)
-            async with site.turn():
+            with site.loading():
                 assert site.busy.is_set() and not site.idle.is_set()
                 proxy.link = Link()
                 for _ in range(30):  # what had arrived by then is still written

@@ -170,6 +170,15 @@ Prefetch = Annotated[
         help="Fetch to the disk ahead of need: only pinned contexts, also those used lately, or all.",
     ),
 ]
+Subscribe = Annotated[
+    str | None,
+    typer.Option(
+        "--subscribe",
+        metavar="NAME,…|all",
+        help="Fetch these contexts to the disk ahead of need, so that prompts that begin with one are answered sooner; "
+        "by default those that are pinned or were asked for by name.",
+    ),
+]
 Neighbours = Annotated[
     str | None,
     typer.Option("--neighbours", metavar="URL,…", help="Other edges of this site, that share what they hold."),
@@ -247,6 +256,19 @@ def rung_names(given: str) -> tuple[str, ...]:
     for name in names:
         check_rung(name)
     return names
+
+
+def subscriptions(subscribe: str | None, pins: list[str] | None, prefetch: str) -> tuple[tuple[str, ...], Policy]:
+    """What an edge holds ahead of need: these names, and by which policy others.
+
+    Raises:
+        UsageError: `prefetch` is no policy, or `subscribe` names nothing.
+    """
+    names = [name.strip() for name in (subscribe or "").split(",") if name.strip()]
+    if subscribe is not None and not names:
+        raise UsageError("--subscribe names no context: write --subscribe NAME,NAME or --subscribe all")
+    chosen = policy("all" if names == ["all"] else prefetch)
+    return tuple(dict.fromkeys([*(pins or ()), *(name for name in names if names != ["all"])])), chosen
 
 
 def policy(given: str) -> Policy:

@@ -226,6 +226,7 @@ def edge(
     disk_cache: options.DiskCache = 4096,
     pin: options.Pin = None,
     prefetch: options.Prefetch = "recent",
+    subscribe: options.Subscribe = None,
     neighbours: options.Neighbours = None,
     mdns: options.Mdns = False,
     share: options.Share = None,
@@ -247,7 +248,7 @@ def edge(
     to_cloud, site_secret = keys.own(cloud_key, cloud_key_file, cloud), keys.own(site_key, site_key_file)
     options.check_rung(rung)
     options.check_rung(refine)
-    wishes, near_urls = Wishes(tuple(pin or ()), options.policy(prefetch)), options.urls(neighbours)
+    wishes, near_urls = Wishes(*options.subscriptions(subscribe, pin, prefetch)), options.urls(neighbours)
     with ExitStack() as stack:
         sockets = [stack.enter_context(sock) for sock in listen.bind_all(host, port)]
         access = _access(sockets, clients, allow_host, allow_origin, insecure=insecure)

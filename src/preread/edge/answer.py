@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 
+from preread.edge.at_hand import usable
 from preread.edge.contexts import Known
 from preread.edge.hold import NotStreamed, computed, generated, make_room, resident, streamed
 from preread.edge.load import Loaded, Parcel
@@ -52,6 +53,8 @@ async def answered(question: Question, site: Site, visitor: Visitor = ANYBODY) -
     # One token is generated even where none is wanted: that the context has come shows with it.
     wanted, question = ask.sampling.max_tokens, replace(question, ask=_of_one_token_at_least(ask))
     async with site.turn(visitor):
+        if not (question.known is None or question.named or usable(question.known, site)):
+            question = question.alone()  # what it begins with was displaced meanwhile
         record.begin(question)
         writer = Writer(site.engine, ask.stop)
         echo = Echo(ask, writer) if ask.echo else None
@@ -85,7 +88,7 @@ async def _steps(question: Question, site: Site, record: Record) -> AsyncGenerat
     known = question.known
     if known is None:
         await make_room(question, site)
-    elif await resident(known, site):
+    elif await resident(question, known, site):
         record.note(way="resident", cache_n=question.reuse)
     else:
         way = _way(question, known, site)
@@ -110,15 +113,16 @@ async def _steps(question: Question, site: Site, record: Record) -> AsyncGenerat
 
 
 def _way(question: Question, known: Known, site: Site) -> Parcel | str:
-    """What to stream, or why to compute."""
+    """What to stream, or why to compute. For a context that nobody named there is only what is here."""
     entry, spec = known.entry, site.engine.spec
     if site.engine.no_injection:
         return site.engine.no_injection
     if entry.fingerprint != spec.fingerprint:
         return f"it was published for {entry.model}, and {spec.name} of this edge has other weights or settings"
     away = "this edge has no cloud" if site.link is None else site.contexts.unreachable
+    prompt_s = site.estimates.prompt_s(question.reuse, len(question.prompt))
     try:
-        what = chosen(known, site, site.estimates.prompt_s(question.reuse, len(question.prompt)))
+        what = chosen(known, site, prompt_s, here=not question.named)
     except PrereadError as error:
         return away or str(error)
     if away and not site.sources.without_cloud(what.places):

@@ -11,8 +11,6 @@ from contextlib import ExitStack, aclosing
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
-
 from preread import limits
 from preread.edge.contexts import Known
 from preread.edge.load import Loaded, Loading, Parcel
@@ -44,7 +42,7 @@ async def generated(question: Question, site: Site) -> AsyncGenerator[Step, None
     engine, sampling = site.engine, question.ask.sampling
     make = lambda: engine.generate(question.prompt, sampling, reuse=question.reuse)  # noqa: E731
     # A prompt that waits for its context does not show what a prompt takes.
-    started, telling = time.monotonic(), site.held is not None
+    started, telling = time.monotonic(), question.named and site.held is not None
     async with aclosing(site.worker.stream(make, engine.cancel)) as steps:
         async for step in steps:
             if site.refinement is not None:
@@ -55,25 +53,27 @@ async def generated(question: Question, site: Site) -> AsyncGenerator[Step, None
             yield step
 
 
-async def resident(known: Known, site: Site) -> bool:
+async def resident(question: Question, known: Known, site: Site) -> bool:
     """Whether the context is in the engine's cache now, after a copy from the shelf if it was there."""
     if site.held == known.entry.context:
+        site.guest = site.guest and not question.named
         return True
-    if known.entry.context not in site.shelf:
-        return False
-    await set_aside(site)
     block = site.shelf.take(known.entry.context)
     if block is None:
         return False
+    await set_aside(site)
     await site.worker.run(lambda: _put_back(site, block))
     site.held = known.entry.context
     return True
 
 
 async def set_aside(site: Site) -> None:
-    """Empty the engine's cache; what it held goes to the shelf if it fits there."""
-    held, engine = site.held, site.engine
-    site.held = None
+    """Empty the engine's cache; what it held goes to the shelf if it fits there, and was asked for by name.
+
+    On the shelf others may have to make way, which is to follow from names only.
+    """
+    held, engine = None if site.guest else site.held, site.engine
+    site.held, site.guest = None, False
     await _stay(site)
     tokens, geometry = engine.context_tokens, engine.spec.geometry
     if held and site.shelf.takes(2 * tokens * geometry.values_per_token):
@@ -97,19 +97,21 @@ async def streamed(
         NotStreamed: before the first token; what went wrong is its cause.
     """
     reserve = partial(_reserve, site, len(known.tokens))
-    supplies = site.sources.supplies()
+    supplies = site.sources.supplies() if question.named else site.sources.here()
     task = _task(question, what, supplies, site)
     loading = Loading(what, known.tokens, task, supplies, site.engine, site.worker, reserve, done)
     until_answered = ExitStack()
     try:
         until_answered.enter_context(site.sources.disk.resting())
+        if question.named:
+            until_answered.enter_context(site.loading())
         async with loading, aclosing(_behind_the_gate(question, loading, site)) as steps:
             async for step in steps:
                 if site.held is None:
                     await loading.complete()
                     until_answered.close()
-                    site.held = known.entry.context
-                    site.refinement = refinement(known, what, site)
+                    site.held, site.guest = known.entry.context, not question.named
+                    site.refinement = refinement(known, what, site) if question.named else None
                     if site.refinement is not None:
                         site.refinement.go_on()
                 yield step
@@ -122,7 +124,8 @@ async def streamed(
         raise NotStreamed(str(error)) from error
     finally:
         until_answered.close()
-        _learn(site, what, supplies, loading, done)
+        if question.named:
+            _learn(site, what, supplies, loading, done)
         if site.held is None:
             # Whatever a failed load left behind must not reach a later answer.
             await _stay(site)
@@ -180,11 +183,10 @@ async def computed(question: Question, known: Known, site: Site) -> Question:
     engine = site.engine
     await set_aside(site)
     if engine.no_injection:
-        whole = np.concatenate([known.tokens[: question.reuse], question.prompt])
-        return Question(None, 0, whole, question.ask)
+        return question.alone()
     started = time.monotonic()
     await site.worker.run(lambda: engine.prefill(known.tokens), engine.cancel)
-    site.held = known.entry.context
+    site.held, site.guest = known.entry.context, not question.named
     site.estimates.prefilled(len(known.tokens), time.monotonic() - started)
     return question
 

@@ -1,7 +1,7 @@
 """Fetching contexts to the disk before anyone asks, while the edge has nothing else to do.
 
-What is worth holding is `plan.place`'s to say; here are the catalogue, the disk and the clock. A request interrupts it
-at once, and what was being fetched is fetched again later.
+What is worth holding is `plan.place`'s to say; here are the catalogue, the disk and the clock. A load of a context that
+somebody asked for by name interrupts it at once, and what was being fetched is fetched again later.
 """
 
 import asyncio
@@ -39,7 +39,10 @@ class Wishes:
 
 
 class Prefetch:
-    """Brings what is on the disk near to what should be there. It belongs to the event loop."""
+    """Brings what is on the disk near to what should be there. It belongs to the event loop.
+
+    Nothing that is fetched here, and no moment of it, follows from what prompts say: see `at_hand.py`.
+    """
 
     def __init__(self, site: Site, sources: Sources, held: Held, uses: Uses, wishes: Wishes) -> None:
         self._site, self._sources, self._held, self._uses, self._wishes = site, sources, held, uses, wishes
@@ -47,7 +50,8 @@ class Prefetch:
         self._failing = False
 
     async def keep_going(self, every_s: float = EVERY_S) -> None:
-        """Look for ever, and fetch when nobody asks anything."""
+        """Look for ever, and fetch while nobody loads what was asked for by name."""
+        await self._site.contexts.asked_cloud.wait()
         while True:
             pause_s = every_s
             try:
@@ -86,7 +90,7 @@ class Prefetch:
             await asyncio.to_thread(write)
 
     async def _fetch(self, refs: list[ObjectRef]) -> bool:
-        """Fetch until a request comes; False if the disk keeps nothing, so that trying again soon is in vain."""
+        """Fetch until somebody loads by name; False if the disk keeps nothing, so that trying again soon is in vain."""
         if not refs:
             return True
         fetching = asyncio.ensure_future(self._fetch_all(refs))

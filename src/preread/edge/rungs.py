@@ -66,25 +66,27 @@ def stated_dloss(rung: Rung) -> float | None:
     return 0.0 if rung.name == _LOSSLESS else None
 
 
-def chosen(known: Known, site: Site, prompt_s: float = 0.0) -> Parcel:
+def chosen(known: Known, site: Site, prompt_s: float = 0.0, *, here: bool = False) -> Parcel:
     """What to stream of a context: the rung that this edge was told to use, or else the one that its budget allows.
 
     Args:
         known, site: the context and the edge.
         prompt_s: what computing the prompt is expected to take, where there is one.
+        here: only a rung that is whole on this edge's disk will do.
 
     Raises:
         PrereadError: why there is none, in one line.
     """
     manifest = _manifest(known)
     if site.rung is not None:
-        return parcel_at(known, site.rung, site)
+        return _held(parcel_at(known, site.rung, site), site) if here else parcel_at(known, site.rung, site)
     parcels: dict[str, Parcel] = {}
     problems: list[str] = []
 
     def usable(name: str) -> bool:
         try:
-            parcels[name] = parcel_at(known, name, site)
+            what = parcel_at(known, name, site)
+            parcels[name] = _held(what, site) if here else what
         except PrereadError as error:
             problems.append(f"rung {name}: {error}")
         return name in parcels
@@ -123,6 +125,12 @@ def parcel_at(known: Known, name: str, site: Site) -> Parcel:
         return by_version(rung.codec, name, site.preparations.of(context, known.tokens, id, profile))
 
     return parcel(manifest, name, Reader(make))
+
+
+def _held(what: Parcel, site: Site) -> Parcel:
+    if not site.sources.without_cloud(what.places):
+        raise UsageError(f"rung {what.rung} is not whole on this disk")
+    return what
 
 
 def _manifest(known: Known) -> Manifest:

@@ -19,6 +19,11 @@ class Shelf:
         """Whether something of this size can be put up at all."""
         return size_bytes <= self._room_bytes
 
+    def has_room(self, size_bytes: int, without: ContextId) -> bool:
+        """Whether something of this size can be put up so that nothing has to go, once `without` is taken down."""
+        taken = self._blocks.get(without)
+        return self._used_bytes - (0 if taken is None else _size_bytes(taken)) + size_bytes <= self._room_bytes
+
     def put(self, context: ContextId, block: KVBlock) -> None:
         """Put a whole context up; others make room."""
         self.take(context)

@@ -4,8 +4,8 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -48,6 +48,7 @@ class Site:
         worker: the thread in which the engine computes.
         reader: the thread in which prompts are tokenised, beside it.
         held: the context whose KV is in the engine's cache; changed only by whoever has the turn.
+        guest: it is there because a prompt began with it, not because somebody asked for it by name.
         rung: rung of the quality ladder that is loaded; None: the smallest that keeps `max_dloss`.
         max_dloss: by how much the streamed context's loss may be stated to exceed the exact one's, in nats a token.
         deadline_s: the best rung is loaded whose first token is expected by then; None: the one of fewest bytes.
@@ -58,7 +59,7 @@ class Site:
         sources: where segments come from; others: what is believed of those that are not the cloud, by name.
         uses: how often contexts were used, if that is counted.
         reading: who has the reader next.
-        idle, busy: whether nobody wants the engine, or somebody does.
+        idle, busy: whether nobody loads a context that was asked for by name, or somebody does.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Site:
         self.rung, self.max_dloss, self.refine, self.deadline_s = rung, max_dloss, refine, deadline_s
         self.preparations = Preparations(engine.embeddings)
         self.held: ContextId | None = None
+        self.guest = False
         self.refinement: Refinement | None = None
         self.breaker = Breaker()
         self.streamed_s: float | None = None
@@ -89,7 +91,7 @@ class Site:
         self.uses: Uses | None = None
         self.idle, self.busy = asyncio.Event(), asyncio.Event()
         self.idle.set()
-        self.reading, self._turns, self._wanted = Turns(), Turns(), 0
+        self.reading, self._turns = Turns(), Turns()
 
     def believed(self, supply: str) -> Source:
         """What is believed of a supply of this name."""
@@ -110,19 +112,24 @@ class Site:
         Raises:
             Overloaded: that took too long.
         """
-        self._wanted += 1
+        async with self._turns.turn(visitor):
+            if self.refinement is not None:
+                await self.refinement.pause()
+            yield
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """While this lasts the link is for a context that was asked for by name, and nothing is fetched ahead of need.
+
+        Nothing else pauses that: when prompts come, and how long answers take, is nobody's business.
+        """
         self.idle.clear()
         self.busy.set()
         try:
-            async with self._turns.turn(visitor):
-                if self.refinement is not None:
-                    await self.refinement.pause()
-                yield
+            yield
         finally:
-            self._wanted -= 1
-            if not self._wanted:
-                self.busy.clear()
-                self.idle.set()
+            self.busy.clear()
+            self.idle.set()
 
     async def sync(self) -> None:
         """Bring the catalogue up to date, and learn the link's round trip.

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from preread.edge.at_hand import beginnings
 from preread.edge.bounds import check_size, too_long
 from preread.edge.contexts import Known
 from preread.edge.request import Ask
@@ -35,6 +36,7 @@ class Question:
         ask: what was asked.
         arrived_s: when, by the monotonic clock.
         near: why no context was found, where one is nearly what the prompt begins with.
+        named: the context was asked for by name, not found: only then may anything be fetched for it.
     """
 
     known: Known | None
@@ -43,11 +45,17 @@ class Question:
     ask: Ask
     arrived_s: float = 0.0
     near: str | None = None
+    named: bool = False
 
     @property
     def prompt_tokens(self) -> int:
         """Tokens of the whole prompt, the context's included."""
         return self.reuse + len(self.prompt)
+
+    def alone(self) -> "Question":
+        """The same as one long prompt without a context."""
+        beginning = () if self.known is None else self.known.tokens[: self.reuse]
+        return replace(self, known=None, reuse=0, prompt=np.concatenate([beginning, self.prompt]).astype(np.int32))
 
 
 async def understand(ask: Ask, site: Site, visitor: Visitor = ANYBODY) -> Question:
@@ -62,12 +70,12 @@ async def understand(ask: Ask, site: Site, visitor: Visitor = ANYBODY) -> Questi
     arrived_s, spec = time.monotonic(), site.engine.spec
     check_size(ask, spec.window_tokens, spec.token_characters)
     known = None if ask.context is None else await find_context(ask.context, site)
-    beginnings = site.contexts.own() if known is None else []
+    here = beginnings(site) if known is None else []
     async with site.reading.turn(visitor):
-        question = await site.reader.run(lambda: _tokenised(ask, known, beginnings, site))
+        question = await site.reader.run(lambda: _tokenised(ask, known, here, site))
     if question.prompt_tokens >= spec.window_tokens:
         raise too_long(spec.window_tokens, f"{question.prompt_tokens} tokens")
-    if question.known is not None and site.uses is not None:
+    if question.known is not None and question.named and site.uses is not None:
         site.uses.used(question.known.entry.context, time.time())
     return replace(question, arrived_s=arrived_s)
 
@@ -119,13 +127,13 @@ async def _told(name: str, site: Site) -> Entry:
     raise UnknownContext(name, tuple(entry.name for entry in contexts.entries()))
 
 
-def _tokenised(ask: Ask, known: Known | None, beginnings: list[Known], site: Site) -> Question:
+def _tokenised(ask: Ask, known: Known | None, here: list[Known], site: Site) -> Question:
     engine = site.engine
     if known is None:
         tokens = _whole(ask, engine)
         if ask.sampling.prompt_logprobs and ask.sampling.top_logprobs is not None:
             return _question(ask, None, 0, tokens)  # what is reused has no logits
-        return _matched(ask, tokens, beginnings, site.engine)
+        return _matched(ask, tokens, here, site.engine)
     if ask.messages is None:
         following = _continued(ask, engine)
     elif known.entry.form == "chat" and engine.chat is not None:
@@ -135,11 +143,11 @@ def _tokenised(ask: Ask, known: Known | None, beginnings: list[Known], site: Sit
     return _question(ask, known, len(known.tokens), following)
 
 
-def _matched(ask: Ask, tokens: Tokens, beginnings: list[Known], engine: LlamaCpp) -> Question:
+def _matched(ask: Ask, tokens: Tokens, contexts: list[Known], engine: LlamaCpp) -> Question:
     """A prompt after the context that it begins with, or has most in common with."""
-    by_id = {known.entry.context: known for known in beginnings}
+    by_id = {known.entry.context: known for known in contexts}
     index, window = prefix_index((id, known.tokens) for id, known in by_id.items()), engine.spec.window_tokens
-    for prompt in (tokens, *_with_text_as_text(ask, tokens, beginnings, engine)):
+    for prompt in (tokens, *_with_text_as_text(ask, tokens, contexts, engine)):
         match, whole = index.nearest(prompt, by_id), index.longest(prompt)
         if match is not None and match.serves(len(by_id[match.context].tokens), len(prompt), window):
             reuse = min(match.shared, len(prompt) - 1)
@@ -150,10 +158,10 @@ def _matched(ask: Ask, tokens: Tokens, beginnings: list[Known], engine: LlamaCpp
     return replace(_question(ask, None, 0, tokens), near=_near(ask, tokens, by_id, index, engine))
 
 
-def _with_text_as_text(ask: Ask, tokens: Tokens, beginnings: list[Known], engine: LlamaCpp) -> Iterator[Tokens]:
+def _with_text_as_text(ask: Ask, tokens: Tokens, contexts: list[Known], engine: LlamaCpp) -> Iterator[Tokens]:
     """The prompt of a completion whose beginning is a published text, if that has what looks like control tokens: they
     are read in a prompt, whose caller writes the template, but were not when the text was published."""
-    texts = {known.entry.context: known for known in beginnings if known.entry.form == "text"}
+    texts = {known.entry.context: known for known in contexts if known.entry.form == "text"}
     if not texts or not isinstance(ask.prompt, str):
         return
     plain = engine.tokenize(ask.prompt, special=False, start=True)
@@ -189,11 +197,12 @@ def _with_line_feeds(ask: Ask) -> Ask:
 
 
 def _question(ask: Ask, known: Known | None, reuse: int, prompt: Tokens) -> Question:
+    named = ask.context is not None
     if len(prompt):
-        return Question(known, reuse, prompt, ask)
+        return Question(known, reuse, prompt, ask, named=named)
     if known is None:
         raise UsageError("the prompt is empty")
-    return Question(known, reuse - 1, known.tokens[reuse - 1 :], ask)
+    return Question(known, reuse - 1, known.tokens[reuse - 1 :], ask, named=named)
 
 
 def _whole(ask: Ask, engine: LlamaCpp) -> Tokens:

@@ -84,24 +84,29 @@ class Held:
             self._sizes = OrderedDict((id, size_bytes) for _, id, size_bytes in sorted(found))
             self._used_bytes, self._unseen_bytes = sum(self._sizes.values()), 0
 
-    def read(self, ref: ObjectRef, *, guest: bool = False) -> bytes | None:
+    def read(self, ref: ObjectRef, *, guest: bool = False, used: bool = True) -> bytes | None:
         """An object's bytes, of the stated size and with the digest that is its name; None if it is not here.
 
-        A damaged one is removed. `guest`: it is read for somebody else.
+        A damaged one is removed. `guest`: it is read for somebody else. Unless it is `used`, reading changes nothing, not
+        even what goes first.
         """
         path = self._path(ref.id)
         try:
             with open(path, "rb") as file:
                 data = file.read(ref.size_bytes + 1)
         except OSError as error:
-            self._forget(ref.id)
+            if used:
+                self._forget(ref.id)
             if not isinstance(error, FileNotFoundError):
                 self._say("read", error)
             return None
         if len(data) != ref.size_bytes or object_id(data) != ref.id:
             _log.warning("the kept segment %s… is damaged; it will be fetched again", ref.id[:12])
-            self.drop([ref.id])
+            if used:
+                self.drop([ref.id])
             return None
+        if not used:
+            return data
         with suppress(OSError):
             _stamp(path)
         self._note(ref.id, len(data), guest=guest and ref.id in self._guests)

@@ -1,0 +1,51 @@
+"""What a prompt that names no context may begin with: contexts that are here, and that can be used unseen.
+
+A cloud may publish guesses of how a prompt begins, and see from what is asked for next which one was right. So because
+of a prompt's content nothing is fetched, and nothing is displaced that would have to be fetched again: two prompts that
+differ in nothing but their content cause the same requests, now and later. What is fetched follows from names that were
+asked for, and from subscriptions (`prefetch.py`).
+"""
+
+from preread.edge.contexts import Known
+from preread.edge.rungs import chosen
+from preread.edge.site import Site
+from preread.errors import PrereadError
+from preread.values import ContextId
+
+
+def beginnings(site: Site) -> list[Known]:
+    """The contexts that a prompt may be compared with now."""
+    return [known for known in site.contexts.own() if usable(known, site)]
+
+
+def usable(known: Known, site: Site) -> bool:
+    """Whether the context's KV is here, in memory or whole on the disk, and can be used unseen."""
+    context = known.entry.context
+    if context == site.held:
+        return True
+    return (context in site.shelf or on_disk(known, site)) and _unseen(context, site)
+
+
+def on_disk(known: Known, site: Site) -> bool:
+    """Whether the disk alone has a rung that this edge would stream."""
+    if site.engine.no_injection or known.manifest is None or site.sources.held is None:
+        return False
+    try:
+        chosen(known, site, here=True)
+    except PrereadError:
+        return False
+    return True
+
+
+def _unseen(context: ContextId, site: Site) -> bool:
+    """Whether this context can take the engine's cache without that anything has to be fetched again later, or not.
+
+    What is held goes to the shelf, where others may have to make way for it; and a better rung of it would be fetched
+    no further.
+    """
+    if site.refinement is not None and site.refinement.running:
+        return False
+    if site.held is None or site.guest:
+        return True
+    geometry = site.engine.spec.geometry
+    return site.shelf.has_room(2 * site.engine.context_tokens * geometry.values_per_token, context)
