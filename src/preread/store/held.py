@@ -87,8 +87,8 @@ class Held:
     def read(self, ref: ObjectRef, *, guest: bool = False, used: bool = True) -> bytes | None:
         """An object's bytes, of the stated size and with the digest that is its name; None if it is not here.
 
-        A damaged one is removed. `guest`: it is read for somebody else. Unless it is `used`, reading changes nothing, not
-        even what goes first.
+        A damaged one is removed. `guest`: it is read for somebody else. Unless it is `used`, reading changes nothing,
+        not even what goes first.
         """
         path = self._path(ref.id)
         try:
