@@ -21,7 +21,7 @@ demo: $(venv)/.installed
 	$(venv)/bin/preread demo $(ARGS)
 
 test: lint
-	$(venv)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(venv)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 20 --durations-min 5
 	$(venv)/bin/coverage run -m pytest tests/plan --ignore=tests/plan/test_plan.py --ignore=tests/plan/test_orders.py
 	$(venv)/bin/coverage report
 

@@ -15,7 +15,7 @@ from preread.testing.proxy import Blackout, Corrupt, Link, Proxy, Refuse, Reset,
 
 PATTERN = bytes(range(251)) * 8_400  # 2.1 MB in which every offset shows
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-LATE_S = 3.0  # slack for a busy machine
+LATE_S = 30.0  # slack for a busy machine
 
 
 class Target:
@@ -275,9 +275,9 @@ def test_nothing_passes_at_rate_0_until_the_link_is_back() -> None:
 
 def test_link_may_change_while_bytes_are_queued() -> None:
     async def case() -> None:
-        async with proxied(Link(mbps=1, buffer_bytes=2_000_000)) as (proxy, _), client(proxy) as streams:
+        async with proxied(Link(mbps=0.2, buffer_bytes=2_000_000)) as (proxy, _), client(proxy) as streams:
             start = time.perf_counter()
-            streams[1].write(b"get 2000000\n")  # 16 s at this rate
+            streams[1].write(b"get 2000000\n")  # 80 s at this rate
             data = await streams[0].readexactly(10_000)
             for link in (Link(mbps=300, rtt_ms=20), Link(mbps=0), Link(mbps=3, jitter_ms=4), Link()):
                 proxy.link = link
@@ -285,7 +285,7 @@ def test_link_may_change_while_bytes_are_queued() -> None:
                 await asyncio.sleep(0.02)
             data += await streams[0].readexactly(1_990_000)
             assert data == PATTERN[:2_000_000]
-            assert time.perf_counter() - start < 8
+            assert time.perf_counter() - start < 60
 
     asyncio.run(case())
 
@@ -380,7 +380,8 @@ def test_blackout_until_cleared() -> None:
             await streams[0].readexactly(20_000)
             proxy.faults = (Blackout(),)
             before = proxy.stats
-            await assert_silent(put(streams, 1))
+            streams[1].write(b"put 1\n" + PATTERN[:1])
+            await assert_silent(streams[0].readuntil(b"ok"))  # some of what came before may still have to be read
             assert proxy.stats == before
             proxy.faults = ()
             assert await streams[0].readuntil(b"ok")
