@@ -156,8 +156,9 @@ class Contexts:
             After how many seconds the catalogue was there; objects that were fetched then do not count.
 
         Raises:
-            PrereadError: as `CloudLink.catalogue` does; TransportError: as `CloudLink.get` does. An object that the
-                cloud does not have, or not as it should be, is no error; it is asked for again, ever more rarely.
+            PrereadError: as `CloudLink.catalogue` does; RemoteError: what comes is no catalogue; TransportError: as
+                `CloudLink.get` does. An object that the cloud does not have, or not as it should be, is no error; it is
+                asked for again, ever more rarely.
         """
         async with self._syncing:
             started = time.monotonic()
@@ -171,6 +172,9 @@ class Contexts:
                     if self._due(ref):
                         await self._fetch(link, ref, entry)
                 await self._forget()
+            except CorruptData as error:
+                self.unreachable = f"the cloud's catalogue cannot be read: {error}; does --cloud name a preread cloud?"
+                raise RemoteError(self.unreachable) from error
             except PrereadError as error:
                 self.unreachable = str(error)
                 raise
@@ -204,7 +208,7 @@ class Contexts:
         before = tuple(self._entries.values())
 
         def learn() -> tuple[Catalogue, tuple[Entry, ...]]:
-            told = _catalogue(body)
+            told = catalogues.loads(body)
             entries = published.merged(before, told)
             self._kept.write(_CATALOGUE, catalogues.dumps(Catalogue(entries)))
             return told, entries
@@ -340,22 +344,6 @@ class Contexts:
         self._useless = {id: why for id, why in self._useless.items() if id in ids | profiles}
         self._failed = {id: failed for id, failed in self._failed.items() if id in ids | profiles}
         await asyncio.to_thread(self._kept.forget_objects, ids | profiles)
-
-
-def _catalogue(body: bytes) -> Catalogue:
-    """Read what a server calls its catalogue.
-
-    Raises:
-        RemoteError: it is none; CorruptData: "version".
-    """
-    try:
-        return catalogues.loads(body)
-    except CorruptData as error:
-        if error.reason == "version":
-            raise
-        raise RemoteError(
-            f"the cloud's catalogue cannot be read: {error}; does --cloud name a preread cloud?"
-        ) from error
 
 
 def _tokens_of(entry: Entry, data: bytes, own: OwnModel) -> Tokens:
