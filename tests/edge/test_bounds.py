@@ -74,3 +74,18 @@ def test_nothing_is_tokenised_of_what_cannot_fit(
     error = answer.json()["error"]
     assert (answer.status_code, error["code"]) == (400, "context_length_exceeded")
     assert "maximum context length is 2048 tokens" in error["message"] and not tokenised
+
+
+def test_of_what_is_far_too_long_only_a_beginning_is_tokenised(edge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, read = edge.opened.site.engine, [0]
+    tokenize = engine.tokenize
+
+    def counted(text: str, **how: bool) -> Any:
+        read[0] += len(text)
+        return tokenize(text, **how)
+
+    monkeypatch.setattr(engine, "tokenize", counted)
+    fields = {"messages": [{"role": "user", "content": "b " * 40_000}]}
+    answer = httpx2.post(f"{edge.url}/v1/chat/completions", json=fields, trust_env=False, timeout=60)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
+    assert read[0] < 40_000, "all of it was read"

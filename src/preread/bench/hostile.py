@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -56,7 +57,7 @@ async def bench(options: Options, console: Console) -> dict[str, object]:
     Raises:
         TransportError: the edge did not start, or did not answer the honest client.
     """
-    quiet, hostile = [], []
+    quiet, hostile, done = [], [], Counter[str]()
     with tempfile.TemporaryDirectory(prefix="preread-hostile-") as scratch:
         honest_key, other_key = secrets.token_hex(16), secrets.token_hex(16)
         async with _edge(options, Path(scratch), (honest_key, other_key)) as edge:
@@ -64,7 +65,7 @@ async def bench(options: Options, console: Console) -> dict[str, object]:
             before_bytes = edge.peak_bytes()
             for number in range(options.rounds):
                 quiet += await _first_tokens_s(edge.url, honest_key, options, number)
-                with _crowd(edge.url, other_key, options.clients):
+                with _crowd(edge.url, other_key, options.clients, done):
                     await asyncio.sleep(_SETTLE_S)
                     hostile += await _first_tokens_s(edge.url, honest_key, options, number)
                 console.print(f"round {number + 1} of {options.rounds}", style="dim")
@@ -79,7 +80,8 @@ async def bench(options: Options, console: Console) -> dict[str, object]:
         "quiet_s": round(statistics.median(quiet), 4), "hostile_s": round(statistics.median(hostile), 4),
         "ratio": round(statistics.median(hostile) / statistics.median(quiet), 2),
         "worst_quiet_s": round(max(quiet), 3), "worst_hostile_s": round(max(hostile), 3),
-        "before_mib": before_bytes >> 20, "peak_mib": peak_bytes >> 20, "machine": asdict(machine()),
+        "hostile_requests": done, "before_mib": before_bytes >> 20, "peak_mib": peak_bytes >> 20,
+        "machine": asdict(machine()),
     }  # fmt: skip
     print(json.dumps(result), flush=True)
     return result
@@ -123,17 +125,20 @@ async def _first_tokens_s(url: str, key: str, options: Options, seed: int) -> li
 
 
 @contextmanager
-def _crowd(url: str, key: str, clients: int) -> Iterator[None]:
-    """The hostile clients, in a process that takes what others leave of this machine: elsewhere they have their own."""
-    command = ["nice", "-n", "19", sys.executable, "-m", "preread.bench.hostile", url, str(clients)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+def _crowd(url: str, key: str, clients: int, done: Counter[str]) -> Iterator[None]:
+    """The hostile clients, in a process of their own on this machine, whose cores they share with the edge.
+
+    What they did is added to `done`.
+    """
+    command = [sys.executable, "-m", "preread.bench.hostile", url, str(clients)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
-            assert process.stdin is not None
+            assert process.stdin is not None and process.stdout is not None
             process.stdin.write(key + "\n")
             process.stdin.flush()
             yield
-            if process.poll() is not None:
-                raise TransportError("the hostile clients ended by themselves")
+            process.stdin.close()
+            done.update(json.loads(process.stdout.readline() or "{}"))
         finally:
             process.kill()
 
@@ -226,17 +231,23 @@ KINDS: Final[tuple[Callable[[Target], Awaitable[None]], ...]] = (
 )  # fmt: skip
 
 
-async def _again(kind: Callable[[Target], Awaitable[None]], target: Target) -> None:
+async def _again(kind: Callable[[Target], Awaitable[None]], target: Target, done: Counter[str]) -> None:
     while True:
         with suppress(OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             await kind(target)
+        done[kind.__name__] += 1
 
 
 async def _be_hostile(url: str, clients: int, key: str) -> None:
-    parts = urlsplit(url)
+    """Until standard input ends; then it says how often each kind was done."""
+    parts, done = urlsplit(url), Counter[str]()
     target = Target(parts.hostname or "127.0.0.1", parts.port or 80, key)
     kinds = itertools.islice(itertools.cycle(KINDS), clients)
-    await asyncio.gather(*[_again(kind, target) for kind in kinds])
+    tasks = [asyncio.create_task(_again(kind, target, done)) for kind in kinds]
+    await asyncio.to_thread(sys.stdin.read)
+    print(json.dumps(done), flush=True)
+    for task in tasks:
+        task.cancel()
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ class _Answering:
 
     def __init__(self, edge: AsyncEdge, head: Head, caller: str) -> None:
         self._site, self._head = edge.site, head
-        self._make_way, self._started = asyncio.Event(), False
+        self._make_way, self._started, self._ended = asyncio.Event(), False, False
         self._visitor = Visitor(caller, self._make_way.set)
 
     async def __call__(self, receive: Receive, send: Send) -> None:
@@ -219,7 +219,7 @@ class _Answering:
         )
         if not self._started:
             raise error
-        if self._head.call.stream:
+        if self._head.call.stream and not self._ended:
             await self._send(send, _body(_failing(error)))
 
     async def _send(self, send: Send, message: Message) -> None:
@@ -229,6 +229,7 @@ class _Answering:
             Cancelled: it does not.
         """
         self._started = True
+        self._ended = message["type"] == "http.response.body" and not message["more_body"]
         try:
             async with asyncio.timeout(MOST_STALL_S):
                 await send(message)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,9 @@ from preread.edge.contexts import Known
 from preread.edge.request import Ask
 from preread.edge.site import Site
 from preread.edge.turns import ANYBODY, Visitor
+from preread.engine import length
 from preread.engine.llamacpp import LlamaCpp
+from preread.engine.marks import Prompt
 from preread.errors import PrereadError, Unavailable, UnknownContext, UsageError
 from preread.plan.match import PrefixIndex, Tokens, prefix_index
 from preread.values import ContextId
@@ -137,7 +140,7 @@ def _tokenised(ask: Ask, known: Known | None, here: list[Known], site: Site) -> 
     if ask.messages is None:
         following = _continued(ask, engine)
     elif known.entry.form == "chat" and engine.chat is not None:
-        following = engine.tokenize_prompt(engine.chat.after_system(ask.messages, ask.template), start=False)
+        following = _prompt(engine.chat.after_system(ask.messages, ask.template), engine, start=False)
     else:
         following = _whole(ask, engine)
     return _question(ask, known, len(known.tokens), following)
@@ -208,15 +211,41 @@ def _question(ask: Ask, known: Known | None, reuse: int, prompt: Tokens) -> Ques
 def _whole(ask: Ask, engine: LlamaCpp) -> Tokens:
     """Tokens of a prompt that stands at the beginning."""
     if ask.messages is None:
-        return engine.tokenize(ask.prompt, start=True) if isinstance(ask.prompt, str) else _continued(ask, engine)
+        if not isinstance(ask.prompt, str):
+            return _continued(ask, engine)
+        _check_length(ask.prompt, engine)
+        return engine.tokenize(ask.prompt, start=True)
     if engine.chat is None:
         raise UsageError(f"{engine.spec.name} has no chat template: use /v1/completions")
-    return engine.tokenize_prompt(engine.chat.render(ask.messages, ask.template))
+    return _prompt(engine.chat.render(ask.messages, ask.template), engine, start=True)
+
+
+def _prompt(rendered: Prompt, engine: LlamaCpp, *, start: bool) -> Tokens:
+    """Tokens of a rendered chat. Of one that is too long, no more is read than it takes to know.
+
+    Raises:
+        TooLong: it is.
+    """
+    window = engine.spec.window_tokens
+    for text, own in engine.chat.controls.parts(rendered) if engine.chat else ():
+        _check_length(text, engine, control=own)
+    tokens = engine.tokenize_prompt(rendered, start=start, most=window)
+    if len(tokens) > window:
+        raise too_long(window, f"at least {len(tokens)} tokens")
+    return tokens
+
+
+def _check_length(text: str, engine: LlamaCpp, *, control: bool = True) -> None:
+    window = engine.spec.window_tokens
+    known = length.at_least(text, window, partial(engine.tokenize, special=control))
+    if known is not None:
+        raise too_long(window, f"at least {known} tokens")
 
 
 def _continued(ask: Ask, engine: LlamaCpp) -> Tokens:
     """Tokens of a prompt that continues something."""
     if isinstance(ask.prompt, str):
+        _check_length(ask.prompt, engine)
         return engine.tokenize(ask.prompt)
     ids = np.array(ask.prompt or (), np.int32)
     engine.check_tokens(ids)

@@ -144,16 +144,22 @@ class LlamaCpp:
         """Bytes of a token; control tokens have none unless `special`."""
         return self._loaded.piece(token, special=special)
 
-    def tokenize_prompt(self, prompt: Prompt, *, start: bool = True) -> Tokens:
+    def tokenize_prompt(self, prompt: Prompt, *, start: bool = True, most: int | None = None) -> Tokens:
         """Token ids of a rendered chat, in whose contents no control token is read; `start`: nothing precedes it.
 
-        BOS is added where the model wants it and the template did not write it.
+        BOS is added where the model wants it and the template did not write it. After `most` tokens, the part in which
+        they end is the last one that is read: the prompt is too long then.
         """
         if self.chat is None:
             return self.tokenize(prompt.text, special=False, start=start)
         adds_bos = start and not (self.chat.bos and prompt.text.startswith(self.chat.bos))
-        parts = enumerate(self.chat.controls.parts(prompt))
-        ids = [self.tokenize(text, special=own, start=adds_bos and not i) for i, (text, own) in parts]
+        ids: list[Tokens] = []
+        count = 0
+        for text, own in self.chat.controls.parts(prompt):
+            ids.append(self.tokenize(text, special=own, start=adds_bos and not ids))
+            count += len(ids[-1])
+            if most is not None and count > most:
+                break
         return np.concatenate(ids) if ids else self.tokenize("", start=adds_bos)
 
     @cached_property
