@@ -160,6 +160,7 @@ async def staged(
             link = CloudLink(proxy.url)
             window = _window(grid)
             async with open_site(model, name, link, cache, window_tokens=window, shelf_bytes=0, sync_s=3600) as site:
+                await site.settled()
                 yield Ways(site, link, prompt, grid.answer_tokens), proxy
 
 
