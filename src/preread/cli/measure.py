@@ -262,6 +262,32 @@ def codec(
     bench_codec(path, options.shown_name(model, path), chosen, Console(width=_WIDTH), token_progress())
 
 
+@bench.command("publish")
+def publish(
+    model: options.Model = DEFAULT,
+    documents: Annotated[
+        Path | None,
+        typer.Option("--documents", metavar="FOLDER", help="Texts to publish; by default two dozen of preread's own."),
+    ] = None,
+    most_tokens: Annotated[
+        int, typer.Option("--tokens", min=1, help="Longer documents are cut after so many tokens.")
+    ] = 1536,
+    profile: _Profile = None,
+) -> None:
+    """Publishing with defaults: what it costs, and whether the rung that an edge takes keeps its budget."""
+    from rich.console import Console
+
+    from preread.bench import documents as own
+    from preread.bench.publish import bench as bench_publish
+
+    chosen = own.below(documents) if documents else own.documents()
+    path = options.pulled(model)
+    with token_progress() as report:
+        bench_publish(
+            path, options.shown_name(model, path), chosen, most_tokens, profile, Console(width=_WIDTH), report
+        )
+
+
 @bench.command("chaos")
 def chaos(
     model: Annotated[

@@ -36,11 +36,11 @@ from preread.wire.manifest import Manifest, Quality, SegmentPlace
 
 Logits = npt.NDArray[np.float32]
 
-WINDOW_TOKENS: Final = 16
+WINDOW_TOKENS: Final = 12
 """Short ones: what they say of a document depends on how many they are, and what they cost on how long they are."""
 
 _ONE_IN_TOKENS: Final = 256
-"""One window for so many tokens: predicting a sixteenth of a context costs an eighth of reading it, since logits are as
+"""One window for so many tokens: predicting a twentieth of a context costs a tenth of reading it, since logits are as
 dear as all layers of a small model."""
 
 _FEWEST_WINDOWS: Final = 3
@@ -55,7 +55,7 @@ _LARGEST_NATS: Final = 1000.0
 """What a manifest can state."""
 
 _NORMAL_95: Final = 1.96
-_WINDOW_SPREAD: Final = 0.6
+_WINDOW_SPREAD: Final = 0.65
 _RATIO_SPREAD: Final = 0.25
 _FIT_SPREAD: Final = 0.9
 """Standard deviations of a divergence's logarithm: of one window among those of a document; of another rung's, for each
