@@ -124,8 +124,8 @@ def test_windows_lie_apart_within_the_context_and_beside_it_in_the_engine(
     found = windows(tokens, window_tokens, scored_tokens)
     total = sum(map(len, found))
     assert len(found) <= WINDOWS and total <= scored_tokens and (not found or tokens + total <= window_tokens)
-    assert total <= tokens // 16
-    assert all(len(span) == WINDOW_TOKENS for span in found)
+    assert total <= max(32, tokens // 20) and (not found or total >= 32)
+    assert all(len(span) >= WINDOW_TOKENS for span in found)
     assert all(before.stop <= after.start for before, after in pairwise(found))
     if found:
         assert found[0].start >= tokens // 4 and found[-1].stop == tokens
@@ -147,7 +147,7 @@ def test_the_rung_that_an_edge_is_likely_to_choose_is_measured(profile: Profile)
     assert measured_rung(several, ["lossless"]) is None
 
 
-scores = st.lists(st.floats(0, 1), min_size=3, max_size=8).map(
+scores = st.lists(st.floats(0, 1), min_size=1, max_size=8).map(
     lambda means: tuple(
         Score(np.full(WINDOW_TOKENS - 1, mean / 2), np.full(WINDOW_TOKENS, mean), np.ones(WINDOW_TOKENS, bool))
         for mean in means

@@ -43,7 +43,9 @@ _ONE_IN_TOKENS: Final = 256
 """One window for so many tokens: predicting a twentieth of a context costs a tenth of reading it, since logits are as
 dear as all layers of a small model."""
 
-_FEWEST_WINDOWS: Final = 3
+_FEWEST_TOKENS: Final = 32
+"""Windows have at least so many tokens in all: smaller batches are computed in another way, and cannot be compared."""
+
 _FIRST_PART: Final = 4
 """Windows lie behind this part of the context: before it there is too little that could be wrong."""
 
@@ -79,11 +81,12 @@ def windows(tokens: int, window_tokens: int, scored_tokens: int) -> list[Span]:
     """
     most_tokens = min(window_tokens - tokens, scored_tokens)
     count = min(WINDOWS, tokens // _ONE_IN_TOKENS, most_tokens // WINDOW_TOKENS)
-    if count < _FEWEST_WINDOWS:
+    length = max(WINDOW_TOKENS, -(-_FEWEST_TOKENS // max(count, 1)))
+    if not 0 < count * length <= most_tokens:
         return []
     first = tokens // _FIRST_PART
     stops = [first + (tokens - first) * (n + 1) // count for n in range(count)]
-    return [Span(stop - WINDOW_TOKENS, stop) for stop in stops]
+    return [Span(stop - length, stop) for stop in stops]
 
 
 def measured_rung(profile: Profile, names: Collection[str]) -> str | None:
@@ -221,4 +224,4 @@ def _micronats(nats: float) -> int:
 def _spread(scores: Sequence[Score]) -> float:
     """Standard deviation of the logarithm of a window's divergence: a few windows may look more alike than they are."""
     logarithms = np.log([max(float(score.kl.mean()), _LEAST_NATS) for score in scores])
-    return max(_WINDOW_SPREAD, float(logarithms.std(ddof=1)))
+    return max(_WINDOW_SPREAD, float(logarithms.std(ddof=1))) if len(scores) > 1 else _WINDOW_SPREAD
