@@ -92,10 +92,9 @@ def windows(tokens: int, window_tokens: int, scored_tokens: int) -> list[Span]:
 def measured_rung(profile: Profile, names: Collection[str]) -> str | None:
     """Which of these rungs to measure: near to what an edge will choose, so that little is left to be inferred.
 
-    None: none of them is the profile's. One that stands alone, if there is one: it takes fewer bytes to read.
+    None: none of them is the profile's.
     """
     known = [rung for rung in profile.rungs if rung.name in names]
-    known = [rung for rung in known if rung.base is None] or known
     likely = [rung.name for rung in known if rung.quality.kl <= _LIKELY * MAX_DLOSS]
     return likely[-1] if likely else known[0].name if known else None
 
