@@ -20,7 +20,7 @@ from rich.table import Table
 from preread import limits
 from preread.bench.documents import Document
 from preread.cloud.profiles import Stored, keep
-from preread.cloud.publish import publish, read_document
+from preread.cloud.publish import publish
 from preread.cloud.quality import measure, windows
 from preread.codec.ladder import codec, needs_profile
 from preread.codec.profile import Profile, prepare
@@ -109,8 +109,8 @@ def bench(
         try:
             for number, document in enumerate(documents):
                 report("publish", number, len(documents))
-                tokens, _ = read_document(engine, document.text, None, "auto")
-                rows.append(asyncio.run(_row(engine, worker, known, document, tokens[:most_tokens], number % 2 == 0)))
+                tokens = _beginning(engine, document.text, most_tokens)
+                rows.append(asyncio.run(_row(engine, worker, known, document, tokens, number % 2 == 0)))
         finally:
             worker.close()
     return _show(name, rows, console)
@@ -126,6 +126,14 @@ def _profile(engine: LlamaCpp, path: Path | None, report: Report) -> Profile:
     if profile.fingerprint != engine.spec.fingerprint:
         raise UsageError(f"{path} is the profile of another model than {engine.spec.name}")
     return profile
+
+
+def _beginning(engine: LlamaCpp, text: str, most_tokens: int) -> Tokens:
+    """The first tokens of a document, as the model is given it: none is too long, since it is cut first."""
+    cut = text[: most_tokens * engine.spec.token_characters]
+    if engine.chat is None:
+        return engine.tokenize(cut, special=False, start=True)[:most_tokens]
+    return engine.tokenize_prompt(engine.chat.system_prefix(cut))[:most_tokens]
 
 
 async def _row(
@@ -185,7 +193,10 @@ async def _published(store: Objects, engine: LlamaCpp, worker: Worker, profile: 
 
 
 def others(looked_at: Iterable[Span], tokens: int) -> list[Span]:
-    """Windows that share no token with those that were looked at: at most `WINDOWS`, evenly in the gaps."""
+    """Windows that share no token with those that were looked at: at most `WINDOWS`, evenly in the gaps.
+
+    They have `_TAIL_TOKENS` tokens, or as many as there are in a gap.
+    """
     gaps, start = [], tokens // 4
     for span in looked_at:
         gaps.append(Span(start, span.start))
@@ -193,9 +204,10 @@ def others(looked_at: Iterable[Span], tokens: int) -> list[Span]:
     gaps = gaps or [Span(start, tokens)]
     found = []
     for gap in gaps:
-        count = min(WINDOWS // len(gaps), len(gap) // _TAIL_TOKENS)
-        middles = [gap.start + len(gap) * (2 * n + 1) // (2 * count) for n in range(count)]
-        found += [Span(at - _TAIL_TOKENS // 2, at + _TAIL_TOKENS // 2) for at in middles]
+        length = min(_TAIL_TOKENS, len(gap))
+        count = min(WINDOWS // len(gaps), len(gap) // max(length, 2))
+        starts = [gap.start + len(gap) * (2 * n + 1) // (2 * count) - length // 2 for n in range(count)]
+        found += [Span(at, at + length) for at in starts]
     return found
 
 
