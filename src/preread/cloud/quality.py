@@ -36,15 +36,18 @@ from preread.wire.manifest import Manifest, Quality, SegmentPlace
 
 Logits = npt.NDArray[np.float32]
 
-WINDOW_TOKENS: Final = 12
-"""Short ones: what they say of a document depends on how many they are, and what they cost on how long they are."""
+_ONE_IN: Final = 20
+"""So large a part of a context is predicted: that costs a tenth of reading it, since logits are as dear as all layers
+of a small model."""
 
-_ONE_IN_TOKENS: Final = 256
-"""One window for so many tokens: predicting a twentieth of a context costs a tenth of reading it, since logits are as
-dear as all layers of a small model."""
+LONGEST_TOKENS: Final = 12
+_SHORTEST_TOKENS: Final = 4
+"""Of a window. There are always `WINDOWS` of them: what they say of a document depends on how many they are, and what
+they cost on how long they are. In batches of fewer than 32 tokens llama.cpp computes in another way, and what it
+predicts could not be compared."""
 
-_FEWEST_TOKENS: Final = 32
-"""Windows have at least so many tokens in all: smaller batches are computed in another way, and cannot be compared."""
+_FEWEST_TOKENS: Final = 256
+"""Shorter contexts are not measured: windows would be a large part of them."""
 
 _FIRST_PART: Final = 4
 """Windows lie behind this part of the context: before it there is too little that could be wrong."""
@@ -57,11 +60,15 @@ _LARGEST_NATS: Final = 1000.0
 """What a manifest can state."""
 
 _NORMAL_95: Final = 1.96
-_WINDOW_SPREAD: Final = 0.65
-_RATIO_SPREAD: Final = 0.25
-_FIT_SPREAD: Final = 0.9
-"""Standard deviations of a divergence's logarithm: of one window among those of a document; of another rung's, for each
-e-fold that it lies apart; and of one document's among those of all, for what nothing but the fit was measured on."""
+_WINDOW_SPREAD: Final = 0.4
+_POSITION_SPREAD: Final = 1.8
+"""By how much of a document's divergence that of its windows scatters: windows among each other, and the positions of
+one (standard deviations)."""
+
+_RATIO_SPREAD: Final = 0.2
+_FIT_SPREAD: Final = 0.75
+"""Standard deviations of a divergence's logarithm: of another rung's, for each e-fold that it lies apart; and of one
+document's among those of all, for what nothing but the fit was measured on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +86,12 @@ def windows(tokens: int, window_tokens: int, scored_tokens: int) -> list[Span]:
         tokens: of the context.
         window_tokens, scored_tokens: how many the engine holds, and how many it was opened to score.
     """
-    most_tokens = min(window_tokens - tokens, scored_tokens)
-    count = min(WINDOWS, tokens // _ONE_IN_TOKENS, most_tokens // WINDOW_TOKENS)
-    length = max(WINDOW_TOKENS, -(-_FEWEST_TOKENS // max(count, 1)))
-    if not 0 < count * length <= most_tokens:
+    room = min(window_tokens - tokens, scored_tokens) // WINDOWS
+    length = min(room, LONGEST_TOKENS, max(_SHORTEST_TOKENS, tokens // (_ONE_IN * WINDOWS)))
+    if tokens < _FEWEST_TOKENS or length < _SHORTEST_TOKENS:
         return []
     first = tokens // _FIRST_PART
-    stops = [first + (tokens - first) * (n + 1) // count for n in range(count)]
+    stops = [first + (tokens - first) * (n + 1) // WINDOWS for n in range(WINDOWS)]
     return [Span(stop - length, stop) for stop in stops]
 
 
@@ -178,7 +184,7 @@ def stated(rung: FittedRung, profile: Profile, found: Found | None, read: Measur
     whole, reference = together(found.scores), profile.rung(found.rung).quality
     ratio = max(rung.quality.kl, _LEAST_NATS) / max(reference.kl, _LEAST_NATS)
     mean = float(whole.kl.mean()) * ratio
-    spread = math.hypot(_spread(found.scores) / math.sqrt(len(found.scores)), _RATIO_SPREAD * math.log(ratio))
+    spread = math.hypot(_spread(found.scores), _RATIO_SPREAD * math.log(ratio))
     factor = math.exp(_NORMAL_95 * spread)
     dloss, doubt = float(whole.dloss.mean()), _NORMAL_95 * float(whole.dloss.std()) / math.sqrt(len(whole.dloss))
     top1 = 1 - min(1.0, (1 - float(whole.same_top1.mean())) * math.sqrt(ratio))
@@ -221,6 +227,13 @@ def _micronats(nats: float) -> int:
 
 
 def _spread(scores: Sequence[Score]) -> float:
-    """Standard deviation of the logarithm of a window's divergence: a few windows may look more alike than they are."""
-    logarithms = np.log([max(float(score.kl.mean()), _LEAST_NATS) for score in scores])
-    return max(_WINDOW_SPREAD, float(logarithms.std(ddof=1))) if len(scores) > 1 else _WINDOW_SPREAD
+    """Standard deviation of the logarithm of the windows' mean divergence.
+
+    Windows scatter as those of most documents do, or as they are seen to, if that is more: a few may look more alike
+    than they are.
+    """
+    means = np.array([score.kl.mean() for score in scores])
+    scatter = _WINDOW_SPREAD**2 + _POSITION_SPREAD**2 / len(scores[0].kl)
+    if len(means) > 1 and (whole := float(means.mean())) > _LEAST_NATS:
+        scatter = max(scatter, float(means.var(ddof=1)) / whole**2)
+    return math.sqrt(math.log1p(scatter / len(means)))
