@@ -65,7 +65,7 @@ _POSITION_SPREAD: Final = 1.8
 """By how much of a document's divergence that of its windows scatters: windows among each other, and the positions of
 one (standard deviations)."""
 
-_RATIO_SPREAD: Final = 0.2
+_RATIO_SPREAD: Final = 0.25
 _FIT_SPREAD: Final = 0.75
 """Standard deviations of a divergence's logarithm: of another rung's, for each e-fold that it lies apart; and of one
 document's among those of all, for what nothing but the fit was measured on."""
