@@ -9,10 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preread.edge.bounds import MOST_STOP_CHARACTERS, check_size, most_body_bytes
+from preread.edge.openai import Bounds, read_chat
 from preread.edge.request import Ask
 from preread.errors import TooLong, UsageError
 
 WINDOW, CHARACTERS = 100, 5
+BOUNDS = Bounds(WINDOW, vocab_size=1000, answer_tokens=10)
 
 
 def chat(*contents: str) -> Ask:
@@ -89,3 +91,14 @@ def test_of_what_is_far_too_long_only_a_beginning_is_tokenised(edge: Any, monkey
     answer = httpx2.post(f"{edge.url}/v1/chat/completions", json=fields, trust_env=False, timeout=60)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
     assert read[0] < 40_000, "all of it was read"
+
+
+def test_more_messages_than_a_window_holds_are_not_even_read() -> None:
+    unreadable = b'{"messages": [' + b",".join([b'{"role": 1}'] * WINDOW) + b"]}"
+    with pytest.raises(TooLong, match="100 messages"):
+        read_chat(unreadable, BOUNDS, 0)
+
+
+def test_what_a_text_says_of_roles_is_not_counted() -> None:
+    said = json.dumps({"messages": [{"role": "user", "content": '{"role": "user"}' * WINDOW}]}).encode()
+    assert read_chat(said, BOUNDS, 0).asks[0].messages is not None

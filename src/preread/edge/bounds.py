@@ -25,14 +25,24 @@ def check_size(ask: Ask, window_tokens: int, token_characters: int) -> None:
     """
     if any(len(text) > MOST_STOP_CHARACTERS for text in ask.stop):
         raise UsageError(f"a stop text has at most {MOST_STOP_CHARACTERS} characters")
-    if ask.messages is not None and len(ask.messages) >= window_tokens:
-        raise too_long(window_tokens, f"{len(ask.messages)} messages")
+    if ask.messages is not None:
+        check_messages(len(ask.messages), window_tokens)
     if isinstance(ask.prompt, tuple) and len(ask.prompt) >= window_tokens:
         raise too_long(window_tokens, f"{len(ask.prompt)} tokens")
     texts = [ask.prompt] if ask.messages is None else [message.get("content") for message in ask.messages]
     characters = sum(len(text) for text in texts if isinstance(text, str))
     if characters > window_tokens * token_characters:
         raise too_long(window_tokens, f"{characters} characters")
+
+
+def check_messages(count: int, window_tokens: int) -> None:
+    """Refuse a chat of so many messages, each of which costs at least a token.
+
+    Raises:
+        TooLong: they cannot fit.
+    """
+    if count >= window_tokens:
+        raise too_long(window_tokens, f"{count} messages")
 
 
 def most_body_bytes(window_tokens: int, token_characters: int) -> int:

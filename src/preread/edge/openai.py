@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from preread.edge.body import Chat, Completion, Message, Part, Refused, Request, ToolCall
+from preread.edge.bounds import check_messages
 from preread.edge.request import Ask
 from preread.engine.sampling import USUAL, Sampling
 from preread.errors import UsageError
@@ -23,6 +24,7 @@ MOST_CHOICES: Final = 128
 
 _COMPLETION_TOKENS: Final = 16
 _SEEDS: Final = 2**32 - 1  # llama.cpp takes 32 bits, of which all ones mean "draw one"
+_ROLE: Final = b'"role"'  # once in each message; inside a text its last quote would be escaped
 _AT: Final = re.compile(r" - at (?:`key` in )?`\$\.?([^`]*)`$")
 _AS_THEY_ARE: Final = (
     *("temperature", "dynatemp_range", "dynatemp_exponent", "top_p", "min_p", "typical_p", "min_tokens"),
@@ -86,7 +88,9 @@ def read_chat(body: bytes, bounds: Bounds, seed: int) -> Call:
     Raises:
         BadRequest: it is not such a body, or asks for what cannot be done.
     """
+    check_messages(body.count(_ROLE), bounds.window_tokens)  # reading them takes the longer the more there are
     request = _decoded(body, Chat)
+    check_messages(len(request.messages), bounds.window_tokens)
     _refuse_tools(request)
     _refuse(request.add_generation_prompt is False, "add_generation_prompt", "an answer is what is given here")
     if request.response_format is not None and request.response_format.type != "text":
