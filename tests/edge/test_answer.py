@@ -206,15 +206,16 @@ def test_a_refused_connection_is_remembered_until_the_next_sync(bench: Bench, lo
     assert bench.site.contexts.unreachable
 
 
-def test_the_edge_notices_by_itself_that_a_prompt_begins_with_a_context(
+def test_the_edge_notices_by_itself_that_a_prompt_begins_with_a_context_that_it_holds(
     bench: Bench, local: Answer, manual: str
 ) -> None:
     bench.cold()
+    bench.ask()
     messages = ({"role": "system", "content": manual}, {"role": "user", "content": QUESTION})
     ask = Ask(messages=messages, sampling=Sampling(max_tokens=8))
     done, text = bench.edge.portal.call(_collect, bench.edge.asynchronous, ask)
     assert text == local.text
-    assert (done.timings.context, done.timings.way) == ("manual", "streamed")
+    assert (done.timings.context, done.timings.way) == ("manual", "resident")
 
 
 @pytest.mark.parametrize("end", ["\n", " ", "\r\n", "\n\nBe brief.", None])
@@ -263,6 +264,7 @@ def test_control_tokens_of_a_published_text_are_matched_in_a_completion(bench: B
 
 def test_a_prompt_that_is_the_context_itself(bench: Bench) -> None:
     bench.cold()
+    bench.ask()
     tokens = tuple(int(token) for token in bench.site.contexts.named("manual").tokens)
     done, _ = bench.edge.portal.call(
         _collect, bench.edge.asynchronous, Ask(prompt=tokens, sampling=Sampling(max_tokens=4))

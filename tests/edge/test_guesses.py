@@ -67,7 +67,8 @@ class Hostile:
 
 @pytest.fixture(scope="module")
 def hostile(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hostile]:
-    store = open_store(str(tmp_path_factory.mktemp("store")))
+    folder = tmp_path_factory.mktemp("store")
+    store = open_store(str(folder))
     engine, worker = LlamaCpp.open(tiny_model, window_tokens=512, threads=2), Worker()
     seeing = Seeing(create_app(store, EnginePublisher(engine, worker, store, ("lossless",))))
     with serving(seeing) as url:
@@ -75,8 +76,8 @@ def hostile(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         for digit, text in enumerate(GUESSES):
             list(client.publish(url, f"guess {digit}", text=text, form="text"))
             before = set(owners)
-            for kind in (tmp_path_factory.getbasetemp() / "store0").glob("segments/*/*"):
-                owners.setdefault(f"/v1/segments/{kind.name}", set())
+            for segment in folder.glob("segments/*/*"):
+                owners.setdefault(f"/v1/segments/{segment.name}", set())
             for path in set(owners) - before:
                 owners[path].add(digit)
         yield Hostile(url, seeing, {path: digits.pop() for path, digits in owners.items() if len(digits) == 1})

@@ -191,8 +191,6 @@ class Site:
     async def close(self) -> None:
         """Stop everything, after the request that is being answered. No thread uses the model when it is freed."""
         async with self.turn():
-            if self.link is not None:
-                await self.link.aclose()
             self.reader.close()
             await self.worker.run(self.engine.close)
         self.worker.close()
@@ -216,7 +214,8 @@ async def open_site(
 ) -> AsyncGenerator[Site, None]:
     """Load the model, test that KV can be injected, restore the catalogue; close everything at the end.
 
-    The catalogue is synced beside: a slow cloud keeps no edge from starting, see `Site.settled`.
+    The catalogue is synced beside: a slow cloud keeps no edge from starting, see `Site.settled`. The link is closed with
+    the rest, whatever was made of `Site.link` meanwhile.
 
     Args:
         model: GGUF file; `name`: what to call it.
@@ -273,3 +272,5 @@ async def open_site(
             syncing.cancel()
             await asyncio.wait([syncing])
         await site.close()
+        if link is not None:
+            await link.aclose()
