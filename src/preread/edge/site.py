@@ -214,8 +214,8 @@ async def open_site(
 ) -> AsyncGenerator[Site, None]:
     """Load the model, test that KV can be injected, restore the catalogue; close everything at the end.
 
-    The catalogue is synced beside: a slow cloud keeps no edge from starting, see `Site.settled`. The link is closed with
-    the rest, whatever was made of `Site.link` meanwhile.
+    The catalogue is synced beside: a slow cloud keeps no edge from starting, see `Site.settled`. The link is closed
+    too, whatever was made of `Site.link` meanwhile.
 
     Args:
         model: GGUF file; `name`: what to call it.
