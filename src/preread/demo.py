@@ -67,6 +67,7 @@ def run(options: Options, console: Console) -> None:
 async def _compare(options: Options, url: str, folder: Path, console: Console) -> None:
     async with AsyncEdge(str(options.path), url, folder=folder, cache_ram_bytes=0) as edge:
         console.print(f"[bold]4.[/] asking: [italic]{options.question}[/]")
+        await edge.site.settled()  # it knows the context before it is cut off
         link, edge.site.link = edge.site.link, None
         local = await _ask(edge, options)
         resident = await _ask(edge, options)
