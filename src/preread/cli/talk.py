@@ -77,7 +77,8 @@ class Talk:
         site = self._edge.asynchronous.site
         spec, cloud = site.engine.spec, self._edge.asynchronous.options.cloud
         note(f"model     {spec.name}, window {spec.window_tokens:,} tokens")
-        note(f"cloud     {cloud or 'none'}{' (cannot be reached)' if cloud and site.contexts.unreachable else ''}")
+        away = cloud and site.contexts.asked_cloud.is_set() and site.contexts.unreachable
+        note(f"cloud     {cloud or 'none'}{' (cannot be reached)' if away else ''}")
         note(f"context   {self._context or 'none'}")
         note(f"said      {len(self._said)} messages")
         for entry in site.contexts.entries():
