@@ -1,6 +1,7 @@
 """One cloud for one store: who holds it, who may take over, and when."""
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
@@ -108,17 +109,28 @@ def test_a_lease_of_another_machine_counts_until_it_runs_out() -> None:
     hold(bucket.one)
 
 
+def holder_while_held(bucket: Bucket) -> int:
+    """Whose process the lease names while this one holds the store."""
+
+    async def main() -> int:
+        async with bucket.one.held():
+            written = bytes(obstore.get(bucket.backend, "lease.json").bytes())
+            return msgspec.json.decode(written, type=Holder).pid
+
+    return asyncio.run(main())
+
+
 def test_a_lease_of_a_process_that_has_ended_here_counts_no_more() -> None:
     bucket, ended = Bucket(), subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     bucket.write(place=leases._place(), pid=ended.pid)
-    hold(bucket.one)
+    assert holder_while_held(bucket) == os.getpid()
 
 
 def test_a_lease_that_cannot_be_understood_is_taken_over() -> None:
     bucket = Bucket()
     obstore.put(bucket.backend, "lease.json", b"?")
-    hold(bucket.one)
+    assert holder_while_held(bucket) == os.getpid()
 
 
 def test_who_takes_over_last_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,6 +181,7 @@ def test_a_lease_is_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
             first = until()
             while until() == first:
                 await asyncio.sleep(0.005)
+            assert until() > first
 
     asyncio.run(main())
 
