@@ -11,9 +11,10 @@ from typing import Any
 import httpx2
 import pytest
 
-from preread.edge import serving, turns
+from preread.edge import serving
 from preread.edge.app import create_app
 from preread.edge.serving import Limits
+from preread.plan import admission
 
 QUESTION = [{"role": "user", "content": "What is the code of the pump?"}]
 LONG = {"messages": QUESTION, "max_tokens": 1500, "temperature": 0, "logit_bias": {"0": -100, "1": -100, "2": -100}}
@@ -125,7 +126,7 @@ def test_who_has_too_much_inside_is_told_when_to_come_again_and_others_are_let_i
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_who_crowds_others_out_makes_way(edge: Any, stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "MAKES_WAY_S", 0.0)
+    monkeypatch.setattr(admission, "MAKES_WAY_S", 0.0)
 
     async def story() -> None:
         app = create_app(edge.opened)

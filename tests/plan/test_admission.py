@@ -1,12 +1,14 @@
 """Who is let in and who comes next: nobody is lost, starved or served twice, and who asks much waits for itself."""
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
 from preread.errors import Overloaded
-from preread.plan.admission import Admission, Rounds
+from preread.plan.admission import MAKES_WAY_S, Admission, Rounds
 
 CALLERS = st.sampled_from(["a", "b", "c", "d"])
 
@@ -82,15 +84,20 @@ def test_who_was_served_last_comes_after_who_came_meanwhile() -> None:
     assert rounds.take("one") is None
 
 
-def test_only_who_has_more_waiting_crowds_others_out() -> None:
+def test_only_who_has_more_waiting_makes_way_and_the_sooner_the_more_it_has() -> None:
     rounds = Rounds()
     rounds.join("many", 0)
     rounds.join("many", 1)
-    assert not rounds.crowds_out("many"), "nobody else waits"
+    assert rounds.keeps_s("many") == math.inf, "nobody else waits"
     rounds.join("one", 2)
-    assert rounds.crowds_out("many") and not rounds.crowds_out("one") and not rounds.crowds_out("gone")
-    rounds.leave("many", 1)
-    assert not rounds.crowds_out("many"), "one of its own waits, as everybody's does"
+    assert rounds.keeps_s("many") == MAKES_WAY_S / 2
+    assert rounds.keeps_s("one") == rounds.keeps_s("gone") == math.inf
+    rounds.join("many", 3)
+    rounds.join("many", 4)
+    assert rounds.keeps_s("many") == MAKES_WAY_S / 4
+    for ticket in (1, 3, 4):
+        rounds.leave("many", ticket)
+    assert rounds.keeps_s("many") == math.inf, "one of its own waits, as everybody's does"
 
 
 class Waiting(RuleBasedStateMachine):

@@ -1,8 +1,9 @@
 """An honest client among hostile ones: its time to first token, and the edge's memory, with them and without.
 
 The edge is a process of its own, the hostile clients are another, with a key that all of them share; the honest one has
-its own. Each hostile client does one of `KINDS` again and again, as fast as it is let. Rounds without and with them
-alternate, so that whatever disturbs the machine disturbs both; medians are reported.
+its own. Each hostile client does one of `KINDS` again and again, as fast as it is let. They share the edge's cores, but
+what they send is made once, so that they need little of them. Rounds without and with them alternate, so that whatever
+disturbs the machine disturbs both; medians are reported.
 """
 
 import asyncio
@@ -19,6 +20,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -126,7 +128,7 @@ async def _first_tokens_s(url: str, key: str, options: Options, seed: int) -> li
 
 @contextmanager
 def _crowd(url: str, key: str, clients: int, done: Counter[str]) -> Iterator[None]:
-    """The hostile clients, in a process of their own on this machine, whose cores they share with the edge.
+    """The hostile clients, in a process of their own.
 
     What they did is added to `done`.
     """
@@ -165,6 +167,10 @@ class Target:
             f"Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
         ).encode()
 
+    def request(self, body: bytes) -> bytes:
+        """All of it."""
+        return self.head(len(body)) + body
+
 
 async def _send(target: Target, data: bytes, wait_s: float, *, read: bool = True) -> None:
     reader, writer = await asyncio.open_connection(target.host, target.port)
@@ -176,33 +182,30 @@ async def _send(target: Target, data: bytes, wait_s: float, *, read: bool = True
         writer.transport.abort()
 
 
-def _asked(target: Target, **fields: Any) -> bytes:
-    body = json.dumps({"messages": [{"role": "user", "content": "Go on."}], **fields}).encode()
-    return target.head(len(body)) + body
-
-
-def _said(*contents: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": content} for content in contents]
+@cache
+def _asked(content: str, times: int = 1, **fields: Any) -> bytes:
+    """The body of a chat of so many messages, each of which says the same."""
+    return json.dumps({"messages": times * [{"role": "user", "content": content}], **fields}).encode()
 
 
 async def huge_body(target: Target) -> None:
     """8 MB of letters in one message."""
-    await _send(target, _asked(target, messages=_said("a" * 8_000_000)), 60)
+    await _send(target, target.request(_asked("a" * 8_000_000)), 60)
 
 
 async def longest_prompt(target: Target) -> None:
     """As many blanks as might be one window of tokens."""
-    await _send(target, _asked(target, messages=_said(" " * 150_000)), 60)
+    await _send(target, target.request(_asked(" " * 150_000)), 60)
 
 
 async def too_many_messages(target: Target) -> None:
     """50,000 messages of one letter."""
-    await _send(target, _asked(target, messages=_said(*"a" * 50_000)), 60)
+    await _send(target, target.request(_asked("a", 50_000)), 60)
 
 
 async def many_messages(target: Target) -> None:
     """As many messages as a window might just hold: templates and tokenizers take longer than proportionally."""
-    await _send(target, _asked(target, messages=_said(*"a" * (_WINDOW - 8))), 60)
+    await _send(target, target.request(_asked("a", _WINDOW - 8)), 60)
 
 
 async def half_head(target: Target) -> None:
@@ -217,13 +220,13 @@ async def half_body(target: Target) -> None:
 
 async def hang_up(target: Target) -> None:
     """Asks, and is gone."""
-    await _send(target, _asked(target, messages=_said("word " * 1000), stream=True), 0.05, read=False)
+    await _send(target, target.request(_asked("word " * 1000, stream=True)), 0.05, read=False)
 
 
 async def unread(target: Target) -> None:
     """An answer that fills the window, of which nothing is read."""
-    no_end = {"0": -100, "1": -100, "2": -100}
-    await _send(target, _asked(target, stream=True, max_tokens=_WINDOW, logit_bias=no_end), _HOLD_S, read=False)
+    endless = _asked("Go on.", stream=True, max_tokens=_WINDOW, ignore_eos=True)
+    await _send(target, target.request(endless), _HOLD_S, read=False)
 
 
 KINDS: Final[tuple[Callable[[Target], Awaitable[None]], ...]] = (

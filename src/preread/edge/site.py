@@ -13,6 +13,7 @@ from preread.edge.contexts import Contexts
 from preread.edge.estimates import Estimates
 from preread.edge.profiles import Preparations
 from preread.edge.published import OwnModel
+from preread.edge.readers import Readers
 from preread.edge.refine import Refinement
 from preread.edge.shelf import Shelf
 from preread.edge.sources import Sources
@@ -46,7 +47,7 @@ class Site:
 
     Attributes:
         worker: the thread in which the engine computes.
-        reader: the thread in which prompts are tokenised, beside it.
+        readers: the threads in which prompts are tokenised, beside it.
         held: the context whose KV is in the engine's cache; changed only by whoever has the turn.
         guest: it is there because a prompt began with it, not because somebody asked for it by name.
         rung: rung of the quality ladder that is loaded; None: the smallest that keeps `max_dloss`.
@@ -58,7 +59,6 @@ class Site:
         streamed_s: when something was last loaded from the cloud, of `time.monotonic`; None: not yet.
         sources: where segments come from; others: what is believed of those that are not the cloud, by name.
         uses: how often contexts were used, if that is counted.
-        reading: who has the reader next.
         idle, busy: whether nobody loads a context that was asked for by name, or somebody does.
     """
 
@@ -66,7 +66,7 @@ class Site:
         self,
         engine: LlamaCpp,
         worker: Worker,
-        reader: Worker,
+        readers: Readers,
         link: CloudLink | None,
         contexts: Contexts,
         estimates: Estimates,
@@ -77,7 +77,7 @@ class Site:
         refine: str | None = None,
         deadline_s: float | None = None,
     ) -> None:
-        self.engine, self.worker, self.reader, self.link = engine, worker, reader, link
+        self.engine, self.worker, self.readers, self.link = engine, worker, readers, link
         self.contexts, self.estimates, self.shelf = contexts, estimates, shelf
         self.rung, self.max_dloss, self.refine, self.deadline_s = rung, max_dloss, refine, deadline_s
         self.preparations = Preparations(engine.embeddings)
@@ -91,7 +91,7 @@ class Site:
         self.uses: Uses | None = None
         self.idle, self.busy = asyncio.Event(), asyncio.Event()
         self.idle.set()
-        self.reading, self._turns = Turns(), Turns()
+        self._turns = Turns()
 
     def believed(self, supply: str) -> Source:
         """What is believed of a supply of this name."""
@@ -191,7 +191,7 @@ class Site:
     async def close(self) -> None:
         """Stop everything, after the request that is being answered. No thread uses the model when it is freed."""
         async with self.turn():
-            self.reader.close()
+            self.readers.close()
             await self.worker.run(self.engine.close)
         self.worker.close()
 
@@ -230,12 +230,12 @@ async def open_site(
     Raises:
         UsageError, EngineError: as for `LlamaCpp.open`.
     """
-    worker, reader = Worker(), Worker("reader")
+    worker, readers = Worker(), Readers()
     try:
         engine = await worker.run(lambda: LlamaCpp.open(model, name=name, window_tokens=window_tokens, threads=threads))
         tested = await worker.run(lambda: self_test(engine))
     except BaseException:
-        reader.close()
+        readers.close()
         worker.close()
         raise
     if engine.no_injection:
@@ -250,7 +250,7 @@ async def open_site(
     site = Site(
         engine,
         worker,
-        reader,
+        readers,
         link,
         contexts,
         estimates,

@@ -4,13 +4,14 @@ Who comes next is decided in `preread.plan.admission`.
 """
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
 from preread.errors import Overloaded
-from preread.plan.admission import MAKES_WAY_S, Rounds
+from preread.plan.admission import Rounds
 
 MOST_WAIT_S: Final = 600.0
 """Who waited so long is told to come again: no client waits longer, and its answer would be made for nobody."""
@@ -79,7 +80,8 @@ class Turns:
             if ticket in self._granted:
                 self._rounds.leave(visitor.caller, ticket)
                 del self._granted[ticket], self._visitors[ticket]
-            else:
+                self._press()
+            elif granted.done() and not granted.cancelled():
                 self._pass_on()  # it came just then
             if isinstance(error, TimeoutError):
                 message = f"this request has waited for {MOST_WAIT_S:g} s, and others are still before it"
@@ -94,24 +96,21 @@ class Turns:
         last = self._holder
         self._usual_s += (asyncio.get_running_loop().time() - self._since_s - self._usual_s) / 8
         self._holder = None
+        self._press()
+        last_caller = None if last is None else last.caller
+        while (following := self._rounds.take(last_caller)) is not None:
+            _, ticket = following
+            granted, visitor = self._granted.pop(ticket), self._visitors.pop(ticket)
+            if not granted.cancelled():  # who gave up a moment ago has not left yet
+                self._give(visitor)
+                granted.set_result(None)
+                return
+
+    def _press(self) -> None:
+        """Have the holder make way in time if it crowds others out, now that who waits has changed."""
         if self._making_way is not None:
             self._making_way.cancel()
             self._making_way = None
-        following = self._rounds.take(None if last is None else last.caller)
-        if following is not None:
-            _, ticket = following
-            granted, visitor = self._granted.pop(ticket), self._visitors.pop(ticket)
-            self._give(visitor)
-            granted.set_result(None)
-
-    def _press(self) -> None:
-        """Have the holder make way in time if it crowds others out."""
-        if self._holder is None or self._making_way is not None or not self._rounds.crowds_out(self._holder.caller):
-            return
-        at_s = self._since_s + MAKES_WAY_S
-        self._making_way = asyncio.get_running_loop().call_at(at_s, self._make_way, self._holder)
-
-    def _make_way(self, holder: Visitor) -> None:
-        self._making_way = None
-        if self._holder is holder and self._rounds.crowds_out(holder.caller):
-            holder.make_way()
+        if self._holder is not None and (keeps_s := self._rounds.keeps_s(self._holder.caller)) < math.inf:
+            loop = asyncio.get_running_loop()
+            self._making_way = loop.call_at(self._since_s + keeps_s, self._holder.make_way)

@@ -74,8 +74,7 @@ async def understand(ask: Ask, site: Site, visitor: Visitor = ANYBODY) -> Questi
     check_size(ask, spec.window_tokens, spec.token_characters)
     known = None if ask.context is None else await find_context(ask.context, site)
     here = beginnings(site) if known is None else []
-    async with site.reading.turn(visitor):
-        question = await site.reader.run(lambda: _tokenised(ask, known, here, site))
+    question = await site.readers.run(ask, visitor, lambda: _tokenised(ask, known, here, site))
     if question.prompt_tokens >= spec.window_tokens:
         raise too_long(spec.window_tokens, f"{question.prompt_tokens} tokens")
     if question.known is not None and question.named and site.uses is not None:

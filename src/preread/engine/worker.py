@@ -5,13 +5,19 @@ another such thread, and it must have ended before the model is freed: a thread 
 """
 
 import asyncio
+import os
+import sys
+import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from preread.errors import EngineError
 
 T = TypeVar("T")
+
+LOWEST: Final = 19
+"""Niceness of a thread that computes only what processors have time for beside everything else (Linux)."""
 
 _ASK_AGAIN_S = 0.05
 
@@ -24,10 +30,10 @@ class _End:
 
 
 class Worker:
-    """Runs calls one after the other in its own thread; `name` is the thread's."""
+    """Runs calls one after the other in its own thread; `name` and `niceness` are the thread's."""
 
-    def __init__(self, name: str = "engine") -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
+    def __init__(self, name: str = "engine", niceness: int = 0) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix=name, initializer=lambda: _be_nice(niceness))
         self._closing = False
 
     async def run(self, call: Callable[[], T], stop: Callable[[], None] | None = None) -> T:
@@ -104,6 +110,11 @@ class Worker:
         if self._closing:
             raise _closed()
         return self._pool.submit(call)
+
+
+def _be_nice(niceness: int) -> None:
+    if niceness and sys.platform == "linux":  # elsewhere it would be the whole process
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
 
 
 def _closed() -> EngineError:

@@ -1,0 +1,53 @@
+"""Short prompts are read while a long one is, whoever asked for it."""
+
+import asyncio
+import os
+import threading
+
+import pytest
+
+from preread.edge.readers import Readers
+from preread.edge.request import Ask
+from preread.edge.turns import ANYBODY
+from preread.errors import EngineError
+
+SHORT = Ask(prompt="Which pump?")
+LONG = [
+    Ask(prompt="word " * 5000),
+    Ask(messages=tuple({"role": "user", "content": "a"} for _ in range(100))),
+    Ask(messages=({"role": "user", "content": "", "reasoning_content": "word " * 5000},)),
+]
+
+
+@pytest.mark.parametrize("long", LONG)
+def test_a_short_prompt_does_not_wait_for_a_long_one(long: Ask) -> None:
+    async def story() -> list[str]:
+        readers, begun, over, done = Readers(), threading.Event(), threading.Event(), []
+
+        def read_long() -> None:
+            begun.set()
+            assert over.wait(60)
+            done.append("long")
+
+        reading = asyncio.create_task(readers.run(long, ANYBODY, read_long))
+        await asyncio.to_thread(begun.wait)
+        await readers.run(SHORT, ANYBODY, lambda: done.append("short"))
+        over.set()
+        await reading
+        readers.close()
+        with pytest.raises(EngineError):
+            await readers.run(SHORT, ANYBODY, lambda: None)
+        return done
+
+    assert asyncio.run(story()) == ["short", "long"]
+
+
+def test_a_long_prompt_is_read_by_a_thread_of_the_lowest_priority() -> None:
+    async def story() -> tuple[int, int]:
+        readers, niceness = Readers(), lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+        found = await readers.run(LONG[0], ANYBODY, niceness), await readers.run(SHORT, ANYBODY, niceness)
+        readers.close()
+        return found
+
+    long, short = asyncio.run(story())
+    assert long == 19 and short == os.getpriority(os.PRIO_PROCESS, 0)
