@@ -124,6 +124,29 @@ def test_who_has_too_much_inside_is_told_when_to_come_again_and_others_are_let_i
     run(edge, story)
 
 
+def test_of_a_caller_who_has_more_than_a_few_inside_none_is_looked_at_at_once(
+    edge: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "FEW", 1)
+    monkeypatch.setattr(serving, "BEHIND_S", 3600.0)
+
+    async def story() -> None:
+        app = create_app(edge.opened)
+        wrong = {"messages": "no list"}
+        async with edge.opened.site.turn():
+            asking = [asyncio.create_task(asked(app, SHORT).run())]
+            await asyncio.sleep(0)
+            behind, other = asked(app, wrong), asked(app, wrong, "10.0.0.2")
+            asking.append(asyncio.create_task(behind.run()))
+            await other.run()
+            assert other.status == 400 and not behind.heard.is_set()
+        asking.pop().cancel()
+        assert (await asking[0]).status == 200
+        assert (await asked(app, wrong).run()).status == 400, "the others have left"
+
+    run(edge, story)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_who_crowds_others_out_makes_way(edge: Any, stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admission, "MAKES_WAY_S", 0.0)

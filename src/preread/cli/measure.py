@@ -326,7 +326,7 @@ def chaos(
 def hostile(
     model: Annotated[
         str, typer.Option("--model", "-m", metavar="NAME", help="As elsewhere; tiny: random weights.")
-    ] = "tiny",
+    ] = DEFAULT,
     clients: Annotated[int, typer.Option("--clients", min=1, help="Hostile ones.")] = 64,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Each without and with them.")] = 3,
     questions: Annotated[int, typer.Option("--questions", min=1, help="Of the honest client, in each.")] = 15,

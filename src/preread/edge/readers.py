@@ -1,5 +1,5 @@
-"""The threads in which prompts are tokenised, beside the engine's: one for what is read in milliseconds, and one of the
-lowest priority, for all else.
+"""The threads in which prompts are tokenised, beside the engine's: one for what is read in milliseconds, and one of low
+priority for all else.
 
 llama.cpp reads a text to its end, whoever waits: short prompts are not to wait for that, and what computes is to have
 the processors first.
@@ -12,7 +12,7 @@ import msgspec
 
 from preread.edge.request import Ask
 from preread.edge.turns import Turns, Visitor
-from preread.engine.worker import LOWEST, Worker
+from preread.engine.worker import LOW, Worker
 
 T = TypeVar("T")
 
@@ -24,7 +24,7 @@ class Readers:
     """Both threads, and who has each of them next."""
 
     def __init__(self) -> None:
-        self._short, self._long = Worker("reader"), Worker("long reader", LOWEST)
+        self._short, self._long = Worker("reader"), Worker("long reader", LOW)
         self._turns = {self._short: Turns(), self._long: Turns()}
 
     async def run(self, ask: Ask, visitor: Visitor, call: Callable[[], T]) -> T:

@@ -42,6 +42,11 @@ PING_S: Final = 3.0
 REFUSED_S: Final = 1.0
 """Who has too much inside is told so after this time: a client that asks again at once must not keep us busy."""
 
+FEW: Final = 4
+BEHIND_S: Final = 0.5
+"""Of a caller who has more than `FEW` requests inside none is looked at sooner: it would only wait behind the others,
+and who asks and is gone at once, or asks what is refused, again and again, would keep us busy with that."""
+
 _MOST_LATER_S: Final = 60.0
 _log = logging.getLogger(__name__)
 _JSON: Final = {"Content-Type": "application/json", "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
@@ -99,6 +104,8 @@ class Front:
             await asyncio.sleep(REFUSED_S)
             raise
         try:
+            if self._requests.of(caller) > FEW:
+                await asyncio.sleep(BEHIND_S)
             await self._understood(api, caller, Request(scope, receive), send)
         finally:
             self._requests.leave(caller, 1)

@@ -16,8 +16,8 @@ from preread.errors import EngineError
 
 T = TypeVar("T")
 
-LOWEST: Final = 19
-"""Niceness of a thread that computes only what processors have time for beside everything else (Linux)."""
+LOW: Final = 10
+"""Niceness of a thread that computes when processors have little else to do (Linux)."""
 
 _ASK_AGAIN_S = 0.05
 

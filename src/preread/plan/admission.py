@@ -44,6 +44,10 @@ class Admission:
             raise Overloaded(message, retry_after_s=retry_after_s)
         self._inside[caller] += amount
 
+    def of(self, caller: str) -> int:
+        """How much a caller has inside."""
+        return self._inside[caller]
+
     def leave(self, caller: str, amount: int) -> None:
         """So much of what was let in has ended."""
         self._inside[caller] -= amount
