@@ -20,8 +20,10 @@ install: $(venv)/.installed
 demo: $(venv)/.installed
 	$(venv)/bin/preread demo $(ARGS)
 
+# Threads of PyTorch and llama.cpp wait for each other asleep: two processes of two threads each share two processors, and
+# who waits awake takes them from whom it waits for.
 test: lint
-	$(venv)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 20 --durations-min 5
+	OMP_WAIT_POLICY=passive $(venv)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 20 --durations-min 5
 	$(venv)/bin/coverage run -m pytest tests/plan --ignore=tests/plan/test_plan.py --ignore=tests/plan/test_orders.py
 	$(venv)/bin/coverage report
 

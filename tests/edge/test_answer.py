@@ -158,15 +158,21 @@ def test_a_blackout_costs_bounded_time_and_the_second_request_nothing(bench: Ben
     bench.cold()
 
 
-def test_a_slow_link_gives_way_to_computing(bench: Bench, local: Answer, cloud: Any, manual: str) -> None:
+@pytest.fixture(scope="module")
+def long(cloud: Any, manual: str) -> str:
+    """The name of a context that takes long enough for a link's rate to show."""
     cloud.publish("long", "\n".join(f"Edition {n}. {manual}" for n in range(3)))
+    return "long"
+
+
+def test_a_slow_link_gives_way_to_computing(bench: Bench, local: Answer, long: str) -> None:
     bench.cold()
     bench.proxy.set_link(Link(mbps=1, rtt_ms=2))
     answer = bench.ask()
     assert (answer.text, answer.timings.way) == (local.text, "computed")
     assert "computing was sooner" in (answer.timings.reason or "")
     # What was learnt, of something that takes long enough for a rate to show, is used the next time.
-    assert bench.ask(context="long").timings.way == "computed"
+    assert bench.ask(context=long).timings.way == "computed"
     link = bench.site.estimates.link
     assert link is not None and link.bytes_s < 1e6
     bench.edge.portal.call(bench.site.forget)
@@ -174,14 +180,11 @@ def test_a_slow_link_gives_way_to_computing(bench: Bench, local: Answer, cloud: 
     assert (second.text, second.timings.way) == (local.text, "computed")
 
 
-def test_a_mix_of_computed_and_streamed_gives_the_answer_of_local_prefill(
-    bench: Bench, local: Answer, cloud: Any, manual: str
-) -> None:
+def test_a_mix_of_computed_and_streamed_gives_the_answer_of_local_prefill(bench: Bench, long: str) -> None:
     """The link brings the end of the context while its beginning is computed: all rows are those of local prefill."""
-    cloud.publish("long", "\n".join(f"Edition {n}. {manual}" for n in range(3)))
     bench.cold()
     bench.proxy.set_link(Link(mbps=24, rtt_ms=2))
-    mixed = bench.ask(context="long")
+    mixed = bench.ask(context=long)
     rows = bench.rows()
     assert mixed.timings.way == "mixed" and mixed.timings.reason is None
     assert 0 < mixed.timings.cache_n < mixed.timings.context_n and mixed.timings.context_ms > 0
@@ -189,7 +192,7 @@ def test_a_mix_of_computed_and_streamed_gives_the_answer_of_local_prefill(
     bench.cold()
     link, bench.site.link = bench.site.link, None
     try:
-        alone = bench.ask(context="long")
+        alone = bench.ask(context=long)
     finally:
         bench.site.link = link
     computed = bench.rows()

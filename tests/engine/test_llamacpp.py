@@ -220,18 +220,18 @@ def test_an_answer_ends_where_the_window_does(engine: LlamaCpp) -> None:
 @pytest.mark.skipif(
     not attends_in_tiles(vector_bits()), reason="llama.cpp's own attention takes short batches in another way"
 )
-@pytest.mark.parametrize("cuts", [[32], [48, 112], [100, 164, 300], [512], [300]])
-def test_where_a_context_is_cut_into_batches_changes_no_bit(engine: LlamaCpp, cuts: list[int]) -> None:
+def test_where_a_context_is_cut_into_batches_changes_no_bit(engine: LlamaCpp) -> None:
     tokens, layers = document(600), engine.spec.geometry.layers
     engine.prefill(tokens)
     expected, whole = answer(engine), engine.export(Span(0, 600), Span(0, layers))
-    engine.reserve(600)
-    for start, stop in zip([0, *cuts], [*cuts, 600], strict=True):
-        engine.compute(tokens[start:stop], start)
-    engine.open_layers(layers)
-    got, cut = answer(engine), engine.export(Span(0, 600), Span(0, layers))
-    assert np.array_equal(cut.k, whole.k) and np.array_equal(cut.v, whole.v)
-    assert got[0] == expected[0] and np.array_equal(got[1], expected[1])
+    for cuts in ([32], [48, 112], [100, 164, 300], [512], [300]):
+        engine.reserve(600)
+        for start, stop in zip([0, *cuts], [*cuts, 600], strict=True):
+            engine.compute(tokens[start:stop], start)
+        engine.open_layers(layers)
+        got, cut = answer(engine), engine.export(Span(0, 600), Span(0, layers))
+        assert np.array_equal(cut.k, whole.k) and np.array_equal(cut.v, whole.v), cuts
+        assert got[0] == expected[0] and np.array_equal(got[1], expected[1]), cuts
 
 
 def test_only_what_is_reserved_can_be_computed(engine: LlamaCpp) -> None:
@@ -308,8 +308,6 @@ def test_what_does_not_fit_is_refused_by_how_much(engine: LlamaCpp) -> None:
         engine.prefill(document(window + 5))
     with pytest.raises(UsageError, match="empty"):
         next(engine.generate(PROMPT[:0], Sampling()))
-    engine.prefill(document(window - 20))
-    assert len(answer(engine, count=100)[0]) == 20 - len(PROMPT)  # the window's end ends the answer
 
 
 def test_blocks_that_do_not_fit_the_reserved_cells_are_refused(engine: LlamaCpp) -> None:

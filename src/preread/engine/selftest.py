@@ -19,8 +19,8 @@ from preread.engine.sampling import Sampling
 from preread.errors import PrereadError
 from preread.values import KVBlock, Span
 
-_CONTEXT_TOKENS, _PROMPT_TOKENS = 160, 8
-_COMPUTED_TOKENS = 80
+_CONTEXT_TOKENS, _PROMPT_TOKENS = 128, 8
+_COMPUTED_TOKENS = 64
 """Of the context, from its start; llama.cpp itself would compute batches below 64 tokens in another way."""
 
 _PATIENCE_S = 10.0
