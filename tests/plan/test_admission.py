@@ -20,6 +20,7 @@ def test_one_caller_has_half_and_all_of_them_all() -> None:
     with pytest.raises(Overloaded, match="you have 2 requests") as refusal:
         admission.enter("a", 1, 7.0)
     assert refusal.value.by_caller and refusal.value.retry_after_s == 7.0
+    assert (admission.of("a"), admission.of("b")) == (2, 0)
     admission.enter("b", 1, 7.0)
     admission.enter("c", 1, 7.0)
     with pytest.raises(Overloaded, match="4 requests are waiting") as refusal:
