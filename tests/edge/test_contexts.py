@@ -27,6 +27,7 @@ from preread.testing.edges import OWN
 from preread.testing.profile import plain_profile
 from preread.values import Fingerprint, Geometry, ObjectId
 from preread.wire import manifest as manifests
+from preread.wire import tokens as token_objects
 from preread.wire.digest import object_id
 from preread.wire.fields import MAX_CATALOGUE_BYTES, SizedId
 
@@ -228,6 +229,22 @@ def test_a_manifest_of_another_geometry_is_not_believed_and_its_context_is_compu
     known = contexts.named("one")
     assert known.manifest is None and "kv_heads=1024" in known.why and len(known.tokens) == len("first text")
     assert contexts.segment(ID) is None and contexts.unreachable is None
+
+
+def test_token_ids_of_another_text_are_not_believed(served: Served) -> None:
+    served.publish("one", "first text")
+
+    async def change() -> None:
+        (entry,) = await served.store.names()
+        ids = token_objects.unpack(await served.store.read("tokens", entry.tokens.id) or b"", entry.token_count)
+        ref = await served.store.put("tokens", token_objects.pack(ids[::-1].copy()))
+        await served.store.put_name(msgspec.structs.replace(entry, tokens=SizedId(ref.id, ref.size_bytes)))
+
+    asyncio.run(change())
+    contexts = served.contexts()
+    served.sync(contexts)
+    with pytest.raises(Unavailable, match="token ids are not those"):
+        contexts.named("one")
 
 
 def test_contexts_that_no_window_here_takes_are_not_fetched(served: Served) -> None:
