@@ -15,6 +15,7 @@ SHORT = Ask(prompt="Which pump?")
 LONG = [
     Ask(prompt="word " * 5000),
     Ask(messages=tuple({"role": "user", "content": "a"} for _ in range(100))),
+    Ask(messages=({"role": "user", "content": ""},), template={"documents": "word " * 5000}),
     Ask(messages=({"role": "user", "content": "", "reasoning_content": "word " * 5000},)),
 ]
 

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from preread.edge.turns import Turns, Visitor
@@ -37,6 +37,7 @@ def test_who_ends_does_not_meet_the_one_who_gave_up_at_that_moment() -> None:
 
 @settings(max_examples=300)
 @given(ACTIONS)
+@example([("come", 0), ("come", 1), ("end", 0), ("leave", 1)])
 def test_nobody_is_lost_or_served_beside_another(actions: Sequence[tuple[str, int]]) -> None:
     async def story() -> None:
         turns, inside, ends = Turns(), 0, []

@@ -313,8 +313,9 @@ async def _serve_edge(
 
     def ready() -> None:
         site, cloud = opened.site, opened.options.cloud
-        asked = site.contexts.asked_cloud.is_set()
-        away = " (cannot be reached)" if asked and site.contexts.unreachable else "" if asked else " (being asked)"
+        away = " (cannot be reached)" if site.contexts.unreachable else ""
+        if not site.contexts.asked_cloud.is_set():
+            away = " (being asked)"
         link = f"cloud {cloud}{away}" if cloud else "no cloud"
         sharing = f", sharing on {listen.url(shared)}" if shared else ""
         where = f"{listen.urls(sockets)}, {link}, {_contexts(len(site.contexts.entries()))}{sharing}"

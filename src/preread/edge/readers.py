@@ -45,5 +45,5 @@ class Readers:
 
 
 def _is_short(ask: Ask) -> bool:
-    prompt = ask.prompt if ask.messages is None else ask.messages
-    return len(ask.messages or ()) <= _SHORT_MESSAGES and len(msgspec.json.encode(prompt)) <= _SHORT_BYTES
+    said = msgspec.json.encode((ask.prompt, ask.messages, ask.template))
+    return len(ask.messages or ()) <= _SHORT_MESSAGES and len(said) <= _SHORT_BYTES
