@@ -6,7 +6,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -45,6 +45,7 @@ settings.register_profile("untimed", deadline=None, suppress_health_check=[Healt
 settings.load_profile("untimed")
 
 WINDOW_TOKENS = 2048
+VOCABULARY = 4096
 PARTS = ("filter", "pump", "fan", "valve", "sensor", "display", "battery", "hose", "lid", "motor")
 
 
@@ -108,7 +109,7 @@ def manual() -> str:
 @pytest.fixture(scope="session")
 def tiny_model(smollm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of random weights that is quick to run."""
-    return write_tiny(tmp_path_factory.mktemp("tiny") / "tiny.gguf", smollm)
+    return write_tiny(tmp_path_factory.mktemp("tiny") / "tiny.gguf", smollm, most_tokens=VOCABULARY)
 
 
 @pytest.fixture(scope="session")
@@ -133,10 +134,11 @@ def tiny_mapping(tiny_model: Path) -> Kept:
 
 @dataclass(frozen=True, slots=True)
 class Cloud:
-    """A cloud in a thread of its own, that runs SmolLM2."""
+    """A cloud in a thread of its own. It has published one context, "manual"."""
 
     url: str
     store: Objects
+    folder: Path
 
     def publish(self, name: str, text: str) -> Published:
         """Publish through the API, as the command line does."""
@@ -145,17 +147,31 @@ class Cloud:
         return last
 
 
-@pytest.fixture(scope="session")
-def cloud(smollm: Path, manual: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
-    """Has published one context, "manual"."""
-    store = open_store(str(tmp_path_factory.mktemp("store")))
-    engine, worker = LlamaCpp.open(smollm, name="smollm2-135m-instruct", window_tokens=WINDOW_TOKENS), Worker()
+@contextmanager
+def running(model: Path, name: str, manual: str, folder: Path) -> Iterator[Cloud]:
+    """A cloud that runs this model."""
+    store = open_store(str(folder))
+    engine, worker = LlamaCpp.open(model, name=name, window_tokens=WINDOW_TOKENS), Worker()
     with serving(cloud_app(store, EnginePublisher(engine, worker, store, ("lossless", "q8")))) as url:
-        cloud = Cloud(url, store)
+        cloud = Cloud(url, store, folder)
         cloud.publish("manual", manual)
         yield cloud
     worker.close()
     engine.close()
+
+
+@pytest.fixture(scope="session")
+def cloud(tiny_model: Path, manual: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
+    """Runs the model of random weights: for what is about bytes, not about what is said."""
+    with running(tiny_model, "tiny", manual, tmp_path_factory.mktemp("store")) as cloud:
+        yield cloud
+
+
+@pytest.fixture(scope="session")
+def smollm_cloud(smollm: Path, manual: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
+    """Runs SmolLM2."""
+    with running(smollm, "smollm2-135m-instruct", manual, tmp_path_factory.mktemp("store")) as cloud:
+        yield cloud
 
 
 class LoopEdge(AsyncEdge):
@@ -183,11 +199,11 @@ class Edge:
 
 
 @pytest.fixture(scope="session")
-def edge(smollm: Path, cloud: Cloud, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edge]:
+def edge(smollm_cloud: Cloud, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edge]:
     """Streams the lossless rung, so that answers are those of local prefill, bit by bit."""
     opened = LoopEdge(
         "smollm2-135m-instruct",
-        cloud.url,
+        smollm_cloud.url,
         rung="lossless",
         window_tokens=WINDOW_TOKENS,
         folder=tmp_path_factory.mktemp("edge"),

@@ -308,16 +308,16 @@ def requests_of(sent: bytes) -> list[tuple[str, tuple[str, ...]]]:
     return [(line, tuple(headers)) for line, *headers in parts]
 
 
-def test_nothing_private_leaves_the_edge(cloud: Any, smollm: Path, tmp_path: Path) -> None:
+def test_nothing_private_leaves_the_edge(cloud: Any, tiny_model: Path, tmp_path: Path) -> None:
     cloud.publish("leaflet", LEAFLET)
-    seen = asyncio.run(record(cloud.url, smollm, tmp_path, everything))
+    seen = asyncio.run(record(cloud.url, tiny_model, tmp_path, everything))
     assert len(seen.texts) > 150 and all(len(run) >= SHORTEST_RUN for run in seen.ids)
     assert seen.leaks() == []
     requests = [request for sent in seen.connections for request in requests_of(sent)]
     assert [line for line, _ in requests if not REQUEST_LINE.fullmatch(line)] == []
     targets = {line.split(" ")[1] for line, _ in requests}
     assert targets <= public_targets(cloud.url)
-    assert sum(target.startswith("/v1/segments/") for target in targets) >= 8, "nothing was streamed"
+    assert sum(target.startswith("/v1/segments/") for target in targets) >= 4, "nothing was streamed"
     etag = httpx2.get(f"{cloud.url}/v1/catalogue", trust_env=False).headers["etag"]
     (headers,) = {without_range(headers) for line, headers in requests if "/v1/catalogue" not in line}
     assert {names for line, names in requests if names != headers and "/v1/catalogue" in line} <= {
@@ -325,7 +325,7 @@ def test_nothing_private_leaves_the_edge(cloud: Any, smollm: Path, tmp_path: Pat
     }
 
 
-def test_leak_would_be_seen(cloud: Any, smollm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leak_would_be_seen(cloud: Any, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An edge that tells its cloud which name its user asked for, as a careless one might when it is unknown."""
     honest = understand.find_context
 
@@ -337,7 +337,7 @@ def test_leak_would_be_seen(cloud: Any, smollm: Path, tmp_path: Path, monkeypatc
         await scene.ask("/v1/completions", None, 404, prompt="x", context=scene.private.text())
 
     monkeypatch.setattr(understand, "find_context", careless)
-    assert asyncio.run(record(cloud.url, smollm, tmp_path, ask_for_unknown)).leaks()
+    assert asyncio.run(record(cloud.url, tiny_model, tmp_path, ask_for_unknown)).leaks()
 
 
 # Whom it speaks to
@@ -369,8 +369,8 @@ print(json.dumps({"seen": seen, "ways": ways}))
 """
 
 
-def test_edge_connects_to_its_cloud_and_to_nothing_else(cloud: Any, smollm: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", WATCHED, str(smollm), cloud.url, str(tmp_path)]
+def test_edge_connects_to_its_cloud_and_to_nothing_else(cloud: Any, tiny_model: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WATCHED, str(tiny_model), cloud.url, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
@@ -444,7 +444,8 @@ async def near_scene(
                     scene = Scene(edge, client, None, private)  # type: ignore[arg-type]  # no faults are wanted
                     believe_in_the_link(scene)
                     chat = "/v1/chat/completions"
-                    await scene.ask(chat, None, messages=private.messages(), context="leaflet")
+                    for context in ("manual", "leaflet"):  # so many segments that some are the neighbour's to fetch
+                        await scene.ask(chat, None, messages=private.messages(), context=context)
                     await scene.ask(chat, "resident", messages=private.messages(LEAFLET))
                     await scene.ask(chat, "none", messages=private.messages(private.text()))
                     await scene.ask(chat, None, (404, 503), messages=private.messages(), context=private.text())
@@ -472,12 +473,12 @@ async def _asked(url: str, edge: AsyncEdge, key: SiteKey) -> bytes:
 
 
 def test_nothing_private_goes_to_neighbours_or_over_the_local_network(
-    cloud: Any, smollm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cloud: Any, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("zeroconf", reason="zeroconf is not installed: scripts/install lan")
     cloud.publish("leaflet", LEAFLET)
     with multicast() as heard:
-        said, texts, ids = asyncio.run(near_scene(cloud.url, smollm, tmp_path, SiteKey(SITE_KEY), Tap(monkeypatch)))
+        said, texts, ids = asyncio.run(near_scene(cloud.url, tiny_model, tmp_path, SiteKey(SITE_KEY), Tap(monkeypatch)))
     for who, sent in {**said, "local network": b"\n".join(heard)}.items():
         assert leaks(sent, [*texts, SITE_KEY], ids) == [], who
     requests = requests_of(said["neighbour"])

@@ -17,14 +17,14 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smollm: Path) -> 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
 
-def test_ask_streams_and_computes_the_same_answer(preread: Run, cloud: Any) -> None:
+def test_ask_streams_and_computes_the_same_answer(preread: Run, smollm_cloud: Any) -> None:
     asked = [
         "ask",
         QUESTION,
         "--context",
         "manual",
         "--cloud",
-        cloud.url,
+        smollm_cloud.url,
         "--rung",
         "lossless",
         "-n",
@@ -41,9 +41,9 @@ def test_ask_streams_and_computes_the_same_answer(preread: Run, cloud: Any) -> N
     assert told["timings"]["way"] == "computed" and told["timings"]["bytes_received"] == 0
 
 
-def test_run_answers_a_pipe_line_after_line_and_survives_errors(preread: Run, cloud: Any) -> None:
+def test_run_answers_a_pipe_line_after_line_and_survives_errors(preread: Run, smollm_cloud: Any) -> None:
     typed = f'{QUESTION}\n\n/context nope\n"""And\nthe fan?\n"""\n/show\n/clear\n/what\n/bye\nnever asked\n'
-    arguments = ["--context", "manual", "--cloud", cloud.url, "-n", "4", "-c", "1024"]
+    arguments = ["--context", "manual", "--cloud", smollm_cloud.url, "-n", "4", "-c", "1024"]
     ran = preread("run", *arguments, stdin=typed.encode())
     assert ran.code == 0 and len(ran.out.splitlines()) >= 2 and ">>>" not in ran.out
     assert "tokens streamed, lossless" in ran.err and "tokens in memory" in ran.err
@@ -69,6 +69,6 @@ def test_what_cannot_be_asked_is_told_in_one_line(preread: Run, arguments: list[
     assert ran.err.startswith("preread: ") and ran.err.count("\n") == 1 and told in ran.err
 
 
-def test_unknown_context_is_an_error_before_anything_is_generated(preread: Run, cloud: Any) -> None:
-    ran = preread("ask", "x", "--context", "nope", "--cloud", cloud.url, "-c", "512")
+def test_unknown_context_is_an_error_before_anything_is_generated(preread: Run, smollm_cloud: Any) -> None:
+    ran = preread("ask", "x", "--context", "nope", "--cloud", smollm_cloud.url, "-c", "512")
     assert ran.code == 1 and re.search("unknown context 'nope'; known contexts: .*manual", ran.err)

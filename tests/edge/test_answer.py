@@ -1,4 +1,4 @@
-"""The edge's story over real sockets and a real model: whatever happens on the link, the answer is the same."""
+"""The edge's story over real sockets and llama.cpp: whatever happens on the link, the answer is the same."""
 
 import asyncio
 import re
@@ -16,6 +16,7 @@ from preread.cloud import client
 from preread.cloud.app import create_app
 from preread.cloud.publish import refuse
 from preread.edge.edge import Answer, AsyncEdge
+from preread.edge.estimates import Estimates
 from preread.edge.request import Ask, Done
 from preread.engine.sampling import Sampling
 from preread.errors import TooLong, Unavailable, UnknownContext, UsageError
@@ -32,6 +33,8 @@ from preread.wire.tokens import unpack
 QUESTION = "What is the code of the pump?"
 FAST = Link(mbps=400, rtt_ms=2)
 
+Computed = tuple[Answer, KVBlock]
+
 
 class Bench:
     """An edge behind a link that can be broken."""
@@ -39,6 +42,7 @@ class Bench:
     def __init__(self, edge: Edge, proxy: ProxyProcess) -> None:
         self.edge, self.proxy = edge, proxy
         self.site = edge.asynchronous.site
+        self._prefill_tokens_s = 1 / self.site.estimates.prefill.token_s
 
     def ask(self, question: str = QUESTION, context: str | None = "manual") -> Answer:
         return self.edge.ask(question, context=context, max_tokens=8, temperature=0)
@@ -55,21 +59,26 @@ class Bench:
         return self.edge.portal.call(lambda: worker.run(lambda: engine.export(*spans)))
 
     def cold(self) -> None:
-        """A whole link, nothing held, nothing believed of the link."""
+        """A whole link, nothing held, nothing known of the link, and of computing what the self-test found."""
         self.proxy.set_faults([])
         self.proxy.set_link(FAST)
         self.edge.portal.call(self.site.sync)
         self.edge.portal.call(self.site.forget)
-        self.site.estimates.forget_link()
+        self.site.estimates = Estimates(self._prefill_tokens_s)
+
+    def trust(self) -> None:
+        """The link is believed to be far better than computing: nothing is computed unless it fails."""
+        self.site.estimates = Estimates(1.0)
+        self.site.estimates.flowed(2**20, 1e8)
 
 
 @pytest.fixture(scope="module")
-def bench(smollm: Path, cloud: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+def bench(tiny_model: Path, cloud: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     port = int(cloud.url.rpartition(":")[2])
     folder = tmp_path_factory.mktemp("edge")
     with ProxyProcess(port, FAST) as proxy:
         options = {"rung": "lossless", "window_tokens": 2048, "folder": folder, "sync_s": 3600}
-        with Edge("smollm2-135m-instruct", proxy.url, **options) as edge:
+        with Edge(str(tiny_model), proxy.url, **options) as edge:
             edge.portal.call(edge.asynchronous.site.settled)
             yield Bench(edge, proxy)
 
@@ -87,8 +96,27 @@ def local(bench: Bench) -> Answer:
     return answer
 
 
+@pytest.fixture(scope="module")
+def long(cloud: Any, manual: str) -> str:
+    """The name of a context that takes long enough for a link's rate to show."""
+    cloud.publish("long", "\n".join(f"Edition {n}. {manual}" for n in range(3)))
+    return "long"
+
+
+@pytest.fixture(scope="module")
+def computed_long(bench: Bench, long: str) -> Computed:
+    """What this machine computes of it by itself: an answer, and all rows."""
+    bench.cold()
+    link, bench.site.link = bench.site.link, None
+    try:
+        return bench.ask(context=long), bench.rows()
+    finally:
+        bench.site.link = link
+
+
 def test_a_streamed_context_gives_the_answer_of_local_prefill(bench: Bench, local: Answer) -> None:
     bench.cold()
+    bench.trust()
     answer = bench.ask()
     timings = answer.timings
     assert answer.text == local.text and answer.text
@@ -144,6 +172,7 @@ def test_a_bug_in_loading_ends_in_the_same_answer_too(
 
 def test_a_blackout_costs_bounded_time_and_the_second_request_nothing(bench: Bench, local: Answer) -> None:
     bench.cold()
+    bench.trust()
     bench.proxy.set_faults([Blackout(None)])
     answer = bench.ask()
     assert (answer.text, answer.timings.way) == (local.text, "computed")
@@ -158,29 +187,26 @@ def test_a_blackout_costs_bounded_time_and_the_second_request_nothing(bench: Ben
     bench.cold()
 
 
-@pytest.fixture(scope="module")
-def long(cloud: Any, manual: str) -> str:
-    """The name of a context that takes long enough for a link's rate to show."""
-    cloud.publish("long", "\n".join(f"Edition {n}. {manual}" for n in range(3)))
-    return "long"
-
-
-def test_a_slow_link_gives_way_to_computing(bench: Bench, local: Answer, long: str) -> None:
+def test_a_slow_link_gives_way_to_computing(bench: Bench, local: Answer) -> None:
     bench.cold()
-    bench.proxy.set_link(Link(mbps=1, rtt_ms=2))
+    bench.proxy.set_link(Link(mbps=0.1, rtt_ms=2))  # a segment takes seconds
     answer = bench.ask()
     assert (answer.text, answer.timings.way) == (local.text, "computed")
-    assert "computing was sooner" in (answer.timings.reason or "")
-    # What was learnt, of something that takes long enough for a rate to show, is used the next time.
-    assert bench.ask(context=long).timings.way == "computed"
+    assert re.search("(computing was sooner|nothing came)", answer.timings.reason or "")
+
+
+def test_a_links_rate_is_learnt_from_what_takes_long_enough_for_it_to_show(bench: Bench, long: str) -> None:
+    bench.cold()
+    bench.site.estimates = Estimates(1.0)  # so that nothing is computed instead
+    bench.proxy.set_link(Link(mbps=8, rtt_ms=2))
+    assert bench.ask(context=long).timings.way == "streamed"
     link = bench.site.estimates.link
-    assert link is not None and link.bytes_s < 1e6
-    bench.edge.portal.call(bench.site.forget)
-    second = bench.ask()
-    assert (second.text, second.timings.way) == (local.text, "computed")
+    assert link is not None and link.bytes_s < 2e6
 
 
-def test_a_mix_of_computed_and_streamed_gives_the_answer_of_local_prefill(bench: Bench, long: str) -> None:
+def test_a_mix_of_computed_and_streamed_gives_the_answer_of_local_prefill(
+    bench: Bench, long: str, computed_long: Computed
+) -> None:
     """The link brings the end of the context while its beginning is computed: all rows are those of local prefill."""
     bench.cold()
     bench.proxy.set_link(Link(mbps=24, rtt_ms=2))
@@ -189,13 +215,7 @@ def test_a_mix_of_computed_and_streamed_gives_the_answer_of_local_prefill(bench:
     assert mixed.timings.way == "mixed" and mixed.timings.reason is None
     assert 0 < mixed.timings.cache_n < mixed.timings.context_n and mixed.timings.context_ms > 0
     assert mixed.timings.prompt_n == mixed.prompt_tokens - mixed.timings.cache_n
-    bench.cold()
-    link, bench.site.link = bench.site.link, None
-    try:
-        alone = bench.ask(context=long)
-    finally:
-        bench.site.link = link
-    computed = bench.rows()
+    alone, computed = computed_long
     assert mixed.text == alone.text
     assert np.array_equal(rows.k, computed.k) and np.array_equal(rows.v, computed.v)
 
@@ -280,6 +300,7 @@ def test_a_context_comes_back_from_the_shelf(bench: Bench, local: Answer, cloud:
     bench.cold()
     cloud.publish("other", "The red lamp means that the tank is empty. " * 12)
     bench.ask()
+    bench.trust()
     other = bench.ask("What does the red lamp mean?", "other")  # published a moment ago: found by a sync of its own
     assert other.timings.way == "streamed"
     back = bench.ask()
@@ -304,8 +325,7 @@ def test_closing_a_stream_frees_the_engine(bench: Bench, local: Answer) -> None:
 
 def test_leaving_while_the_context_loads_frees_the_engine(bench: Bench, local: Answer) -> None:
     bench.cold()
-    bench.site.estimates = type(bench.site.estimates)(1.0)  # so that the engine waits, and computes nothing instead
-    bench.site.estimates.flowed(2**20, 1e6)
+    bench.trust()
     bench.proxy.set_link(Link(mbps=8, rtt_ms=2))
 
     async def leave() -> None:
@@ -351,26 +371,28 @@ def test_what_cannot_be_answered_is_refused(bench: Bench) -> None:
 
 
 def test_after_a_restart_without_a_cloud_known_contexts_are_computed(
-    bench: Bench, local: Answer, cloud: Any, tmp_path: Path
+    bench: Bench, local: Answer, cloud: Any, tiny_model: Path, tmp_path: Path
 ) -> None:
     options = {"rung": "lossless", "window_tokens": 2048, "folder": tmp_path}
-    with Edge("smollm2-135m-instruct", cloud.url, **options) as edge:
+    with Edge(str(tiny_model), cloud.url, **options) as edge:
         edge.portal.call(edge.asynchronous.site.settled)
     (kept,) = tmp_path.glob(f"catalogue/*/{bench.site.contexts.named('manual').entry.tokens.id}")
     assert kept.stat().st_mode & 0o077 == 0
-    with Edge("smollm2-135m-instruct", "http://127.0.0.1:9", **options) as edge:
+    with Edge(str(tiny_model), "http://127.0.0.1:9", **options) as edge:
         answer = edge.ask(QUESTION, context="manual", max_tokens=8, temperature=0)
         assert (answer.text, answer.timings.way) == (local.text, "computed")
         assert "cannot be reached" in (answer.timings.reason or "")
     kept.write_bytes(b"damaged")
     with (
-        Edge("smollm2-135m-instruct", "http://127.0.0.1:9", **options) as edge,
+        Edge(str(tiny_model), "http://127.0.0.1:9", **options) as edge,
         pytest.raises(Unavailable, match="cannot be reached"),
     ):
         edge.ask(QUESTION, context="manual", max_tokens=1)
 
 
-def test_contexts_that_cannot_be_streamed_here(bench: Bench, local: Answer, cloud: Any, tmp_path: Path) -> None:
+def test_contexts_that_cannot_be_streamed_here(
+    bench: Bench, local: Answer, cloud: Any, tiny_model: Path, tmp_path: Path
+) -> None:
     """Of another build of the model, of another model, with a manifest from the future, with a segment missing."""
     known = bench.site.contexts.named("manual")
     store = open_store(str(tmp_path / "store"))
@@ -379,9 +401,9 @@ def test_contexts_that_cannot_be_streamed_here(bench: Bench, local: Answer, clou
 
         async def ask_all() -> dict[str, Answer]:
             async with AsyncEdge(
-                "smollm2-135m-instruct", url, rung="lossless", window_tokens=2048, folder=tmp_path / "edge"
+                str(tiny_model), url, rung="lossless", window_tokens=2048, folder=tmp_path / "edge"
             ) as edge:
-                with pytest.raises(UsageError, match="published for smollm2-135m-instruct, whose tokens differ"):
+                with pytest.raises(UsageError, match="published for tiny, whose tokens differ"):
                     await edge.ask(QUESTION, context="other-model", max_tokens=8, temperature=0)
                 return {
                     name: await edge.ask(QUESTION, context=name, max_tokens=8, temperature=0)

@@ -37,8 +37,8 @@ def test_verdict_on_a_model_that_cannot_be_streamed() -> None:
     assert "never streamed: the reason" in verdict(Engine(SPEC, 2, "the reason", 100.0, 50.0), None, RUNGS)
 
 
-def test_everything_is_measured(cloud: Any, smollm: Path) -> None:
-    report = examine(smollm, "smollm2-135m-instruct", CloudLink(cloud.url), cloud.url)
+def test_everything_is_measured(cloud: Any, tiny_model: Path) -> None:
+    report = examine(tiny_model, "tiny", CloudLink(cloud.url), cloud.url)
     assert report.engine.no_injection is None
     assert report.engine.tiles == attends_in_tiles(vector_bits())
     assert report.engine.prefill_tokens_s > report.engine.decode_tokens_s > 0
@@ -50,6 +50,6 @@ def test_everything_is_measured(cloud: Any, smollm: Path) -> None:
     assert sizes == sorted(sizes, reverse=True)
 
 
-def test_cloud_that_is_not_there_is_a_finding(smollm: Path) -> None:
-    report = examine(smollm, "smollm2-135m-instruct", CloudLink("http://127.0.0.1:1"), "http://127.0.0.1:1")
+def test_cloud_that_is_not_there_is_a_finding(tiny_model: Path) -> None:
+    report = examine(tiny_model, "tiny", CloudLink("http://127.0.0.1:1"), "http://127.0.0.1:1")
     assert report.link and report.link.problem and not any(cost.measured for cost in report.rungs)

@@ -1,6 +1,7 @@
 """Contexts are on disk before anyone asks, and requests go first. A real model, a real cloud."""
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from preread.edge.uses import Uses
 from preread.errors import UsageError
 from preread.plan.place import Policy, Use
 from preread.testing.proxy import Blackout, Link, Proxy
-from preread.values import ContextId
+from preread.values import ContextId, ObjectId
 from preread.wire import manifest as manifests
 from preread.wire.digest import object_id
 
@@ -37,12 +38,16 @@ async def opened(
         yield edge
 
 
-def missing(edge: AsyncEdge, name: str) -> int:
+def segments(edge: AsyncEdge, name: str) -> list[ObjectId]:
     manifest = edge.site.contexts.named(name).manifest
     assert manifest is not None
+    return [place.ref.id for place in manifests.places(manifest, "lossless")]
+
+
+def missing(edge: AsyncEdge, name: str) -> int:
     held = edge.site.sources.held
     assert held is not None
-    return sum(place.ref.id not in held for place in manifests.places(manifest, "lossless"))
+    return sum(id not in held for id in segments(edge, name))
 
 
 async def until_held(edge: AsyncEdge, name: str) -> None:
@@ -51,14 +56,14 @@ async def until_held(edge: AsyncEdge, name: str) -> None:
             await asyncio.sleep(0.02)
 
 
-def test_pinned_contexts_are_fetched_and_a_restart_finds_them(cloud: Any, smollm: Path, tmp_path: Path) -> None:
+def test_pinned_contexts_are_fetched_and_a_restart_finds_them(cloud: Any, tiny_model: Path, tmp_path: Path) -> None:
     async def main() -> None:
         async with Proxy(("127.0.0.1", int(cloud.url.rpartition(":")[2]))) as proxy:
-            async with opened(proxy.url, smollm, tmp_path, "off", ("manual", "never published")) as edge:
+            async with opened(proxy.url, tiny_model, tmp_path, "off", ("manual", "never published")) as edge:
                 await until_held(edge, "manual")
             proxy.faults = [Blackout()]
             await asyncio.sleep(0)
-        async with opened(proxy.url, smollm, tmp_path) as edge:
+        async with opened(proxy.url, tiny_model, tmp_path) as edge:
             assert missing(edge, "manual") == 0
             manifest = edge.site.contexts.named("manual").manifest
             assert manifest is not None
@@ -68,9 +73,9 @@ def test_pinned_contexts_are_fetched_and_a_restart_finds_them(cloud: Any, smollm
     asyncio.run(main())
 
 
-def test_nothing_is_fetched_unasked_by_default(cloud: Any, smollm: Path, tmp_path: Path) -> None:
+def test_nothing_is_fetched_unasked_by_default(cloud: Any, tiny_model: Path, tmp_path: Path) -> None:
     async def main() -> None:
-        async with opened(cloud.url, smollm, tmp_path) as edge:
+        async with opened(cloud.url, tiny_model, tmp_path) as edge:
             for _ in range(50):
                 await asyncio.sleep(0.01)
             assert missing(edge, "manual") > 0 and edge.site.sources.held.used_bytes == 0  # type: ignore[union-attr]
@@ -78,28 +83,28 @@ def test_nothing_is_fetched_unasked_by_default(cloud: Any, smollm: Path, tmp_pat
     asyncio.run(main())
 
 
-def test_what_was_used_is_fetched_after_a_restart(cloud: Any, smollm: Path, tmp_path: Path) -> None:
+def test_what_was_used_is_fetched_after_a_restart(cloud: Any, tiny_model: Path, tmp_path: Path) -> None:
     async def main() -> None:
-        async with opened(cloud.url, smollm, tmp_path, "off") as edge:
+        async with opened(cloud.url, tiny_model, tmp_path, "off") as edge:
             await edge.ask("What is this?", context="manual", max_tokens=1)
         (kept,) = tmp_path.glob("held/*/uses.json")
         assert b"What" not in kept.read_bytes() and b"manual" not in kept.read_bytes()
-        async with opened(cloud.url, smollm, tmp_path, "recent") as edge:
+        async with opened(cloud.url, tiny_model, tmp_path, "recent") as edge:
             await until_held(edge, "manual")
 
     asyncio.run(main())
 
 
-def test_what_was_asked_for_by_name_goes_first(cloud: Any, smollm: Path, tmp_path: Path) -> None:
+def test_what_was_asked_for_by_name_goes_first(cloud: Any, tiny_model: Path, tmp_path: Path) -> None:
     """While a context is loaded by name nothing else is fetched; what was begun is given up, and goes on afterwards."""
 
     async def main() -> None:
-        link = Link(mbps=4)
+        link = Link(mbps=0.5)  # all would take ten seconds
         async with (
             Proxy(("127.0.0.1", int(cloud.url.rpartition(":")[2])), link) as proxy,
-            opened(proxy.url, smollm, tmp_path, "all") as edge,
+            opened(proxy.url, tiny_model, tmp_path, "all") as edge,
         ):
-            site, whole = edge.site, missing(edge, "manual")
+            site, whole = edge.site, len(segments(edge, "manual"))
             while missing(edge, "manual") == whole:
                 await asyncio.sleep(0.02)
             with site.loading():
@@ -116,9 +121,29 @@ def test_what_was_asked_for_by_name_goes_first(cloud: Any, smollm: Path, tmp_pat
     asyncio.run(main())
 
 
-def test_what_the_cloud_has_taken_back_is_removed(cloud: Any, smollm: Path, tmp_path: Path) -> None:
+def test_a_context_whose_segments_are_gone_keeps_no_other_from_coming(
+    cloud: Any, tiny_model: Path, tmp_path: Path
+) -> None:
     async def main() -> None:
-        async with opened(cloud.url, smollm, tmp_path, "off") as edge:
+        async with opened(cloud.url, tiny_model, tmp_path, "off", ("gone", "manual")) as edge:
+            await until_held(edge, "manual")
+            assert missing(edge, "gone") > 0
+
+    cloud.publish("gone", "Nobody has this any more. " * 40)
+    named = {entry.name: entry for entry in asyncio.run(cloud.store.names())}
+    manifest = json.loads((cloud.folder / stored("manifests", named["gone"].manifest.id)).read_bytes())
+    for segment in (cell for rung in manifest["rungs"] for row in rung["segments"] for cell in row):
+        (cloud.folder / stored("segments", segment["id"])).unlink()
+    asyncio.run(main())
+
+
+def stored(kind: str, id: str) -> Path:
+    return Path(kind) / id[:2] / id
+
+
+def test_what_the_cloud_has_taken_back_is_removed(cloud: Any, tiny_model: Path, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with opened(cloud.url, tiny_model, tmp_path, "off") as edge:
             held = edge.site.sources.held
             assert held is not None
             stray = await cloud_put(b"a segment of no context")
@@ -165,16 +190,16 @@ def test_sharing_needs_a_disk() -> None:
         Near(share=("127.0.0.1", 1))
 
 
-def test_what_is_on_disk_is_streamed_without_the_cloud(cloud: Any, smollm: Path, tmp_path: Path) -> None:
+def test_what_is_on_disk_is_streamed_without_the_cloud(cloud: Any, tiny_model: Path, tmp_path: Path) -> None:
     """Fetched ahead, asked for while the cloud is gone: it comes from the disk, and the answer is the same."""
 
     async def main() -> None:
         async with Proxy(("127.0.0.1", int(cloud.url.rpartition(":")[2]))) as proxy:
-            async with opened(proxy.url, smollm, tmp_path, "off") as edge:
+            async with opened(proxy.url, tiny_model, tmp_path, "off") as edge:
                 expected = await edge.ask("What is this?", context="manual", max_tokens=6, temperature=0)
-            async with opened(proxy.url, smollm, tmp_path, "off", ("manual",)) as edge:
+            async with opened(proxy.url, tiny_model, tmp_path, "off", ("manual",)) as edge:
                 await until_held(edge, "manual")
-        async with opened(proxy.url, smollm, tmp_path, "off") as edge:
+        async with opened(proxy.url, tiny_model, tmp_path, "off") as edge:
             assert edge.site.contexts.unreachable
             edge.site.estimates = type(edge.site.estimates)(1.0)  # so that nothing is computed instead
             answer = await edge.ask("What is this?", context="manual", max_tokens=6, temperature=0)

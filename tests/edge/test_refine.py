@@ -11,12 +11,14 @@ import pytest
 
 from preread import Edge
 from preread.edge.edge import Answer
+from preread.edge.estimates import Estimates
 from preread.edge.hold import refinement
 from preread.edge.load import parcel
 from preread.edge.refine import Refinement
 from preread.errors import EngineError
 from preread.testing.proxy import Blackout, Corrupt, Fault, Link, ProxyProcess, Reset, Truncate
 from preread.values import KVBlock, Span
+from preread.wire import manifest as manifests
 
 QUESTION = "What is the code of the pump?"
 FAST, SLOW = Link(mbps=400, rtt_ms=2), Link(mbps=2, rtt_ms=2)
@@ -40,7 +42,7 @@ class Bench:
         self.site.refine = refine
         self.edge.portal.call(self.site.sync)
         self.edge.portal.call(self.site.forget)
-        self.site.estimates = type(self.site.estimates)(1.0)
+        self.site.estimates = Estimates(1.0)
         self.site.estimates.flowed(2**20, 1e8)
 
     @property
@@ -84,12 +86,12 @@ class Bench:
 
 
 @pytest.fixture(scope="module")
-def bench(smollm: Path, cloud: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+def bench(tiny_model: Path, cloud: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     port = int(cloud.url.rpartition(":")[2])
     folder = tmp_path_factory.mktemp("edge")
     with ProxyProcess(port, FAST) as proxy:
         options = {"rung": "q8", "window_tokens": 2048, "folder": folder, "sync_s": 3600, "threads": 1}
-        with Edge("smollm2-135m-instruct", proxy.url, **options) as edge:
+        with Edge(str(tiny_model), proxy.url, **options) as edge:
             edge.portal.call(edge.asynchronous.site.settled)
             yield Bench(edge, proxy)
 
@@ -142,13 +144,19 @@ def test_an_answer_of_one_token_is_followed_by_refinement_too(bench: Bench, best
     assert bench.refined() == 1 and same(bench.rows(), best[1])
 
 
-def test_what_was_said_before_is_what_an_unrefined_run_says(bench: Bench, thin: tuple[Answer, KVBlock]) -> None:
-    """On a link that brings no better segment in time, the whole answer is the thin one's."""
+def test_what_was_said_before_is_what_an_unrefined_run_says(bench: Bench, cloud: Any, manual: str) -> None:
+    """Where the better segments are gone from the cloud, the whole answer is the thin one's."""
+    cloud.publish("only thin", manual[: len(manual) // 2])
+    bench.cold(refine=None)
+    thin, rows = bench.ask(context="only thin"), bench.rows()
+    manifest = bench.site.contexts.named("only thin").manifest
+    assert manifest is not None
+    for place in manifests.places(manifest, "lossless"):
+        (cloud.folder / "segments" / place.ref.id[:2] / place.ref.id).unlink()
     bench.cold()
-    size = thin[0].timings.bytes_received
-    bench.proxy.set_faults([Corrupt(at_byte=size + 20_000)])
-    answer = bench.ask()
-    assert (answer.timings.way, answer.text) == ("streamed", thin[0].text)
+    answer = bench.ask(context="only thin")
+    assert (answer.timings.way, answer.text) == ("streamed", thin.text)
+    assert answer.timings.refined_to == "lossless" and bench.refined() == 0 and same(bench.rows(), rows)
 
 
 @pytest.mark.parametrize("rung", ["q8", "b99", None])
@@ -258,11 +266,11 @@ def test_a_bug_in_refining_leaves_the_answer_as_it_was(
     assert bench.refined() == 0 and same(bench.rows(), thin[1])
 
 
-def test_closing_the_edge_in_the_middle_of_it(bench: Bench, smollm: Path, tmp_path: Path) -> None:
+def test_closing_the_edge_in_the_middle_of_it(bench: Bench, tiny_model: Path, tmp_path: Path) -> None:
     bench.cold()
     options = {"rung": "q8", "refine": "lossless", "window_tokens": 2048, "folder": tmp_path, "threads": 1}
-    with Edge("smollm2-135m-instruct", bench.proxy.url, **options) as edge:
-        assert edge.ask(QUESTION, context="manual", max_tokens=1).timings.way == "streamed"
+    with Edge(str(tiny_model), bench.proxy.url, **options) as edge:
+        assert edge.ask(QUESTION, context="manual", max_tokens=1).timings.way in ("streamed", "mixed")
         bench.proxy.set_faults([Blackout(None)])
         refinement = edge.asynchronous.site.refinement
         assert refinement is not None and refinement.running

@@ -121,12 +121,12 @@ def fed(engine: LlamaCpp, block: KVBlock, first: int) -> threading.Thread:
 
 
 def test_a_computed_head_and_an_injected_tail_give_the_very_bits_of_local_prefill(engine: LlamaCpp) -> None:
-    tokens, layers = 600, engine.spec.geometry.layers
+    tokens, layers = 300, engine.spec.geometry.layers
     engine.prefill(document(tokens))
     local, block = answer(engine), engine.export(Span(0, tokens), Span(0, layers))
     engine.reserve(tokens)
-    feeder = fed(engine, block, 300)
-    for start, stop in ((0, 128), (128, 300)):
+    feeder = fed(engine, block, 200)
+    for start, stop in ((0, 128), (128, 200)):
         engine.compute(document(tokens)[start:stop], start)
     feeder.join()
     engine.open_layers(layers)
@@ -221,15 +221,16 @@ def test_an_answer_ends_where_the_window_does(engine: LlamaCpp) -> None:
     not attends_in_tiles(vector_bits()), reason="llama.cpp's own attention takes short batches in another way"
 )
 def test_where_a_context_is_cut_into_batches_changes_no_bit(engine: LlamaCpp) -> None:
-    tokens, layers = document(600), engine.spec.geometry.layers
+    count, layers = 300, engine.spec.geometry.layers
+    tokens = document(count)
     engine.prefill(tokens)
-    expected, whole = answer(engine), engine.export(Span(0, 600), Span(0, layers))
-    for cuts in ([32], [48, 112], [100, 164, 300], [512], [300]):
-        engine.reserve(600)
-        for start, stop in zip([0, *cuts], [*cuts, 600], strict=True):
+    expected, whole = answer(engine), engine.export(Span(0, count), Span(0, layers))
+    for cuts in ([32], [48, 112, 176], [100, 164], [256]):
+        engine.reserve(count)
+        for start, stop in zip([0, *cuts], [*cuts, count], strict=True):
             engine.compute(tokens[start:stop], start)
         engine.open_layers(layers)
-        got, cut = answer(engine), engine.export(Span(0, 600), Span(0, layers))
+        got, cut = answer(engine), engine.export(Span(0, count), Span(0, layers))
         assert np.array_equal(cut.k, whole.k) and np.array_equal(cut.v, whole.v), cuts
         assert got[0] == expected[0] and np.array_equal(got[1], expected[1]), cuts
 

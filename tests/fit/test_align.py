@@ -17,11 +17,6 @@ TEXT = Text("numbers", (" ".join(str(number * number) for number in range(2000))
 
 
 @pytest.fixture(scope="module")
-def tiny_model(smollm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny(tmp_path_factory.mktemp("tiny") / "tiny.gguf", smollm)
-
-
-@pytest.fixture(scope="module")
 def tiny(tiny_model: Path) -> Iterator[LlamaCpp]:
     with closing(LlamaCpp.open(tiny_model, window_tokens=1024)) as opened:
         yield opened
@@ -39,8 +34,10 @@ def test_a_model_is_matched_with_itself_layer_by_layer(tiny: LlamaCpp) -> None:
     assert told == sorted(told) and told[-1][0] == told[-1][1]
 
 
-def test_tokens_of_another_tokenizer_are_matched_by_what_they_stand_for(tiny: LlamaCpp, qwen: Path) -> None:
-    with closing(LlamaCpp.open(qwen, window_tokens=1024)) as other:
+def test_tokens_of_another_tokenizer_are_matched_by_what_they_stand_for(
+    tiny: LlamaCpp, qwen: Path, tmp_path: Path
+) -> None:
+    with closing(LlamaCpp.open(write_tiny(tmp_path / "other.gguf", qwen, 1), window_tokens=1024)) as other:
         tokens = tiny.tokenize("Drücke die Taste 1234567 zweimal, bitte.", special=False, start=True)
         theirs, at = matching(tiny, other, tokens)
 

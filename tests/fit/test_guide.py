@@ -32,6 +32,8 @@ from preread.fit import school as schooling
 from preread.fit.guide import fit_guide
 from preread.fit.school import Models
 
+Told = list[tuple[str, int, int]]
+
 pytestmark = [
     pytest.mark.filterwarnings("default"),  # what these libraries warn of is theirs
 ]
@@ -48,6 +50,10 @@ def models(tiny_model: Path, tiny_frozen: Frozen) -> Iterator[Models]:
 
 @pytest.fixture
 def _text_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    text_is_right(monkeypatch)
+
+
+def text_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
     """What follows is what is to be predicted: a model with random weights has nothing to say of it. Few are tried."""
     as_both_read = schooling.document
     monkeypatch.setattr(schooling, "document", lambda *of: replace(as_both_read(*of), said=False))
@@ -62,10 +68,19 @@ def _opened(path: Path) -> LlamaCpp:
     return LlamaCpp.open(path, window_tokens=1024, scored_tokens=TAIL_TOKENS)
 
 
-@pytest.mark.usefixtures("_text_is_right")
-def test_what_was_learnt_holds_in_the_engine_and_in_its_file(models: Models, tmp_path: Path) -> None:
-    told: list[tuple[str, int, int]] = []
-    found = fit_guide(models, TEXT, lambda *at: told.append(at), count=5, first=2)
+@pytest.fixture(scope="module")
+def whole(models: Models) -> tuple[fitting.Fit, Told]:
+    """A fit that nothing interrupted, and what it told of itself."""
+    told: Told = []
+    with pytest.MonkeyPatch.context() as patched:
+        text_is_right(patched)
+        return fit_guide(models, TEXT, lambda *at: told.append(at), count=5, first=2), told
+
+
+def test_what_was_learnt_holds_in_the_engine_and_in_its_file(
+    models: Models, whole: tuple[fitting.Fit, Told], tmp_path: Path
+) -> None:
+    found, told = whole
     guide, control = found.guide, found.control
     # A model of random weights learns at once what numbers look like; that is not the reading, and the control knows.
     assert guide.outcome.dloss < -0.2 and guide.outcome.dloss_ci[1] < 0 and control.outcome.dloss < -0.2
@@ -92,7 +107,7 @@ def test_what_was_learnt_holds_in_the_engine_and_in_its_file(models: Models, tmp
 
 @pytest.mark.usefixtures("_text_is_right")
 def test_a_fit_that_was_interrupted_goes_on_as_if_nothing_had_been(
-    models: Models, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    models: Models, whole: tuple[fitting.Fit, Told], tmp_path: Path
 ) -> None:
     keep = tmp_path / "kept"
 
@@ -101,16 +116,15 @@ def test_a_fit_that_was_interrupted_goes_on_as_if_nothing_had_been(
             if stage == "guide" and done == stop:
                 raise KeyboardInterrupt
 
-        return fit_guide(models, TEXT, progress, count=3, keep=None if stop == -1 else keep)
+        return fit_guide(models, TEXT, progress, count=5, first=2, keep=keep)
 
-    whole = fit(-1)
     with pytest.raises(KeyboardInterrupt):
-        fit(2)
+        fit(3)
     assert keep.exists()
-    again = fit(None)
-    np.testing.assert_array_equal(again.guide.guide.weights.added, whole.guide.guide.weights.added)
-    np.testing.assert_array_equal(again.control.guide.weights.added, whole.control.guide.weights.added)
-    assert [step for step, *_ in again.curve] == [0, 2, 3]
+    again, uncut = fit(None), whole[0]
+    np.testing.assert_array_equal(again.guide.guide.weights.added, uncut.guide.guide.weights.added)
+    np.testing.assert_array_equal(again.control.guide.weights.added, uncut.control.guide.weights.added)
+    assert [step for step, *_ in again.curve] == [0, 2, 5] == [step for step, *_ in uncut.curve]
 
 
 def test_the_large_model_says_what_is_to_be_predicted_where_both_read_the_same_tokens(models: Models) -> None:

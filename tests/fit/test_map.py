@@ -11,16 +11,14 @@ from preread.engine.llamacpp import LlamaCpp
 from preread.fit.map import SINK_TOKENS, Fit, fit_mappings, mapped, read, targets
 from preread.fit.sample import TAIL_TOKENS, rope, windows
 from preread.fit.text import Text
-from preread.testing.tiny import write_tiny
 
 Told = dict[str, list[tuple[int, int]]]
 TEXT = Text("numbers", tuple(" ".join(str(n * n % 9973) for n in range(start, start + 900)) for start in (1, 5000)))
 
 
 @pytest.fixture(scope="module")
-def tiny(smollm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaCpp]:
-    path = write_tiny(tmp_path_factory.mktemp("tiny") / "tiny.gguf", smollm)
-    with closing(LlamaCpp.open(path, window_tokens=1024, scored_tokens=TAIL_TOKENS)) as opened:
+def tiny(tiny_model: Path) -> Iterator[LlamaCpp]:
+    with closing(LlamaCpp.open(tiny_model, window_tokens=1024, scored_tokens=TAIL_TOKENS)) as opened:
         yield opened
 
 

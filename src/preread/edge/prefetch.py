@@ -17,7 +17,7 @@ from preread.edge.rungs import chosen
 from preread.edge.site import Site
 from preread.edge.sources import Sources
 from preread.edge.uses import Uses
-from preread.errors import PrereadError
+from preread.errors import CorruptData, PrereadError, RemoteError
 from preread.plan.place import Candidate, Placement, Policy, place
 from preread.store.fetch import fetch_all
 from preread.store.held import Held
@@ -69,8 +69,8 @@ class Prefetch:
                 pause_s = _NOT_KEPT_S
             await asyncio.sleep(pause_s)
 
-    async def look(self) -> list[ObjectRef]:
-        """Decide what to hold, make room for it, and tell which segments are missing, the most wanted first."""
+    async def look(self) -> list[list[ObjectRef]]:
+        """Decide what to hold, make room for it, and tell which segments each context lacks, the most wanted first."""
         found = self._streamable()
         placement = place(
             [self._candidate(known, what) for known, what in found.values()],
@@ -81,7 +81,8 @@ class Prefetch:
         wanted = {id: [ref for piece in found[id][1].places for ref in piece.refs] for id in placement.hold}
         self._held.protect(ref.id for refs in wanted.values() for ref in refs)
         await asyncio.to_thread(self._held.drop, self._superfluous(placement, found))
-        return [ref for refs in wanted.values() for ref in refs if ref.id not in self._held]
+        lacking = ([ref for ref in refs if ref.id not in self._held] for refs in wanted.values())
+        return [refs for refs in lacking if refs]
 
     async def save(self) -> None:
         """Keep the counts of uses."""
@@ -89,11 +90,11 @@ class Prefetch:
         if write is not None:
             await asyncio.to_thread(write)
 
-    async def _fetch(self, refs: list[ObjectRef]) -> bool:
+    async def _fetch(self, lacking: list[list[ObjectRef]]) -> bool:
         """Fetch until somebody loads by name; False if the disk keeps nothing, so that trying again soon is in vain."""
-        if not refs:
+        if not lacking:
             return True
-        fetching = asyncio.ensure_future(self._fetch_all(refs))
+        fetching = asyncio.ensure_future(self._fetch_each(lacking))
         busy = asyncio.ensure_future(self._site.busy.wait())
         try:
             await asyncio.wait([fetching, busy], return_when=asyncio.FIRST_COMPLETED)
@@ -102,6 +103,19 @@ class Prefetch:
             for task in (fetching, busy):
                 task.cancel()
             await asyncio.wait([fetching, busy])
+
+    async def _fetch_each(self, lacking: list[list[ObjectRef]]) -> bool:
+        """Context after context: one whose segments the cloud lacks or has damaged keeps no other from coming."""
+        failure: PrereadError | None = None
+        for refs in lacking:
+            try:
+                if not await self._fetch_all(refs):
+                    return False
+            except (RemoteError, CorruptData) as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+        return True
 
     async def _fetch_all(self, refs: list[ObjectRef]) -> bool:
         flight = fetch_all(self._sources, refs, in_flight=_IN_FLIGHT, in_flight_bytes=_IN_FLIGHT_BYTES)

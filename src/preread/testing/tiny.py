@@ -10,6 +10,7 @@ names, shapes, types and offsets, and then their data. Only as much is read here
 
 import struct
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -29,20 +30,27 @@ _TENSOR_F32, _TENSOR_F16 = 0, 1  # ggml_type
 _Weights = npt.NDArray[np.float16] | npt.NDArray[np.float32]
 
 
-def write_tiny(path: Path, vocabulary: Path, seed: int = 0) -> Path:
+def write_tiny(path: Path, vocabulary: Path, seed: int = 0, most_tokens: int | None = None) -> Path:
     """Write such a model, some 50 MB.
 
     Args:
         path: where to.
         vocabulary: GGUF file whose tokenizer and chat template it gets.
         seed: of the weights.
+        most_tokens: the vocabulary's first so many only, of one that begins with its control tokens and bytes (None:
+            all). Most of what such a small model computes for an answer goes into the odds of 50,000 tokens.
 
     Raises:
         CorruptData: `vocabulary` is not a GGUF file.
     """
     with vocabulary.open("rb") as file:
-        kept = [pair for key, pair in _pairs(file) if key.startswith("tokenizer.")]
-        size = _vocabulary_size(file)
+        found = {key: pair for key, pair in _pairs(file) if key.startswith("tokenizer.")}
+    if "tokenizer.ggml.tokens" not in found:
+        raise CorruptData("schema", f"{vocabulary.name} has no tokenizer")
+    size = struct.unpack_from("<Q", found["tokenizer.ggml.tokens"], len(_string("tokenizer.ggml.tokens")) + 8)[0]
+    if most_tokens is not None and most_tokens < size:
+        found, size = _cut(found, most_tokens), most_tokens
+    kept = list(found.values())
     tensors = list(_tensors(size, np.random.default_rng(seed)))
     pairs = [*_described(size), *kept]
     with path.open("wb") as out:
@@ -111,14 +119,38 @@ def _pairs(file: BinaryIO) -> Iterator[tuple[str, bytes]]:
         yield key, file.read(ended - began)
 
 
-def _vocabulary_size(file: BinaryIO) -> int:
-    """Tokens in the list of a file's tokenizer."""
-    file.seek(0)
-    pair = dict(_pairs(file)).get("tokenizer.ggml.tokens")
-    if pair is None:
-        raise CorruptData("schema", f"{file.name} has no tokenizer")
-    at = len(_string("tokenizer.ggml.tokens")) + 8
-    return int(struct.unpack("<Q", pair[at : at + 8])[0])
+def _cut(pairs: dict[str, bytes], most_tokens: int) -> dict[str, bytes]:
+    """A tokenizer with its first tokens only, and the merges that lead to them."""
+    cut = dict(pairs)
+    tokens = [*_items(pairs, "tokens")][:most_tokens]
+    cut["tokenizer.ggml.tokens"] = _array("tokens", _STRING, [_packed(token) for token in tokens])
+    for name in ("token_type", "scores"):
+        if (pair := pairs.get(f"tokenizer.ggml.{name}")) is not None:
+            at = len(_string(f"tokenizer.ggml.{name}"))
+            kind, _ = struct.unpack_from("<IQ", pair, at + 4)
+            items = pair[at + 16 : at + 16 + 4 * most_tokens]
+            cut[f"tokenizer.ggml.{name}"] = _array(name, kind, [items[i : i + 4] for i in range(0, len(items), 4)])
+    known = set(tokens)
+    merges = [_packed(merge) for merge in _items(pairs, "merges") if merge.replace(b" ", b"", 1) in known]
+    cut["tokenizer.ggml.merges"] = _array("merges", _STRING, merges)
+    return cut
+
+
+def _items(pairs: dict[str, bytes], name: str) -> Iterator[bytes]:
+    """The strings of an array."""
+    file = BytesIO(pairs.get(f"tokenizer.ggml.{name}", _array(name, _STRING, [])))
+    _read_string(file)
+    _, _, count = struct.unpack("<IIQ", file.read(16))
+    for _ in range(count):
+        yield _read_string(file)
+
+
+def _array(name: str, kind: int, items: list[bytes]) -> bytes:
+    return _string(f"tokenizer.ggml.{name}") + struct.pack("<IIQ", _ARRAY, kind, len(items)) + b"".join(items)
+
+
+def _packed(text: bytes) -> bytes:
+    return struct.pack("<Q", len(text)) + text
 
 
 def _skip(file: BinaryIO, kind: int) -> None:
@@ -140,7 +172,7 @@ def _read_string(file: BinaryIO) -> bytes:
 
 
 def _string(text: str) -> bytes:
-    return struct.pack("<Q", len(text.encode())) + text.encode()
+    return _packed(text.encode())
 
 
 def _padded(size_bytes: int) -> int:
