@@ -109,7 +109,7 @@ def manual() -> str:
 @pytest.fixture(scope="session")
 def tiny_model(smollm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of random weights that is quick to run."""
-    return write_tiny(tmp_path_factory.mktemp("tiny") / "tiny.gguf", smollm, most_tokens=VOCABULARY)
+    return write_tiny(tmp_path_factory.mktemp("tiny") / "tiny.gguf", smollm, most_tokens=VOCABULARY, hidden=512)
 
 
 @pytest.fixture(scope="session")

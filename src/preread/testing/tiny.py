@@ -21,7 +21,7 @@ from preread.errors import CorruptData
 
 NAME: Final = "tiny"
 LAYERS: Final = 8
-_WIDTH, _HEADS, _KV_HEADS, _HEAD_DIM, _HIDDEN = 256, 4, 1, 64, 2048
+_WIDTH, _HEADS, _KV_HEADS, _HEAD_DIM = 256, 4, 1, 64
 _WINDOW: Final = 2048
 _ALIGNMENT: Final = 32
 _U32, _F32, _STRING, _ARRAY = 4, 6, 8, 9  # gguf_metadata_value_type
@@ -30,7 +30,7 @@ _TENSOR_F32, _TENSOR_F16 = 0, 1  # ggml_type
 _Weights = npt.NDArray[np.float16] | npt.NDArray[np.float32]
 
 
-def write_tiny(path: Path, vocabulary: Path, seed: int = 0, most_tokens: int | None = None) -> Path:
+def write_tiny(path: Path, vocabulary: Path, seed: int = 0, most_tokens: int | None = None, hidden: int = 2048) -> Path:
     """Write such a model, some 50 MB.
 
     Args:
@@ -39,6 +39,7 @@ def write_tiny(path: Path, vocabulary: Path, seed: int = 0, most_tokens: int | N
         seed: of the weights.
         most_tokens: the vocabulary's first so many only, of one that begins with its control tokens and bytes (None:
             all). Most of what such a small model computes for an answer goes into the odds of 50,000 tokens.
+        hidden: channels of the feed-forward layers, which are most of what it computes for a context.
 
     Raises:
         CorruptData: `vocabulary` is not a GGUF file.
@@ -51,8 +52,8 @@ def write_tiny(path: Path, vocabulary: Path, seed: int = 0, most_tokens: int | N
     if most_tokens is not None and most_tokens < size:
         found, size = _cut(found, most_tokens), most_tokens
     kept = list(found.values())
-    tensors = list(_tensors(size, np.random.default_rng(seed)))
-    pairs = [*_described(size), *kept]
+    tensors = list(_tensors(size, hidden, np.random.default_rng(seed)))
+    pairs = [*_described(size, hidden), *kept]
     with path.open("wb") as out:
         out.write(b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(pairs)) + b"".join(pairs))
         offset = 0
@@ -67,11 +68,11 @@ def write_tiny(path: Path, vocabulary: Path, seed: int = 0, most_tokens: int | N
     return path
 
 
-def _described(vocabulary_size: int) -> Iterator[bytes]:
+def _described(vocabulary_size: int, hidden: int) -> Iterator[bytes]:
     yield _string("general.architecture") + struct.pack("<I", _STRING) + _string("llama")
     yield _string("general.name") + struct.pack("<I", _STRING) + _string(NAME)
     counts = {
-        "block_count": LAYERS, "context_length": _WINDOW, "embedding_length": _WIDTH, "feed_forward_length": _HIDDEN,
+        "block_count": LAYERS, "context_length": _WINDOW, "embedding_length": _WIDTH, "feed_forward_length": hidden,
         "attention.head_count": _HEADS, "attention.head_count_kv": _KV_HEADS, "vocab_size": vocabulary_size,
         "rope.dimension_count": _HEAD_DIM,
     }  # fmt: skip
@@ -81,7 +82,7 @@ def _described(vocabulary_size: int) -> Iterator[bytes]:
         yield _string(f"llama.{key}") + struct.pack("<If", _F32, value)
 
 
-def _tensors(vocabulary_size: int, random: np.random.Generator) -> Iterator[tuple[str, _Weights]]:
+def _tensors(vocabulary_size: int, hidden: int, random: np.random.Generator) -> Iterator[tuple[str, _Weights]]:
     """Weights of unit gain, so that what each layer adds matters and the residual stream does not explode."""
 
     def drawn(rows: int, columns: int, gain: float = 1.0) -> _Weights:
@@ -99,9 +100,9 @@ def _tensors(vocabulary_size: int, random: np.random.Generator) -> Iterator[tupl
         yield f"blk.{layer}.attn_k.weight", drawn(_KV_HEADS * _HEAD_DIM, _WIDTH, 2.0)
         yield f"blk.{layer}.attn_v.weight", drawn(_KV_HEADS * _HEAD_DIM, _WIDTH)
         yield f"blk.{layer}.attn_output.weight", drawn(_WIDTH, _HEADS * _HEAD_DIM, 2.0)
-        yield f"blk.{layer}.ffn_gate.weight", drawn(_HIDDEN, _WIDTH)
-        yield f"blk.{layer}.ffn_up.weight", drawn(_HIDDEN, _WIDTH)
-        yield f"blk.{layer}.ffn_down.weight", drawn(_WIDTH, _HIDDEN)
+        yield f"blk.{layer}.ffn_gate.weight", drawn(hidden, _WIDTH)
+        yield f"blk.{layer}.ffn_up.weight", drawn(hidden, _WIDTH)
+        yield f"blk.{layer}.ffn_down.weight", drawn(_WIDTH, hidden)
 
 
 def _pairs(file: BinaryIO) -> Iterator[tuple[str, bytes]]:
