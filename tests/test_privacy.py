@@ -27,7 +27,7 @@ import pytest
 from preread.edge import understand
 from preread.edge.app import create_app
 from preread.edge.edge import AsyncEdge
-from preread.edge.near import Near
+from preread.edge.options import Near
 from preread.edge.share import create_share_app
 from preread.store import http11
 from preread.store.egress import NeighbourLink

@@ -67,17 +67,14 @@ def run(options: Options, console: Console) -> None:
 async def _compare(options: Options, url: str, folder: Path, console: Console) -> None:
     async with AsyncEdge(str(options.path), url, folder=folder, cache_ram_bytes=0) as edge:
         console.print(f"[bold]4.[/] asking: [italic]{options.question}[/]")
-        await edge.site.settled()  # it knows the context before it is cut off
-        link, edge.site.link = edge.site.link, None
-        local = await _ask(edge, options)
+        local = await _ask(edge, options, local=True)
         resident = await _ask(edge, options)
-        edge.site.link = link
         await edge.site.sync()
         streamed: dict[str, Answer] = {}
         for rung in options.rungs:
             await edge.site.forget()
-            assert link is not None
-            await link.warm(8)
+            assert edge.site.link is not None
+            await edge.site.link.warm(8)
             edge.site.rung = rung
             streamed[rung] = await _ask(edge, options)
         console.print(f"\n[bold]answer[/]: {local.text.strip()}\n")
@@ -130,8 +127,8 @@ def _table(options: Options, local: Answer, resident: Answer, streamed: dict[str
     return table
 
 
-async def _ask(edge: AsyncEdge, options: Options) -> Answer:
-    return await edge.ask(options.question, context=NAME, temperature=0, max_tokens=options.max_tokens)
+async def _ask(edge: AsyncEdge, options: Options, *, local: bool = False) -> Answer:
+    return await edge.ask(options.question, context=NAME, local=local, temperature=0, max_tokens=options.max_tokens)
 
 
 def _document(path: Path | None) -> tuple[str, str]:

@@ -44,8 +44,8 @@ class Bench:
         self.site = edge.asynchronous.site
         self._prefill_tokens_s = 1 / self.site.estimates.prefill.token_s
 
-    def ask(self, question: str = QUESTION, context: str | None = "manual") -> Answer:
-        return self.edge.ask(question, context=context, max_tokens=8, temperature=0)
+    def ask(self, question: str = QUESTION, context: str | None = "manual", *, local: bool = False) -> Answer:
+        return self.edge.ask(question, context=context, local=local, max_tokens=8, temperature=0)
 
     @property
     def held(self) -> bool:
@@ -86,13 +86,9 @@ def bench(tiny_model: Path, cloud: Any, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="module")
 def local(bench: Bench) -> Answer:
     """The answer that this machine computes by itself."""
-    link, bench.site.link = bench.site.link, None
-    try:
-        bench.edge.portal.call(bench.site.forget)
-        answer = bench.ask()
-    finally:
-        bench.site.link = link
-    assert answer.timings.way == "computed" and answer.timings.reason == "this edge has no cloud"
+    bench.edge.portal.call(bench.site.forget)
+    answer = bench.ask(local=True)
+    assert answer.timings.way == "computed" and answer.timings.reason == "it was to be computed here"
     return answer
 
 
@@ -107,11 +103,7 @@ def long(cloud: Any, manual: str) -> str:
 def computed_long(bench: Bench, long: str) -> Computed:
     """What this machine computes of it by itself: an answer, and all rows."""
     bench.cold()
-    link, bench.site.link = bench.site.link, None
-    try:
-        return bench.ask(context=long), bench.rows()
-    finally:
-        bench.site.link = link
+    return bench.ask(context=long, local=True), bench.rows()
 
 
 def test_a_streamed_context_gives_the_answer_of_local_prefill(bench: Bench, local: Answer) -> None:

@@ -18,8 +18,7 @@ from preread.cloud import client
 from preread.cloud.app import create_app
 from preread.cloud.serve import EnginePublisher
 from preread.edge.edge import AsyncEdge
-from preread.edge.near import Near
-from preread.edge.prefetch import Wishes
+from preread.edge.options import Near, Wishes
 from preread.edge.request import Ask, Done, Timings
 from preread.engine.llamacpp import LlamaCpp
 from preread.engine.sampling import Sampling

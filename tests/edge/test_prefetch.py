@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from preread.edge.edge import AsyncEdge
-from preread.edge.near import Near
-from preread.edge.prefetch import Wishes
+from preread.edge.options import Near, Wishes
 from preread.edge.uses import Uses
 from preread.errors import UsageError
 from preread.plan.place import Policy, Use

@@ -32,8 +32,15 @@ class Bench:
         self.edge, self.proxy = edge, proxy
         self.site = edge.asynchronous.site
 
-    def ask(self, question: str = QUESTION, context: str | None = "manual", max_tokens: int = TOKENS) -> Answer:
-        return self.edge.ask(question, context=context, max_tokens=max_tokens, temperature=0)
+    def ask(
+        self,
+        question: str = QUESTION,
+        context: str | None = "manual",
+        max_tokens: int = TOKENS,
+        *,
+        local: bool = False,
+    ) -> Answer:
+        return self.edge.ask(question, context=context, local=local, max_tokens=max_tokens, temperature=0)
 
     def cold(self, refine: str | None = "lossless") -> None:
         """A whole link, nothing held, and loading is believed to be far better than computing."""
@@ -109,12 +116,8 @@ def thin(bench: Bench) -> tuple[Answer, KVBlock]:
 @pytest.fixture(scope="module")
 def best(bench: Bench, thin: object) -> tuple[Answer, KVBlock]:
     """What this machine computes by itself; that its rows are those of lossless is told by other tests."""
-    link, bench.site.link = bench.site.link, None
-    try:
-        bench.edge.portal.call(bench.site.forget)
-        answer = bench.ask()
-    finally:
-        bench.site.link = link
+    bench.edge.portal.call(bench.site.forget)
+    answer = bench.ask(local=True)
     assert answer.timings.way == "computed"
     return answer, bench.rows()
 

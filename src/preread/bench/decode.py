@@ -12,6 +12,7 @@ from rich.table import Table
 
 from preread.edge.answer import answer
 from preread.edge.machine import machine
+from preread.edge.options import Options
 from preread.edge.request import Ask, Done
 from preread.edge.site import open_site
 from preread.engine.plain import PlainLoop
@@ -25,7 +26,7 @@ async def bench(model: Path, name: str, prompt_tokens: int, answer_tokens: int, 
     """Measure both, print a table and last one line of JSON."""
     edge_rates, plain_rates, predicted = [], [], 0
     with tempfile.TemporaryDirectory(prefix="preread-bench-") as scratch:
-        async with open_site(model, name, None, Path(scratch), window_tokens=_WINDOW_TOKENS) as site:
+        async with open_site(model, name, None, Path(scratch), Options(name, window_tokens=_WINDOW_TOKENS)) as site:
             prompt = [1000 + 7 * i for i in range(prompt_tokens)]
             ask = Ask(prompt=tuple(prompt), sampling=Sampling(max_tokens=answer_tokens))
             plain = PlainLoop(model, _WINDOW_TOKENS, site.engine.threads)

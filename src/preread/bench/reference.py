@@ -17,6 +17,7 @@ from typing import Any
 from preread.bench.faults import Document
 from preread.bench.ttft import text
 from preread.edge.answer import answer
+from preread.edge.options import Options
 from preread.edge.request import Ask, Done
 from preread.edge.site import Site, open_site
 from preread.engine.sampling import Sampling
@@ -112,8 +113,9 @@ async def referring(
     model: Path, name: str, cloud: str, folder: Path, window_tokens: int, threads: int, answer_tokens: int
 ) -> AsyncGenerator[Reference, None]:
     """Open the engine for it; `cloud` is where names and token ids come from."""
+    options = Options(name, window_tokens=window_tokens, threads=threads, cache_ram_bytes=0)
     async with (
         CloudLink(cloud) as link,
-        open_site(model, name, None, folder, window_tokens=window_tokens, threads=threads, shelf_bytes=0) as site,
+        open_site(model, name, None, folder, options) as site,
     ):
         yield Reference(site, link, answer_tokens)

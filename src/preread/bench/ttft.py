@@ -29,6 +29,7 @@ from preread.cloud.profiles import Stored, keep, profile_for
 from preread.cloud.publish import Tokens, needed, publish
 from preread.codec import profile_bytes as profiles
 from preread.edge.machine import machine
+from preread.edge.options import Options
 from preread.edge.site import open_site
 from preread.engine.llamacpp import LlamaCpp
 from preread.engine.worker import Worker
@@ -158,8 +159,8 @@ async def staged(
         prompt = await _publish(model, name, grid, store)
         with served(store) as port, ProxyProcess(port) as proxy:
             link = CloudLink(proxy.url)
-            window = _window(grid)
-            async with open_site(model, name, link, cache, window_tokens=window, shelf_bytes=0, sync_s=3600) as site:
+            options = Options(name, window_tokens=_window(grid), cache_ram_bytes=0, sync_s=3600)
+            async with open_site(model, name, link, cache, options) as site:
                 await site.settled()
                 yield Ways(site, link, prompt, grid.answer_tokens), proxy
 

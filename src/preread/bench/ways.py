@@ -52,11 +52,11 @@ class Ways:
 
     async def local(self, context: str) -> Run:
         """Computed here from cold, without a cloud."""
-        return await self._answered(context, None, cold=True)
+        return await self._answered(context, local=True, cold=True)
 
     async def resident(self, context: str) -> Run:
         """With the context in the engine's cache, which the way before must have left there."""
-        return await self._answered(context, None, cold=False)
+        return await self._answered(context, local=True, cold=False)
 
     async def planned(self, context: str, rung: str | None, begin: Begin = lambda: None) -> Run:
         """As the edge decides by itself, from cold; rung None: it also chooses that, within its budget.
@@ -67,7 +67,7 @@ class Ways:
         await self.site.forget()
         await self.warm()
         begin()
-        return await self._answered(context, self.link, cold=False)
+        return await self._answered(context, local=False, cold=False)
 
     async def learn_link(self) -> None:
         """Have an edge that believes nothing of its link, except its round trip, which a sync has shown.
@@ -81,7 +81,6 @@ class Ways:
 
     async def sync(self) -> bool:
         """As the edge does every few seconds; in vain, which is False, where the link is black."""
-        self.site.link = self.link
         with suppress(PrereadError, TimeoutError):
             async with asyncio.timeout(_DEAD_S):
                 await self.site.sync()
@@ -166,11 +165,11 @@ class Ways:
         """Bytes of a whole context at a rung."""
         return parcel_at(self.site.contexts.named(context), rung, self.site).size_bytes
 
-    async def _answered(self, context: str, link: CloudLink | None, *, cold: bool) -> Run:
-        self.site.link = link
+    async def _answered(self, context: str, *, local: bool, cold: bool) -> Run:
         if cold:
             await self.site.forget()
-        ask = Ask(prompt=tuple(map(int, self.prompt)), context=context, sampling=Sampling(self.answer_tokens))
+        prompt, sampling = tuple(map(int, self.prompt)), Sampling(self.answer_tokens)
+        ask = Ask(prompt=prompt, context=context, sampling=sampling, local=local)
         texts: list[str] = []
         async with aclosing(answer(ask, self.site)) as pieces:
             async for piece in pieces:

@@ -71,10 +71,10 @@ def ask(
             _check_cloud(context, cloud)
             chosen = {"rung": rung, "max_dloss": max_dloss, "refine": refine}
             sizes = {"window_tokens": ctx_size, "threads": threads}
-            opened = stack.enter_context(open_edge(model, cloud, key, local=local, **chosen, **sizes))
+            opened = stack.enter_context(open_edge(model, cloud, key, **chosen, **sizes))
             if context is not None:
                 find(opened, context)
-            pieces = opened.answer(opened.asynchronous.question(prompt, context, (), sampling))
+            pieces = opened.answer(opened.asynchronous.question(prompt, context, (), sampling, local=local))
         if json:
             print_answer_json(pieces)
         else:
@@ -105,14 +105,14 @@ def run(
     _check_cloud(context, cloud)
     chosen = {"rung": rung, "max_dloss": max_dloss, "refine": refine}
     sizes = {"window_tokens": ctx_size, "threads": threads}
-    with open_edge(model, cloud, keys.own(api_key, api_key_file, cloud), local=local, **chosen, **sizes) as opened:
+    with open_edge(model, cloud, keys.own(api_key, api_key_file, cloud), **chosen, **sizes) as opened:
         if opened.asynchronous.site.engine.chat is None:
             raise UsageError(f"{model} has no chat template: use `preread ask`, or a model that can chat")
         if context is not None:
             find(opened, context)
         usual = opened.asynchronous.site.engine.sampling
         sampling = replace(usual, max_tokens=max_tokens, temperature=temperature, seed=seed)
-        Talk(opened, context, sampling, verbose=verbose).loop()
+        Talk(opened, context, sampling, local=local, verbose=verbose).loop()
 
 
 def _check_cloud(context: str | None, cloud: str | None) -> None:

@@ -10,12 +10,11 @@ from preread.edge.understand import find_context
 
 
 @contextmanager
-def open_edge(model: str, cloud: str | None, api_key: str | None, *, local: bool, **chosen: Any) -> Iterator[Edge]:
-    """Load a model, fetching it first if need be. With `local`, the cloud is asked for its catalogue and no more.
+def open_edge(model: str, cloud: str | None, api_key: str | None, **chosen: Any) -> Iterator[Edge]:
+    """Load a model, fetching it first if need be.
 
     Args:
         model, cloud, api_key: as for `Edge`.
-        local: nothing is streamed.
         chosen: the other options of an edge, as in `preread.edge.edge.Options`.
 
     Raises:
@@ -25,15 +24,7 @@ def open_edge(model: str, cloud: str | None, api_key: str | None, *, local: bool
     options.check_rung(chosen.get("refine"))
     options.pulled(model)
     with Edge(model, cloud, api_key=api_key, **chosen) as edge:
-        site = edge.asynchronous.site
-        link = site.link
-        if local:
-            edge.portal.call(site.settled)
-            site.link = None
-        try:
-            yield edge
-        finally:
-            site.link = link  # to be closed with the rest
+        yield edge
 
 
 def find(edge: Edge, context: str) -> None:

@@ -239,8 +239,7 @@ def edge(
     """Run an edge: an OpenAI-compatible server that streams shared contexts in and keeps prompts to itself."""
     from preread.cli import listen
     from preread.edge.edge import AsyncEdge
-    from preread.edge.near import Near
-    from preread.edge.prefetch import Wishes
+    from preread.edge.options import Near, Wishes
     from preread.edge.serving import Limits
     from preread.wire.neighbour import SiteKey
 

@@ -25,8 +25,9 @@ Ctrl-C          stop an answer"""
 class Talk:
     """What was said so far, and about what."""
 
-    def __init__(self, edge: Edge, context: str | None, sampling: Sampling, *, verbose: bool) -> None:
-        self._edge, self._context, self._sampling, self._verbose = edge, context, sampling, verbose
+    def __init__(self, edge: Edge, context: str | None, sampling: Sampling, *, local: bool, verbose: bool) -> None:
+        self._edge, self._context, self._sampling = edge, context, sampling
+        self._local, self._verbose = local, verbose
         self._said: list[dict[str, Any]] = []
 
     def loop(self) -> None:
@@ -45,7 +46,7 @@ class Talk:
 
     def _answer(self, question: str) -> None:
         said = [*self._said, {"role": "user", "content": question}]
-        ask = Ask(messages=tuple(said), context=self._context, sampling=self._sampling)
+        ask = Ask(messages=tuple(said), context=self._context, sampling=self._sampling, local=self._local)
         try:
             text = show_answer(self._edge.answer(ask), verbose=self._verbose)
         except KeyboardInterrupt:

@@ -115,6 +115,8 @@ async def _steps(question: Question, site: Site, record: Record) -> AsyncGenerat
 def _way(question: Question, known: Known, site: Site) -> Parcel | str:
     """What to stream, or why to compute. For a context that nobody named there is only what is here."""
     entry, spec = known.entry, site.engine.spec
+    if question.ask.local:
+        return "it was to be computed here"
     if site.engine.no_injection:
         return site.engine.no_injection
     if entry.fingerprint != spec.fingerprint:

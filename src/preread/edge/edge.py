@@ -10,7 +10,7 @@ import hashlib
 import secrets
 from collections.abc import AsyncGenerator, Generator
 from contextlib import AsyncExitStack, ExitStack, aclosing, closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
@@ -19,57 +19,16 @@ from typing import Any, Literal, Self
 import platformdirs
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from preread import limits
-from preread.edge import machine
 from preread.edge.answer import answer
-from preread.edge.near import Near, open_near
+from preread.edge.near import open_near
+from preread.edge.options import Options
 from preread.edge.request import Ask, Done, Piece, Timings
 from preread.edge.site import Site, open_site
 from preread.engine import arenas
 from preread.engine.download import pull
 from preread.errors import EngineError, UsageError
-from preread.plan.choose import MAX_DLOSS
-from preread.plan.poll import SYNC_S
 from preread.store.egress import CloudLink
 from preread.wire.neighbour import Introduction
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How an edge is run.
-
-    Attributes:
-        model: name in the registry, path of a GGUF file, or `hf:user/repo/file.gguf`.
-        cloud: URL of the cloud; None: everything is computed here.
-        api_key: for the cloud, if it asks for one.
-        rung: rung of the quality ladder that is streamed, for example "lossless"; None: the one of fewest bytes that
-            keeps `max_dloss`.
-        max_dloss: by how much a rung's stated loss may exceed the exact one, in nats a token.
-        deadline_s: of the rungs that keep `max_dloss` the best is streamed whose first token is expected so soon; None:
-            the one of fewest bytes.
-        window_tokens: size of the KV cache in tokens; 0: the model's own window, at most 8,192.
-        threads: 0: as many as this process may use.
-        cache_ram_bytes: memory for the KV of contexts that are not in use at the moment; None: 1 GiB, or a quarter of
-            what this process may use where that is less.
-        folder: where the catalogue is kept; by default in the user's cache folder.
-        sync_s: how often the catalogue is asked for.
-        refine: rung that a streamed context is brought to after the first token; None: it stays as it was streamed.
-        near: what is kept on disk, and which neighbours are asked; by default none of either.
-    """
-
-    model: str
-    cloud: str | None = None
-    api_key: str | None = None
-    rung: str | None = None
-    max_dloss: float = MAX_DLOSS
-    window_tokens: int = 0
-    threads: int = 0
-    cache_ram_bytes: int | None = None
-    folder: Path | None = None
-    sync_s: float = SYNC_S
-    refine: str | None = None
-    deadline_s: float | None = None
-    near: Near = field(default_factory=Near)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,20 +62,7 @@ class AsyncEdge:
         link = CloudLink(options.cloud, api_key=options.api_key) if options.cloud else None
         folder = options.folder or _folder(options.cloud)
         site = await self._stack.enter_async_context(
-            open_site(
-                path,
-                path.stem if options.model.endswith(".gguf") else options.model,
-                link,
-                folder,
-                rung=options.rung,
-                max_dloss=options.max_dloss,
-                window_tokens=options.window_tokens,
-                threads=options.threads,
-                shelf_bytes=machine.shelf_bytes(limits.memory_bytes(), options.cache_ram_bytes),
-                sync_s=options.sync_s,
-                refine=options.refine,
-                deadline_s=options.deadline_s,
-            )
+            open_site(path, path.stem if options.model.endswith(".gguf") else options.model, link, folder, options)
         )
         try:
             self._introduction = await self._stack.enter_async_context(open_near(site, options.near, folder / "held"))
@@ -159,7 +105,13 @@ class AsyncEdge:
         return answer(ask, self.site)
 
     async def ask(
-        self, prompt: str, *, context: str | None = None, stop: tuple[str, ...] = (), **sampling: Any
+        self,
+        prompt: str,
+        *,
+        context: str | None = None,
+        stop: tuple[str, ...] = (),
+        local: bool = False,
+        **sampling: Any,
     ) -> Answer:
         """Ask, and wait for the whole answer.
 
@@ -167,6 +119,7 @@ class AsyncEdge:
             prompt: the question; a chat model gets it as the user's message.
             context: name of the shared context that it is about.
             stop: texts that end the answer.
+            local: compute the context here instead of streaming it.
             sampling: fields of `Sampling`, for example `temperature=0`, `seed=1`, `max_tokens=100`. What is not given
                 is as the model's file recommends, and as llama-server has it where that says nothing.
 
@@ -174,7 +127,7 @@ class AsyncEdge:
             UsageError, EngineError: as `preread.edge.answer.answer` does.
         """
         texts: list[str] = []
-        async with aclosing(self.answer(self.question(prompt, context, stop, sampling))) as pieces:
+        async with aclosing(self.answer(self.question(prompt, context, stop, sampling, local=local))) as pieces:
             async for piece in pieces:
                 if isinstance(piece, Done):
                     return Answer("".join(texts), piece.finish, piece.prompt_tokens, piece.timings)
@@ -190,13 +143,21 @@ class AsyncEdge:
                 if isinstance(piece, Piece):
                     yield piece.text
 
-    def question(self, prompt: str, context: str | None, stop: tuple[str, ...], sampling: dict[str, Any]) -> Ask:
+    def question(
+        self,
+        prompt: str,
+        context: str | None,
+        stop: tuple[str, ...],
+        sampling: dict[str, Any],
+        *,
+        local: bool = False,
+    ) -> Ask:
         """The `Ask` for a plain question."""
         chosen = replace(self.site.engine.sampling, **{"seed": secrets.randbits(31), **sampling})
         if self.site.engine.chat is None:
-            return Ask(prompt=prompt, context=context, stop=stop, sampling=chosen)
+            return Ask(prompt=prompt, context=context, stop=stop, sampling=chosen, local=local)
         messages = ({"role": "user", "content": prompt},)
-        return Ask(messages=messages, context=context, stop=stop, sampling=chosen)
+        return Ask(messages=messages, context=context, stop=stop, sampling=chosen, local=local)
 
 
 class Edge:
@@ -231,10 +192,18 @@ class Edge:
             raise UsageError("the edge is not open: use it in a `with` statement")
         return self._portal
 
-    def ask(self, prompt: str, *, context: str | None = None, stop: tuple[str, ...] = (), **sampling: Any) -> Answer:
+    def ask(
+        self,
+        prompt: str,
+        *,
+        context: str | None = None,
+        stop: tuple[str, ...] = (),
+        local: bool = False,
+        **sampling: Any,
+    ) -> Answer:
         """As `AsyncEdge.ask`."""
         edge = self.asynchronous
-        return self.portal.call(lambda: edge.ask(prompt, context=context, stop=stop, **sampling))
+        return self.portal.call(lambda: edge.ask(prompt, context=context, stop=stop, local=local, **sampling))
 
     def stream(
         self, prompt: str, *, context: str | None = None, stop: tuple[str, ...] = (), **sampling: Any

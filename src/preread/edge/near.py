@@ -8,47 +8,22 @@ import secrets
 import tempfile
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from preread.edge.neighbours import Neighbours
-from preread.edge.prefetch import Prefetch, Wishes
+from preread.edge.options import Near
+from preread.edge.prefetch import Prefetch
 from preread.edge.site import Site
 from preread.edge.sources import Sources
 from preread.edge.uses import Uses
 from preread.errors import UsageError
 from preread.store.held import Held
 from preread.store.mdns import Announced, Found, discovering
-from preread.wire.neighbour import Introduction, SiteKey
+from preread.wire.neighbour import Introduction
 
 _ID = re.compile(r"[0-9a-f]{16}")
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Near:
-    """How an edge uses its disk and its neighbours.
-
-    Attributes:
-        disk_bytes: room for segments on disk; 0: none are kept there.
-        wishes: which contexts are fetched to the disk ahead of need.
-        neighbours: URLs where other edges share.
-        mdns: whether to look for other edges on the local network, and to announce this one if it shares.
-        site_key: secret that the edges of the site share, if they do.
-        share: host and port where somebody serves this edge's segments; None: nobody does.
-    """
-
-    disk_bytes: int = 0
-    wishes: Wishes = field(default_factory=Wishes)
-    neighbours: tuple[str, ...] = ()
-    mdns: bool = False
-    site_key: SiteKey | None = None
-    share: tuple[str, int] | None = None
-
-    def __post_init__(self) -> None:
-        if self.share is not None and not self.disk_bytes:
-            raise UsageError("an edge that shares needs --disk-cache: it shares what is on its disk")
 
 
 @asynccontextmanager

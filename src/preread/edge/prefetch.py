@@ -8,17 +8,17 @@ import asyncio
 import logging
 import time
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
 from typing import Final
 
 from preread.edge.contexts import Known
 from preread.edge.load import Parcel
+from preread.edge.options import Wishes
 from preread.edge.rungs import chosen
 from preread.edge.site import Site
 from preread.edge.sources import Sources
 from preread.edge.uses import Uses
 from preread.errors import CorruptData, PrereadError, RemoteError
-from preread.plan.place import Candidate, Placement, Policy, place
+from preread.plan.place import Candidate, Placement, place
 from preread.store.fetch import fetch_all
 from preread.store.held import Held
 from preread.values import ContextId, ObjectId, ObjectRef
@@ -28,14 +28,6 @@ _AFTER_FAILURE_S: Final = 60.0
 _NOT_KEPT_S: Final = 600.0
 _IN_FLIGHT, _IN_FLIGHT_BYTES = 2, 2**21
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Wishes:
-    """What to hold: contexts by name, whatever their use, and which others."""
-
-    pins: tuple[str, ...] = ()
-    policy: Policy = "recent"
 
 
 class Prefetch:

@@ -25,6 +25,7 @@ class Ask:
         stop: texts that end the answer; they are not part of it.
         template: further variables for the model's chat template.
         echo: the answer begins with the prompt.
+        local: the context is computed here unless the engine or memory has it: nothing is streamed.
     """
 
     messages: tuple[dict[str, Any], ...] | None = None
@@ -34,6 +35,7 @@ class Ask:
     stop: tuple[str, ...] = ()
     template: Mapping[str, Any] = field(default_factory=dict)
     echo: bool = False
+    local: bool = False
 
 
 @dataclass(frozen=True, slots=True)

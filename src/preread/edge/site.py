@@ -9,8 +9,11 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from preread import limits
+from preread.edge import machine
 from preread.edge.contexts import Contexts
 from preread.edge.estimates import Estimates
+from preread.edge.options import Options
 from preread.edge.profiles import Preparations
 from preread.edge.published import OwnModel
 from preread.edge.readers import Readers
@@ -23,9 +26,8 @@ from preread.engine.llamacpp import LlamaCpp
 from preread.engine.selftest import self_test
 from preread.engine.worker import Worker
 from preread.errors import PrereadError
-from preread.plan.choose import MAX_DLOSS
 from preread.plan.health import Breaker
-from preread.plan.poll import SYNC_S, sync_pause_s, warm_due
+from preread.plan.poll import sync_pause_s, warm_due
 from preread.plan.task import Source
 from preread.store.egress import CloudLink
 from preread.store.fetch import IN_FLIGHT
@@ -70,16 +72,13 @@ class Site:
         link: CloudLink | None,
         contexts: Contexts,
         estimates: Estimates,
-        *,
-        rung: str | None,
-        max_dloss: float,
         shelf: Shelf,
-        refine: str | None = None,
-        deadline_s: float | None = None,
+        options: Options,
     ) -> None:
         self.engine, self.worker, self.readers, self.link = engine, worker, readers, link
         self.contexts, self.estimates, self.shelf = contexts, estimates, shelf
-        self.rung, self.max_dloss, self.refine, self.deadline_s = rung, max_dloss, refine, deadline_s
+        self.rung, self.max_dloss = options.rung, options.max_dloss
+        self.refine, self.deadline_s = options.refine, options.deadline_s
         self.preparations = Preparations(engine.embeddings)
         self.held: ContextId | None = None
         self.guest = False
@@ -202,35 +201,24 @@ async def open_site(
     name: str,
     link: CloudLink | None,
     folder: Path,
-    *,
-    rung: str | None = None,
-    max_dloss: float = MAX_DLOSS,
-    window_tokens: int = 0,
-    threads: int = 0,
-    shelf_bytes: int = 1 << 30,
-    sync_s: float = SYNC_S,
-    refine: str | None = None,
-    deadline_s: float | None = None,
+    options: Options,
 ) -> AsyncGenerator[Site, None]:
     """Load the model, test that KV can be injected, restore the catalogue; close everything at the end.
 
     The catalogue is synced beside: a slow cloud keeps no edge from starting, see `Site.settled`. The link is closed
-    too, whatever was made of `Site.link` meanwhile.
+    too.
 
     Args:
         model: GGUF file; `name`: what to call it.
         link: to the cloud; None: everything is computed here.
         folder: where the catalogue is kept.
-        rung, max_dloss, deadline_s: as for `Site`.
-        window_tokens, threads: as for `LlamaCpp.open`.
-        shelf_bytes: memory for the KV of contexts that left the engine's cache.
-        sync_s: how often the catalogue is asked for.
-        refine: what a context is brought to after the first token; see `Site`.
+        options: the rest; which model, cloud and folder they name does not matter any more.
 
     Raises:
         UsageError, EngineError: as for `LlamaCpp.open`.
     """
     worker, readers = Worker(), Readers()
+    window_tokens, threads = options.window_tokens, options.threads
     try:
         engine = await worker.run(lambda: LlamaCpp.open(model, name=name, window_tokens=window_tokens, threads=threads))
         tested = await worker.run(lambda: self_test(engine))
@@ -246,24 +234,13 @@ async def open_site(
     own = OwnModel(spec.fingerprint, spec.vocabulary, spec.geometry, spec.window_tokens)
     contexts = Contexts(folder, own)
     await asyncio.to_thread(contexts.restore)
-    estimates, shelf = Estimates(tested.prefill_tokens_s), Shelf(shelf_bytes)
-    site = Site(
-        engine,
-        worker,
-        readers,
-        link,
-        contexts,
-        estimates,
-        rung=rung,
-        max_dloss=max_dloss,
-        shelf=shelf,
-        refine=refine,
-        deadline_s=deadline_s,
-    )
+    estimates = Estimates(tested.prefill_tokens_s)
+    shelf = Shelf(machine.shelf_bytes(limits.memory_bytes(), options.cache_ram_bytes))
+    site = Site(engine, worker, readers, link, contexts, estimates, shelf, options)
     syncing = None
     try:
         if link is not None:
-            syncing = asyncio.create_task(site.keep_in_sync(sync_s))
+            syncing = asyncio.create_task(site.keep_in_sync(options.sync_s))
         else:
             await site.sync()
         yield site

@@ -1,0 +1,81 @@
+"""How an edge is run: what its operator chooses, as one value that is handed down whole."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from preread.errors import UsageError
+from preread.plan.choose import MAX_DLOSS
+from preread.plan.place import Policy
+from preread.plan.poll import SYNC_S
+from preread.wire.neighbour import SiteKey
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What to hold: contexts by name, whatever their use, and which others."""
+
+    pins: tuple[str, ...] = ()
+    policy: Policy = "recent"
+
+
+@dataclass(frozen=True, slots=True)
+class Near:
+    """How an edge uses its disk and its neighbours.
+
+    Attributes:
+        disk_bytes: room for segments on disk; 0: none are kept there.
+        wishes: which contexts are fetched to the disk ahead of need.
+        neighbours: URLs where other edges share.
+        mdns: whether to look for other edges on the local network, and to announce this one if it shares.
+        site_key: secret that the edges of the site share, if they do.
+        share: host and port where somebody serves this edge's segments; None: nobody does.
+    """
+
+    disk_bytes: int = 0
+    wishes: Wishes = field(default_factory=Wishes)
+    neighbours: tuple[str, ...] = ()
+    mdns: bool = False
+    site_key: SiteKey | None = None
+    share: tuple[str, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.share is not None and not self.disk_bytes:
+            raise UsageError("an edge that shares needs --disk-cache: it shares what is on its disk")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How an edge is run.
+
+    Attributes:
+        model: name in the registry, path of a GGUF file, or `hf:user/repo/file.gguf`.
+        cloud: URL of the cloud; None: everything is computed here.
+        api_key: for the cloud, if it asks for one.
+        rung: rung of the quality ladder that is streamed, for example "lossless"; None: the one of fewest bytes that
+            keeps `max_dloss`.
+        max_dloss: by how much a rung's stated loss may exceed the exact one, in nats a token.
+        deadline_s: of the rungs that keep `max_dloss` the best is streamed whose first token is expected so soon; None:
+            the one of fewest bytes.
+        window_tokens: size of the KV cache in tokens; 0: the model's own window, at most 8,192.
+        threads: 0: as many as this process may use.
+        cache_ram_bytes: memory for the KV of contexts that are not in use at the moment; None: 1 GiB, or a quarter of
+            what this process may use where that is less.
+        folder: where the catalogue is kept; by default in the user's cache folder.
+        sync_s: how often the catalogue is asked for.
+        refine: rung that a streamed context is brought to after the first token; None: it stays as it was streamed.
+        near: what is kept on disk, and which neighbours are asked; by default none of either.
+    """
+
+    model: str
+    cloud: str | None = None
+    api_key: str | None = None
+    rung: str | None = None
+    max_dloss: float = MAX_DLOSS
+    window_tokens: int = 0
+    threads: int = 0
+    cache_ram_bytes: int | None = None
+    folder: Path | None = None
+    sync_s: float = SYNC_S
+    refine: str | None = None
+    deadline_s: float | None = None
+    near: Near = field(default_factory=Near)
