@@ -1,6 +1,11 @@
 """preread: a cloud reads a long shared context once; edges answer private questions from its streamed KV cache."""
 
+from typing import TYPE_CHECKING
+
 from preread.errors import PrereadError
+
+if TYPE_CHECKING:
+    from preread.edge.edge import AsyncEdge, Edge
 
 __all__ = ["AsyncEdge", "Edge", "PrereadError"]
 

@@ -3,7 +3,7 @@
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,10 @@ from preread.cli import keys, options
 from preread.engine.registry import DEFAULT
 from preread.errors import UsageError
 from preread.plan.choose import MAX_DLOSS
+
+if TYPE_CHECKING:
+    from preread.edge.options import OptionFields
+    from preread.engine.sampling import SamplingFields
 
 Context = Annotated[
     str | None, typer.Option("--context", metavar="NAME", help="The published context that the question is about.")
@@ -61,7 +65,7 @@ def ask(
     if not prompt.strip():
         raise UsageError("the question is empty")
     key = keys.own(api_key, api_key_file, edge or cloud)
-    sampling = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    sampling: SamplingFields = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     with ExitStack() as stack:
         if edge is not None:
             if local:
@@ -69,9 +73,15 @@ def ask(
             pieces = ask_edge(edge, prompt, context, sampling, api_key=key)
         else:
             _check_cloud(context, cloud)
-            chosen = {"rung": rung, "max_dloss": max_dloss, "refine": refine}
-            sizes = {"window_tokens": ctx_size, "threads": threads}
-            opened = stack.enter_context(open_edge(model, cloud, key, **chosen, **sizes))
+            chosen: OptionFields = {
+                "api_key": key,
+                "rung": rung,
+                "max_dloss": max_dloss,
+                "refine": refine,
+                "window_tokens": ctx_size,
+                "threads": threads,
+            }
+            opened = stack.enter_context(open_edge(model, cloud, **chosen))
             if context is not None:
                 find(opened, context)
             pieces = opened.answer(opened.asynchronous.question(prompt, context, (), sampling, local=local))
@@ -103,9 +113,15 @@ def run(
     from preread.cli.talk import Talk
 
     _check_cloud(context, cloud)
-    chosen = {"rung": rung, "max_dloss": max_dloss, "refine": refine}
-    sizes = {"window_tokens": ctx_size, "threads": threads}
-    with open_edge(model, cloud, keys.own(api_key, api_key_file, cloud), **chosen, **sizes) as opened:
+    chosen: OptionFields = {
+        "api_key": keys.own(api_key, api_key_file, cloud),
+        "rung": rung,
+        "max_dloss": max_dloss,
+        "refine": refine,
+        "window_tokens": ctx_size,
+        "threads": threads,
+    }
+    with open_edge(model, cloud, **chosen) as opened:
         if opened.asynchronous.site.engine.chat is None:
             raise UsageError(f"{model} has no chat template: use `preread ask`, or a model that can chat")
         if context is not None:

@@ -2,20 +2,20 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Unpack
 
 from preread.cli import options
 from preread.edge.edge import Edge
+from preread.edge.options import OptionFields
 from preread.edge.understand import find_context
 
 
 @contextmanager
-def open_edge(model: str, cloud: str | None, api_key: str | None, **chosen: Any) -> Iterator[Edge]:
+def open_edge(model: str, cloud: str | None, **chosen: Unpack[OptionFields]) -> Iterator[Edge]:
     """Load a model, fetching it first if need be.
 
     Args:
-        model, cloud, api_key: as for `Edge`.
-        chosen: the other options of an edge, as in `preread.edge.edge.Options`.
+        model, cloud, chosen: as for `Edge`.
 
     Raises:
         PrereadError: the model cannot be had or loaded, or the rung is unknown.
@@ -23,7 +23,7 @@ def open_edge(model: str, cloud: str | None, api_key: str | None, **chosen: Any)
     options.check_rung(chosen.get("rung"))
     options.check_rung(chosen.get("refine"))
     options.pulled(model)
-    with Edge(model, cloud, api_key=api_key, **chosen) as edge:
+    with Edge(model, cloud, **chosen) as edge:
         yield edge
 
 

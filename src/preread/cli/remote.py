@@ -1,7 +1,7 @@
 """Asking a running edge over HTTP, as any OpenAI client does. It knows that API; it must not know engines."""
 
-from collections.abc import Generator
-from typing import Any, Final, Literal
+from collections.abc import Generator, Mapping
+from typing import Final, Literal
 
 import httpx2
 import msgspec
@@ -44,7 +44,7 @@ _chunks: Final[msgspec.json.Decoder[_Chunk]] = msgspec.json.Decoder(_Chunk)
 
 
 def ask(
-    url: str, prompt: str, context: str | None, sampling: dict[str, Any], *, api_key: str | None = None
+    url: str, prompt: str, context: str | None, sampling: Mapping[str, object], *, api_key: str | None = None
 ) -> Generator[Piece | Done, None, None]:
     """Ask an edge. The last piece is Done.
 

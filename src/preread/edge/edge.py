@@ -14,18 +14,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Literal, Self, Unpack
 
 import platformdirs
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from preread.edge.answer import answer
 from preread.edge.near import open_near
-from preread.edge.options import Options
+from preread.edge.options import OptionFields, Options
 from preread.edge.request import Ask, Done, Piece, Timings
 from preread.edge.site import Site, open_site
 from preread.engine import arenas
 from preread.engine.download import pull
+from preread.engine.sampling import SamplingFields
 from preread.errors import EngineError, UsageError
 from preread.store.egress import CloudLink
 from preread.wire.neighbour import Introduction
@@ -44,7 +45,7 @@ class Answer:
 class AsyncEdge:
     """An edge in this process, for asyncio. Open it with `async with`; the arguments are those of `Options`."""
 
-    def __init__(self, model: str, cloud: str | None = None, **options: Any) -> None:
+    def __init__(self, model: str, cloud: str | None = None, **options: Unpack[OptionFields]) -> None:
         self.options = Options(model, cloud, **options)
         self._site: Site | None = None
         self._introduction: Introduction | None = None
@@ -111,7 +112,7 @@ class AsyncEdge:
         context: str | None = None,
         stop: tuple[str, ...] = (),
         local: bool = False,
-        **sampling: Any,
+        **sampling: Unpack[SamplingFields],
     ) -> Answer:
         """Ask, and wait for the whole answer.
 
@@ -135,7 +136,7 @@ class AsyncEdge:
         raise EngineError("the answer ended without an end: this is a bug in preread")
 
     async def stream(
-        self, prompt: str, *, context: str | None = None, stop: tuple[str, ...] = (), **sampling: Any
+        self, prompt: str, *, context: str | None = None, stop: tuple[str, ...] = (), **sampling: Unpack[SamplingFields]
     ) -> AsyncGenerator[str, None]:
         """Ask, and get the answer's text as it is generated. Closing the generator ends the generation."""
         async with aclosing(self.answer(self.question(prompt, context, stop, sampling))) as pieces:
@@ -148,12 +149,12 @@ class AsyncEdge:
         prompt: str,
         context: str | None,
         stop: tuple[str, ...],
-        sampling: dict[str, Any],
+        sampling: SamplingFields,
         *,
         local: bool = False,
     ) -> Ask:
         """The `Ask` for a plain question."""
-        chosen = replace(self.site.engine.sampling, **{"seed": secrets.randbits(31), **sampling})
+        chosen = replace(replace(self.site.engine.sampling, seed=secrets.randbits(31)), **sampling)
         if self.site.engine.chat is None:
             return Ask(prompt=prompt, context=context, stop=stop, sampling=chosen, local=local)
         messages = ({"role": "user", "content": prompt},)
@@ -163,7 +164,7 @@ class AsyncEdge:
 class Edge:
     """An edge in this process, for plain code; an `AsyncEdge` in a thread of its own. Use it in a `with` statement."""
 
-    def __init__(self, model: str, cloud: str | None = None, **options: Any) -> None:
+    def __init__(self, model: str, cloud: str | None = None, **options: Unpack[OptionFields]) -> None:
         self.asynchronous = AsyncEdge(model, cloud, **options)
         self._portal: BlockingPortal | None = None
         self._stack = ExitStack()
@@ -199,14 +200,14 @@ class Edge:
         context: str | None = None,
         stop: tuple[str, ...] = (),
         local: bool = False,
-        **sampling: Any,
+        **sampling: Unpack[SamplingFields],
     ) -> Answer:
         """As `AsyncEdge.ask`."""
         edge = self.asynchronous
         return self.portal.call(lambda: edge.ask(prompt, context=context, stop=stop, local=local, **sampling))
 
     def stream(
-        self, prompt: str, *, context: str | None = None, stop: tuple[str, ...] = (), **sampling: Any
+        self, prompt: str, *, context: str | None = None, stop: tuple[str, ...] = (), **sampling: Unpack[SamplingFields]
     ) -> Generator[str, None, None]:
         """As `AsyncEdge.stream`. Closing the iterator ends the generation."""
         ask = self.asynchronous.question(prompt, context, stop, sampling)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypedDict
 
 from preread.errors import UsageError
 from preread.plan.choose import MAX_DLOSS
@@ -79,3 +80,19 @@ class Options:
     refine: str | None = None
     deadline_s: float | None = None
     near: Near = field(default_factory=Near)
+
+
+class OptionFields(TypedDict, total=False):
+    """Fields of `Options` as keyword arguments, but for the model and the cloud."""
+
+    api_key: str | None
+    rung: str | None
+    max_dloss: float
+    window_tokens: int
+    threads: int
+    cache_ram_bytes: int | None
+    folder: Path | None
+    sync_s: float
+    refine: str | None
+    deadline_s: float | None
+    near: Near

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 import llama_cpp
 import numpy as np
@@ -60,6 +60,34 @@ class Sampling:
     mirostat: int = 0
     mirostat_tau: float = 5.0
     mirostat_eta: float = 0.1
+
+
+class SamplingFields(TypedDict, total=False):
+    """Fields of `Sampling` as keyword arguments."""
+
+    max_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    seed: int
+    frequency_penalty: float
+    presence_penalty: float
+    logit_bias: tuple[tuple[int, float], ...]
+    top_logprobs: int | None
+    prompt_logprobs: bool
+    min_tokens: int
+    repeat_penalty: float
+    repeat_last_n: int
+    typical_p: float
+    top_n_sigma: float
+    xtc_probability: float
+    xtc_threshold: float
+    dynatemp_range: float
+    dynatemp_exponent: float
+    mirostat: int
+    mirostat_tau: float
+    mirostat_eta: float
 
 
 USUAL: Final = Sampling(temperature=0.8, top_k=40, top_p=0.95, min_p=0.05)
