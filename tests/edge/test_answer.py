@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import time
 from collections.abc import Iterator
 from contextlib import aclosing
 from pathlib import Path
@@ -32,6 +33,7 @@ from preread.wire.tokens import unpack
 
 QUESTION = "What is the code of the pump?"
 FAST = Link(mbps=400, rtt_ms=2)
+SLOW_TOKENS_S = 400.0
 
 Computed = tuple[Answer, KVBlock]
 
@@ -145,6 +147,7 @@ def test_a_broken_transfer_ends_in_the_same_answer(bench: Bench, local: Answer, 
     # the next request is not harmed: neither what is held now, nor streaming again
     assert bench.ask().text == local.text
     bench.cold()
+    bench.trust()
     again = bench.ask()
     assert again.text == local.text and again.timings.way in ("streamed", "mixed")
 
@@ -197,11 +200,20 @@ def test_a_links_rate_is_learnt_from_what_takes_long_enough_for_it_to_show(bench
 
 
 def test_a_mix_of_computed_and_streamed_gives_the_answer_of_local_prefill(
-    bench: Bench, long: str, computed_long: Computed
+    bench: Bench, long: str, computed_long: Computed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The link brings the end of the context while its beginning is computed: all rows are those of local prefill."""
+    engine = bench.site.engine
+    compute = engine.compute
+
+    def slowly(tokens: Any, start: int) -> None:
+        time.sleep(len(tokens) / SLOW_TOKENS_S)
+        compute(tokens, start)
+
     bench.cold()
-    bench.proxy.set_link(Link(mbps=24, rtt_ms=2))
+    bench.site.estimates = Estimates(SLOW_TOKENS_S)
+    monkeypatch.setattr(engine, "compute", slowly)
+    bench.proxy.set_link(Link(mbps=8, rtt_ms=2))  # some 600 tokens a second
     mixed = bench.ask(context=long)
     rows = bench.rows()
     assert mixed.timings.way == "mixed" and mixed.timings.reason is None
