@@ -31,6 +31,7 @@ from preread.edge.options import Near
 from preread.edge.share import create_share_app
 from preread.store import http11
 from preread.store.egress import NeighbourLink
+from preread.testing.beliefs import slow_machine
 from preread.testing.edges import serving_here
 from preread.testing.relay import Proxy
 from preread.testing.toxics import Corrupt, Reset, Truncate
@@ -225,8 +226,7 @@ class Scene:
 def believe_in_the_link(scene: Scene) -> None:
     """Such a short context would be computed otherwise."""
     site = scene.edge.site
-    site.estimates = type(site.estimates)(1.0)
-    site.estimates.flowed(2**20, 1e7)
+    site.beliefs = slow_machine(link_bytes_s=1e7)
 
 
 async def everything(scene: Scene) -> None:
@@ -355,12 +355,12 @@ def watch(event, arguments):
 sys.addaudithook(watch)
 
 from preread.edge.edge import Edge
-from preread.edge.estimates import Estimates
+from preread.testing.beliefs import slow_machine
 from preread.errors import UnknownContext
 
 model, cloud, folder = sys.argv[1:]
 with Edge(model, cloud, window_tokens=1024, threads=1, folder=Path(folder)) as edge:
-    edge.asynchronous.site.estimates = Estimates(1.0)  # so that nothing is computed instead
+    edge.asynchronous.site.beliefs = slow_machine(link_bytes_s=None)  # so that nothing is computed instead
     ways = [edge.ask("What is this?", context="manual", max_tokens=2).timings.way for _ in "ab"]
     ways += [edge.ask("What is this?", max_tokens=2).timings.way]
     try:

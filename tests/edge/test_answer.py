@@ -17,11 +17,11 @@ from preread.cloud import client
 from preread.cloud.app import create_app
 from preread.cloud.publish import refuse
 from preread.edge.edge import Answer, AsyncEdge
-from preread.edge.estimates import Estimates
 from preread.edge.request import Ask, Done
 from preread.engine.sampling import Sampling
 from preread.errors import TooLong, Unavailable, UnknownContext, UsageError
 from preread.store.objects import Objects, open_store
+from preread.testing.beliefs import slow_machine
 from preread.testing.cloud import serving
 from preread.testing.proxy import Blackout, Corrupt, Fault, Link, ProxyProcess, Refuse, Reset, Truncate
 from preread.values import Fingerprint, KVBlock, Span
@@ -44,7 +44,7 @@ class Bench:
     def __init__(self, edge: Edge, proxy: ProxyProcess) -> None:
         self.edge, self.proxy = edge, proxy
         self.site = edge.asynchronous.site
-        self._prefill_tokens_s = 1 / self.site.estimates.prefill.token_s
+        self._found = self.site.beliefs
 
     def ask(self, question: str = QUESTION, context: str | None = "manual", *, local: bool = False) -> Answer:
         return self.edge.ask(question, context=context, local=local, max_tokens=8, temperature=0)
@@ -66,12 +66,11 @@ class Bench:
         self.proxy.set_link(FAST)
         self.edge.portal.call(self.site.sync)
         self.edge.portal.call(self.site.forget)
-        self.site.estimates = Estimates(self._prefill_tokens_s)
+        self.site.beliefs = self._found.without_link()
 
     def trust(self) -> None:
         """The link is believed to be far better than computing: nothing is computed unless it fails."""
-        self.site.estimates = Estimates(1.0)
-        self.site.estimates.flowed(2**20, 1e8)
+        self.site.beliefs = slow_machine()
 
 
 @pytest.fixture(scope="module")
@@ -174,11 +173,11 @@ def test_a_blackout_costs_bounded_time_and_the_second_request_nothing(bench: Ben
     # A machine so slow that the link's own patience ran out meanwhile says that instead.
     assert re.search("nothing (came|more)", answer.timings.reason or "")
     # The black link was noticed, so nothing is asked, or at most a single request that is not waited for.
-    assert bench.site.breaker.tripped
+    assert bench.site.beliefs.breaker.tripped
     bench.edge.portal.call(bench.site.forget)
     second = bench.ask()
     assert (second.text, second.timings.way) == (local.text, "computed")
-    assert bench.site.breaker.tripped
+    assert bench.site.beliefs.breaker.tripped
     bench.cold()
 
 
@@ -192,10 +191,10 @@ def test_a_slow_link_gives_way_to_computing(bench: Bench, local: Answer) -> None
 
 def test_a_links_rate_is_learnt_from_what_takes_long_enough_for_it_to_show(bench: Bench, long: str) -> None:
     bench.cold()
-    bench.site.estimates = Estimates(1.0)  # so that nothing is computed instead
+    bench.site.beliefs = slow_machine(link_bytes_s=None)  # so that nothing is computed instead
     bench.proxy.set_link(Link(mbps=8, rtt_ms=2))
     assert bench.ask(context=long).timings.way == "streamed"
-    link = bench.site.estimates.link
+    link = bench.site.beliefs.last_link
     assert link is not None and link.bytes_s < 2e6
 
 
@@ -211,7 +210,7 @@ def test_a_mix_of_computed_and_streamed_gives_the_answer_of_local_prefill(
         compute(tokens, start)
 
     bench.cold()
-    bench.site.estimates = Estimates(SLOW_TOKENS_S)
+    bench.site.beliefs = slow_machine(SLOW_TOKENS_S, None)
     monkeypatch.setattr(engine, "compute", slowly)
     bench.proxy.set_link(Link(mbps=8, rtt_ms=2))  # some 600 tokens a second
     mixed = bench.ask(context=long)

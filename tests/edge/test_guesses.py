@@ -25,6 +25,7 @@ from preread.engine.sampling import Sampling
 from preread.engine.worker import Worker
 from preread.plan.place import Policy
 from preread.store.objects import open_store
+from preread.testing.beliefs import slow_machine
 from preread.testing.cloud import serving
 from preread.values import ObjectId
 
@@ -108,8 +109,7 @@ def _id(path: str) -> str:
 async def ask(edge: AsyncEdge, digit: int) -> Timings:
     """A prompt that begins as a guess does, as if computing took for ever."""
     await edge.site.forget()
-    edge.site.estimates = type(edge.site.estimates)(1.0)
-    edge.site.estimates.flowed(2**20, 1e8)
+    edge.site.beliefs = slow_machine()
     question = Ask(prompt=f"{GUESSES[digit]}831. Is that a good one?", sampling=Sampling(max_tokens=1))
     async for piece in edge.answer(question):
         if isinstance(piece, Done):
@@ -143,8 +143,7 @@ def test_a_context_that_was_asked_for_by_name_is_fetched_and_then_matched(
 
     async def main() -> None:
         async with victim(hostile, tiny_model, tmp_path, "off") as edge:
-            edge.site.estimates = type(edge.site.estimates)(1.0)
-            edge.site.estimates.flowed(2**20, 1e8)
+            edge.site.beliefs = slow_machine()
             named = Ask(prompt=" 831?", context="guess 4", sampling=Sampling(max_tokens=1))
             ways = [piece.timings.way async for piece in edge.answer(named) if isinstance(piece, Done)]
             assert ways == ["streamed"] and hostile.guess(random.Random(0)) == 4
@@ -174,8 +173,7 @@ def test_what_a_prompt_begins_with_displaces_nothing_that_would_have_to_be_fetch
             return hostile.asked()
 
     async def by_name(edge: AsyncEdge) -> None:
-        edge.site.estimates = type(edge.site.estimates)(1.0)
-        edge.site.estimates.flowed(2**20, 1e8)
+        edge.site.beliefs = slow_machine()
         named = Ask(prompt=" 831?", context="guess 1", sampling=Sampling(max_tokens=1))
         assert [piece async for piece in edge.answer(named)]
 

@@ -31,7 +31,7 @@ MIB = 2**20
 EDGE = """
 import asyncio, json, pathlib, sys
 from preread.edge.edge import AsyncEdge
-from preread.edge.estimates import Estimates
+from preread.testing.beliefs import slow_machine
 
 def status(key):
     line = next(line for line in open("/proc/self/status") if line.startswith(key))
@@ -41,8 +41,7 @@ async def main(model, url, folder):
     async with AsyncEdge(model, url, rung="lossless", window_tokens=8192, folder=pathlib.Path(folder)) as edge:
         await edge.ask("warm up", max_tokens=2)
         pathlib.Path("/proc/self/clear_refs").write_text("5")
-        edge.site.estimates = Estimates(1.0)
-        edge.site.estimates.flowed(2**20, 1e8)
+        edge.site.beliefs = slow_machine()
         before = status("VmRSS")
         answer = await edge.ask("?", context="long", max_tokens=1)
         print(json.dumps({"way": answer.timings.way, "reason": answer.timings.reason, "peak": status("VmHWM") - before,

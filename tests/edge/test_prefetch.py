@@ -14,6 +14,7 @@ from preread.edge.options import Near, Wishes
 from preread.edge.uses import Uses
 from preread.errors import UsageError
 from preread.plan.place import Policy, Use
+from preread.testing.beliefs import slow_machine
 from preread.testing.proxy import Blackout, Link, Proxy
 from preread.values import ContextId, ObjectId
 from preread.wire import manifest as manifests
@@ -200,7 +201,7 @@ def test_what_is_on_disk_is_streamed_without_the_cloud(cloud: Any, tiny_model: P
                 await until_held(edge, "manual")
         async with opened(proxy.url, tiny_model, tmp_path, "off") as edge:
             assert edge.site.contexts.unreachable
-            edge.site.estimates = type(edge.site.estimates)(1.0)  # so that nothing is computed instead
+            edge.site.beliefs = slow_machine(link_bytes_s=None)  # so that nothing is computed instead
             answer = await edge.ask("What is this?", context="manual", max_tokens=6, temperature=0)
             assert answer.timings.way == "streamed" and answer.text == expected.text
             edge.site.sources.held.drop([*edge.site.sources.held.ids()][:1])  # type: ignore[union-attr]

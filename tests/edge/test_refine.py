@@ -11,11 +11,11 @@ import pytest
 
 from preread import Edge
 from preread.edge.edge import Answer
-from preread.edge.estimates import Estimates
 from preread.edge.hold import refinement
 from preread.edge.load import parcel
 from preread.edge.refine import Refinement
 from preread.errors import EngineError
+from preread.testing.beliefs import slow_machine
 from preread.testing.proxy import Blackout, Corrupt, Fault, Link, ProxyProcess, Reset, Truncate
 from preread.values import KVBlock, Span
 from preread.wire import manifest as manifests
@@ -23,13 +23,6 @@ from preread.wire import manifest as manifests
 QUESTION = "What is the code of the pump?"
 FAST, SLOW = Link(mbps=400, rtt_ms=2), Link(mbps=2, rtt_ms=2)
 TOKENS = 8
-
-
-def sure_of_the_link() -> Estimates:
-    """As if computing took for ever."""
-    estimates = Estimates(1.0)
-    estimates.flowed(2**20, 1e8)
-    return estimates
 
 
 class Bench:
@@ -56,7 +49,7 @@ class Bench:
         self.site.refine = refine
         self.edge.portal.call(self.site.sync)
         self.edge.portal.call(self.site.forget)
-        self.site.estimates = sure_of_the_link()
+        self.site.beliefs = slow_machine()
 
     @property
     def refinement(self) -> Refinement:
@@ -279,7 +272,7 @@ def test_closing_the_edge_in_the_middle_of_it(bench: Bench, tiny_model: Path, tm
     bench.cold()
     options = {"rung": "q8", "refine": "lossless", "window_tokens": 2048, "folder": tmp_path, "threads": 1}
     with Edge(str(tiny_model), bench.proxy.url, **options) as edge:
-        edge.asynchronous.site.estimates = sure_of_the_link()
+        edge.asynchronous.site.beliefs = slow_machine()
         assert edge.ask(QUESTION, context="manual", max_tokens=1).timings.way == "streamed"
         bench.proxy.set_faults([Blackout(None)])
         refinement = edge.asynchronous.site.refinement

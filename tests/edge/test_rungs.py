@@ -18,13 +18,14 @@ from preread.cloud.profiles import keep
 from preread.cloud.serve import EnginePublisher
 from preread.edge.contexts import Known
 from preread.edge.edge import Answer
-from preread.edge.estimates import Estimates
 from preread.edge.rungs import chosen, expected_s, offers, stated_dloss
 from preread.edge.site import Site
 from preread.engine.llamacpp import LlamaCpp
 from preread.engine.worker import Worker
 from preread.errors import CorruptData, PrereadError
+from preread.plan.beliefs import Beliefs
 from preread.store.objects import open_store
+from preread.testing.beliefs import slow_machine
 from preread.testing.cloud import serving
 from preread.testing.profile import GROUP_LAYERS, plain_profile
 from preread.values import KVBlock, Span
@@ -62,8 +63,7 @@ class Bench:
 
     def ask(self) -> Answer:
         """Cold, and as if computing here took for ever."""
-        self.site.estimates = Estimates(prefill_tokens_s=1.0)
-        self.site.estimates.flowed(2**20, 1e8)
+        self.site.beliefs = slow_machine()
         self.edge.portal.call(self.site.forget)
         return self.edge.ask("What code has the fan?", context="codes", max_tokens=6, temperature=0)
 
@@ -159,18 +159,16 @@ def test_what_is_expected_follows_from_the_link_the_size_and_what_is_on_disk(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site, tokens = bench.site, bench.manifest.tokens.count
-    now_s = [1000.0]
-    site.estimates = Estimates(prefill_tokens_s=1.0, clock=lambda: now_s[0])
+    site.beliefs = Beliefs.of_machine(1.0)
     nothing_known = [expected_s(bench.manifest, rung, site, 0.5) for rung in ("lossless", "b2")]
     assert nothing_known[0] == nothing_known[1] > tokens  # all is computed, whatever the rung
-    site.estimates.flowed(2**20, 10_000)
+    site.beliefs = site.beliefs.flowed(2**20, 10_000, 1000.0)
     lossless, b2 = (expected_s(bench.manifest, rung, site, 0.5) for rung in ("lossless", "b2"))
     assert 0.5 < b2 < lossless < nothing_known[0]
     for deadline_s, rung in (((b2 + lossless) / 2, "b4"), (lossless, "lossless"), (0.0, "b2")):
         site.deadline_s = deadline_s
         assert chosen(bench.known, site, 0.5).rung == rung
-    now_s[0] += 1e4
-    assert site.estimates.link is None  # the plan begins with what is sure; the choice takes what was seen last
+    assert site.beliefs.link(1e4) is None  # the plan begins with what is sure; the choice takes what was seen last
     assert expected_s(bench.manifest, "b2", site, 0.5) == b2
     monkeypatch.setattr(site.sources.disk, "holds", lambda _: True)
     site.deadline_s = b2

@@ -74,7 +74,7 @@ class Ways:
 
         What was asked for on an earlier, black link may have to drain first: an edge tries again and again, too.
         """
-        self.site.estimates.forget_link()
+        self.site.beliefs = self.site.beliefs.without_link()
         for _ in range(_SYNCS):
             if await self.sync():
                 return

@@ -122,7 +122,7 @@ def _way(question: Question, known: Known, site: Site) -> Parcel | str:
     if entry.fingerprint != spec.fingerprint:
         return f"it was published for {entry.model}, and {spec.name} of this edge has other weights or settings"
     away = "this edge has no cloud" if site.link is None else site.contexts.unreachable
-    prompt_s = site.estimates.prompt_s(question.reuse, len(question.prompt))
+    prompt_s = site.beliefs.prompt_s(question.reuse, len(question.prompt))
     try:
         what = chosen(known, site, prompt_s, here=not question.named)
     except PrereadError as error:

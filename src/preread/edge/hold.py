@@ -8,7 +8,6 @@ import logging
 import time
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack, aclosing
-from dataclasses import replace
 from functools import partial
 
 from preread import limits
@@ -16,16 +15,15 @@ from preread.edge.contexts import Known
 from preread.edge.load import Loaded, Loading, Parcel
 from preread.edge.refine import Refinement
 from preread.edge.rungs import parcel_at
-from preread.edge.site import CLOUD, Site
+from preread.edge.site import Site
 from preread.edge.sources import Supply, holder
 from preread.edge.understand import Question
 from preread.engine.sampling import Step
 from preread.errors import Cancelled, PrereadError, TransportError
+from preread.plan.beliefs import CLOUD, Heard
 from preread.plan.plan import INJECTIONS
 from preread.plan.task import Task
 from preread.values import KVBlock, Span
-
-_SILENCE_S = 0.3  # no link is called silent sooner
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +46,8 @@ async def generated(question: Question, site: Site) -> AsyncGenerator[Step, None
             if site.refinement is not None:
                 site.refinement.go_on()
             if telling:
-                site.estimates.prompted(question.reuse, len(question.prompt), time.monotonic() - started)
+                took_s = time.monotonic() - started
+                site.beliefs = site.beliefs.prompted(question.reuse, len(question.prompt), took_s)
                 telling = False
             yield step
 
@@ -150,10 +149,10 @@ async def _behind_the_gate(question: Question, loading: Loading, site: Site) -> 
 def _task(question: Question, what: Parcel, supplies: tuple[Supply, ...], site: Site) -> Task:
     """What the plan has to know of a load. The first supply that has a segment, or can get it, is to be asked."""
     chunks = tuple(stop - start for start, stop in what.manifest.chunks)
-    beliefs = site.estimates
+    beliefs, at_s = site.beliefs, time.monotonic()
     prompt_s = beliefs.prompt_s(question.reuse, len(question.prompt))
-    decode_bytes_s = min(INJECTIONS, limits.cpus()) * beliefs.decode_bytes_s(what.rung)
-    sources = tuple(site.believed(supply.name) for supply in supplies)
+    decode_bytes_s = min(INJECTIONS, limits.cpus()) * beliefs.decodes_bytes_s(what.rung)
+    sources = tuple(beliefs.source(supply.name, at_s) for supply in supplies)
     first = what.grid(lambda place: holder(place, supplies))
     return Task(chunks, what.cells, beliefs.prefill, prompt_s, decode_bytes_s, sources, first)
 
@@ -187,7 +186,7 @@ async def computed(question: Question, known: Known, site: Site) -> Question:
     started = time.monotonic()
     await site.worker.run(lambda: engine.prefill(known.tokens), engine.cancel)
     site.held, site.guest = known.entry.context, not question.named
-    site.estimates.prefilled(len(known.tokens), time.monotonic() - started)
+    site.beliefs = site.beliefs.prefilled(len(known.tokens), time.monotonic() - started)
     return question
 
 
@@ -213,21 +212,15 @@ def _put_back(site: Site, block: KVBlock) -> None:
 
 def _learn(site: Site, what: Parcel, supplies: tuple[Supply, ...], loading: Loading, done: Loaded) -> None:
     """Remember how the links and this machine did."""
-    for supply, flow, breaker in zip(supplies, loading.plan.flows, loading.plan.breakers, strict=True):
-        if supply.name != CLOUD:
-            site.others[supply.name] = replace(site.believed(supply.name), bytes_s=flow.bytes_s, breaker=breaker)
-            continue
-        site.breaker = breaker
-        if flow.seen_bytes:
-            site.streamed_s = time.monotonic()
-            site.estimates.flowed(flow.seen_bytes, flow.bytes_s)
-        elif loading.plan.asked_of(supplies.index(supply)) and _silent(done, flow.rtt_s):
-            site.estimates.gave_up(0, time.monotonic() - done.started)
-    site.estimates.decoded(what.rung, done.decoded_bytes, done.decoded_s)
-    if isinstance(done.failure, TransportError) and site.breaker.tripped:
+    plan, now_s = loading.plan, time.monotonic()
+    heard = [
+        Heard(supply.name, flow.seen_bytes, flow.bytes_s, flow.rtt_s, breaker, plan.asked_of(number))
+        for number, (supply, flow, breaker) in enumerate(zip(supplies, plan.flows, plan.breakers, strict=True))
+    ]
+    if any(one.name == CLOUD and one.seen_bytes for one in heard):
+        site.streamed_s = now_s
+    beliefs = site.beliefs.loaded(heard, now_s - done.started, now_s)
+    site.beliefs = beliefs.decoded(what.rung, done.decoded_bytes, done.decoded_s)
+    if isinstance(done.failure, TransportError) and site.beliefs.breaker.tripped:
         # The next request need not find out again; the catalogue's sync notices when the cloud is back.
         site.contexts.unreachable = str(done.failure)
-
-
-def _silent(done: Loaded, rtt_s: float) -> bool:
-    return time.monotonic() - done.started > _SILENCE_S + 3 * rtt_s

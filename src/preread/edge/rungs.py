@@ -41,8 +41,8 @@ def expected_s(manifest: Manifest, rung: str, site: Site, prompt_s: float) -> fl
     tokens = manifest.tokens.count
     refs = (ref for place in manifests.places(manifest, rung) for ref in place.refs)
     away_bytes = sum(ref.size_bytes for ref in refs if not site.sources.disk.holds(ref))
-    need = Need(tokens, away_bytes, tokens / site.estimates.prefill.seconds(0, tokens), prompt_s)
-    link = site.estimates.last_link or Link(0.0, site.estimates.rtt_s)
+    need = Need(tokens, away_bytes, tokens / site.beliefs.prefill.seconds(0, tokens), prompt_s)
+    link = site.beliefs.last_link or Link(0.0, site.beliefs.rtt_s)
     return _ABOVE_FLOOR * (floor_in_order_s(need, link) if away_bytes else prompt_s)
 
 

@@ -12,7 +12,6 @@ from typing import Final
 from preread import limits
 from preread.edge import machine
 from preread.edge.contexts import Contexts
-from preread.edge.estimates import Estimates
 from preread.edge.options import Options
 from preread.edge.profiles import Preparations
 from preread.edge.published import OwnModel
@@ -26,16 +25,11 @@ from preread.engine.llamacpp import LlamaCpp
 from preread.engine.selftest import self_test
 from preread.engine.worker import Worker
 from preread.errors import PrereadError
-from preread.plan.health import Breaker
+from preread.plan.beliefs import Beliefs
 from preread.plan.poll import sync_pause_s, warm_due
-from preread.plan.task import Source
 from preread.store.egress import CloudLink
 from preread.store.fetch import IN_FLIGHT
 from preread.values import ContextId
-
-CLOUD: Final = "cloud"
-_ON_DISK, _NEAR = Source(200e6, 0.001, silence_s=3.0), Source(10e6, 0.01, silence_s=3.0)
-"""What is believed before anything was seen. A disk may have to spin up, a neighbour to ask the cloud itself."""
 
 FIRST_SYNC_S: Final = 10.0
 """A question that needs the first sync waits for it no longer."""
@@ -57,9 +51,9 @@ class Site:
         deadline_s: the best rung is loaded whose first token is expected by then; None: the one of fewest bytes.
         refine: rung that a held context is brought to while it is in use; None: it stays as it was loaded.
         refinement: how far that has come, for the context that is held.
-        breaker: the cloud's health, as loads found it; a sync that succeeds closes it.
+        beliefs: what is believed of this machine, its link, and where else segments come from.
         streamed_s: when something was last loaded from the cloud, of `time.monotonic`; None: not yet.
-        sources: where segments come from; others: what is believed of those that are not the cloud, by name.
+        sources: where segments come from.
         uses: how often contexts were used, if that is counted.
         idle, busy: whether nobody loads a context that was asked for by name, or somebody does.
     """
@@ -71,33 +65,24 @@ class Site:
         readers: Readers,
         link: CloudLink | None,
         contexts: Contexts,
-        estimates: Estimates,
+        beliefs: Beliefs,
         shelf: Shelf,
         options: Options,
     ) -> None:
         self.engine, self.worker, self.readers, self.link = engine, worker, readers, link
-        self.contexts, self.estimates, self.shelf = contexts, estimates, shelf
+        self.contexts, self.beliefs, self.shelf = contexts, beliefs, shelf
         self.rung, self.max_dloss = options.rung, options.max_dloss
         self.refine, self.deadline_s = options.refine, options.deadline_s
         self.preparations = Preparations(engine.embeddings)
         self.held: ContextId | None = None
         self.guest = False
         self.refinement: Refinement | None = None
-        self.breaker = Breaker()
         self.streamed_s: float | None = None
-        self.others: dict[str, Source] = {}
         self.sources = Sources(link)
         self.uses: Uses | None = None
         self.idle, self.busy = asyncio.Event(), asyncio.Event()
         self.idle.set()
         self._turns = Turns()
-
-    def believed(self, supply: str) -> Source:
-        """What is believed of a supply of this name."""
-        if supply == CLOUD:
-            link = self.estimates.link
-            return Source(None if link is None else link.bytes_s, self.estimates.rtt_s, self.breaker)
-        return self.others.get(supply, _ON_DISK if supply == "disk" else _NEAR)
 
     @property
     def wait_s(self) -> float:
@@ -140,8 +125,8 @@ class Site:
             self.contexts.unreachable = "this edge has no cloud"
             self.contexts.asked_cloud.set()
             return
-        self.estimates.round_trip(await self.contexts.sync(self.link))
-        self.breaker = Breaker()
+        rtt_s = await self.contexts.sync(self.link)
+        self.beliefs = self.beliefs.answered(rtt_s)
 
     async def settled(self, most_s: float = FIRST_SYNC_S) -> bool:
         """Wait until the cloud was asked for the first time, but no longer than `most_s` seconds; whether it was."""
@@ -234,9 +219,9 @@ async def open_site(
     own = OwnModel(spec.fingerprint, spec.vocabulary, spec.geometry, spec.window_tokens)
     contexts = Contexts(folder, own)
     await asyncio.to_thread(contexts.restore)
-    estimates = Estimates(tested.prefill_tokens_s)
+    beliefs = Beliefs.of_machine(tested.prefill_tokens_s)
     shelf = Shelf(machine.shelf_bytes(limits.memory_bytes(), options.cache_ram_bytes))
-    site = Site(engine, worker, readers, link, contexts, estimates, shelf, options)
+    site = Site(engine, worker, readers, link, contexts, beliefs, shelf, options)
     syncing = None
     try:
         if link is not None:

@@ -14,6 +14,7 @@ from typing import Final, Protocol
 
 from preread.edge.neighbours import Neighbour, Neighbours
 from preread.errors import PrereadError, RemoteError, TransportError
+from preread.plan.beliefs import CLOUD, DISK
 from preread.store.collapse import Collapsed
 from preread.store.egress import CloudLink
 from preread.store.held import Held
@@ -76,7 +77,7 @@ def holder(place: SegmentPlace, supplies: Sequence[Supply]) -> int:
 class Disk:
     """What this edge holds itself, and what is on its way to the disk."""
 
-    name = "disk"
+    name = DISK
 
     def __init__(self, held: Held | None) -> None:
         self._held = held
@@ -194,7 +195,7 @@ class _Keeping:
 class Cloud:
     """The cloud that everything comes from in the end."""
 
-    name = "cloud"
+    name = CLOUD
 
     def __init__(self, link: CloudLink, arrived: Arrived) -> None:
         self._link, self._keeping = link, _Keeping(link, arrived)
