@@ -6,18 +6,17 @@ knows files and sizes; what they mean is in `contexts.py`.
 
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from preread import files
 from preread.errors import CorruptData
 from preread.values import ObjectRef
 from preread.wire.digest import is_id, object_id
 
-_NEW: Final = ".new-"
 _STALE_S: Final = 600.0
 _log = logging.getLogger(__name__)
 
@@ -65,15 +64,7 @@ class Kept:
     def write(self, name: str, data: bytes) -> None:
         """Write a file whole or not at all. A full disk costs only what would have been kept."""
         try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self._folder, prefix=_NEW, delete=False) as file:
-                try:
-                    file.write(data)
-                    file.flush()
-                    os.replace(file.name, self._folder / name)
-                except OSError:
-                    os.unlink(file.name)
-                    raise
+            files.put_below(self._folder / name, data)
         except OSError as error:
             _log.warning("the catalogue cannot be kept in %s: %s", self._folder, error)
 
@@ -83,7 +74,7 @@ class Kept:
             for entry in found:
                 superfluous = is_id(entry.name) and entry.name not in but
                 with suppress(OSError):
-                    if superfluous or (entry.name.startswith(_NEW) and _stale(entry)):
+                    if superfluous or (entry.name.startswith(files.DRAFT) and _stale(entry)):
                         os.unlink(entry.path)
 
 

@@ -2,15 +2,14 @@
 
 import asyncio
 import logging
-import os
 import re
 import secrets
-import tempfile
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from preread import files
 from preread.edge.neighbours import Neighbours
 from preread.edge.options import Near
 from preread.edge.prefetch import Prefetch
@@ -101,10 +100,7 @@ def _edge_id(folder: Path) -> str:
         pass
     made = secrets.token_hex(8)
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".new-", delete=False) as file:
-            file.write(made)
-        os.replace(file.name, path)
+        files.put_below(path, made.encode("ascii"))
     except OSError as error:
         _log.info("this edge has another id after a restart: %s", error)
     return made

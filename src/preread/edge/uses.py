@@ -4,14 +4,12 @@ A small file of context ids, counts and times: no prompts, no answers. It stays 
 """
 
 import logging
-import os
-import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
+from preread import files
 from preread.plan.place import Use
 from preread.values import ContextId
 from preread.wire.digest import is_id
@@ -69,15 +67,6 @@ class Uses:
 
     def _write(self, body: bytes) -> None:
         try:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self._path.parent, prefix=".new-", delete=False) as file:
-                try:
-                    file.write(body)
-                    file.flush()
-                    os.replace(file.name, self._path)
-                except OSError:
-                    with suppress(OSError):
-                        os.unlink(file.name)
-                    raise
+            files.put_below(self._path, body)
         except OSError as error:
             _log.info("uses of contexts are not kept: %s", error)

@@ -1,9 +1,8 @@
 """The files that fits leave and find: read whole or refused, written whole or not at all."""
 
-import os
-import tempfile
 from pathlib import Path
 
+from preread import files
 from preread.errors import UsageError
 
 
@@ -27,13 +26,6 @@ def write(path: Path, data: bytes) -> None:
     """
     path = path.expanduser()
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".new-", delete=False) as file:
-            try:
-                file.write(data)
-                file.flush()
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        files.put(path, data)
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror or error}") from error

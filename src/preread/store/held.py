@@ -10,7 +10,6 @@ Whatever goes wrong here costs the caching, never the object: callers fetch it a
 
 import logging
 import os
-import tempfile
 import threading
 import time
 from collections import OrderedDict
@@ -18,11 +17,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from preread import files
 from preread.errors import UsageError
 from preread.values import ObjectId, ObjectRef
 from preread.wire.digest import is_id, object_id
 
-_NEW = ".new-"
 _STALE_S = 600.0
 """A file that is still being written after so long belongs to a process that is gone. A wrong guess costs one file."""
 
@@ -76,7 +75,7 @@ class Held:
                 status = entry.stat(follow_symlinks=False)
                 if is_id(entry.name):
                     found.append((status.st_mtime_ns, ObjectId(entry.name), status.st_size))
-                elif entry.name.startswith(_NEW) and abs(time.time() - status.st_mtime) > _STALE_S:
+                elif entry.name.startswith(files.DRAFT) and abs(time.time() - status.st_mtime) > _STALE_S:
                     os.unlink(entry.path)
         except OSError as error:
             self._say("read", error)
@@ -126,17 +125,8 @@ class Held:
         self.drop(victims)
         path = self._path(ref.id)
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=_NEW, delete=False) as file:
-                try:
-                    file.write(data)
-                    file.flush()
-                    _stamp(file.name)
-                    os.replace(file.name, path)
-                except OSError:
-                    with suppress(OSError):
-                        os.unlink(file.name)
-                    raise
+            files.put_below(path, data)
+            _stamp(path)
         except OSError as error:
             self._say("written", error)
             return False
