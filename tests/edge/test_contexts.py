@@ -257,6 +257,14 @@ def test_contexts_that_no_window_here_takes_are_not_fetched(served: Served) -> N
     assert len(served.counting.of("tokens")) == len(served.counting.of("manifests")) == 1 and not contexts.missing()
 
 
+def test_contexts_of_another_vocabulary_are_not_fetched(served: Served) -> None:
+    served.publish("one", "x" * 30)
+    contexts = Contexts(served.folder, replace(OWN, vocabulary=OTHER))
+    served.sync(contexts)
+    assert [entry.name for entry in contexts.entries()] == ["one"] and not contexts.all() and not contexts.missing()
+    assert not served.counting.of("tokens") and not served.counting.of("manifests")
+
+
 def test_there_is_a_budget_for_the_tokens_of_all_contexts_after_a_restart_too(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:

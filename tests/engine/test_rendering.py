@@ -49,6 +49,12 @@ def test_what_takes_too_much_is_ended(source: str) -> None:
         rendered_apart(source)
 
 
+def test_memory_is_bounded_where_the_prompt_that_comes_of_it_would_be_short() -> None:
+    assert rendered_apart("{{ ('x' * 1000000) | length }}") == "1000000"
+    with pytest.raises(UsageError, match=r"chat template (takes more|.*: MemoryError)"):
+        rendered_apart("{{ ('x' * 600000000) | length }}")
+
+
 @pytest.mark.parametrize(
     ("source", "said"),
     [
