@@ -18,7 +18,7 @@ try:
         answer = edge.ask("?", context="manual", temperature=0.5, top_k=3, local=True)
         text: str = answer.text
         ms: float = answer.timings.ttft_ms
-        for piece in edge.stream("?", seed=1):
+        for piece in edge.stream("?", seed=1, local=True):
             text += piece
 except PrereadError as error:
     text = str(error)

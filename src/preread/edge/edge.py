@@ -136,10 +136,16 @@ class AsyncEdge:
         raise EngineError("the answer ended without an end: this is a bug in preread")
 
     async def stream(
-        self, prompt: str, *, context: str | None = None, stop: tuple[str, ...] = (), **sampling: Unpack[SamplingFields]
+        self,
+        prompt: str,
+        *,
+        context: str | None = None,
+        stop: tuple[str, ...] = (),
+        local: bool = False,
+        **sampling: Unpack[SamplingFields],
     ) -> AsyncGenerator[str, None]:
-        """Ask, and get the answer's text as it is generated. Closing the generator ends the generation."""
-        async with aclosing(self.answer(self.question(prompt, context, stop, sampling))) as pieces:
+        """Ask, as with `ask`, and get the text as it is generated. Closing the generator ends the generation."""
+        async with aclosing(self.answer(self.question(prompt, context, stop, sampling, local=local))) as pieces:
             async for piece in pieces:
                 if isinstance(piece, Piece):
                     yield piece.text
@@ -207,10 +213,16 @@ class Edge:
         return self.portal.call(lambda: edge.ask(prompt, context=context, stop=stop, local=local, **sampling))
 
     def stream(
-        self, prompt: str, *, context: str | None = None, stop: tuple[str, ...] = (), **sampling: Unpack[SamplingFields]
+        self,
+        prompt: str,
+        *,
+        context: str | None = None,
+        stop: tuple[str, ...] = (),
+        local: bool = False,
+        **sampling: Unpack[SamplingFields],
     ) -> Generator[str, None, None]:
         """As `AsyncEdge.stream`. Closing the iterator ends the generation."""
-        ask = self.asynchronous.question(prompt, context, stop, sampling)
+        ask = self.asynchronous.question(prompt, context, stop, sampling, local=local)
         with closing(self.answer(ask)) as pieces:
             for piece in pieces:
                 if isinstance(piece, Piece):
