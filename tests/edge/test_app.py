@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -110,6 +111,15 @@ def test_sampling_parameters(client: openai.OpenAI, edge: Any) -> None:
     assert text(temperature=2, extra_body={"min_p": 1}) == greedy
     first = int(edge.opened.site.engine.tokenize(greedy)[0])
     assert not text(logit_bias={first: -100}).startswith(greedy[:3])
+
+
+def test_who_says_nothing_of_sampling_gets_what_the_models_file_recommends(
+    edge: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = edge.opened.site.engine
+    greedy = post(edge, max_tokens=16).json()["choices"]
+    monkeypatch.setattr(engine, "sampling", replace(engine.sampling, temperature=0.0))
+    assert post(edge, max_tokens=16, temperature=None).json()["choices"] == greedy
 
 
 def test_penalties(client: openai.OpenAI, edge: Any) -> None:
