@@ -76,10 +76,10 @@ def test_a_link_that_was_silent_throughout_a_load_carries_nothing(lasted_s: floa
 def test_decoding_is_learnt_by_rung() -> None:
     beliefs = NOTHING.decoded("q8", 1000, 0.0).decoded("q8", 0, 1.0)
     assert beliefs == NOTHING
-    assert NOTHING.decodes_bytes_s("lossless") > NOTHING.decodes_bytes_s("b1.2")
+    assert NOTHING.decode_bytes_s("lossless") > NOTHING.decode_bytes_s("b1.2")
     beliefs = NOTHING.decoded("q8", 1000, 1.0)
-    assert beliefs.decodes_bytes_s("q8") == 1000 and beliefs.decodes_bytes_s("q4") == NOTHING.decodes_bytes_s("q4")
-    assert 1000 < beliefs.decoded("q8", 3000, 1.0).decodes_bytes_s("q8") < 3000
+    assert beliefs.decode_bytes_s("q8") == 1000 and beliefs.decode_bytes_s("q4") == NOTHING.decode_bytes_s("q4")
+    assert 1000 < beliefs.decoded("q8", 3000, 1.0).decode_bytes_s("q8") < 3000
 
 
 def test_prefill_rates_of_short_prompts_do_not_count() -> None:

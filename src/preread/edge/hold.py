@@ -151,7 +151,7 @@ def _task(question: Question, what: Parcel, supplies: tuple[Supply, ...], site: 
     chunks = tuple(stop - start for start, stop in what.manifest.chunks)
     beliefs, at_s = site.beliefs, time.monotonic()
     prompt_s = beliefs.prompt_s(question.reuse, len(question.prompt))
-    decode_bytes_s = min(INJECTIONS, limits.cpus()) * beliefs.decodes_bytes_s(what.rung)
+    decode_bytes_s = min(INJECTIONS, limits.cpus()) * beliefs.decode_bytes_s(what.rung)
     sources = tuple(beliefs.source(supply.name, at_s) for supply in supplies)
     first = what.grid(lambda place: holder(place, supplies))
     return Task(chunks, what.cells, beliefs.prefill, prompt_s, decode_bytes_s, sources, first)

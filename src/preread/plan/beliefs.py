@@ -113,21 +113,21 @@ class Beliefs:
     Attributes:
         contexts, prompts: what computing takes: in long batches, and in short ones.
         bytes_s: the cloud's link, when it was seen last; None: never.
-        rtt: its round trip in seconds; None: not measured.
+        measured_rtt_s: its round trip; None: not measured.
         seen_s: when `bytes_s` was seen.
         breaker: the cloud's health, as loads found it.
         others: what is believed of the sources that are not the cloud, by name.
-        decode_bytes_s: how fast one processor decodes and injects segments, by rung, where that was measured.
+        decoded_bytes_s: how fast one processor decodes and injects segments, by rung, where that was measured.
     """
 
     contexts: Pace
     prompts: Pace
     bytes_s: float | None = None
-    rtt: float | None = None
+    measured_rtt_s: float | None = None
     seen_s: float = float("-inf")
     breaker: Breaker = field(default_factory=Breaker)
     others: Mapping[str, Source] = field(default_factory=dict)
-    decode_bytes_s: Mapping[str, float] = field(default_factory=dict)
+    decoded_bytes_s: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of_machine(cls, prefill_tokens_s: float) -> Self:
@@ -144,12 +144,12 @@ class Beliefs:
     @property
     def last_link(self) -> Link | None:
         """The link as it was when it was seen last, however long ago; None: never."""
-        return None if self.bytes_s is None else Link(self.bytes_s, self.rtt or 0.0)
+        return None if self.bytes_s is None else Link(self.bytes_s, self.measured_rtt_s or 0.0)
 
     @property
     def rtt_s(self) -> float:
         """The link's round trip; a guess while nothing is known."""
-        return _RTT_S if self.rtt is None else self.rtt
+        return _RTT_S if self.measured_rtt_s is None else self.measured_rtt_s
 
     def source(self, name: str, at_s: float) -> Source:
         """What is believed of a source of this name."""
@@ -168,9 +168,9 @@ class Beliefs:
         pace = self.prompts if tokens < _SHORT_TOKENS else self.contexts
         return pace.prefill.seconds(position, tokens)
 
-    def decodes_bytes_s(self, rung: str) -> float:
+    def decode_bytes_s(self, rung: str) -> float:
         """How fast one processor decodes and injects segments of a rung."""
-        return self.decode_bytes_s.get(rung, _PLAIN_DECODE_BYTES_S.get(rung, _DECODE_BYTES_S))
+        return self.decoded_bytes_s.get(rung, _PLAIN_DECODE_BYTES_S.get(rung, _DECODE_BYTES_S))
 
     # What is seen
 
@@ -197,8 +197,8 @@ class Beliefs:
         if not size_bytes or seconds <= 0:
             return self
         seen = size_bytes / seconds
-        before = self.decode_bytes_s.get(rung, seen)
-        return replace(self, decode_bytes_s={**self.decode_bytes_s, rung: before + _WEIGHT * (seen - before)})
+        before = self.decoded_bytes_s.get(rung, seen)
+        return replace(self, decoded_bytes_s={**self.decoded_bytes_s, rung: before + _WEIGHT * (seen - before)})
 
     def flowed(self, size_bytes: int, bytes_s: float, at_s: float) -> "Beliefs":
         """So many bytes came over the link, lately at this rate."""
@@ -209,8 +209,9 @@ class Beliefs:
 
     def answered(self, rtt_s: float) -> "Beliefs":
         """The cloud answered a small request after so long: it is well."""
-        rtt = rtt_s if self.rtt is None else min(rtt_s, self.rtt + _WEIGHT * (rtt_s - self.rtt))
-        return replace(self, rtt=rtt, breaker=Breaker())
+        before_s = rtt_s if self.measured_rtt_s is None else self.measured_rtt_s
+        now_s = min(rtt_s, before_s + _WEIGHT * (rtt_s - before_s))
+        return replace(self, measured_rtt_s=now_s, breaker=Breaker())
 
     def loaded(self, heard: Sequence[Heard], lasted_s: float, at_s: float) -> "Beliefs":
         """A load has ended that lasted so long."""
