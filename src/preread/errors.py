@@ -66,6 +66,10 @@ class RemoteError(PrereadError):
     """The other side's fault: it answered with an error or with nonsense."""
 
 
+class Absent(RemoteError):
+    """The other side does not have what was asked for; it may have everything else."""
+
+
 class TransportError(PrereadError):
     """The link's fault: no answer, or not in time. Retrying later may help."""
 

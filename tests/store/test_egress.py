@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from preread.errors import CorruptData, PrereadError, RemoteError, TransportError, UsageError
+from preread.errors import Absent, CorruptData, PrereadError, RemoteError, TransportError, UsageError
 from preread.store import egress
 from preread.store.egress import CloudLink
 from preread.store.http11 import Patience, parse_origin
@@ -206,7 +206,7 @@ def test_oversize_body_is_not_read_to_its_end() -> None:
     ("handler", "kind", "words"),
     [
         (sends(answer(b"", "302 Found", extra="Location: /elsewhere\r\n")), RemoteError, "redirect 302"),
-        (sends(answer(b"", "404 Not Found")), RemoteError, "does not have"),
+        (sends(answer(b"", "404 Not Found")), Absent, "does not have"),
         (sends(answer(b"oops", "500 Internal Server Error")), RemoteError, "status 500"),
         (sends(answer(b"", "204 No Content")), RemoteError, "status 204"),
         (sends(answer(b"", "206 Partial Content")), RemoteError, "status 206"),

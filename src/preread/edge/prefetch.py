@@ -17,7 +17,7 @@ from preread.edge.rungs import chosen
 from preread.edge.site import Site
 from preread.edge.sources import Sources
 from preread.edge.uses import Uses
-from preread.errors import CorruptData, PrereadError, RemoteError
+from preread.errors import Absent, CorruptData, PrereadError
 from preread.plan.place import Candidate, Placement, place
 from preread.store.fetch import fetch_all
 from preread.store.held import Held
@@ -103,7 +103,7 @@ class Prefetch:
             try:
                 if not await self._fetch_all(refs):
                     return False
-            except (RemoteError, CorruptData) as error:
+            except (Absent, CorruptData) as error:
                 failure = failure or error
         if failure is not None:
             raise failure

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Final, Self, get_args
 
-from preread.errors import CorruptData, RemoteError, TransportError, UsageError
+from preread.errors import Absent, CorruptData, RemoteError, TransportError, UsageError
 from preread.store.hosts import is_loopback
 from preread.store.http11 import Answer, Headers, Patience, Pool, Wanted, parse_origin
 from preread.values import Kind, ObjectId, ObjectRef
@@ -205,7 +205,7 @@ class CloudLink:
         if status == 421:
             raise UsageError(f"{self._origin} does not know itself by this name (421): see --allow-host there")
         if status == 404:
-            raise RemoteError(f"{self._origin} does not have {what}: it was removed, or this is not a preread cloud")
+            raise Absent(f"{self._origin} does not have {what}: it was removed, or this is not a preread cloud")
         if 300 <= status < 400:
             raise RemoteError(f"{self._origin} answers {what} with redirect {status}, which is not followed")
         if status != 200:
