@@ -1,7 +1,7 @@
 """A llama.cpp context as preread needs it: one unified cache of a few sequences, flash attention, gated evaluation."""
 
 import ctypes
-from typing import Literal
+from typing import Final, Literal
 
 import llama_cpp
 
@@ -14,6 +14,15 @@ CacheType = Literal["f16", "q8_0", "q4_0"]
 SEQUENCES, WINDOWS = 3, 8
 """Sequences of every engine, and how many more there are for windows that are scored."""
 
+MOST_SEQUENCES: Final = llama_cpp.llama_max_parallel_sequences()
+MOST_OUTPUTS: Final = 128
+"""Tokens of a step whose logits may be wanted."""
+_FEW_SEQUENCES: Final = SEQUENCES + 5
+"""A model whose state is no row per token has one for each sequence, used or not."""
+
+_PADDED: Final = 256
+"""Cells of a cache are a multiple of so many."""
+
 _CACHE_TYPES: dict[CacheType, int] = {
     "f16": llama_cpp.GGML_TYPE_F16,
     "q8_0": llama_cpp.GGML_TYPE_Q8_0,
@@ -22,18 +31,27 @@ _CACHE_TYPES: dict[CacheType, int] = {
 
 
 def open_context(
-    loaded: Loaded, spec: Spec, gate: Gate, batch_tokens: int, threads: int, scored_tokens: int, cache: CacheType
+    loaded: Loaded,
+    spec: Spec,
+    gate: Gate,
+    batch_tokens: int,
+    threads: int,
+    scored_tokens: int,
+    cache: CacheType,
+    kv_memory_bytes: int | None,
 ) -> object:
     """A context of a loaded model, whose batches have up to `batch_tokens` tokens.
+
+    kv_memory_bytes: of its cache, which many share; at least a window's. None: one answers at a time, in one window.
 
     Raises:
         EngineError: there is not enough memory for its cache.
     """
     parameters = llama_cpp.llama_context_default_params()
-    parameters.n_ctx = spec.window_tokens
+    parameters.n_ctx = cells_of(spec, kv_memory_bytes)
     parameters.n_batch = parameters.n_ubatch = batch_tokens
-    parameters.n_seq_max = SEQUENCES + WINDOWS
-    parameters.n_outputs_max = max(parameters.n_seq_max, scored_tokens)
+    parameters.n_seq_max = SEQUENCES + WINDOWS if kv_memory_bytes is None else sequences_of(spec)
+    parameters.n_outputs_max = max(parameters.n_seq_max, scored_tokens, MOST_OUTPUTS)
     parameters.type_k = parameters.type_v = _CACHE_TYPES[cache]
     parameters.n_threads = parameters.n_threads_batch = threads
     parameters.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
@@ -47,3 +65,15 @@ def open_context(
             f"no KV cache of {spec.window_tokens} tokens could be made for {spec.name}: try a smaller --ctx-size"
         )
     return context
+
+
+def cells_of(spec: Spec, kv_memory_bytes: int | None) -> int:
+    """How many tokens the cache of an engine has room for."""
+    if kv_memory_bytes is None:
+        return spec.window_tokens
+    return max(spec.window_tokens, kv_memory_bytes // (2 * spec.geometry.values_per_token) // _PADDED * _PADDED)
+
+
+def sequences_of(spec: Spec) -> int:
+    """How many sequences an engine has that many share."""
+    return MOST_SEQUENCES if spec.no_injection is None else _FEW_SEQUENCES

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from preread.errors import EngineError
 from preread.values import Geometry, Half
 
+_SLAB_CELLS = 4096
 _F32, _F16 = 0, 1  # GGML_TYPE_F32, GGML_TYPE_F16
 _EMBEDDINGS = b"token_embd.weight"
 _CACHE = re.compile(rb"cache_(k|v)_l(\d+)$")
@@ -131,6 +132,22 @@ class CacheTensors:
             self._ggml.ggml_backend_tensor_get(tensor, flat.ctypes.data, offset, size)
             halves.append(flat.transpose(1, 0, 2))
         return halves[0], halves[1]
+
+    def first_values(self, count: int) -> npt.NDArray[np.uint16]:
+        """The first `count` values (cells, count) of every cell's key in layer 0, as bits."""
+        found = np.empty((self._cells, count), np.uint16)
+        for start in range(0, self._cells, _SLAB_CELLS):
+            cells = min(_SLAB_CELLS, self._cells - start)
+            offset, size = self._extent(start, cells)
+            rows = np.empty((cells, self._row_bytes // 2), np.uint16)
+            self._ggml.ggml_backend_tensor_get(self._k[0], rows.ctypes.data, offset, size)
+            found[start : start + cells] = rows[:, :count]
+        return found
+
+    @property
+    def cells(self) -> int:
+        """How many there are."""
+        return self._cells
 
     def _extent(self, first_cell: int, tokens: int) -> tuple[int, int]:
         if first_cell < 0 or first_cell + tokens > self._cells:

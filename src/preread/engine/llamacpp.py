@@ -23,7 +23,9 @@ from preread.compiled import vector_bits
 from preread.engine import cells, model
 from preread.engine.attention import Attention, attends_in_tiles
 from preread.engine.batch import Batch
+from preread.engine.cache import Cache
 from preread.engine.chat import ChatTemplate
+from preread.engine.chooser import Chooser
 from preread.engine.context import SEQUENCES, open_context
 from preread.engine.context import CacheType as CacheType
 from preread.engine.gate import Gate
@@ -31,6 +33,7 @@ from preread.engine.ggml import CacheTensors, Embeddings, Queries, Residuals, fi
 from preread.engine.marks import Prompt
 from preread.engine.model import Spec
 from preread.engine.refine import Refinements
+from preread.engine.runner import Runner
 from preread.engine.sampling import Sampler, Sampling, Step, log_probabilities, usual
 from preread.errors import Cancelled, EngineError, UsageError
 from preread.values import KVBlock, Span
@@ -57,6 +60,8 @@ class LlamaCpp:
         self._loaded, self._context, self._gate = loaded, context, gate
         self._memory = llama_cpp.llama_get_memory(context)
         self._batch = Batch(BATCH_TOKENS)
+        self.runner = Runner(context, gate, self._batch, spec.geometry.layers)
+        self.cache = Cache(context, spec.geometry, None, _SCRATCH)
         self.attention: Attention | None = None  # llama.cpp's own
         self._tensors: CacheTensors | None = None
         self._embeddings: Embeddings | None = None
@@ -75,6 +80,7 @@ class LlamaCpp:
         scored_tokens: int = 0,
         cache: CacheType = "f16",
         trusted: bool = False,
+        kv_memory_bytes: int | None = None,
     ) -> "LlamaCpp":
         """Load a GGUF file.
 
@@ -86,6 +92,8 @@ class LlamaCpp:
             scored_tokens: how many tokens one call of `score` may have.
             cache: how llama.cpp keeps KV; with anything but "f16", KV is neither exported nor injected.
             trusted: it need not be tried in another process first; see `trial.py`.
+            kv_memory_bytes: of a cache that many sequences share, see `cache` and `runner`; at least a window's. None:
+                there is room for one window.
 
         Raises:
             UsageError: the file is not a model that llama.cpp can load.
@@ -97,12 +105,13 @@ class LlamaCpp:
         ggml = library()
         gate = Gate(ctypes.cast(ggml.ggml_get_name, ctypes.c_void_p).value or 0)
         scored = max(scored_tokens, _ECHO_TOKENS)
-        context = open_context(loaded, spec, gate, BATCH_TOKENS, threads, scored, cache)
+        context = open_context(loaded, spec, gate, BATCH_TOKENS, threads, scored, cache, kv_memory_bytes)
         engine = cls(spec, loaded, context, gate, threads, scored_tokens)
         if cache != "f16":
             engine.no_injection = f"its cache is kept as {cache}"
         if engine.no_injection is None:
             engine._open_cache(ggml)
+        engine.cache = Cache(context, spec.geometry, engine._tensors, _SCRATCH)
         return engine
 
     def _open_cache(self, ggml: ctypes.CDLL) -> None:
@@ -188,6 +197,21 @@ class LlamaCpp:
         if self._embeddings is None:
             raise EngineError(f"the embeddings of {self.spec.name} cannot be read: {self.no_injection}")
         return self._embeddings.rows(tokens)
+
+    def chooser(self, sampling: Sampling, prompt: Tokens) -> Chooser:
+        """What chooses the tokens of one answer to `prompt`, on the engine's thread; close it."""
+        loaded = self._loaded
+        return Chooser(sampling, prompt, loaded.vocab, self.spec.vocab_size, loaded.ends, self.piece)
+
+    @property
+    def cells(self) -> int:
+        """How many tokens the KV cache has room for."""
+        return int(llama_cpp.llama_n_ctx(self._context))
+
+    @property
+    def sequences(self) -> range:
+        """Ids of the sequences that `runner` and `cache` may be given."""
+        return range(SEQUENCES, int(llama_cpp.llama_n_seq_max(self._context)))
 
     # The shared context
 
@@ -309,7 +333,10 @@ class LlamaCpp:
         tensors = self._opened()
         self.clear()
         try:
-            cells.allocate(self._context, self.spec.geometry, tensors, tokens, sequence=_CONTEXT, scratch=_SCRATCH)
+            span = Span(0, tokens)
+            found = cells.allocate(self._context, self.spec.geometry, tensors, span, _CONTEXT, _SCRATCH)
+            if not np.array_equal(found, np.arange(tokens)):
+                raise EngineError("llama.cpp did not allocate the cells in order")
         except EngineError:
             self.clear(wipe=True)
             raise

@@ -126,6 +126,12 @@ def usual(metadata: Callable[[str], str | None]) -> Sampling:
     return replace(USUAL, **found)
 
 
+def is_plain(sampling: Sampling) -> bool:
+    """Whether the likeliest token is chosen, whatever came before it."""
+    penalised = sampling.frequency_penalty or sampling.presence_penalty or sampling.repeat_penalty != 1
+    return sampling.temperature <= 0 and not sampling.logit_bias and not penalised
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One generated token.
@@ -210,9 +216,9 @@ class Sampler:
     def _add(self, sampler: object) -> None:
         llama_cpp.llama_sampler_chain_add(self._chain, sampler)
 
-    def sample(self, context: object) -> int:
-        """Choose a token from the logits of the last decoded position."""
-        return int(llama_cpp.llama_sampler_sample(self._chain, context, -1))
+    def sample(self, context: object, index: int = -1) -> int:
+        """Choose a token from the logits after the batch's token number `index`; -1: the last that were wanted."""
+        return int(llama_cpp.llama_sampler_sample(self._chain, context, index))
 
     def close(self) -> None:
         """Free the chain."""

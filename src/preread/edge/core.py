@@ -1,0 +1,600 @@
+"""The engine's loop: what `plan/schedule.py` says is done here, step by step, on the engine's own thread.
+
+Whoever asks is in asyncio's thread. The schedule belongs to both, under a lock that nobody holds for longer than a
+decision takes; the engine, its cache and all sequences belong to the engine's thread. What else has to be done there is
+done between two steps (`call`). Tokens go back through a queue for each request.
+
+It must not decide what is computed, and must not know names of contexts, links or prompts' texts.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Final, Protocol, TypeVar
+
+import numpy as np
+
+from preread.engine.cache import Rows
+from preread.engine.chooser import Chooser
+from preread.engine.llamacpp import LlamaCpp, Tokens
+from preread.engine.runner import Slice
+from preread.engine.sampling import Sampling, Step
+from preread.engine.worker import Worker
+from preread.errors import Cancelled, EngineError, Overloaded, PrereadError
+from preread.plan import schedule
+from preread.plan.schedule import MOST_WAIT_S, Part, Request, Schedule
+from preread.values import ContextId, KVBlock, Span
+
+T = TypeVar("T")
+
+_LOOK_S: Final = 5.0
+_log = logging.getLogger(__name__)
+
+
+class Bringer(Protocol):
+    """Told, in asyncio's thread, what becomes of contexts."""
+
+    def bring(self, context: ContextId) -> None:
+        """It has room in the cache, and somebody waits for it."""
+        ...
+
+    def evicted(self, context: ContextId, block: KVBlock | None) -> None:
+        """It has left the cache; its KV, if `keeps` wanted it."""
+        ...
+
+    def keeps(self, context: ContextId, size_bytes: int) -> bool:
+        """Whether so much KV of it is wanted when it leaves. In the engine's thread."""
+        ...
+
+
+@dataclass(slots=True)
+class Generation:
+    """One answer under way: `steps` are put in by the engine, and end with None or an error.
+
+    Attributes:
+        id: of the request.
+        begun_s: when it got its sequence, of `time.monotonic`; None: it has not.
+        alone: it goes on without the context that it was to begin with.
+    """
+
+    id: int
+    steps: asyncio.Queue[Sequence[Step] | BaseException | None]
+    begun_s: float | None = None
+    alone: bool = False
+
+
+@dataclass(slots=True)
+class _Live:
+    """A request in the engine's thread: its tokens behind the context, and what they belong to."""
+
+    request: Request
+    tokens: Tokens
+    context_tokens: Tokens
+    sampling: Sampling
+    generation: Generation
+    sequence: int | None = None
+    chooser: Chooser | None = None
+    done: int = 0
+    prompt_tokens: int = 0
+
+
+@dataclass(slots=True)
+class _Fill:
+    """A stretch of a context that is computed: its tokens, from `start`; `done` tells when it is."""
+
+    context: ContextId
+    tokens: Tokens
+    start: int
+    done: Future[None]
+    sequence: int
+    scratch: bool
+    computed: int = 0
+
+
+@dataclass(slots=True)
+class _Place:
+    """A context's sequence, its rows if they were reserved, and how many layers are open."""
+
+    sequence: int
+    tokens: int
+    rows: Rows | None = None
+    open_layers: int = 0
+
+
+class Core:
+    """One engine, many requests.
+
+    Args:
+        engine: opened with a cache that many share.
+        worker: its thread, which runs `run` until `close`.
+        plan: the schedule, of an empty cache.
+        observed: told the position, tokens and seconds of each stretch that was computed alone.
+    """
+
+    def __init__(
+        self, engine: LlamaCpp, worker: Worker, plan: Schedule, observed: Callable[[int, int, float], None]
+    ) -> None:
+        self._engine, self._worker, self._plan, self._observed = engine, worker, plan, observed
+        self._loop = asyncio.get_running_loop()
+        self._lock = threading.Condition()
+        self._calls: deque[Callable[[], None]] = deque()
+        self._live: dict[int, _Live] = {}
+        self._fills: dict[int, _Fill] = {}
+        self._places: dict[ContextId, _Place] = {}
+        self._free = [*engine.sequences]
+        self._count, self._pauses, self._closing = 0, 0, False
+        self._current, self._give_up = schedule.Step(), False
+        self._bringer: Bringer | None = None
+        self._running = asyncio.ensure_future(worker.run(self._run))
+
+    def begin(self, bringer: Bringer) -> None:
+        """From now on contexts are brought by `bringer`."""
+        self._bringer = bringer
+
+    async def close(self) -> None:
+        """End the loop after the step that is under way; what is asked for fails."""
+        with self._lock:
+            self._closing = True
+            self._lock.notify()
+        await asyncio.wait([self._running])
+        for live in self._live.values():
+            live.generation.steps.put_nowait(EngineError("the engine is being closed"))
+
+    # Requests
+
+    @asynccontextmanager
+    async def generation(
+        self, request: Request, prompt: Tokens, context_tokens: Tokens, sampling: Sampling
+    ) -> AsyncGenerator[Generation, None]:
+        """A request's answer, while the context is open. `request.id` is set here.
+
+        Args:
+            request: what is asked for.
+            prompt: its tokens behind the context, `context_tokens` those that it begins with.
+            sampling: how tokens are chosen.
+        """
+        self._count += 1
+        generation = Generation(self._count, asyncio.Queue())
+        request = replace(request, id=generation.id)
+        live = _Live(request, prompt, context_tokens, sampling, generation, prompt_tokens=len(prompt))
+        with self._changing():
+            self._live[request.id] = live
+            self._plan.arrive(request, time.monotonic())
+        try:
+            yield generation
+        finally:
+            with self._changing(leaving=generation.id):
+                self._plan.leave(generation.id)
+                self._calls.append(lambda: self._leave(generation.id))
+
+    # Contexts
+
+    def resident(self, context: ContextId) -> bool:
+        """Whether all of a context is in the cache."""
+        with self._lock:
+            return self._plan.residency.is_ready(context)
+
+    def present(self, context: ContextId) -> bool:
+        """Whether a context has cells, all of it or not."""
+        with self._lock:
+            return context in self._plan.residency
+
+    def residents(self) -> list[ContextId]:
+        """The contexts of which all is in the cache."""
+        with self._lock:
+            return [ContextId(key) for key in self._plan.residency.ready_keys]
+
+    def takes_guest(self, tokens: int) -> bool:
+        """Whether a context of so many tokens would have room without that one makes way that was asked for by name."""
+        with self._lock:
+            return self._plan.residency.victims(tokens, time.monotonic(), guest=True) is not None
+
+    def asked_about(self, context: ContextId) -> bool:
+        """Whether a request waits for a context, or computes with it."""
+        with self._lock:
+            return self._plan.asked_about(context)
+
+    async def reserve(self, context: ContextId) -> Rows:
+        """Rows for a context that is being brought.
+
+        Raises:
+            EngineError: llama.cpp gave none.
+        """
+
+        def reserve() -> Rows:
+            place = self._places[context]
+            place.rows = self._engine.cache.reserve(place.sequence, place.tokens)
+            return place.rows
+
+        return await self.call(reserve)
+
+    async def restart(self, context: ContextId) -> None:
+        """Forget what was loaded of a context: it is going to be computed from its start."""
+
+        def clear() -> None:
+            place = self._places[context]
+            self._engine.cache.free(place.sequence)
+            place.rows, place.open_layers = None, 0
+
+        self.answerable(context, now=False)
+        await self.call(clear)
+
+    async def compute(self, context: ContextId, tokens: Tokens, start: int) -> float:
+        """Compute tokens of a context that is being brought, of which all earlier ones are in place.
+
+        Returns:
+            Seconds that it took.
+
+        Raises:
+            Cancelled: `interrupt` came before the end; nothing of it stays.
+            EngineError: llama.cpp failed.
+        """
+        self._count += 1
+        id, done, began_s = self._count, Future[None](), time.monotonic()
+
+        def begin() -> None:
+            place = self._places[context]
+            fill = _Fill(context, tokens, start, done, place.sequence, scratch=False)
+            if place.rows is not None:
+                fill.sequence, fill.scratch = self._free.pop(), True
+                cache = self._engine.cache
+                cache.share(place.sequence, fill.sequence, Span(0, start))
+                cache.take(place.rows, Span(start, start + len(tokens)))
+            self._fills[id] = fill
+            with self._lock:
+                self._plan.fill(id, context, len(tokens), time.monotonic())
+
+        await self.call(begin)
+        try:
+            await asyncio.wrap_future(done)
+        except asyncio.CancelledError:
+            self.interrupt(context)
+            raise
+        return time.monotonic() - began_s
+
+    def interrupt(self, context: ContextId) -> None:
+        """Give up what is being computed of a context."""
+        ids = [id for id, fill in [*self._fills.items()] if fill.context == context]
+        with self._lock:
+            for id in ids:
+                self._plan.drop_fill(id)
+            if self._current.parts and self._plan.only_for(self._current, ids):
+                self._cancel()
+        self._post(lambda: self._give_up_fills(ids))
+
+    def open(self, context: ContextId, layers: int) -> None:
+        """The first `layers` layers of a context are in place."""
+        with self._lock:
+            place = self._places.get(context)
+            if place is None:
+                return
+            place.open_layers = max(place.open_layers, layers)
+            if self._current.gated == context:
+                self._engine.runner.open(place.open_layers)
+
+    def answerable(self, context: ContextId, *, now: bool = True) -> None:
+        """Prompts about a context that is being brought may be computed as its layers open, or may not any more."""
+        with self._lock:
+            self._plan.answerable(context, now=now)
+            if not now and self._current.gated == context:
+                self._cancel()
+            self._lock.notify()
+
+    def ready(self, context: ContextId) -> None:
+        """All of a context is in its rows."""
+        with self._changing():
+            self._plan.ready(context)
+
+    def lost(self, context: ContextId, error: PrereadError | None = None) -> None:
+        """A context is not brought any more. Whoever waits for it gets the error."""
+
+        def lose() -> None:
+            for live in [*self._live.values()]:
+                if error is not None and live.request.context == context:
+                    self._end(live, error)
+            with self._lock:
+                self._plan.lost(context)
+            self._drop(context)
+
+        self._post(lose)
+
+    async def forget(self) -> None:
+        """Empty the cache, once nobody asks for anything; nothing of it is kept."""
+        while not await self.call(self._forget):
+            await asyncio.sleep(0.005)
+
+    async def call(self, work: Callable[[], T]) -> T:
+        """What `work` returns, on the engine's thread, between two steps."""
+        done: Future[T] = Future()
+
+        def call() -> None:
+            if done.set_running_or_notify_cancel():
+                try:
+                    done.set_result(work())
+                except BaseException as error:
+                    done.set_exception(error)
+
+        self._post(call)
+        return await asyncio.wrap_future(done)
+
+    @asynccontextmanager
+    async def paused(self) -> AsyncGenerator[None, None]:
+        """No step begins while this is open."""
+        with self._lock:
+            self._pauses += 1
+        try:
+            await self.call(lambda: None)
+            yield
+        finally:
+            with self._changing():
+                self._pauses -= 1
+
+    # The other thread's end
+
+    @contextmanager
+    def _changing(self, leaving: int | None = None) -> Iterator[None]:
+        """Change the schedule, and see what that means for the step that is under way."""
+        with self._lock:
+            yield
+            step = self._current
+            if step.gated is not None and self._plan.others_wait(step):
+                self._cancel()
+            if leaving is not None and step.parts and self._plan.only_for(step, (leaving,)):
+                self._cancel()
+            self._lock.notify()
+
+    def _cancel(self) -> None:
+        self._give_up = True
+        self._engine.runner.cancel()
+
+    def _post(self, call: Callable[[], None]) -> None:
+        with self._lock:
+            if self._closing:
+                raise EngineError("the engine is being closed")
+            self._calls.append(call)
+            if self._current.gated is not None:
+                self._cancel()  # it waits for a link: that must keep nobody
+            self._lock.notify()
+
+    # The engine's thread
+
+    def _run(self) -> None:
+        while True:
+            while self._calls:
+                self._calls.popleft()()
+            with self._lock:
+                if self._closing:
+                    return
+                if self._calls:
+                    continue
+                step = schedule.Step() if self._pauses else self._plan.next(time.monotonic())
+                if step == schedule.Step():
+                    self._lock.wait(_LOOK_S)
+                    continue
+                self._current, self._give_up = step, False
+            try:
+                self._perform(step)
+            except Exception as error:
+                _log.exception("a step failed in a way that nobody foresaw")
+                self._failed(step, EngineError(f"the engine failed: {error}"))
+            finally:
+                with self._lock:
+                    self._current = schedule.Step()
+
+    def _perform(self, step: schedule.Step) -> None:
+        """One step as it is said: cells are given back first, then given out, and then something is computed."""
+        for id in step.stop:
+            self._stop(id)
+        for context in step.evict:
+            self._evict(ContextId(context))
+        for context in step.bring:
+            self._bring(ContextId(context))
+        for id in step.alone:
+            self._go_alone(id)
+        for id in step.refuse:
+            message = f"this request has waited for {MOST_WAIT_S:g} s, and others are still before it"
+            self._end(self._live[id], Overloaded(message, retry_after_s=MOST_WAIT_S))
+        for id in step.begin:
+            self._begin(id)
+        if step.parts:
+            self._compute(step)
+
+    def _compute(self, step: schedule.Step) -> None:
+        slices = [self._slice(part) for part in step.parts]
+        began_s = time.monotonic()
+        try:
+            chosen = self._ran(slices, step.gated)
+        except Cancelled:
+            return
+        except EngineError as error:
+            self._failed(step, error)
+            return
+        seconds = None if step.gated is not None else time.monotonic() - began_s
+        with self._lock:
+            self._plan.stepped(step, [sum(not one.given for one in steps) for steps in chosen], seconds)
+        self._hand_out(step, chosen)
+        if seconds is not None and len(step.parts) == 1:
+            self._tell(self._observed, slices[0].position, step.tokens, seconds)
+
+    def _ran(self, slices: list[Slice], gated: str | None) -> list[list[Step]]:
+        runner, place = self._engine.runner, None if gated is None else self._places.get(ContextId(gated))
+        runner.arm(None if place is None else place.open_layers)
+        with self._lock:
+            if place is not None:
+                runner.open(place.open_layers)  # more may be by now
+            if self._give_up:
+                runner.cancel()
+        return runner.run(slices)
+
+    def _slice(self, part: Part) -> Slice:
+        """The tokens of a part."""
+        if (fill := self._fills.get(part.id)) is not None:
+            tokens = fill.tokens[fill.computed : fill.computed + part.tokens]
+            return Slice(fill.sequence, tokens, fill.start + fill.computed)
+        live = self._live[part.id]
+        assert live.sequence is not None
+        done, stop = live.done, live.done + part.tokens
+        after = None if part.chooses else int(live.tokens[stop])
+        echoed = done if live.request.echo and done < live.prompt_tokens else None
+        position = len(live.context_tokens) + done
+        return Slice(live.sequence, live.tokens[done:stop], position, live.chooser, after=after, echoed=echoed)
+
+    def _hand_out(self, step: schedule.Step, chosen: list[list[Step]]) -> None:
+        """Give everybody the tokens of a step."""
+        puts: list[tuple[Generation, list[Step]]] = []
+        for part, steps in zip(step.parts, chosen, strict=True):
+            fill, live = self._fills.get(part.id), self._live.get(part.id)
+            if fill is not None:
+                fill.computed += part.tokens
+                if fill.computed == len(fill.tokens):
+                    self._filled(part.id, fill)
+            if live is None:
+                continue
+            live.done += part.tokens
+            own = [one.token for one in steps if not one.given]
+            live.tokens = np.concatenate([live.tokens, np.array(own, np.int32)]) if own else live.tokens
+            puts.append((live.generation, steps))
+        self._tell(_put, puts)
+        for part, steps in zip(step.parts, chosen, strict=True):
+            live = self._live.get(part.id)
+            if live is not None and part.chooses and self._is_over(live, steps):
+                self._end(live, None)
+
+    def _is_over(self, live: _Live, steps: list[Step]) -> bool:
+        assert live.chooser is not None
+        full = len(live.context_tokens) + len(live.tokens) >= self._engine.spec.window_tokens
+        return steps[-1].end or live.chooser.ended or full
+
+    # Requests, on the engine's thread
+
+    def _begin(self, id: int) -> None:
+        live, cache = self._live[id], self._engine.cache
+        live.sequence = self._free.pop()
+        if live.request.context is not None:
+            place = self._places[ContextId(live.request.context)]
+            cache.share(place.sequence, live.sequence, Span(0, len(live.context_tokens)))
+        if live.chooser is None:
+            live.chooser = self._engine.chooser(live.sampling, live.tokens)
+            self._tell(_begun, live.generation, time.monotonic())
+
+    def _go_alone(self, id: int) -> None:
+        live = self._live[id]
+        live.tokens = np.concatenate([live.context_tokens, live.tokens])
+        live.prompt_tokens, live.context_tokens = len(live.tokens), live.context_tokens[:0]
+        live.request = replace(live.request, context=None)
+        live.generation.alone = True
+
+    def _stop(self, id: int) -> None:
+        """Give back what a request has in the cache; it begins again later."""
+        live = self._live.get(id)
+        if live is not None and live.sequence is not None:
+            self._engine.cache.free(live.sequence)
+            self._free.append(live.sequence)
+            live.sequence, live.done = None, 0
+
+    def _leave(self, id: int) -> None:
+        """A request is over, if it was not before."""
+        self._stop(id)
+        live = self._live.pop(id, None)
+        if live is not None and live.chooser is not None:
+            live.chooser.close()
+
+    def _end(self, live: _Live, error: BaseException | None) -> None:
+        """An answer is over."""
+        with self._lock:
+            self._plan.leave(live.request.id)
+        self._leave(live.request.id)
+        self._tell(live.generation.steps.put_nowait, error)
+
+    def _failed(self, step: schedule.Step, error: EngineError) -> None:
+        """Whoever was in a step gets the error."""
+        for part in step.parts:
+            fill, live = self._fills.get(part.id), self._live.get(part.id)
+            if live is not None:
+                self._end(live, error)
+            if fill is not None:
+                with self._lock:
+                    self._plan.drop_fill(part.id)
+                self._give_up_fills([part.id], error)
+
+    # Contexts, on the engine's thread
+
+    def _bring(self, context: ContextId) -> None:
+        self._places[context] = _Place(self._free.pop(), self._plan.residency.sizes[context])
+        assert self._bringer is not None
+        self._tell(self._bringer.bring, context)
+
+    def _evict(self, context: ContextId) -> None:
+        place, shape, bringer = self._places[context], self._engine.spec.geometry, self._bringer
+        assert bringer is not None
+        block = None
+        if bringer.keeps(context, 2 * place.tokens * shape.values_per_token):
+            block = self._engine.cache.export(place.sequence, Span(0, place.tokens), Span(0, shape.layers))
+        self._drop(context)
+        self._tell(bringer.evicted, context, block)
+
+    def _drop(self, context: ContextId) -> None:
+        place = self._places.pop(context, None)
+        self._give_up_fills([id for id, fill in self._fills.items() if fill.context == context])
+        if place is not None:
+            self._engine.cache.free(place.sequence)
+            self._free.append(place.sequence)
+
+    def _filled(self, id: int, fill: _Fill) -> None:
+        """All of a stretch is computed: it becomes part of the context."""
+        del self._fills[id]
+        place, span = self._places[fill.context], Span(fill.start, fill.start + len(fill.tokens))
+        if fill.scratch:
+            self._engine.cache.share(fill.sequence, place.sequence, span)
+            self._release_scratch(fill)
+        fill.done.set_result(None)
+
+    def _give_up_fills(self, ids: Sequence[int], error: EngineError | None = None) -> None:
+        """Undo what is computed of stretches that are not wanted: their rows are as reserved again."""
+        for id in ids:
+            fill = self._fills.pop(id, None)
+            if fill is None:
+                continue
+            place = self._places.get(fill.context)
+            if fill.scratch:
+                self._release_scratch(fill)
+                if place is not None and place.rows is not None:
+                    self._engine.cache.put_back(place.rows, Span(fill.start, fill.start + len(fill.tokens)))
+            else:
+                self._engine.cache.cut(fill.sequence, fill.start)
+            if not fill.done.done():
+                fill.done.set_exception(error or Cancelled("it was not wanted any more"))
+
+    def _release_scratch(self, fill: _Fill) -> None:
+        self._engine.cache.free(fill.sequence)
+        self._free.append(fill.sequence)
+
+    def _forget(self) -> bool:
+        with self._lock:
+            if not self._plan.idle:
+                return False
+            keys = [*self._plan.residency.sizes]
+            for key in keys:
+                self._plan.residency.leave(key)
+        for key in keys:
+            self._drop(ContextId(key))
+        return True
+
+    def _tell(self, call: Callable[..., object], *values: Any) -> None:
+        """Call something in asyncio's thread."""
+        self._loop.call_soon_threadsafe(call, *values)
+
+
+def _put(puts: list[tuple[Generation, list[Step]]]) -> None:
+    for generation, steps in puts:
+        generation.steps.put_nowait(steps)
+
+
+def _begun(generation: Generation, at_s: float) -> None:
+    generation.begun_s = at_s

@@ -1,0 +1,84 @@
+"""How one answer's tokens are chosen, one after the other, from the logits of a step."""
+
+from collections.abc import Callable
+
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+
+from preread.engine.sampling import Sampler, Sampling, Step, is_plain, log_probabilities
+
+Tokens = npt.NDArray[np.int32]
+Row = npt.NDArray[np.float32]
+
+
+class Chooser:
+    """Belongs to the engine's thread.
+
+    Args:
+        sampling: how tokens are chosen.
+        prompt: the tokens before the first.
+        vocab: llama.cpp's; `size`: its tokens; `ends`: those that end an answer.
+        piece: a token's bytes; `special`: control tokens have some too.
+    """
+
+    def __init__(
+        self,
+        sampling: Sampling,
+        prompt: Tokens,
+        vocab: object,
+        size: int,
+        ends: npt.NDArray[np.int64],
+        piece: Callable[..., bytes],
+    ) -> None:
+        self._sampling, self._vocab, self._size, self._ends, self._piece = sampling, vocab, size, ends, piece
+        self._sampler = None if is_plain(sampling) else Sampler(sampling, size, prompt)
+        self._count, self._top = 0, sampling.top_logprobs
+        self._given = 0
+
+    @property
+    def ended(self) -> bool:
+        """Whether as many tokens were chosen as were wanted at most."""
+        return self._count >= self._sampling.max_tokens
+
+    def choose(self, context: object, index: int) -> Step:
+        """Choose the token after the batch's token number `index`."""
+        row = self._row(context, index)
+        if self._count < self._sampling.min_tokens:
+            row[self._ends] = -np.inf
+        token = int(row.argmax()) if self._sampler is None else self._sampler.sample(context, index)
+        self._count += 1
+        end = bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
+        odds: tuple[float | None, tuple[tuple[int, float], ...]] = (None, ())
+        if self._top is not None:
+            odds = log_probabilities(row, token, self._top)
+        return Step(token, b"" if end else self._piece(token), end, *odds)
+
+    def given(self, context: object, first: int, tokens: Tokens, after: int | None, number: int) -> list[Step]:
+        """The prompt's own tokens, each but its first with how likely it was. What was told before is not told again.
+
+        Args:
+            context: llama.cpp's.
+            first: number of `tokens`' first in the batch.
+            tokens: of the prompt, of which the first is number `number`.
+            after: the one that follows them; None: they are the last.
+        """
+        steps = []
+        if number == 0 and not self._given:
+            steps.append(Step(int(tokens[0]), self._piece(int(tokens[0]), special=True), end=False, given=True))
+        for i, token in enumerate([*tokens[1:].tolist(), *([] if after is None else [after])]):
+            if number + i + 1 >= self._given:
+                odds = log_probabilities(self._row(context, first + i), token, self._top or 0)
+                steps.append(Step(token, self._piece(token, special=True), False, *odds, given=True))
+        self._given += len(steps)
+        return steps
+
+    def close(self) -> None:
+        """Free what llama.cpp keeps for it."""
+        if self._sampler is not None:
+            self._sampler.close()
+        self._sampler = None
+
+    def _row(self, context: object, index: int) -> Row:
+        """Logits (vocab,) in llama.cpp's own memory, until the next step."""
+        return np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(context, index), (self._size,))

@@ -1,0 +1,153 @@
+"""Steps: slices of several sequences, computed as one batch of llama.cpp, and the tokens chosen after them.
+
+A step of complete contexts runs freely. A step behind a context whose layers are still coming waits in front of each
+(`gate.py`); llama.cpp's callback holds back a whole graph, so such a step holds slices of that one context only.
+
+It must not know why a slice is in a step. All of it belongs to the engine's thread, but for what says otherwise.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+
+from preread.engine.batch import Batch
+from preread.engine.chooser import Chooser
+from preread.engine.gate import Gate
+from preread.engine.sampling import Step
+from preread.errors import Cancelled, EngineError
+
+Tokens = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Tokens of one sequence to compute in a step.
+
+    Attributes:
+        sequence: that they belong to, of which all before `position` is in the cache.
+        tokens: their ids.
+        position: of the first.
+        chooser: chooses the token after the last; None: none is wanted.
+        drafts: so many at the end are guesses: of these, only those stay that the chooser chooses as well.
+        after: the token that follows the last, where it is known; None: it is to be chosen, where there is a chooser.
+        echoed: the log-probabilities of the prompt's tokens are wanted: the first of these is number so many of it.
+    """
+
+    sequence: int
+    tokens: Tokens
+    position: int
+    chooser: Chooser | None = None
+    drafts: int = 0
+    after: int | None = None
+    echoed: int | None = None
+
+
+class Runner:
+    """Computes steps.
+
+    Args:
+        context: llama.cpp's.
+        gate: its gate.
+        batch: memory for the largest step.
+        layers: of the model.
+    """
+
+    def __init__(self, context: object, gate: Gate, batch: Batch, layers: int) -> None:
+        self._context, self._gate, self._batch, self._layers = context, gate, batch, layers
+        self._memory = llama_cpp.llama_get_memory(context)
+
+    def arm(self, open_layers: int | None = None) -> None:
+        """What comes next may be cancelled from here on, and waits for `open` to let more layers be computed.
+
+        open_layers: so many are open already; None: all.
+        """
+        if open_layers is None:
+            self._gate.arm_open()
+        else:
+            self._gate.arm()
+            self._gate.open(open_layers, self._layers)
+
+    def run(self, slices: Sequence[Slice]) -> list[list[Step]]:
+        """Compute a step that `arm` was called for.
+
+        Args:
+            slices: of different sequences, of at most a batch of tokens together.
+
+        Returns:
+            Of each slice the tokens that were chosen after it, in order: none without a chooser, one without drafts;
+            before them the slice's own where `echo` wants them.
+
+        Raises:
+            Cancelled: somebody called `cancel`. Nothing of the step stays in the cache.
+            EngineError: llama.cpp failed. Nothing of the step stays in the cache.
+        """
+        self._fill(slices)
+        try:
+            self._decode()
+            return self._chosen(slices)
+        except (Cancelled, EngineError):
+            for one in slices:
+                llama_cpp.llama_memory_seq_rm(self._memory, one.sequence, one.position, -1)
+            raise
+        finally:
+            self._gate.disarm()
+
+    def open(self, layers: int) -> None:
+        """Let the step that waits compute the first `layers` layers. Thread-safe."""
+        self._gate.open(layers, self._layers)
+
+    def cancel(self) -> None:
+        """End the step that is under way within about one layer's time. Thread-safe."""
+        self._gate.cancel()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a step waits for a layer. Thread-safe."""
+        return self._gate.waiting >= 0
+
+    def _fill(self, slices: Sequence[Slice]) -> None:
+        self._batch.clear()
+        for one in slices:
+            count = len(one.tokens)
+            wanted = np.zeros(count, bool)
+            if one.chooser is not None and one.after is None:
+                wanted[count - 1 - one.drafts :] = True
+            if one.echoed is not None:
+                wanted[:] = True
+            self._batch.add(one.tokens, one.position, one.sequence, wanted)
+
+    def _decode(self) -> None:
+        if not self._gate.wait_for_first_layer():
+            raise Cancelled("cancelled while the context was loading")
+        status = llama_cpp.llama_decode(self._context, self._batch.native)
+        if self._gate.cancelled:
+            raise Cancelled("cancelled during a step")
+        if status:
+            raise EngineError(f"llama_decode failed with status {status}")
+
+    def _chosen(self, slices: Sequence[Slice]) -> list[list[Step]]:
+        found, end = [], 0
+        for one in slices:
+            first, end = end, end + len(one.tokens)
+            steps: list[Step] = []
+            if one.echoed is not None and one.chooser is not None:
+                steps += one.chooser.given(self._context, first, one.tokens, one.after, one.echoed)
+            if one.chooser is not None and one.after is None:
+                steps += self._verified(one, one.chooser, end)
+            found.append(steps)
+        return found
+
+    def _verified(self, one: Slice, chooser: Chooser, end: int) -> list[Step]:
+        """The tokens after a slice: as many drafts as are chosen, and one more. The others' cells are taken back."""
+        steps: list[Step] = []
+        drafts = one.tokens[len(one.tokens) - one.drafts :].tolist()
+        for index, draft in enumerate([*drafts, None]):
+            steps.append(chooser.choose(self._context, end - 1 - one.drafts + index))
+            if steps[-1].token != draft or steps[-1].end or chooser.ended:
+                break
+        if kept := one.drafts + 1 - len(steps):
+            llama_cpp.llama_memory_seq_rm(self._memory, one.sequence, one.position + len(one.tokens) - kept, -1)
+        return steps

@@ -1,0 +1,144 @@
+"""Which contexts have cells of the engine's KV cache, and which make room.
+
+Pure: what is in the cache, how it was used and what it would cost to get it back. A context is worth keeping by how
+often it was asked for lately times the seconds that getting it back would take, for each of its cells (GreedyDual-Size
+with frequencies; Cherkasova, 1998). So of a working set a little larger than the memory, the part that is used most
+stays, instead of each making room for the next. A context that a request computes with stays in any case.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+HALF_LIFE_S: Final = 600.0
+"""A use counts half after so long."""
+
+_LEAST_WORTH: Final = 1e-12
+
+
+@dataclass(slots=True)
+class _Extent:
+    """What one context has: cells, how it was used until `at_s`, what getting it back costs, who computes with it.
+
+    `guest`: nobody has asked for it by name. `ready`: all of it is there.
+    """
+
+    cells: int
+    cost_s: float
+    guest: bool
+    uses: float = 0.0
+    at_s: float = 0.0
+    users: int = 0
+    ready: bool = False
+
+
+@dataclass(slots=True)
+class Residency:
+    """The cells of one cache, by what has them. Keys are contexts; requests claim cells of their own besides.
+
+    There may be `most` contexts at a time.
+    """
+
+    cells: int
+    most: int = 128
+    _extents: dict[str, _Extent] = field(default_factory=dict)
+    _claimed: int = 0
+
+    @property
+    def free_cells(self) -> int:
+        """Cells that nothing has."""
+        return self.cells - self._claimed - sum(extent.cells for extent in self._extents.values())
+
+    @property
+    def claimed_cells(self) -> int:
+        """Cells that requests have of their own."""
+        return self._claimed
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._extents
+
+    def is_ready(self, key: str) -> bool:
+        """Whether all of a context is there."""
+        return key in self._extents and self._extents[key].ready
+
+    @property
+    def ready_keys(self) -> Collection[str]:
+        """The contexts of which all is there."""
+        return [key for key, extent in self._extents.items() if extent.ready]
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Cells of each context."""
+        return {key: extent.cells for key, extent in self._extents.items()}
+
+    def enter(self, key: str, cells: int, cost_s: float, *, guest: bool) -> None:
+        """Give free cells to a context that has none, and that is going to be loaded or computed."""
+        self._extents[key] = _Extent(cells, cost_s, guest)
+
+    def complete(self, key: str) -> None:
+        """All of a context is there."""
+        self._extents[key].ready = True
+
+    def leave(self, key: str) -> None:
+        """Take a context's cells back, if it has any."""
+        self._extents.pop(key, None)
+
+    def used(self, key: str, now_s: float, *, guest: bool) -> None:
+        """Somebody asks about a context. Of guests nothing is counted: what they begin with is private."""
+        extent = self._extents.get(key)
+        if extent is not None and not guest:
+            extent.uses, extent.at_s = self._uses(extent, now_s) + 1, max(now_s, extent.at_s)
+            extent.guest = False
+
+    def join(self, key: str) -> None:
+        """A request computes with a context from now on."""
+        self._extents[key].users += 1
+
+    def part(self, key: str) -> None:
+        """A request computes with a context no more."""
+        if key in self._extents:
+            self._extents[key].users -= 1
+
+    def claim(self, cells: int) -> None:
+        """A request takes free cells for itself; with a negative number, it gives some back."""
+        self._claimed += cells
+
+    def victims(
+        self,
+        cells: int,
+        now_s: float,
+        spared: Collection[str] = (),
+        *,
+        guest: bool = False,
+        entering: bool = False,
+    ) -> list[str] | None:
+        """Whom to take cells from so that so many are free, the least worth first; None: that is not to be had.
+
+        Args:
+            cells: that are to be free afterwards.
+            now_s: the time.
+            spared: contexts that stay.
+            guest: only other guests make room.
+            entering: it is for one more context.
+        """
+        lacking, over = cells - self.free_cells, entering and len(self._extents) >= self.most
+        if lacking <= 0 and not over:
+            return []
+        movable = [
+            key
+            for key, extent in self._extents.items()
+            if extent.ready and not extent.users and key not in spared and (extent.guest or not guest)
+        ]
+        chosen: list[str] = []
+        for key in sorted(movable, key=lambda key: (self._worth(self._extents[key], now_s), key)):
+            if lacking <= 0 and not over:
+                break
+            chosen.append(key)
+            lacking, over = lacking - self._extents[key].cells, False
+        return chosen if lacking <= 0 and not over else None
+
+    def _worth(self, extent: _Extent, now_s: float) -> float:
+        return max(_LEAST_WORTH, self._uses(extent, now_s)) * extent.cost_s / max(1, extent.cells)
+
+    def _uses(self, extent: _Extent, now_s: float) -> float:
+        return extent.uses * float(0.5 ** (max(0.0, now_s - extent.at_s) / HALF_LIFE_S))

@@ -1,0 +1,474 @@
+"""What the engine's next step computes, when many ask at once.
+
+Every request has tokens that are *known*: its prompt, and what was chosen since; of these, so many are *done*, that is,
+in the KV cache. A step takes the next few tokens of several requests. Where it reaches the last known one, another is
+chosen, so that decoding is nothing but a slice of one token. Contexts that are computed here are slices as well, after
+which nothing is chosen.
+
+- Requests whose answers are under way have a token in every step. Prompts and contexts share what the step has left:
+  few enough tokens that those who read along are not kept waiting.
+- Callers are served by how few tokens they had so far, each counting alike (Virtual Token Counter; Sheng et al., OSDI
+  2024). Who comes back after a pause has saved nothing up.
+- A request begins when its context is in the cache, or is none, and cells are free, or can be made so. When cells run
+  out, the youngest answer of whoever has most makes way; its tokens are computed again later.
+- A context comes in layer by layer while its prompt waits in front of each, but only while nobody else has anything to
+  compute: such a step holds slices of that context alone, and is given up when others come.
+
+Pure: no clock, no I/O; times are arguments, and never go back. What is said in `Step` is done before the next call.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from preread.plan.residency import Residency
+from preread.plan.step_cost import StepCost
+
+STEP_TOKENS: Final = 512
+"""Tokens of the largest step: of one prompt or context, with nobody beside it."""
+SHARED_TOKENS: Final = 128
+"""Tokens of a step in which several prompts or contexts are computed, and no answer is under way."""
+LEAST_TOKENS: Final = 8
+"""So many of a step are for prompts and contexts in any case."""
+MOST_ANSWERS: Final = 64
+"""Requests that are computed at once."""
+ECHO_TOKENS: Final = 16
+"""Tokens of a slice all of whose logits are wanted."""
+LOADS: Final = 2
+"""Contexts that are brought at once: more would share a link and its processors, and each come later."""
+MOST_WAIT_S: Final = 600.0
+"""Who waited so long is told to come again: no client waits longer, and its answer would be made for nobody."""
+
+_GAP, _GAP_S, _LEAST_GAP_S = 2.5, 0.05, 0.25
+"""A step with prompts takes so many times as long as one without, and so many seconds more; or so long at least."""
+_GROWTH_CELLS: Final = 64
+"""Cells are claimed ahead in such steps, as an answer grows."""
+_PATIENCE_S: Final = 5.0
+"""Who has waited so long for cells lets nobody by who came later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What asks for tokens.
+
+    Attributes:
+        id: of the request.
+        caller: whose it is.
+        prompt_tokens: behind the context.
+        most_tokens: of the answer.
+        context: what it begins with; None: nothing.
+        context_tokens: all of that context; `reuse_tokens`: of which it begins with so many.
+        cost_s: what bringing the context takes, as far as is known.
+        guest: it begins with the context without naming it.
+        echo: the logits of all its prompt are wanted.
+    """
+
+    id: int
+    caller: str
+    prompt_tokens: int
+    most_tokens: int
+    context: str | None = None
+    context_tokens: int = 0
+    reuse_tokens: int = 0
+    cost_s: float = 1.0
+    guest: bool = False
+    echo: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """So many tokens of a request, or of a context that is computed, in a step; `chooses`: a token comes after them."""
+
+    id: int
+    tokens: int
+    chooses: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What to do now, in this order.
+
+    Attributes:
+        stop: requests that make way: their cells are given back, and they begin again later.
+        evict: contexts that leave the cache.
+        bring: contexts that get cells, and are to be loaded or computed.
+        alone: requests that go on without their context: all of what they begin with is theirs now.
+        refuse: requests that waited too long; they are gone.
+        begin: requests that get a sequence.
+        parts: what is computed together.
+        gated: the context whose layers are still coming, where the parts are of requests about it.
+    """
+
+    stop: tuple[int, ...] = ()
+    evict: tuple[str, ...] = ()
+    bring: tuple[str, ...] = ()
+    alone: tuple[int, ...] = ()
+    refuse: tuple[int, ...] = ()
+    begin: tuple[int, ...] = ()
+    parts: tuple[Part, ...] = ()
+    gated: str | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Of all parts."""
+        return sum(part.tokens for part in self.parts)
+
+
+@dataclass(slots=True)
+class _Job:
+    """A request under way, or a stretch of a context that is computed (`of`: which)."""
+
+    request: Request
+    order: int
+    arrived_s: float
+    known: int
+    done: int = 0
+    claimed: int = 0
+    running: bool = False
+    answered: bool = False
+    of: str | None = None
+
+    @property
+    def left(self) -> int:
+        return self.known - self.done
+
+    @property
+    def decodes(self) -> bool:
+        return self.answered and self.left == 1
+
+
+@dataclass(slots=True)
+class _Out:
+    """A step that is being made."""
+
+    stop: list[int] = field(default_factory=list)
+    evict: list[str] = field(default_factory=list)
+    bring: list[str] = field(default_factory=list)
+    alone: list[int] = field(default_factory=list)
+    refuse: list[int] = field(default_factory=list)
+    begin: list[int] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+
+
+class Schedule:
+    """The state of one engine: who waits, who computes, who has which cells.
+
+    Args:
+        residency: of an empty cache.
+        cost: what steps take, as far as is known.
+    """
+
+    def __init__(self, residency: Residency, cost: StepCost, most_answers: int = MOST_ANSWERS) -> None:
+        self.residency, self.cost, self._most_answers = residency, cost, most_answers
+        self._jobs: dict[int, _Job] = {}
+        self._fills: dict[int, _Job] = {}
+        self._served: dict[str, float] = {}
+        self._coming: dict[str, bool] = {}  # and whether its prompt may be computed behind the gate
+        self._count = 0
+
+    # What happens
+
+    def arrive(self, request: Request, now_s: float) -> None:
+        """Somebody asks."""
+        self._count += 1
+        self._lift(request.caller)
+        self._jobs[request.id] = _Job(request, self._count, now_s, request.prompt_tokens)
+        if request.context is not None:
+            self.residency.used(request.context, now_s, guest=request.guest)
+
+    def leave(self, id: int) -> None:
+        """Whoever asked is gone, or has what was wanted: what the request had in the cache is free by the next step."""
+        job = self._jobs.pop(id, None)
+        if job is not None and job.running:
+            self._release(job)
+
+    def fill(self, id: int, context: str, tokens: int, now_s: float) -> None:
+        """So many tokens of a context that is being brought are to be computed here, under this id."""
+        asking = min(self._asking(context), key=lambda job: job.order, default=None)
+        caller = "" if asking is None else asking.request.caller
+        self._count += 1
+        request = Request(id, caller, tokens, 0, context)
+        self._fills[id] = _Job(request, self._count, now_s, tokens, running=True, of=context)
+
+    def drop_fill(self, id: int) -> None:
+        """They are not wanted any more."""
+        self._fills.pop(id, None)
+
+    def answerable(self, context: str, *, now: bool = True) -> None:
+        """The prompt may be computed behind the gate of a context that is coming, or may not any more."""
+        if context in self._coming:
+            self._coming[context] = now
+
+    def ready(self, context: str) -> None:
+        """All of a context is in its cells."""
+        self._coming.pop(context, None)
+        self.residency.complete(context)
+
+    def lost(self, context: str) -> None:
+        """A context that was coming does not, or is not wanted; its cells are free."""
+        self._coming.pop(context, None)
+        for id, job in [*self._fills.items()]:
+            if job.of == context:
+                del self._fills[id]
+        self.residency.leave(context)
+
+    def stepped(self, step: Step, chosen: Sequence[int], seconds: float | None) -> None:
+        """A step was computed.
+
+        Args:
+            step: that one.
+            chosen: for each part, how many tokens were chosen after it.
+            seconds: what it took; None: it waited for something else as well.
+        """
+        if seconds is not None and step.tokens <= SHARED_TOKENS:
+            self.cost = self.cost.took(step.tokens, seconds)
+        for part, count in zip(step.parts, chosen, strict=True):
+            job = self._jobs.get(part.id) or self._fills.get(part.id)
+            if job is None:
+                continue
+            self._served[job.request.caller] = self._served.get(job.request.caller, 0.0) + part.tokens
+            job.done += part.tokens
+            if count:
+                job.done, job.known, job.answered = job.known + count - 1, job.known + count, True
+            elif job.of is not None and not job.left:
+                del self._fills[part.id]
+
+    # What is asked
+
+    @property
+    def waiting(self) -> int:
+        """Requests that nothing is computed for yet."""
+        return sum(not job.running for job in self._jobs.values())
+
+    @property
+    def running(self) -> int:
+        """Requests that have a sequence."""
+        return sum(job.running for job in self._jobs.values())
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody asks for anything."""
+        return not self._jobs and not self._fills and not self._coming
+
+    def asked_about(self, context: str) -> bool:
+        """Whether any request is about a context."""
+        return next(self._asking(context), None) is not None
+
+    def others_wait(self, step: Step) -> bool:
+        """Whether a step behind a gate keeps others from what they could compute."""
+        held = {part.id for part in step.parts}
+        return any(
+            job.request.id not in held and self._may_compute(job)
+            for job in (*self._jobs.values(), *self._fills.values())
+        )
+
+    def only_for(self, step: Step, ids: Iterable[int]) -> bool:
+        """Whether a step computes nothing but what is asked for under these ids."""
+        return {part.id for part in step.parts} <= {*ids}
+
+    # What to do
+
+    def next(self, now_s: float) -> Step:
+        """The next step. One without parts is to be done too; after that, nothing can be computed until more happens."""
+        out = _Out()
+        self._refuse(now_s, out)
+        self._grow(now_s, out)
+        for job in self._in_turn(job for job in self._jobs.values() if not job.running):
+            if not self._begin(job, now_s, out) and now_s - job.arrived_s > _PATIENCE_S:
+                break
+            out.kept += [] if job.request.context is None else [job.request.context]
+        parts, gated = self._parts(), None
+        if not parts:
+            parts, gated = self._behind_gate(now_s, out)
+        fields = (tuple(each) for each in (out.stop, out.evict, out.bring, out.alone, out.refuse, out.begin))
+        return Step(*fields, tuple(parts), gated)
+
+    def _refuse(self, now_s: float, out: _Out) -> None:
+        for job in [*self._jobs.values()]:
+            if not job.running and not job.answered and now_s - job.arrived_s > MOST_WAIT_S:
+                del self._jobs[job.request.id]
+                out.refuse.append(job.request.id)
+
+    def _grow(self, now_s: float, out: _Out) -> None:
+        """See that who computes has cells for its next tokens."""
+        for job in sorted(self._jobs.values(), key=lambda job: job.order):
+            while job.running and job.known > job.claimed:
+                cells = self._ahead(job) - job.claimed
+                if self._room(cells, now_s, out):
+                    self._claim(job, cells)
+                else:
+                    self._preempt(self._youngest(), out)
+
+    def _begin(self, job: _Job, now_s: float, out: _Out) -> bool:
+        """Have a request begin if it can, or its context brought if it has to be; False: there is no room for it."""
+        request = job.request
+        if request.context is not None and not self.residency.is_ready(request.context):
+            return self._bring(job, now_s, out)
+        if self.running >= self._most_answers and not self._crowded_out(request.caller, out):
+            return False
+        return self._start(job, now_s, out)
+
+    def _start(self, job: _Job, now_s: float, out: _Out) -> bool:
+        """Give a request what it needs to compute, if that is to be had."""
+        request, cells = job.request, self._ahead(job)
+        if not self._room(cells, now_s, out, spared=() if request.context is None else (request.context,)):
+            return False
+        self._claim(job, cells)
+        job.running = True
+        if request.context is not None:
+            self.residency.join(request.context)
+        out.begin.append(request.id)
+        return True
+
+    def _bring(self, job: _Job, now_s: float, out: _Out) -> bool:
+        """Have a request's context brought, if not too many are on their way; False: there is no room for it."""
+        request = job.request
+        assert request.context is not None
+        if request.context in self._coming or len(self._coming) >= LOADS:
+            return True
+        if self._room(request.context_tokens, now_s, out, guest=request.guest, entering=True):
+            self.residency.enter(request.context, request.context_tokens, request.cost_s, guest=request.guest)
+            self.residency.used(request.context, now_s, guest=request.guest)
+            self._coming[request.context] = False
+            out.bring.append(request.context)
+            return True
+        if not request.guest:
+            return False
+        job.request = _without_context(request)
+        job.known += request.reuse_tokens
+        out.alone.append(request.id)
+        return self._start(job, now_s, out)
+
+    def _ahead(self, job: _Job) -> int:
+        """Cells of a request's own, with some for the tokens to come as far as the cache has room for them at all."""
+        cells = job.known + min(_GROWTH_CELLS, job.request.most_tokens)
+        return max(job.known, min(cells, self.residency.cells - job.request.context_tokens))
+
+    def _room(
+        self,
+        cells: int,
+        now_s: float,
+        out: _Out,
+        spared: Iterable[str] = (),
+        *,
+        guest: bool = False,
+        entering: bool = False,
+    ) -> bool:
+        """Make room for so many cells, if possible."""
+        victims = self.residency.victims(cells, now_s, (*spared, *out.kept), guest=guest, entering=entering)
+        for key in victims or ():
+            self.residency.leave(key)
+            out.evict.append(key)
+        return victims is not None
+
+    def _crowded_out(self, caller: str, out: _Out) -> bool:
+        """Whether somebody who has several answers under way makes room for a caller who has none."""
+        running = [job for job in self._jobs.values() if job.running]
+        if any(job.request.caller == caller for job in running):
+            return False
+        youngest = self._youngest()
+        if sum(job.request.caller == youngest.request.caller for job in running) < 2:
+            return False
+        self._preempt(youngest, out)
+        return True
+
+    def _youngest(self) -> _Job:
+        """The answer that makes way first: the youngest of whoever has most."""
+        running = [job for job in self._jobs.values() if job.running]
+        counts: dict[str, int] = {}
+        for job in running:
+            counts[job.request.caller] = counts.get(job.request.caller, 0) + 1
+        return max(running, key=lambda job: (counts[job.request.caller], job.order))
+
+    def _preempt(self, job: _Job, out: _Out) -> None:
+        self._release(job)
+        job.running, job.done = False, 0
+        if job.request.id in out.begin:
+            out.begin.remove(job.request.id)
+        else:
+            out.stop.append(job.request.id)
+
+    def _claim(self, job: _Job, cells: int) -> None:
+        self.residency.claim(cells)
+        job.claimed += cells
+
+    def _release(self, job: _Job) -> None:
+        self.residency.claim(-job.claimed)
+        job.claimed = 0
+        if job.request.context is not None:
+            self.residency.part(job.request.context)
+
+    # Who is served
+
+    def _lift(self, caller: str) -> None:
+        """Who comes back has saved nothing up."""
+        active = {job.request.caller for job in self._jobs.values()}
+        if caller not in active:
+            served = {each: self._served.get(each, 0.0) for each in active}
+            self._served = {**served, caller: max(self._served.get(caller, 0.0), min(served.values(), default=0.0))}
+
+    def _in_turn(self, jobs: Iterable[_Job]) -> list[_Job]:
+        """Callers who had least first, and of each who came first."""
+        return sorted(jobs, key=lambda job: (self._served.get(job.request.caller, 0.0), job.order))
+
+    def _asking(self, context: str) -> Iterable[_Job]:
+        return (job for job in self._jobs.values() if job.request.context == context)
+
+    def _may_compute(self, job: _Job) -> bool:
+        """Whether a request, or a context, has something to compute that need not wait."""
+        context = job.request.context
+        return job.of is not None or context is None or self.residency.is_ready(context)
+
+    def _parts(self) -> list[Part]:
+        able = (job for job in (*self._jobs.values(), *self._fills.values()) if self._may_compute(job))
+        running = [job for job in able if job.running and job.left > 0]
+        answers = [job for job in self._in_turn(running) if job.decodes]
+        others = sorted(
+            (job for job in running if not job.decodes),
+            key=lambda job: (job.of is not None, self._served.get(job.request.caller, 0.0), job.order),
+        )
+        parts = [Part(job.request.id, 1, True) for job in answers]
+        left = self._tokens_beside(len(answers), len(others))
+        for job in others:
+            if left <= 0:
+                break
+            parts.append(self._part(job, left))
+            left -= parts[-1].tokens
+        return parts
+
+    def _part(self, job: _Job, most: int) -> Part:
+        """The next tokens of a prompt or a context."""
+        tokens = min(job.left, most, ECHO_TOKENS if job.request.echo and not job.answered else most)
+        return Part(job.request.id, tokens, job.of is None and tokens == job.left)
+
+    def _tokens_beside(self, answers: int, others: int) -> int:
+        """How many tokens of prompts and contexts a step may have beside so many answers."""
+        if not answers:
+            return STEP_TOKENS if others < 2 else SHARED_TOKENS
+        plain_s = self.cost.seconds(answers)
+        within_s = max(_GAP * plain_s + _GAP_S, _LEAST_GAP_S)
+        return min(max(LEAST_TOKENS, self.cost.tokens_within(within_s) - answers), STEP_TOKENS - answers)
+
+    def _behind_gate(self, now_s: float, out: _Out) -> tuple[list[Part], str | None]:
+        """With nothing else to compute: the prompts about one context that is coming, of which nothing is done yet."""
+        for context, answerable in self._coming.items():
+            parts: list[Part] = []
+            for job in self._in_turn(self._asking(context)) if answerable else ():
+                left = STEP_TOKENS - sum(part.tokens for part in parts)
+                if left <= 0 or (parts and job.left > left):
+                    break
+                if (job.running or self._start(job, now_s, out)) and job.left:
+                    parts.append(self._part(job, left))
+            if parts:
+                return parts, context
+        return [], None
+
+
+def _without_context(request: Request) -> Request:
+    return Request(
+        request.id,
+        request.caller,
+        request.prompt_tokens + request.reuse_tokens,
+        request.most_tokens,
+        echo=request.echo,
+    )
