@@ -223,6 +223,7 @@ def test_a_rung_whose_profile_had_to_go_is_not_readable_any_more(served: Served)
     assert [number for number in numbers if unreadable(contexts, number)] == [MOST_PROFILES]
     served.publish("context 0", "another text", written(step=0.1))  # its manifest is now the last one that came
     served.sync(contexts)
+    assert [number for number in numbers if unreadable(contexts, number)] == [0, MOST_PROFILES]
     served.sync(contexts)
     assert [number for number in numbers if unreadable(contexts, number)] == [0]
 

@@ -15,6 +15,7 @@ from typing import Final
 
 import msgspec
 
+from preread.codec.profile import Profile
 from preread.edge import published
 from preread.edge.kept import Kept
 from preread.edge.profiles import Profiles
@@ -45,6 +46,10 @@ _log = logging.getLogger(__name__)
 _CATALOGUE: Final = "catalogue.json"
 _ASKED: Final = "asked.json"
 _MOST_ASKED_BYTES: Final = 2**17
+
+
+_Read = Tokens | tuple[Streamable, ...] | Profile | CorruptData
+"""What an object says: token ids, the rungs of a manifest, a profile, or why it is of no use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,28 +346,30 @@ class Contexts:
         here = entry.context in self._tokens if ref.kind == "tokens" else ref.id in self._manifests
         return here or ref.id in self._useless
 
-    def _read(self, ref: ObjectRef, entry: Entry | None, data: bytes) -> Tokens | Manifest | CorruptData | None:
+    def _read(self, ref: ObjectRef, entry: Entry | None, data: bytes) -> _Read:
         """What the bytes of an object say, whose digest is right, or why they are of no use. For any thread."""
         try:
             if entry is None:
-                self.profiles.take(ref.id, data)
-                return None
-            return _tokens_of(entry, data, self._own) if ref.kind == "tokens" else _manifest_of(entry, data, self._own)
+                return self.profiles.read(ref.id, data)
+            if ref.kind == "tokens":
+                return _tokens_of(entry, data, self._own)
+            return resolved(_manifest_of(entry, data, self._own), self.profiles)
         except CorruptData as error:
             _log.warning("%s: %s", _what(ref, entry), error)
             return error
 
-    def _put(self, ref: ObjectRef, entry: Entry | None, read: Tokens | Manifest | CorruptData | None) -> None:
+    def _put(self, ref: ObjectRef, entry: Entry | None, read: _Read) -> None:
+        if entry is None and isinstance(read, Profile | CorruptData):
+            self.profiles.put(ref.id, read)
+            self.profiles_changed()
         if isinstance(read, CorruptData):
             self._useless[ref.id] = str(read)
-        elif isinstance(read, Manifest):
-            self._manifests[ref.id], self._cells = read, None
-            self._rungs[ref.id] = resolved(read, self.profiles)
-        elif entry is not None and read is not None:
+        elif isinstance(read, tuple):
+            self._manifests[ref.id], self._cells = read[0].manifest, None
+            self._rungs[ref.id] = reread(read, self.profiles)  # a profile may have come while it was read
+        elif entry is not None and not isinstance(read, Profile):
             self._tokens[entry.context] = read
             self._former.pop(entry.name, None)
-        if entry is None:
-            self.profiles_changed()
 
     def _keep_only(self, contexts: set[ContextId], objects: set[ObjectId]) -> None:
         """Know no tokens but those of these contexts, and no manifests but those of these ids."""

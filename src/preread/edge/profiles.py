@@ -46,20 +46,20 @@ class Profiles:
     def __contains__(self, id: ObjectId) -> bool:
         return id in self._read
 
-    def take(self, id: ObjectId, data: bytes) -> None:
-        """Read the object of this name, whose digest is right. One that cannot be used is remembered as such.
+    def read(self, id: ObjectId, data: bytes) -> Profile:
+        """The object of this name, whose digest is right. It takes a while, in any thread, and changes nothing.
 
         Raises:
             CorruptData: why it cannot be used.
         """
-        try:
-            profile = codec_profiles.loads(data)
-            if profile.fingerprint != self._fingerprint:
-                raise CorruptData("profile", f"profile {id[:12]}… is of another model")
-        except CorruptData as error:
-            self._read[id] = error
-            raise
-        self._read[id] = profile
+        profile = codec_profiles.loads(data)
+        if profile.fingerprint != self._fingerprint:
+            raise CorruptData("profile", f"profile {id[:12]}… is of another model")
+        return profile
+
+    def put(self, id: ObjectId, read: Profile | CorruptData) -> None:
+        """Keep what was read, or why it cannot be used."""
+        self._read[id] = read
 
     def keep_only(self, ids: set[ObjectId]) -> bool:
         """Forget all others; whether there were any."""
