@@ -19,10 +19,11 @@ from preread.cloud.events import Published
 from preread.codec import profile_bytes as profiles
 from preread.edge import published
 from preread.edge.contexts import Contexts, Known
-from preread.errors import CorruptData, Unavailable, UnknownContext
+from preread.edge.profiles import MOST_PROFILES, Decoder
+from preread.errors import CorruptData, Unavailable, UnknownContext, UsageError
 from preread.store.egress import CloudLink
 from preread.store.objects import open_store
-from preread.testing.cloud import FINGERPRINT, GEOMETRY, RandomPublisher, serving
+from preread.testing.cloud import FINGERPRINT, FITTED, GEOMETRY, RandomPublisher, serving
 from preread.testing.edges import OWN
 from preread.testing.profile import plain_profile
 from preread.values import Fingerprint, Geometry, ObjectId
@@ -34,8 +35,10 @@ from preread.wire.fields import MAX_CATALOGUE_BYTES, SizedId
 OTHER = Fingerprint("0" * 64)
 
 
-def written(fingerprint: Fingerprint = FINGERPRINT, geometry: Geometry = GEOMETRY, rung: str = "q4") -> bytes:
-    return profiles.dumps(plain_profile(fingerprint, geometry, 4, {rung: (0.1, 0.001)}))
+def written(
+    fingerprint: Fingerprint = FINGERPRINT, geometry: Geometry = GEOMETRY, rung: str = FITTED, step: float = 0.1
+) -> bytes:
+    return profiles.dumps(plain_profile(fingerprint, geometry, 4, {rung: (step, 0.001)}))
 
 
 PROFILE = written()
@@ -150,7 +153,7 @@ def test_a_damaged_file_is_fetched_again(served: Served, caplog: pytest.LogCaptu
         (b"anything", "magic", "not a profile"),
         (written(OTHER), "profile", "of another model"),
         (written(geometry=Geometry(2, 1, 16)), "profile", "head_dim=16"),
-        (written(rung="b4"), "profile", "has no rung q4"),
+        (written(rung="b9"), "profile", "has no rung b4"),
     ],
     ids=["no profile", "other model", "other geometry", "other rungs"],
 )
@@ -178,6 +181,55 @@ def test_a_profile_that_the_cloud_lost_is_asked_for_again(served: Served, tmp_pa
     asyncio.run(served.store.put("profiles", PROFILE))
     served.sync(contexts)
     assert problem(contexts) is None
+
+
+def test_rungs_are_resolved_when_something_has_come_and_not_again(served: Served, tmp_path: Path) -> None:
+    served.publish("one", "first text", PROFILE)
+    obstore.delete(LocalStore(tmp_path / "store"), f"profiles/{ID[:2]}/{ID}")
+    contexts = served.contexts()
+    served.sync(contexts)
+    before = contexts.named("one").rungs
+    assert isinstance(before[0].decoder, Decoder)
+    assert isinstance(before[-1].decoder, str) and "not here yet" in before[-1].decoder
+    asyncio.run(served.store.put("profiles", PROFILE))
+    served.sync(contexts)
+    after = contexts.named("one").rungs
+    assert isinstance(after[-1].decoder, Decoder) and after[-1].places is before[-1].places
+    served.sync(contexts)
+    assert contexts.named("one").rungs is after is contexts.all()[0].rungs
+    assert served.contexts().named("one").rungs == after  # as a restart finds them
+
+
+def test_what_is_resolved_is_what_its_manifest_says(served: Served) -> None:
+    served.publish("one", "first text", PROFILE)
+    contexts = served.contexts()
+    served.sync(contexts)
+    known = contexts.named("one")
+    assert known.manifest is not None and len(known.rungs) == len(known.manifest.rungs)
+    for rung in known.manifest.rungs:
+        found = known.rung(rung.name)
+        assert [*found.places] == manifests.places(known.manifest, rung.name)
+        assert found.size_bytes == sum(ref.size_bytes for place in found.places for ref in place.refs)
+    with pytest.raises(UsageError, match="has no rung 'b99'; it has: "):
+        known.rung("b99")
+
+
+def test_a_rung_whose_profile_had_to_go_is_not_readable_any_more(served: Served) -> None:
+    numbers = range(MOST_PROFILES + 1)
+    for number in numbers:
+        served.publish(f"context {number}", f"text {number}", written(step=0.1 + number))
+    contexts = served.contexts()
+    served.sync(contexts)
+    assert [number for number in numbers if unreadable(contexts, number)] == [MOST_PROFILES]
+    served.publish("context 0", "another text", written(step=0.1))  # its manifest is now the last one that came
+    served.sync(contexts)
+    assert [number for number in numbers if unreadable(contexts, number)] == [0, MOST_PROFILES]
+    served.sync(contexts)
+    assert [number for number in numbers if unreadable(contexts, number)] == [0]
+
+
+def unreadable(contexts: Contexts, number: int) -> bool:
+    return isinstance(contexts.named(f"context {number}").rungs[-1].decoder, str)
 
 
 def test_a_profile_that_no_manifest_needs_any_more_is_forgotten(served: Served) -> None:

@@ -12,7 +12,7 @@ import pytest
 from preread import Edge
 from preread.edge.edge import Answer
 from preread.edge.hold import refinement
-from preread.edge.load import parcel
+from preread.edge.load import load_spec
 from preread.edge.refine import Refinement
 from preread.errors import EngineError
 from preread.testing.beliefs import slow_machine
@@ -81,8 +81,8 @@ class Bench:
 
         async def begin() -> None:
             site, known = self.site, self.site.contexts.named("manual")
-            assert known.manifest is not None
-            site.refinement = refinement(known, parcel(known.manifest, "q8"), site)
+            thin = load_spec(known.rung("q8"), known.tokens, site.preparations)
+            site.refinement = refinement(known, thin, site)
             self.refinement.go_on()
             while not self.refinement.share:
                 await asyncio.sleep(0.001)

@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -16,9 +16,12 @@ from preread.cloud.app import create_app
 from preread.cloud.events import Published
 from preread.cloud.profiles import keep
 from preread.cloud.serve import EnginePublisher
+from preread.edge.choice import chosen, expected_s
 from preread.edge.contexts import Known
 from preread.edge.edge import Answer
-from preread.edge.rungs import chosen, expected_s, offers, stated_dloss
+from preread.edge.load import load_spec
+from preread.edge.profiles import Profiles
+from preread.edge.rungs import resolved, stated_dloss
 from preread.edge.site import Site
 from preread.engine.llamacpp import LlamaCpp
 from preread.engine.worker import Worker
@@ -58,8 +61,20 @@ class Bench:
 
     def changed(self, **rungs: dict[str, object]) -> Known:
         """The context with other fields in some rungs."""
-        every = tuple(msgspec.structs.replace(rung, **rungs.get(rung.name, {})) for rung in self.manifest.rungs)
-        return Known(self.known.entry, self.known.tokens, msgspec.structs.replace(self.manifest, rungs=every))
+        return self.of(msgspec.structs.replace(rung, **rungs.get(rung.name, {})) for rung in self.manifest.rungs)
+
+    def of(self, rungs: Iterable[Rung]) -> Known:
+        """The context with these rungs."""
+        manifest = msgspec.structs.replace(self.manifest, rungs=tuple(rungs))
+        return replace(self.known, manifest=manifest, rungs=resolved(manifest, self.site.contexts.profiles))
+
+    def chosen(self, known: Known | None = None, prompt_s: float = 0.0) -> str:
+        """The rung that is chosen of the context."""
+        return chosen(known or self.known, self.site.terms(prompt_s)).name
+
+    def expected_s(self, rung: str) -> float:
+        """With a prompt of half a second."""
+        return expected_s(self.known.rung(rung), self.site.terms(0.5))
 
     def ask(self) -> Answer:
         """Cold, and as if computing here took for ever."""
@@ -94,9 +109,10 @@ def bench(smollm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Be
 
 @pytest.fixture(autouse=True)
 def _as_it_was(bench: Bench) -> Iterator[None]:
-    before = bench.site.rung, bench.site.max_dloss, bench.site.deadline_s, bench.site.contexts.profiles
+    site, contexts = bench.site, bench.site.contexts
+    before = site.rung, site.max_dloss, site.deadline_s, contexts.profiles, contexts._rungs
     yield
-    bench.site.rung, bench.site.max_dloss, bench.site.deadline_s, bench.site.contexts.profiles = before
+    site.rung, site.max_dloss, site.deadline_s, contexts.profiles, contexts._rungs = before
 
 
 def test_the_default_is_to_publish_lossless_and_all_that_is_fitted(bench: Bench) -> None:
@@ -135,10 +151,10 @@ def test_an_edge_streams_the_fewest_bytes_within_its_budget(
 @pytest.mark.parametrize("rung", [None, "lossless"])
 def test_four_bits_that_are_called_lossless_are_not_taken_for_exact(bench: Bench, rung: str | None) -> None:
     bench.site.rung, bench.site.max_dloss = rung, 0.0
-    assert chosen(bench.known, bench.site).rung == "lossless"
+    assert bench.chosen() == "lossless"
     for codec in ("q4/1", "fitted/2"):
-        with pytest.raises(CorruptData, match="never called so"):
-            chosen(bench.changed(lossless={"codec": codec}), bench.site)
+        with pytest.raises(PrereadError, match="never called so"):
+            bench.chosen(bench.changed(lossless={"codec": codec}))
 
 
 @pytest.mark.parametrize(
@@ -160,19 +176,19 @@ def test_what_is_expected_follows_from_the_link_the_size_and_what_is_on_disk(
 ) -> None:
     site, tokens = bench.site, bench.manifest.tokens.count
     site.beliefs = Beliefs.of_machine(1.0)
-    nothing_known = [expected_s(bench.manifest, rung, site, 0.5) for rung in ("lossless", "b2")]
+    nothing_known = [bench.expected_s(rung) for rung in ("lossless", "b2")]
     assert nothing_known[0] == nothing_known[1] > tokens  # all is computed, whatever the rung
     site.beliefs = site.beliefs.flowed(2**20, 10_000, 1000.0)
-    lossless, b2 = (expected_s(bench.manifest, rung, site, 0.5) for rung in ("lossless", "b2"))
+    lossless, b2 = (bench.expected_s(rung) for rung in ("lossless", "b2"))
     assert 0.5 < b2 < lossless < nothing_known[0]
     for deadline_s, rung in (((b2 + lossless) / 2, "b4"), (lossless, "lossless"), (0.0, "b2")):
         site.deadline_s = deadline_s
-        assert chosen(bench.known, site, 0.5).rung == rung
+        assert bench.chosen(prompt_s=0.5) == rung
     assert site.beliefs.link(1e4) is None  # the plan begins with what is sure; the choice takes what was seen last
-    assert expected_s(bench.manifest, "b2", site, 0.5) == b2
+    assert bench.expected_s("b2") == b2
     monkeypatch.setattr(site.sources.disk, "holds", lambda _: True)
     site.deadline_s = b2
-    assert chosen(bench.known, site, 0.5).rung == "lossless"
+    assert bench.chosen(prompt_s=0.5) == "lossless"
 
 
 def test_a_fitted_rung_gives_nearly_the_rows_of_local_prefill(bench: Bench) -> None:
@@ -196,7 +212,8 @@ def test_a_rung_asked_for_by_name_that_is_not_there_is_computed(bench: Bench) ->
 
 def test_without_the_profile_the_next_choice_is_lossless(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    bench.site.contexts.profiles = type(bench.site.contexts.profiles)(bench.site.engine.spec.fingerprint)
+    bench.site.contexts.profiles = Profiles(bench.site.engine.spec.fingerprint)
+    bench.site.contexts.profiles_changed()
     timings = bench.ask().timings
     assert (timings.way, timings.rung) == ("streamed", "lossless")
     assert "b2: profile" in caplog.text and "is not here yet" in caplog.text
@@ -206,22 +223,22 @@ def test_without_the_profile_the_next_choice_is_lossless(bench: Bench, caplog: p
 
 
 def test_a_codec_of_the_future_is_passed_over(bench: Bench) -> None:
-    assert chosen(bench.changed(b2={"codec": "future/9"}), bench.site).rung == "b4"
+    assert bench.chosen(bench.changed(b2={"codec": "future/9"})) == "b4"
 
 
 def test_when_nothing_can_be_read_the_reasons_are_told(bench: Bench) -> None:
     known = bench.changed(**{rung.name: {"codec": "future/9"} for rung in bench.manifest.rungs})
     with pytest.raises(CorruptData, match=r"rung b2: unknown codec 'future/9'.*rung lossless: unknown codec"):
-        chosen(known, bench.site)
+        bench.chosen(known)
 
 
 def test_when_nothing_keeps_the_budget_that_is_told(bench: Bench) -> None:
     bench.site.max_dloss = 0.00001
     only = tuple(rung for rung in bench.manifest.rungs if rung.name in ("b2", "b4"))
-    known = Known(bench.known.entry, bench.known.tokens, msgspec.structs.replace(bench.manifest, rungs=only))
+    known = bench.of(only)
     best = min(cost for cost in map(stated_dloss, only) if cost is not None)
     with pytest.raises(PrereadError, match=f"no rung keeps the budget of 1e-05 nats a token; .* {best:.3g}"):
-        chosen(known, bench.site)
+        bench.chosen(known)
 
 
 @pytest.mark.parametrize(
@@ -236,20 +253,21 @@ def test_a_budget_is_kept_by_the_intervals_end(
     bench: Bench, dloss: tuple[int, int], kl: tuple[int, int], streamed: str
 ) -> None:
     quality = Quality(5_000, 5_000, 900_000, 128, dloss, kl, "context")
-    assert chosen(bench.changed(b2={"quality": quality}), bench.site).rung == streamed
+    assert bench.chosen(bench.changed(b2={"quality": quality})) == streamed
 
 
 def test_unstated_quality_is_a_last_resort(bench: Bench) -> None:
     plain = bench.changed(
         lossless={"name": "q8", "codec": "q8/1"}, b4={"quality": None}, b2={"quality": None}, b1={"quality": None}
     )
-    assert [offer.dloss for offer in offers(plain.manifest or bench.manifest)] == [None] * 4
-    assert chosen(plain, bench.site).rung == "q8"
+    assert [rung.stated_dloss for rung in plain.rungs] == [None] * 4
+    assert bench.chosen(plain) == "q8"
 
 
 def test_a_profile_is_prepared_once_for_a_context(bench: Bench) -> None:
     bench.edge.portal.call(bench.site.forget)
-    first, second = (chosen(bench.known, bench.site).codec.ready() for _ in range(2))
+    rung, site = chosen(bench.known, bench.site.terms()), bench.site
+    first, second = (load_spec(rung, bench.known.tokens, site.preparations).codec.ready() for _ in range(2))
     assert first.prepared is second.prepared  # type: ignore[attr-defined]
 
 
@@ -260,6 +278,7 @@ def test_segments_under_a_wrong_profile_are_never_injected(bench: Bench) -> None
     width = engine.embeddings(bench.known.tokens).shape[1]
     profile = plain_profile(engine.spec.fingerprint, engine.spec.geometry, width, {"b3": (0.1, 0.0), "b2": (0.1, 0.0)})
     bench.site.contexts.profiles._read[rung.profile.id] = profile  # as if the digest were of this one
+    bench.site.contexts.profiles_changed()
     bench.site.rung = "b1"
     timings = bench.ask().timings
     assert timings.way == "computed" and timings.reason and "has no rung b1" in timings.reason

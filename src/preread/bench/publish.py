@@ -26,7 +26,8 @@ from preread.codec.ladder import codec, needs_profile
 from preread.codec.profile import Profile, prepare
 from preread.codec.profile_bytes import loads
 from preread.edge.machine import machine
-from preread.edge.rungs import offers, stated_dloss
+from preread.edge.profiles import Profiles
+from preread.edge.rungs import resolved
 from preread.engine.context import WINDOWS
 from preread.engine.llamacpp import LlamaCpp, Tokens
 from preread.engine.worker import Worker
@@ -146,10 +147,10 @@ async def _row(
     manifest = await _published(store, engine, worker, stored, tokens)
     publish_s = time.perf_counter() - started
     later_s = await _bare_s(engine, worker, tokens)  # which the measuring below needs, whoever came first
-    rung = choose_rung(offers(manifest), MAX_DLOSS, lambda _: True)
+    rungs = {one.name: one for one in resolved(manifest, Profiles(manifest.model.fingerprint))}
+    rung = choose_rung([one.offer() for one in rungs.values()], MAX_DLOSS, lambda _: True)
     assert rung is not None  # lossless keeps every budget
     chosen = manifests.rung_named(manifest, rung)
-    size_bytes = next(offer.size_bytes for offer in offers(manifest) if offer.name == rung)
     kl, dloss, kl_ci, dloss_ci = 0.0, 0.0, (0.0, 0.0), (0.0, 0.0)
     if needs_profile(chosen.codec):
         step = codec(rung, prepare(profile, engine.embeddings(tokens)))
@@ -168,8 +169,8 @@ async def _row(
         publish_s,
         bare_s or later_s,
         rung,
-        8 * size_bytes / (len(tokens) * engine.spec.geometry.values_per_token),
-        stated_dloss(chosen) or 0.0,
+        8 * rungs[rung].size_bytes / (len(tokens) * engine.spec.geometry.values_per_token),
+        rungs[rung].stated_dloss or 0.0,
         chosen.quality.measured_on if chosen.quality else "",
         kl,
         kl_ci,

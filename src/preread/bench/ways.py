@@ -12,9 +12,9 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass
 
 from preread.edge.answer import answer
-from preread.edge.load import Segments, decoded
+from preread.edge.choice import chosen
+from preread.edge.load import Segments, decoded, load_spec
 from preread.edge.request import Ask, Done, Timings
-from preread.edge.rungs import chosen, parcel_at
 from preread.edge.site import Site
 from preread.engine.sampling import Sampling
 from preread.errors import EngineError, PrereadError
@@ -131,7 +131,8 @@ class Ways:
     async def _load(self, context: str, rung: str, reserving: asyncio.Future[None]) -> None:
         """All segments, in layer order, into the engine once it has made room."""
         site, engine = self.site, self.site.engine
-        what = parcel_at(site.contexts.named(context), rung, site)
+        known = site.contexts.named(context)
+        what = load_spec(known.rung(rung), known.tokens, site.preparations)
         missing = [len(what.manifest.chunks)] * len(what.manifest.groups)
         complete = 0
 
@@ -159,11 +160,11 @@ class Ways:
             PrereadError: there is none.
         """
         self.site.rung = None
-        return chosen(self.site.contexts.named(context), self.site).rung
+        return chosen(self.site.contexts.named(context), self.site.terms()).name
 
     def size_bytes(self, context: str, rung: str) -> int:
         """Bytes of a whole context at a rung."""
-        return parcel_at(self.site.contexts.named(context), rung, self.site).size_bytes
+        return self.site.contexts.named(context).rung(rung).size_bytes
 
     async def _answered(self, context: str, *, local: bool, cold: bool) -> Run:
         if cold:

@@ -9,15 +9,15 @@ import logging
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from preread.edge.at_hand import usable
+from preread.edge.choice import chosen
 from preread.edge.contexts import Known
 from preread.edge.hold import NotStreamed, computed, generated, make_room, resident, streamed
-from preread.edge.load import Loaded, Parcel
+from preread.edge.load import Loaded, LoadSpec, load_spec
 from preread.edge.record import Record
 from preread.edge.request import Ask, Done, Piece
-from preread.edge.rungs import chosen
 from preread.edge.site import Site
 from preread.edge.text import Echo, Writer
 from preread.edge.turns import ANYBODY, Visitor
@@ -26,6 +26,20 @@ from preread.engine.sampling import Step
 from preread.errors import PrereadError
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A context is to be streamed, and this of it."""
+
+    spec: LoadSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """A context is to be computed here, for this reason."""
+
+    reason: str
 
 
 async def answer(ask: Ask, site: Site) -> AsyncGenerator[Piece | Done, None]:
@@ -92,18 +106,18 @@ async def _steps(question: Question, site: Site, record: Record) -> AsyncGenerat
         record.note(way="resident", cache_n=question.reuse)
     else:
         way = _way(question, known, site)
-        if isinstance(way, Parcel):
+        if isinstance(way, Stream):
             loaded = Loaded()
             try:
-                async with aclosing(streamed(question, known, way, site, loaded)) as steps:
+                async with aclosing(streamed(question, known, way.spec, site, loaded)) as steps:
                     async for step in steps:
-                        record.note_load(question, way, loaded)
+                        record.note_load(question, way.spec, loaded)
                         yield step
                 return
             except NotStreamed as error:
-                way = str(error)
-        record.note(way="computed", reason=way)
-        _log.info("context %r is computed here: %s", known.entry.name, way)
+                way = Compute(str(error))
+        record.note(way="computed", reason=way.reason)
+        _log.info("context %r is computed here: %s", known.entry.name, way.reason)
         started = time.monotonic()
         question = await computed(question, known, site)
         record.note(context_ms=(time.monotonic() - started) * 1e3)
@@ -112,21 +126,23 @@ async def _steps(question: Question, site: Site, record: Record) -> AsyncGenerat
             yield step
 
 
-def _way(question: Question, known: Known, site: Site) -> Parcel | str:
+def _way(question: Question, known: Known, site: Site) -> Stream | Compute:
     """What to stream, or why to compute. For a context that nobody named there is only what is here."""
     entry, spec = known.entry, site.engine.spec
     if question.ask.local:
-        return "it was to be computed here"
+        return Compute("it was to be computed here")
     if site.engine.no_injection:
-        return site.engine.no_injection
+        return Compute(site.engine.no_injection)
     if entry.fingerprint != spec.fingerprint:
-        return f"it was published for {entry.model}, and {spec.name} of this edge has other weights or settings"
+        return Compute(
+            f"it was published for {entry.model}, and {spec.name} of this edge has other weights or settings"
+        )
     away = "this edge has no cloud" if site.link is None else site.contexts.unreachable
     prompt_s = site.beliefs.prompt_s(question.reuse, len(question.prompt))
     try:
-        what = chosen(known, site, prompt_s, here=not question.named)
+        rung = chosen(known, site.terms(prompt_s), here=not question.named)
     except PrereadError as error:
-        return away or str(error)
-    if away and not site.sources.without_cloud(what.places):
-        return away
-    return what
+        return Compute(away or str(error))
+    if away and not site.sources.without_cloud(rung.places):
+        return Compute(away)
+    return Stream(load_spec(rung, known.tokens, site.preparations))

@@ -6,8 +6,8 @@ differ in nothing but their content cause the same requests, now and later. What
 asked for, and from subscriptions (`prefetch.py`).
 """
 
+from preread.edge.choice import chosen
 from preread.edge.contexts import Known
-from preread.edge.rungs import chosen
 from preread.edge.site import Site
 from preread.errors import PrereadError
 from preread.values import ContextId
@@ -31,7 +31,7 @@ def on_disk(known: Known, site: Site) -> bool:
     if site.engine.no_injection or known.manifest is None or site.sources.held is None:
         return False
     try:
-        chosen(known, site, here=True)
+        chosen(known, site.terms(), here=True)
     except PrereadError:
         return False
     return True

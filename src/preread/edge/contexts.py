@@ -15,11 +15,13 @@ from typing import Final
 
 import msgspec
 
+from preread.codec.profile import Profile
 from preread.edge import published
 from preread.edge.kept import Kept
 from preread.edge.profiles import Profiles
 from preread.edge.profiles import wanted as profiles_wanted
 from preread.edge.published import OwnModel
+from preread.edge.rungs import Streamable, reread, resolved
 from preread.errors import (
     CorruptData,
     PrereadError,
@@ -46,14 +48,49 @@ _ASKED: Final = "asked.json"
 _MOST_ASKED_BYTES: Final = 2**17
 
 
+_Read = Tokens | tuple[Streamable, ...] | Profile | CorruptData
+"""What an object says: token ids, the rungs of a manifest, a profile, or why it is of no use."""
+
+
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A context with what is needed to compute it, `tokens`, and to stream it: `manifest`, or `why` there is none."""
+    """A context with what is needed to compute it, and to stream it.
+
+    Attributes:
+        entry, tokens: what is published, and its token ids.
+        manifest: what its segments are; None: it cannot be streamed, and `why`.
+        rungs: those of the manifest, best quality first.
+    """
 
     entry: Entry
     tokens: Tokens
     manifest: Manifest | None
     why: str = "its manifest is not here yet"
+    rungs: tuple[Streamable, ...] = ()
+
+    def streamable(self) -> tuple[Streamable, ...]:
+        """The rungs.
+
+        Raises:
+            CorruptData: "manifest": there is none, and why.
+        """
+        if self.manifest is None:
+            raise CorruptData("manifest", self.why)
+        return self.rungs
+
+    def rung(self, name: str) -> Streamable:
+        """The rung of this name.
+
+        Raises:
+            CorruptData: as `streamable` does.
+            UsageError: the context lacks it.
+        """
+        rungs = self.streamable()
+        for rung in rungs:
+            if rung.name == name:
+                return rung
+        known = ", ".join(rung.name for rung in rungs)
+        raise UsageError(f"context {self.entry.context[:12]} has no rung {name!r}; it has: {known}")
 
 
 class Contexts:
@@ -72,6 +109,8 @@ class Contexts:
         """What a name stood for, while the tokens of what it stands for now are not here yet."""
         self._tokens: dict[ContextId, Tokens] = {}
         self._manifests: dict[ObjectId, Manifest] = {}
+        self._rungs: dict[ObjectId, tuple[Streamable, ...]] = {}
+        """What can be streamed of each manifest: resolved when it comes, and again when profiles come or go."""
         self._useless: dict[ObjectId, str] = {}
         """Objects that are here and cannot be used, and why: fetching them again would not help."""
         self._failed: dict[ObjectId, tuple[int, int, str]] = {}
@@ -132,6 +171,10 @@ class Contexts:
             self._cells = {cell.id: cell for manifest in self._manifests.values() for cell in _cells(manifest)}
         found = self._cells.get(id)
         return None if found is None else ObjectRef("segments", found.id, found.size_bytes)
+
+    def profiles_changed(self) -> None:
+        """A profile has come, or gone: see anew what can be decoded."""
+        self._rungs = {id: reread(rungs, self.profiles) for id, rungs in self._rungs.items()}
 
     def restore(self) -> None:
         """Read what an earlier process kept. What is damaged is left out; it will be fetched again."""
@@ -231,9 +274,7 @@ class Contexts:
         believed = [*self._entries.values(), *self._former.values()]
         contexts = {entry.context for entry in believed}
         objects = {id for entry in believed for id in (entry.tokens.id, entry.manifest.id)}
-        self._tokens = {id: tokens for id, tokens in self._tokens.items() if id in contexts}
-        self._manifests = {id: manifest for id, manifest in self._manifests.items() if id in objects}
-        self._cells = None
+        self._keep_only(contexts, objects)
 
     def _wanted(self) -> list[Entry]:
         return published.wanted(tuple(self._entries.values()), self._own, self._asked)
@@ -262,7 +303,7 @@ class Contexts:
         manifest = self._manifests.get(id)
         if manifest is None or manifest.context != entry.context:
             return Known(entry, tokens, None, self._why_not(id, "its manifest"))
-        return Known(entry, tokens, manifest, "")
+        return Known(entry, tokens, manifest, "", self._rungs[id])
 
     def _why_not(self, id: ObjectId, what: str) -> str:
         if id in self._useless:
@@ -305,25 +346,37 @@ class Contexts:
         here = entry.context in self._tokens if ref.kind == "tokens" else ref.id in self._manifests
         return here or ref.id in self._useless
 
-    def _read(self, ref: ObjectRef, entry: Entry | None, data: bytes) -> Tokens | Manifest | CorruptData | None:
+    def _read(self, ref: ObjectRef, entry: Entry | None, data: bytes) -> _Read:
         """What the bytes of an object say, whose digest is right, or why they are of no use. For any thread."""
         try:
             if entry is None:
-                self.profiles.take(ref.id, data)
-                return None
-            return _tokens_of(entry, data, self._own) if ref.kind == "tokens" else _manifest_of(entry, data, self._own)
+                return self.profiles.read(ref.id, data)
+            if ref.kind == "tokens":
+                return _tokens_of(entry, data, self._own)
+            return resolved(_manifest_of(entry, data, self._own), self.profiles)
         except CorruptData as error:
             _log.warning("%s: %s", _what(ref, entry), error)
             return error
 
-    def _put(self, ref: ObjectRef, entry: Entry | None, read: Tokens | Manifest | CorruptData | None) -> None:
+    def _put(self, ref: ObjectRef, entry: Entry | None, read: _Read) -> None:
+        if entry is None and isinstance(read, Profile | CorruptData):
+            self.profiles.put(ref.id, read)
+            self.profiles_changed()
         if isinstance(read, CorruptData):
             self._useless[ref.id] = str(read)
-        elif isinstance(read, Manifest):
-            self._manifests[ref.id], self._cells = read, None
-        elif entry is not None and read is not None:
+        elif isinstance(read, tuple):
+            self._manifests[ref.id], self._cells = read[0].manifest, None
+            self._rungs[ref.id] = reread(read, self.profiles)  # a profile may have come while it was read
+        elif entry is not None and not isinstance(read, Profile):
             self._tokens[entry.context] = read
             self._former.pop(entry.name, None)
+
+    def _keep_only(self, contexts: set[ContextId], objects: set[ObjectId]) -> None:
+        """Know no tokens but those of these contexts, and no manifests but those of these ids."""
+        self._tokens = {id: tokens for id, tokens in self._tokens.items() if id in contexts}
+        self._manifests = {id: manifest for id, manifest in self._manifests.items() if id in objects}
+        self._rungs = {id: rungs for id, rungs in self._rungs.items() if id in objects}
+        self._cells = None
 
     async def _note_asked(self, name: str) -> None:
         before, self._asked = self._asked, published.asked_again(self._asked, name)
@@ -336,11 +389,10 @@ class Contexts:
         ids = {ref.id for entry in wanted for ref in self._refs_of(entry)}
         ids |= {id for entry in self._former.values() for id in (entry.tokens.id, entry.manifest.id)}
         contexts = {entry.context for entry in (*wanted, *self._former.values())}
-        self._tokens = {id: tokens for id, tokens in self._tokens.items() if id in contexts}
-        self._manifests = {id: manifest for id, manifest in self._manifests.items() if id in ids}
-        self._cells = None
+        self._keep_only(contexts, ids)
         profiles = {ref.id for ref in self._profiles()}
-        self.profiles.keep_only(profiles)
+        if self.profiles.keep_only(profiles):
+            self.profiles_changed()
         self._useless = {id: why for id, why in self._useless.items() if id in ids | profiles}
         self._failed = {id: failed for id, failed in self._failed.items() if id in ids | profiles}
         await asyncio.to_thread(self._kept.forget_objects, ids | profiles)

@@ -12,9 +12,8 @@ from functools import partial
 
 from preread import limits
 from preread.edge.contexts import Known
-from preread.edge.load import Loaded, Loading, Parcel
+from preread.edge.load import Loaded, Loading, LoadSpec, load_spec
 from preread.edge.refine import Refinement
-from preread.edge.rungs import parcel_at
 from preread.edge.site import Site
 from preread.edge.sources import Supply, holder
 from preread.edge.understand import Question
@@ -88,7 +87,7 @@ async def make_room(question: Question, site: Site) -> None:
 
 
 async def streamed(
-    question: Question, known: Known, what: Parcel, site: Site, done: Loaded
+    question: Question, known: Known, what: LoadSpec, site: Site, done: Loaded
 ) -> AsyncGenerator[Step, None]:
     """Get the context from the cloud and from this machine, and generate behind the gate of what is there.
 
@@ -146,7 +145,7 @@ async def _behind_the_gate(question: Question, loading: Loading, site: Site) -> 
                 raise
 
 
-def _task(question: Question, what: Parcel, supplies: tuple[Supply, ...], site: Site) -> Task:
+def _task(question: Question, what: LoadSpec, supplies: tuple[Supply, ...], site: Site) -> Task:
     """What the plan has to know of a load. The first supply that has a segment, or can get it, is to be asked."""
     chunks = tuple(stop - start for start, stop in what.manifest.chunks)
     beliefs, at_s = site.beliefs, time.monotonic()
@@ -157,7 +156,7 @@ def _task(question: Question, what: Parcel, supplies: tuple[Supply, ...], site: 
     return Task(chunks, what.cells, beliefs.prefill, prompt_s, decode_bytes_s, sources, first)
 
 
-def refinement(known: Known, loaded: Parcel, site: Site) -> Refinement | None:
+def refinement(known: Known, loaded: LoadSpec, site: Site) -> Refinement | None:
     """How to bring the context that the engine holds from the rung that was loaded to the one that the site wants.
 
     None where that is no better rung of this context, or cannot be read here.
@@ -166,7 +165,7 @@ def refinement(known: Known, loaded: Parcel, site: Site) -> Refinement | None:
     if site.link is None or site.refine not in names or names.index(site.refine) >= names.index(loaded.rung):
         return None
     try:
-        what = parcel_at(known, site.refine, site)
+        what = load_spec(known.rung(site.refine), known.tokens, site.preparations)
     except PrereadError as error:
         _log.info("context %r stays at %s: %s", known.entry.name, loaded.rung, error)
         return None
@@ -210,7 +209,7 @@ def _put_back(site: Site, block: KVBlock) -> None:
     engine.open_layers(len(block.layers))
 
 
-def _learn(site: Site, what: Parcel, supplies: tuple[Supply, ...], loading: Loading, done: Loaded) -> None:
+def _learn(site: Site, what: LoadSpec, supplies: tuple[Supply, ...], loading: Loading, done: Loaded) -> None:
     """Remember how the links and this machine did."""
     plan, now_s = loading.plan, time.monotonic()
     heard = [

@@ -12,8 +12,8 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from preread.codec.fitted import joined
-from preread.codec.ladder import by_version
-from preread.edge.profiles import Reader
+from preread.edge.profiles import Preparations, Reader
+from preread.edge.rungs import NotStreamable, Streamable
 from preread.edge.sources import Supply
 from preread.engine.llamacpp import LlamaCpp, Tokens
 from preread.engine.worker import Worker
@@ -36,18 +36,23 @@ _FIRST_TICK_S, _FIRST_S = 0.005, 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Parcel:
-    """What to load: all segments of one rung of a context, in layer order."""
+class LoadSpec:
+    """What to load: all segments of one rung of a context.
+
+    Attributes:
+        manifest: of the context.
+        rung: name of the rung; `base`: of the one that it refines, if it does.
+        codec: decodes its segments.
+        places: the segments, in layer order.
+        size_bytes: of all of them on the wire.
+    """
 
     manifest: Manifest
     rung: str
+    base: str | None
     codec: Reader
     places: tuple[SegmentPlace, ...]
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes on the wire."""
-        return sum(place.size_bytes for place in self.places)
+    size_bytes: int
 
     @property
     def cells(self) -> tuple[tuple[int, ...], ...]:
@@ -97,23 +102,20 @@ class Segments:
         return [await self._source.get(ref) for ref in place.refs]
 
 
-def parcel(manifest: Manifest, rung: str, codec: Reader | None = None) -> Parcel:
-    """Everything that must be fetched for a context at a rung.
+def load_spec(what: Streamable, tokens: Tokens, preparations: Preparations) -> LoadSpec:
+    """What to load of a context at a rung. Its decoder is made ready by whoever needs it first.
 
     Args:
-        manifest: of the context.
-        rung: name of the rung.
-        codec: decodes it; None: a codec that needs no profile.
+        what: the rung; `tokens`: the context's token ids.
+        preparations: have the profile that it needs, if it needs one.
 
     Raises:
-        UsageError: the manifest lacks the rung.
-        CorruptData: it names a codec that this preread does not know, or one that needs a profile.
+        NotStreamable: this edge cannot read it.
     """
-    found = manifests.rung_named(manifest, rung)
-    if codec is None:
-        plain = by_version(found.codec, rung)
-        codec = Reader(lambda: plain)
-    return Parcel(manifest, rung, codec, tuple(manifests.places(manifest, rung)))
+    if isinstance(decoder := what.decoder, str):
+        raise NotStreamable(decoder)
+    codec = Reader(lambda: decoder.codec(what.manifest.context, tokens, preparations))
+    return LoadSpec(what.manifest, what.name, what.base, codec, what.places, what.size_bytes)
 
 
 class Loading:
@@ -130,7 +132,7 @@ class Loading:
 
     def __init__(
         self,
-        what: Parcel,
+        what: LoadSpec,
         tokens: Tokens,
         task: Task,
         links: tuple[Supply, ...],
@@ -313,28 +315,27 @@ class Loading:
         self._tell(events.Computed(seconds))
 
 
-def decoded(what: Parcel, place: SegmentPlace, frames: list[bytes]) -> KVBlock:
+def decoded(what: LoadSpec, place: SegmentPlace, frames: list[bytes]) -> KVBlock:
     """The rows of a segment whose digest is right.
 
     Args:
-        what: the parcel that it is of.
+        what: what it is of.
         place: which segment.
         frames: it and, before it, the one that it refines, if it does.
 
     Raises:
         CorruptData: it is not what the manifest says it is.
     """
-    rung = manifests.rung_named(what.manifest, what.rung)
-    names = [rung.base, rung.name] if rung.base else [rung.name]
+    names = [what.base, what.rung] if what.base else [what.rung]
     payloads = [
         segment.unpack(frame, manifests.header(what.manifest, name, place))
         for name, frame in zip(names, frames, strict=True)
     ]
-    payload = joined(*payloads) if rung.base else payloads[0]
+    payload = joined(*payloads) if what.base else payloads[0]
     return what.codec.decode(payload, place.tokens, place.layers, what.manifest.model.geometry)
 
 
-def _inject(what: Parcel, place: SegmentPlace, frames: list[bytes], engine: LlamaCpp) -> float:
+def _inject(what: LoadSpec, place: SegmentPlace, frames: list[bytes], engine: LlamaCpp) -> float:
     """From bytes whose digest is right into the engine's cache; the processor time that took, in seconds.
 
     Not how long it took: that would count what else the machine is doing, as a rule the prompt.

@@ -10,10 +10,10 @@ import time
 from contextlib import aclosing, suppress
 from typing import Final
 
+from preread.edge.choice import chosen
 from preread.edge.contexts import Known
-from preread.edge.load import Parcel
 from preread.edge.options import Wishes
-from preread.edge.rungs import chosen
+from preread.edge.rungs import Streamable
 from preread.edge.site import Site
 from preread.edge.sources import Sources
 from preread.edge.uses import Uses
@@ -38,7 +38,7 @@ class Prefetch:
 
     def __init__(self, site: Site, sources: Sources, held: Held, uses: Uses, wishes: Wishes) -> None:
         self._site, self._sources, self._held, self._uses, self._wishes = site, sources, held, uses, wishes
-        self._parcels: dict[ObjectId, Parcel] = {}
+        self._chosen: dict[ObjectId, Streamable] = {}
         self._failing = False
 
     async def keep_going(self, every_s: float = EVERY_S) -> None:
@@ -118,24 +118,24 @@ class Prefetch:
                     return False
         return True
 
-    def _streamable(self) -> dict[ContextId, tuple[Known, Parcel]]:
+    def _streamable(self) -> dict[ContextId, tuple[Known, Streamable]]:
         """The contexts that this edge could stream, at the rung that it would."""
-        site, found = self._site, dict[ContextId, tuple[Known, Parcel]]()
+        site, found = self._site, dict[ContextId, tuple[Known, Streamable]]()
         if site.engine.no_injection:
             return found
         for known in site.contexts.own():
             if known.manifest is None:
                 continue
             with suppress(PrereadError):
-                found[known.entry.context] = known, self._parcel(known)
-        self._parcels = {known.entry.manifest.id: what for known, what in found.values()}
+                found[known.entry.context] = known, self._rung(known)
+        self._chosen = {known.entry.manifest.id: what for known, what in found.values()}
         return found
 
-    def _parcel(self, known: Known) -> Parcel:
-        what = self._parcels.get(known.entry.manifest.id)
-        return chosen(known, self._site) if what is None else what
+    def _rung(self, known: Known) -> Streamable:
+        what = self._chosen.get(known.entry.manifest.id)
+        return chosen(known, self._site.terms()) if what is None else what
 
-    def _candidate(self, known: Known, what: Parcel) -> Candidate:
+    def _candidate(self, known: Known, what: Streamable) -> Candidate:
         context = known.entry.context
         held_bytes = sum(ref.size_bytes for piece in what.places for ref in piece.refs if ref.id in self._held)
         return Candidate(context, what.size_bytes, held_bytes, self._uses.of(context), context in self._pinned())
@@ -148,7 +148,7 @@ class Prefetch:
                 pinned.add(entry.context)
         return pinned
 
-    def _superfluous(self, placement: Placement, found: dict[ContextId, tuple[Known, Parcel]]) -> list[ObjectId]:
+    def _superfluous(self, placement: Placement, found: dict[ContextId, tuple[Known, Streamable]]) -> list[ObjectId]:
         """What makes room, and what the cloud has taken back."""
         gone = {ref.id for context in placement.drop for piece in found[context][1].places for ref in piece.refs}
         wanted = {ref.id for context in placement.hold for piece in found[context][1].places for ref in piece.refs}

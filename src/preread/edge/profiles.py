@@ -1,18 +1,20 @@
 """The profiles that an edge has read, and those that are ready to decode one context.
 
-It knows models, sizes and threads; where profiles come from and are kept is in `contexts.py`, which rung is read with
-one in `rungs.py`.
+It knows models, sizes and threads; where profiles come from and are kept is in `contexts.py`, which rung can be
+read with them in `rungs.py`.
 """
 
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from preread.codec import profile_bytes as codec_profiles
 from preread.codec.base import Codec, Payload
+from preread.codec.ladder import by_version, check_name, needs_profile
 from preread.codec.profile import Prepared, Profile, prepare
 from preread.errors import CorruptData
 from preread.plan.match import Tokens
@@ -44,24 +46,39 @@ class Profiles:
     def __contains__(self, id: ObjectId) -> bool:
         return id in self._read
 
-    def take(self, id: ObjectId, data: bytes) -> None:
-        """Read the object of this name, whose digest is right. One that cannot be used is remembered as such.
+    def read(self, id: ObjectId, data: bytes) -> Profile:
+        """The object of this name, whose digest is right. It takes a while, in any thread, and changes nothing.
 
         Raises:
             CorruptData: why it cannot be used.
         """
-        try:
-            profile = codec_profiles.loads(data)
-            if profile.fingerprint != self._fingerprint:
-                raise CorruptData("profile", f"profile {id[:12]}… is of another model")
-        except CorruptData as error:
-            self._read[id] = error
-            raise
-        self._read[id] = profile
+        profile = codec_profiles.loads(data)
+        if profile.fingerprint != self._fingerprint:
+            raise CorruptData("profile", f"profile {id[:12]}… is of another model")
+        return profile
 
-    def keep_only(self, ids: set[ObjectId]) -> None:
-        """Forget all others."""
-        self._read = {id: read for id, read in self._read.items() if id in ids}
+    def put(self, id: ObjectId, read: Profile | CorruptData) -> None:
+        """Keep what was read, or why it cannot be used."""
+        self._read[id] = read
+
+    def keep_only(self, ids: set[ObjectId]) -> bool:
+        """Forget all others; whether there were any."""
+        before, self._read = len(self._read), {id: read for id, read in self._read.items() if id in ids}
+        return len(self._read) < before
+
+    def decoder(self, rung: Rung, geometry: Geometry) -> "Decoder":
+        """What decodes a rung of a manifest with this geometry.
+
+        Raises:
+            CorruptData: "codec", "profile": this edge cannot read it.
+        """
+        check_name(rung.codec, rung.name)
+        if not needs_profile(rung.codec):
+            by_version(rung.codec, rung.name)  # or it is one that this release does not know
+            return Decoder(rung.codec, rung.name)
+        profile = self.of(rung, geometry)
+        assert rung.profile is not None  # or there would be no such profile
+        return Decoder(rung.codec, rung.name, rung.profile.id, profile)
 
     def of(self, rung: Rung, geometry: Geometry) -> Profile:
         """What a rung of a manifest with this geometry needs for decoding.
@@ -81,6 +98,31 @@ class Profiles:
         if rung.name not in {fitted.name for fitted in found.rungs}:
             raise CorruptData("profile", f"profile {rung.profile.id[:12]}… has no rung {rung.name}")
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """What decodes a rung, without anything that costs time or memory: its `codec` is made when it is needed.
+
+    Attributes:
+        version, rung: of the codec, as a manifest states them.
+        id, profile: the profile that it needs, if any; what it says follows from its id.
+    """
+
+    version: str
+    rung: str
+    id: ObjectId | None = None
+    profile: Profile | None = field(default=None, compare=False, repr=False)
+
+    def codec(self, context: ContextId, tokens: Tokens, preparations: "Preparations") -> Codec:
+        """The codec for a context of these tokens. Blocks while a profile is being prepared for them.
+
+        Raises:
+            PrereadError: as `Preparations.of` does.
+        """
+        if self.id is None or self.profile is None:
+            return by_version(self.version, self.rung)
+        return by_version(self.version, self.rung, preparations.of(context, tokens, self.id, self.profile))
 
 
 class Reader:

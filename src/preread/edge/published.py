@@ -18,7 +18,7 @@ MOST_TOKENS: Final = 2**22
 """Of all contexts together: 16 MiB of memory."""
 
 MOST_MANIFEST_BYTES: Final = 2**24
-"""Of all manifests together, as they are sent; read, they take about twice as much."""
+"""Of all manifests together, as they are sent; read and resolved, they take about four times as much."""
 
 MOST_ASKED: Final = 64
 """So many names that were asked for are remembered."""

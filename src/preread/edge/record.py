@@ -4,7 +4,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from preread.edge.load import Loaded, Parcel
+from preread.edge.load import Loaded, LoadSpec
 from preread.edge.refine import Refinement
 from preread.edge.request import Timings
 from preread.edge.understand import Question
@@ -46,7 +46,7 @@ class Record:
         )
         self._prompt_tokens = question.prompt_tokens
 
-    def note_load(self, question: Question, what: Parcel, loaded: Loaded) -> None:
+    def note_load(self, question: Question, what: LoadSpec, loaded: Loaded) -> None:
         """The context came from the cloud, or from this machine, or one part from each."""
         if self.timings.way != "none":
             return

@@ -9,7 +9,7 @@ import asyncio
 import logging
 from contextlib import aclosing
 
-from preread.edge.load import Parcel, Segments, decoded
+from preread.edge.load import LoadSpec, Segments, decoded
 from preread.engine.llamacpp import LlamaCpp
 from preread.engine.worker import Worker
 from preread.errors import PrereadError
@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 class Refinement:
     """One context on its way to a better rung. It belongs to the event loop, and to the turn in which it was made."""
 
-    def __init__(self, what: Parcel, engine: LlamaCpp, worker: Worker, source: Source[ObjectRef, bytes]) -> None:
+    def __init__(self, what: LoadSpec, engine: LlamaCpp, worker: Worker, source: Source[ObjectRef, bytes]) -> None:
         self._what, self._engine, self._worker, self._source = what, engine, worker, source
         self._left, self._epoch = list(what.places), engine.refinements.epoch
         self._work: asyncio.Task[None] | None = None

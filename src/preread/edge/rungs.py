@@ -1,49 +1,62 @@
-"""Which rung of a context is streamed to this edge, and what decodes it.
+"""The rungs of a context as this edge can stream them: resolved once, when a manifest or a profile has come.
 
-The choice itself is `plan.choose`'s; here is what a manifest offers, and what this edge can read of it.
+It knows manifests and profiles; which rung is streamed is decided in `choice.py`. Nothing is fetched or decoded here.
 """
 
-import logging
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
-from preread.codec.base import Codec
-from preread.codec.ladder import by_version, check_name, needs_profile
-from preread.edge.contexts import Known
-from preread.edge.load import Parcel, parcel
-from preread.edge.profiles import Reader
-from preread.edge.site import Site
-from preread.errors import CorruptData, PrereadError, UsageError
-from preread.plan.choose import Offer, choose_rung
-from preread.plan.cost import Link, Need, floor_in_order_s
+from preread.edge.profiles import Decoder, Profiles
+from preread.errors import CorruptData, PrereadError
+from preread.plan.choose import Offer
 from preread.wire import manifest as manifests
-from preread.wire.manifest import Manifest, Rung
+from preread.wire.manifest import Manifest, Rung, SegmentPlace
 
 _LOSSLESS = "lossless"
 
-_ABOVE_FLOOR = 1.3
-"""A first token comes so many times later than the floor, as a rule."""
 
-_log = logging.getLogger(__name__)
-
-
-def offers(manifest: Manifest) -> list[Offer]:
-    """What a manifest has, best quality first; when it would be there is not told."""
-    return [Offer(rung.name, _size_bytes(manifest, rung), stated_dloss(rung)) for rung in manifest.rungs]
+class NotStreamable(PrereadError):
+    """A rung cannot be streamed to this edge; the message says why."""
 
 
-def expected_s(manifest: Manifest, rung: str, site: Site, prompt_s: float) -> float:
-    """Seconds until the first token if a context is streamed at this rung, what is on this edge's disk from there.
+@dataclass(frozen=True, slots=True)
+class Streamable:
+    """One rung of a context, and what this edge needs to stream it.
 
-    The link is taken to be what it was when it was seen last, hours ago if need be: a wrong choice costs bytes or
-    quality within the budget, and the plan sees to the time. One that was never seen brings nothing, as far as is
-    known: then everything is computed here.
+    Attributes:
+        manifest: of the context.
+        name: of the rung.
+        base: name of the rung that it refines; None: it stands alone.
+        size_bytes: of all its segments, with those that they refine.
+        stated_dloss: as `stated_dloss`, nats a token.
+        places: its segments in layer order.
+        decoder: what decodes them, or why this edge cannot.
     """
-    tokens = manifest.tokens.count
-    refs = (ref for place in manifests.places(manifest, rung) for ref in place.refs)
-    away_bytes = sum(ref.size_bytes for ref in refs if not site.sources.disk.holds(ref))
-    need = Need(tokens, away_bytes, tokens / site.beliefs.prefill.seconds(0, tokens), prompt_s)
-    link = site.beliefs.last_link or Link(0.0, site.beliefs.rtt_s)
-    return _ABOVE_FLOOR * (floor_in_order_s(need, link) if away_bytes else prompt_s)
+
+    manifest: Manifest
+    name: str
+    base: str | None
+    size_bytes: int
+    stated_dloss: float | None
+    places: tuple[SegmentPlace, ...]
+    decoder: Decoder | str
+
+    def offer(self, first_s: float = float("inf")) -> Offer:
+        """The rung to choose from; `first_s`: seconds until the first token that are expected with it."""
+        return Offer(self.name, self.size_bytes, self.stated_dloss, first_s)
+
+
+def resolved(manifest: Manifest, profiles: Profiles) -> tuple[Streamable, ...]:
+    """The rungs of a manifest, best quality first, as they can be read with the profiles that are here."""
+    return tuple(_resolved(manifest, rung, profiles) for rung in manifest.rungs)
+
+
+def reread(rungs: Iterable[Streamable], profiles: Profiles) -> tuple[Streamable, ...]:
+    """The same rungs, as they can be read after profiles have come or gone."""
+    return tuple(
+        replace(known, decoder=_decoder(known.manifest, manifests.rung_named(known.manifest, known.name), profiles))
+        for known in rungs
+    )
 
 
 def stated_dloss(rung: Rung) -> float | None:
@@ -66,84 +79,15 @@ def stated_dloss(rung: Rung) -> float | None:
     return 0.0 if rung.name == _LOSSLESS else None
 
 
-def chosen(known: Known, site: Site, prompt_s: float = 0.0, *, here: bool = False) -> Parcel:
-    """What to stream of a context: the rung that this edge was told to use, or else the one that its budget allows.
-
-    Args:
-        known, site: the context and the edge.
-        prompt_s: what computing the prompt is expected to take, where there is one.
-        here: only a rung that is whole on this edge's disk will do.
-
-    Raises:
-        PrereadError: why there is none, in one line.
-    """
-    manifest = _manifest(known)
-    if site.rung is not None:
-        return _held(parcel_at(known, site.rung, site), site) if here else parcel_at(known, site.rung, site)
-    parcels: dict[str, Parcel] = {}
-    problems: list[str] = []
-
-    def usable(name: str) -> bool:
-        try:
-            what = parcel_at(known, name, site)
-            parcels[name] = _held(what, site) if here else what
-        except PrereadError as error:
-            problems.append(f"rung {name}: {error}")
-        return name in parcels
-
-    offered, deadline_s = offers(manifest), site.deadline_s
-    if deadline_s is not None:
-        offered = [replace(offer, first_s=expected_s(manifest, offer.name, site, prompt_s)) for offer in offered]
-    name = choose_rung(offered, site.max_dloss, usable, deadline_s)
-    if name is not None:
-        for problem in problems:
-            _log.info("context %r is streamed at %s, since it cannot be at %s", known.entry.name, name, problem)
-        return parcels[name]
-    if problems:
-        raise CorruptData("rung", "; ".join(problems))
-    cheapest = min((dloss for _, dloss in _stated(manifest)), default=0.0)
-    raise UsageError(f"no rung keeps the budget of {site.max_dloss:g} nats a token; the best costs {cheapest:.3g}")
+def _resolved(manifest: Manifest, rung: Rung, profiles: Profiles) -> Streamable:
+    places = tuple(manifests.places(manifest, rung.name))
+    size_bytes = sum(place.size_bytes for place in places)
+    decoder = _decoder(manifest, rung, profiles)
+    return Streamable(manifest, rung.name, rung.base, size_bytes, stated_dloss(rung), places, decoder)
 
 
-def parcel_at(known: Known, name: str, site: Site) -> Parcel:
-    """What to stream of a context at this rung.
-
-    Raises:
-        UsageError: the context lacks the rung.
-        CorruptData: "codec", "profile": this edge cannot read it.
-    """
-    manifest = _manifest(known)
-    rung = manifests.rung_named(manifest, name)
-    check_name(rung.codec, name)
-    if not needs_profile(rung.codec):
-        return parcel(manifest, name)
-    profile = site.contexts.profiles.of(rung, manifest.model.geometry)
-    assert rung.profile is not None  # or there would be no such profile
-    context, id = known.entry.context, rung.profile.id
-
-    def make() -> Codec:
-        return by_version(rung.codec, name, site.preparations.of(context, known.tokens, id, profile))
-
-    return parcel(manifest, name, Reader(make))
-
-
-def _held(what: Parcel, site: Site) -> Parcel:
-    if not site.sources.without_cloud(what.places):
-        raise UsageError(f"rung {what.rung} is not whole on this disk")
-    return what
-
-
-def _manifest(known: Known) -> Manifest:
-    if known.manifest is None:
-        raise CorruptData("manifest", known.why)
-    return known.manifest
-
-
-def _stated(manifest: Manifest) -> list[tuple[str, float]]:
-    return [(offer.name, offer.dloss) for offer in offers(manifest) if offer.dloss is not None]
-
-
-def _size_bytes(manifest: Manifest, rung: Rung) -> int:
-    """Of all segments, with those that they refine."""
-    both = [rung, manifests.rung_named(manifest, rung.base)] if rung.base else [rung]
-    return sum(cell.size_bytes for part in both for row in part.segments for cell in row)
+def _decoder(manifest: Manifest, rung: Rung, profiles: Profiles) -> Decoder | str:
+    try:
+        return profiles.decoder(rung, manifest.model.geometry)
+    except CorruptData as error:
+        return str(error)

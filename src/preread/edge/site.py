@@ -11,6 +11,7 @@ from typing import Final
 
 from preread import limits
 from preread.edge import machine
+from preread.edge.choice import Terms
 from preread.edge.contexts import Contexts
 from preread.edge.options import Options
 from preread.edge.profiles import Preparations
@@ -88,6 +89,10 @@ class Site:
     def wait_s(self) -> float:
         """How long who asks now will wait for the engine, as a guess."""
         return self._turns.wait_s
+
+    def terms(self, prompt_s: float = 0.0) -> Terms:
+        """On what a rung is chosen now, for a prompt that takes so long to compute."""
+        return Terms(self.rung, self.max_dloss, self.deadline_s, self.beliefs, prompt_s, self.sources.disk.holds)
 
     @asynccontextmanager
     async def turn(self, visitor: Visitor = ANYBODY) -> AsyncGenerator[None, None]:

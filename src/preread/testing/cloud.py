@@ -15,6 +15,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from preread.cloud.events import Published
+from preread.codec import fitted
 from preread.codec.ladder import codec
 from preread.errors import UsageError
 from preread.store.objects import Objects
@@ -28,13 +29,14 @@ from preread.wire.fields import SizedId
 FINGERPRINT = Fingerprint("f" * 64)
 GEOMETRY = Geometry(layers=2, kv_heads=1, head_dim=8)
 MODEL = "random"
+FITTED = "b4"
 
 
 @dataclass(frozen=True, slots=True)
 class RandomPublisher:
     """Stands where the model's publisher stands. Every letter is a token; KV follows from the tokens alone.
 
-    With `profile`, any bytes, the last rung says that it needs them as its profile, though its codec does not.
+    With `profile`, any bytes, the last rung is called `FITTED`, and said to need them; its segments are what they were.
     """
 
     store: Objects
@@ -68,7 +70,7 @@ class RandomPublisher:
             rungs.append(manifests.Rung(rung, codec(rung).version, tuple(cells)))
         if self.profile:
             needed = _sized(await self.store.put("profiles", self.profile))
-            rungs[-1] = msgspec.structs.replace(rungs[-1], profile=needed)
+            rungs[-1] = msgspec.structs.replace(rungs[-1], name=FITTED, codec=fitted.VERSION, profile=needed)
         progress("encode", len(chunks), len(chunks))
         entry = await self._put_entry(name, "chat" if form == "chat" else "text", ids, chunks, groups, tuple(rungs))
         sizes = {rung.name: sum(cell.size_bytes for row in rung.segments for cell in row) for rung in rungs}

@@ -219,17 +219,18 @@ def places(manifest: Manifest, rung_name: str) -> list[SegmentPlace]:
     """
     rung = rung_named(manifest, rung_name)
     base = rung_named(manifest, rung.base).segments if rung.base else None
+    chunks, groups = ([Span(*pair) for pair in pairs] for pairs in (manifest.chunks, manifest.groups))
     return [
         SegmentPlace(
             _segment_ref(rung.segments[c][g]),
-            Span(*chunk),
-            Span(*group),
+            chunk,
+            group,
             c,
             g,
             None if base is None else _segment_ref(base[c][g]),
         )
-        for g, group in enumerate(manifest.groups)
-        for c, chunk in enumerate(manifest.chunks)
+        for g, group in enumerate(groups)
+        for c, chunk in enumerate(chunks)
     ]
 
 
