@@ -17,6 +17,7 @@ import pytest
 from preread.edge import serving
 from preread.edge.app import create_app
 from preread.edge.edge import AsyncEdge
+from preread.engine.chooser import Chooser
 from preread.engine.sampling import Step
 from preread.errors import EngineError
 from preread.store.auth import Keys
@@ -357,19 +358,25 @@ class Watch:
 @pytest.fixture
 def watch(edge: Any, monkeypatch: pytest.MonkeyPatch) -> Watch:
     watch, engine = Watch(), edge.opened.site.engine
-    generate = engine.generate
+    make = engine.chooser
 
-    def watched(*args: Any, **kwargs: Any) -> Iterator[Step]:
-        watch.begun.set()
-        for step in generate(*args, **kwargs):
+    def watched(*args: Any) -> Chooser:
+        chooser = make(*args)
+        choose = chooser.choose
+
+        def watched(context: object, index: int) -> Step:
             if watch.tokens == watch.fail_after:
                 raise EngineError("the engine is tired")
             watch.tokens += 1
             if watch.tokens == 3:
                 watch.generating.set()
-            yield step
+            return choose(context, index)
 
-    monkeypatch.setattr(engine, "generate", watched)
+        watch.begun.set()
+        monkeypatch.setattr(chooser, "choose", watched)
+        return chooser
+
+    monkeypatch.setattr(engine, "chooser", watched)
     return watch
 
 
@@ -430,13 +437,13 @@ def connected(edge: Any) -> socket.socket:
 
 
 def free(edge: Any) -> None:
-    """Returns when the engine is free; fails when it is not for a long time."""
+    """Returns when nobody asks for anything; fails when that takes a long time."""
 
-    async def turn() -> None:
-        async with edge.opened.site.turn():
-            pass
+    async def idle() -> None:
+        while not edge.opened.site.core.idle:
+            await asyncio.sleep(0.001)
 
-    edge.run(turn)
+    edge.run(idle)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -492,7 +499,7 @@ def test_client_that_goes_away_while_it_waits_for_its_turn(edge: Any, watch: Wat
         async def send(message: Any) -> None:
             sent.append(message)
 
-        async with edge.opened.site.turn():
+        async with edge.opened.site.core.paused():
             call = asyncio.ensure_future(asgi_call(edge, receive, send))
             asyncio.get_running_loop().call_soon(gone.set)
             await asyncio.wait_for(call, 30)

@@ -8,7 +8,6 @@ import pytest
 
 from preread.edge.readers import Readers
 from preread.edge.request import Ask
-from preread.edge.turns import ANYBODY
 from preread.errors import EngineError
 
 SHORT = Ask(prompt="Which pump?")
@@ -30,14 +29,14 @@ def test_a_short_prompt_does_not_wait_for_a_long_one(long: Ask) -> None:
             assert over.wait(60)
             done.append("long")
 
-        reading = asyncio.create_task(readers.run(long, ANYBODY, read_long))
+        reading = asyncio.create_task(readers.run(long, "", read_long))
         await asyncio.to_thread(begun.wait)
-        await readers.run(SHORT, ANYBODY, lambda: done.append("short"))
+        await readers.run(SHORT, "", lambda: done.append("short"))
         over.set()
         await reading
         readers.close()
         with pytest.raises(EngineError):
-            await readers.run(SHORT, ANYBODY, lambda: None)
+            await readers.run(SHORT, "", lambda: None)
         return done
 
     assert asyncio.run(story()) == ["short", "long"]
@@ -46,7 +45,7 @@ def test_a_short_prompt_does_not_wait_for_a_long_one(long: Ask) -> None:
 def test_a_long_prompt_is_read_by_a_thread_of_low_priority() -> None:
     async def story() -> tuple[int, int]:
         readers, niceness = Readers(), lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-        found = await readers.run(LONG[0], ANYBODY, niceness), await readers.run(SHORT, ANYBODY, niceness)
+        found = await readers.run(LONG[0], "", niceness), await readers.run(SHORT, "", niceness)
         readers.close()
         return found
 

@@ -11,13 +11,15 @@ import pytest
 
 from preread import Edge
 from preread.edge.edge import Answer
-from preread.edge.hold import refinement
 from preread.edge.load import load_spec
 from preread.edge.refine import Refinement
+from preread.edge.residents import refinement
+from preread.edge.site import Site
+from preread.engine.cache import Rows
 from preread.errors import EngineError
 from preread.testing.beliefs import slow_machine
 from preread.testing.proxy import Blackout, Corrupt, Fault, Link, ProxyProcess, Reset, Truncate
-from preread.values import KVBlock, Span
+from preread.values import ContextId, KVBlock
 from preread.wire import manifest as manifests
 
 QUESTION = "What is the code of the pump?"
@@ -68,9 +70,8 @@ class Bench:
 
     def rows(self) -> KVBlock:
         """All that the engine holds."""
-        engine, worker = self.site.engine, self.site.worker
-        spans = Span(0, engine.context_tokens), Span(0, engine.spec.geometry.layers)
-        return self.edge.portal.call(lambda: worker.run(lambda: engine.export(*spans)))
+        (context,) = self.site.core.residents()
+        return self.edge.portal.call(self.site.core.export, context)
 
     def hold_partly_refined(self) -> None:
         """Hold the context with some segments refined and others not, and the refinement at it on a slow link."""
@@ -82,7 +83,8 @@ class Bench:
         async def begin() -> None:
             site, known = self.site, self.site.contexts.named("manual")
             thin = load_spec(known.rung("q8"), known.tokens, site.preparations)
-            site.refinement = refinement(known, thin, site)
+            rows = await rows_of(site, known.entry.context)
+            site.refinement = refinement(known, thin, site, rows)
             self.refinement.go_on()
             while not self.refinement.share:
                 await asyncio.sleep(0.001)
@@ -96,7 +98,14 @@ def bench(tiny_model: Path, cloud: Any, tmp_path_factory: pytest.TempPathFactory
     port = int(cloud.url.rpartition(":")[2])
     folder = tmp_path_factory.mktemp("edge")
     with ProxyProcess(port, FAST) as proxy:
-        options = {"rung": "q8", "window_tokens": 2048, "folder": folder, "sync_s": 3600, "threads": 1}
+        options = {
+            "rung": "q8",
+            "window_tokens": 512,
+            "kv_memory_bytes": 0,
+            "folder": folder,
+            "sync_s": 3600,
+            "threads": 1,
+        }
         with Edge(str(tiny_model), proxy.url, **options) as edge:
             edge.portal.call(edge.asynchronous.site.settled)
             yield Bench(edge, proxy)
@@ -119,6 +128,17 @@ def best(bench: Bench, thin: object) -> tuple[Answer, KVBlock]:
     answer = bench.ask(local=True)
     assert answer.timings.way == "computed"
     return answer, bench.rows()
+
+
+async def rows_of(site: Site, context: ContextId) -> Rows:
+    """The rows of a context that is in the cache."""
+
+    def rows() -> Rows:
+        rows = site.core._places[context].rows
+        assert rows is not None
+        return rows
+
+    return await site.core.call(rows)
 
 
 def same(a: KVBlock, b: KVBlock) -> bool:
@@ -174,17 +194,17 @@ def test_a_question_interrupts_it_and_after_its_first_token_it_goes_on(
 ) -> None:
     bench.hold_partly_refined()
     refinement, seen = bench.refinement, []
-    generate = bench.site.engine.generate
+    chooser = bench.site.engine.chooser
 
-    def watched(*arguments: Any, **more: Any) -> Any:
+    def watched(*arguments: Any) -> Any:
         seen.append(refinement.running)
-        return generate(*arguments, **more)
+        return chooser(*arguments)
 
-    bench.site.engine.generate = watched  # type: ignore[method-assign]
+    bench.site.engine.chooser = watched  # type: ignore[method-assign]
     try:
         answer = bench.ask()
     finally:
-        del bench.site.engine.generate
+        del bench.site.engine.chooser
     assert seen == [False] and answer.timings.way == "resident"
     assert bench.refinement is refinement and 0 < answer.timings.refined_share <= 1
     bench.proxy.set_link(FAST)
@@ -284,21 +304,20 @@ def test_an_engine_that_fails_in_the_middle_of_an_answer_does_not_answer_anew(
     bench: Bench, thin: tuple[Answer, KVBlock]
 ) -> None:
     bench.cold()
-    engine, said = bench.site.engine, []
-    decode = engine._decode
+    runner, said = bench.site.engine.runner, []
+    run = runner.run
 
-    def failing(tokens: Any, *arguments: Any, **more: Any) -> None:
-        if len(tokens) == 1 and len(said) == 3:
+    def failing(slices: Any) -> Any:
+        if len(slices[0].tokens) == 1 and len(said) == 3:
             raise EngineError("llama_decode failed")
-        decode(tokens, *arguments, **more)
-        said.append(len(tokens))
+        said.append(len(slices[0].tokens))
+        return run(slices)
 
-    engine._decode = failing  # type: ignore[method-assign]
+    runner.run = failing  # type: ignore[method-assign]
     try:
         with pytest.raises(EngineError, match="llama_decode failed"):
             bench.ask()
     finally:
-        del engine._decode
-    assert bench.site.held is None and bench.site.refinement is None and engine.context_tokens == 0
+        del runner.run
     bench.cold(refine=None)
     assert bench.ask().text == thin[0].text

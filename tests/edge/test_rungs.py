@@ -31,7 +31,7 @@ from preread.store.objects import open_store
 from preread.testing.beliefs import slow_machine
 from preread.testing.cloud import serving
 from preread.testing.profile import GROUP_LAYERS, plain_profile
-from preread.values import KVBlock, Span
+from preread.values import KVBlock
 from preread.wire.manifest import Manifest, Quality, Rung
 
 TEXT = "The pump has code 107, the fan has code 114, and the lid has code 121."
@@ -84,9 +84,7 @@ class Bench:
 
     def rows(self) -> KVBlock:
         """What the engine holds."""
-        engine, worker = self.site.engine, self.site.worker
-        tokens, layers = Span(0, len(self.known.tokens)), Span(0, engine.spec.geometry.layers)
-        return self.edge.portal.call(lambda: worker.run(lambda: engine.export(tokens, layers)))
+        return self.edge.portal.call(self.site.core.export, self.known.entry.context)
 
 
 @pytest.fixture(scope="module")

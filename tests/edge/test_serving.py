@@ -14,7 +14,6 @@ import pytest
 from preread.edge import serving
 from preread.edge.app import create_app
 from preread.edge.serving import Limits
-from preread.plan import admission
 
 QUESTION = [{"role": "user", "content": "What is the code of the pump?"}]
 LONG = {"messages": QUESTION, "max_tokens": 1500, "temperature": 0, "logit_bias": {"0": -100, "1": -100, "2": -100}}
@@ -77,7 +76,7 @@ def test_stream_says_at_once_that_it_is_understood_and_something_every_few_secon
 
     async def story() -> None:
         call = asked(create_app(edge.opened), {**SHORT, "stream": True})
-        async with edge.opened.site.turn():
+        async with edge.opened.site.core.paused():
             asking = asyncio.create_task(call.run())
             await call.heard.wait()
             assert call.status == 200 and call.answered[b"content-type"].startswith(b"text/event-stream")
@@ -93,7 +92,7 @@ def test_stream_says_at_once_that_it_is_understood_and_something_every_few_secon
 def test_what_is_wrong_with_a_stream_has_a_status_while_others_are_answered(edge: Any) -> None:
     async def story() -> None:
         app = create_app(edge.opened)
-        async with edge.opened.site.turn():
+        async with edge.opened.site.core.paused():
             unknown = await asked(app, {**SHORT, "stream": True, "context": "manuel"}).run()
             assert (unknown.status, json.loads(unknown.text)["error"]["code"]) == (404, "unknown_context")
 
@@ -109,7 +108,7 @@ def test_who_has_too_much_inside_is_told_when_to_come_again_and_others_are_let_i
         app = create_app(edge.opened, limits=Limits(requests=4))
         many = [asked(app, SHORT) for _ in range(5)]
         other = asked(app, {**SHORT, "stream": True}, "10.0.0.2")
-        async with edge.opened.site.turn():
+        async with edge.opened.site.core.paused():
             asking = [asyncio.create_task(call.run()) for call in [*many, other]]
             await other.heard.wait()
             for call in many[2:]:
@@ -133,7 +132,7 @@ def test_of_a_caller_who_has_more_than_a_few_inside_none_is_looked_at_at_once(
     async def story() -> None:
         app = create_app(edge.opened)
         wrong = {"messages": "no list"}
-        async with edge.opened.site.turn():
+        async with edge.opened.site.core.paused():
             asking = [asyncio.create_task(asked(app, SHORT).run())]
             await asyncio.sleep(0)
             behind, other = asked(app, wrong), asked(app, wrong, "10.0.0.2")
@@ -147,24 +146,16 @@ def test_of_a_caller_who_has_more_than_a_few_inside_none_is_looked_at_at_once(
     run(edge, story)
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_who_crowds_others_out_makes_way(edge: Any, stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(admission, "MAKES_WAY_S", 0.0)
-
+def test_who_asks_much_does_not_keep_others_waiting(edge: Any) -> None:
     async def story() -> None:
         app = create_app(edge.opened)
-        first = asked(app, {**LONG, "stream": stream})
-        asking = [asyncio.create_task(first.run())]
-        while edge.opened.site._turns._holder is None:
+        many = [asked(app, LONG) for _ in range(6)]
+        asking = [asyncio.create_task(call.run()) for call in many]
+        while edge.opened.site.core.idle:
             await asyncio.sleep(0.001)
-        waiting = [asked(app, LONG) for _ in range(3)]
-        asking += [asyncio.create_task(call.run()) for call in waiting]
         one = await asked(app, SHORT, "10.0.0.2").run()
-        assert one.status == 200
-        await asking[0]
-        assert "rate_limit_exceeded" in first.text and first.status == (200 if stream else 429)
-        assert not any(call.text for call in waiting), "the other's turn comes first"
-        for task in asking[1:]:
+        assert one.status == 200 and not any(call.text for call in many)
+        for task in asking:
             task.cancel()
         await asyncio.wait(asking)
 
@@ -215,12 +206,13 @@ def test_chat_that_names_no_number_of_tokens_leaves_the_context_where_it_is(edge
     async def story() -> None:
         app, site = create_app(edge.opened, limits=Limits(answer_tokens=8)), edge.opened.site
         about = await asked(app, {**SHORT, "context": "manual"}).run()
-        assert about.status == 200 and site.held is not None
-        held = site.held
+        assert about.status == 200
+        held = site.core.residents()
+        assert held
         ends = {"logit_bias": LONG["logit_bias"], "messages": QUESTION}
         answer = json.loads((await asked(app, ends).run()).text)
         assert answer["usage"]["completion_tokens"] == 8 and answer["choices"][0]["finish_reason"] == "length"
-        assert site.held == held
+        assert site.core.residents() == held
 
     run(edge, story)
 

@@ -12,9 +12,9 @@ from rich.table import Table
 
 from preread.edge.answer import answer
 from preread.edge.machine import machine
+from preread.edge.opening import open_site
 from preread.edge.options import Options
 from preread.edge.request import Ask, Done
-from preread.edge.site import open_site
 from preread.engine.plain import PlainLoop
 from preread.engine.sampling import Sampling
 from preread.errors import EngineError
@@ -26,12 +26,13 @@ async def bench(model: Path, name: str, prompt_tokens: int, answer_tokens: int, 
     """Measure both, print a table and last one line of JSON."""
     edge_rates, plain_rates, predicted = [], [], 0
     with tempfile.TemporaryDirectory(prefix="preread-bench-") as scratch:
-        async with open_site(model, name, None, Path(scratch), Options(name, window_tokens=_WINDOW_TOKENS)) as site:
+        options = Options(name, window_tokens=_WINDOW_TOKENS)
+        async with open_site(model, name, None, Path(scratch), options) as residents:
             prompt = [1000 + 7 * i for i in range(prompt_tokens)]
             ask = Ask(prompt=tuple(prompt), sampling=Sampling(max_tokens=answer_tokens))
-            plain = PlainLoop(model, _WINDOW_TOKENS, site.engine.threads)
+            plain = PlainLoop(model, _WINDOW_TOKENS, residents.site.engine.threads)
             for run in range(runs + 1):
-                async with aclosing(answer(ask, site)) as pieces:
+                async with aclosing(answer(ask, residents)) as pieces:
                     done = [piece async for piece in pieces][-1]
                 if not isinstance(done, Done) or done.timings.predicted_n < 2:
                     raise EngineError(f"{name} ended its answer at once: nothing can be measured")

@@ -17,9 +17,10 @@ from typing import Any
 from preread.bench.faults import Document
 from preread.bench.ttft import text
 from preread.edge.answer import answer
+from preread.edge.opening import open_site
 from preread.edge.options import Options
 from preread.edge.request import Ask, Done
-from preread.edge.site import Site, open_site
+from preread.edge.residents import Residents
 from preread.engine.sampling import Sampling
 from preread.errors import EngineError
 from preread.store.egress import CloudLink
@@ -45,8 +46,8 @@ def question(name: str, number: int) -> str:
 class Reference:
     """Right answers, by document and question."""
 
-    def __init__(self, site: Site, cloud: CloudLink, answer_tokens: int) -> None:
-        self._site, self._cloud, self._answer_tokens = site, cloud, answer_tokens
+    def __init__(self, residents: Residents, cloud: CloudLink, answer_tokens: int) -> None:
+        self._residents, self._site, self._cloud, self._answer_tokens = residents, residents.site, cloud, answer_tokens
         self._answers: dict[tuple[str, int], dict[int, str]] = {}
         self._paces_s: deque[float] = deque(maxlen=_PACED)
 
@@ -95,7 +96,7 @@ class Reference:
     async def _ask(self, document: Document, number: int) -> tuple[Done, str]:
         texts: list[str] = []
         ask = Ask(**asked(document, number), sampling=Sampling(max_tokens=self._answer_tokens, temperature=0.0))
-        async with aclosing(answer(ask, self._site)) as pieces:
+        async with aclosing(answer(ask, self._residents)) as pieces:
             async for piece in pieces:
                 if isinstance(piece, Done):
                     return piece, "".join(texts)
@@ -116,6 +117,6 @@ async def referring(
     options = Options(name, window_tokens=window_tokens, threads=threads, cache_ram_bytes=0)
     async with (
         CloudLink(cloud) as link,
-        open_site(model, name, None, folder, options) as site,
+        open_site(model, name, None, folder, options) as residents,
     ):
-        yield Reference(site, link, answer_tokens)
+        yield Reference(residents, link, answer_tokens)

@@ -29,8 +29,8 @@ from preread.cloud.profiles import Stored, keep, profile_for
 from preread.cloud.publish import Tokens, needed, publish
 from preread.codec import profile_bytes as profiles
 from preread.edge.machine import machine
+from preread.edge.opening import open_site
 from preread.edge.options import Options
-from preread.edge.site import open_site
 from preread.engine.llamacpp import LlamaCpp
 from preread.engine.worker import Worker
 from preread.errors import UsageError
@@ -160,9 +160,9 @@ async def staged(
         with served(store) as port, ProxyProcess(port) as proxy:
             link = CloudLink(proxy.url)
             options = Options(name, window_tokens=_window(grid), cache_ram_bytes=0, sync_s=3600)
-            async with open_site(model, name, link, cache, options) as site:
-                await site.settled()
-                yield Ways(site, link, prompt, grid.answer_tokens), proxy
+            async with open_site(model, name, link, cache, options) as residents:
+                await residents.site.settled()
+                yield Ways(residents, link, prompt, grid.answer_tokens), proxy
 
 
 class Local:

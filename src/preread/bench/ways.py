@@ -8,13 +8,14 @@ loader of its own, the plainest that there is, so that it stays the same while t
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import aclosing, suppress
+from contextlib import aclosing, closing, suppress
 from dataclasses import dataclass
 
 from preread.edge.answer import answer
 from preread.edge.choice import chosen
 from preread.edge.load import Segments, decoded, load_spec
 from preread.edge.request import Ask, Done, Timings
+from preread.edge.residents import Residents
 from preread.edge.site import Site
 from preread.engine.sampling import Sampling
 from preread.errors import EngineError, PrereadError
@@ -43,12 +44,17 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Ways:
-    """One prompt and its ways to an answer. `site` is opened with `link`, which leads to the cloud."""
+    """One prompt and its ways to an answer. The edge is opened with `link`, which leads to the cloud."""
 
-    site: Site
+    residents: Residents
     link: CloudLink
     prompt: Tokens
     answer_tokens: int
+
+    @property
+    def site(self) -> Site:
+        """The edge's parts."""
+        return self.residents.site
 
     async def local(self, context: str) -> Run:
         """Computed here from cold, without a cloud."""
@@ -105,15 +111,18 @@ class Ways:
         await self.warm()
         begin()
         started = time.monotonic()
-        async with site.turn():
-            reserving = asyncio.ensure_future(site.worker.run(lambda: engine.reserve(len(known.tokens))))
+        async with site.core.paused():
+            reserving = asyncio.ensure_future(site.core.call(lambda: engine.reserve(len(known.tokens))))
             loading = asyncio.create_task(self._load(context, rung, reserving))
+
+            def first() -> float:
+                with closing(engine.generate(self.prompt, Sampling(max_tokens=1), reuse=len(known.tokens))) as steps:
+                    next(steps)
+                    return time.monotonic() - started
+
             try:
                 await asyncio.shield(reserving)
-                make = lambda: engine.generate(self.prompt, Sampling(max_tokens=1), reuse=len(known.tokens))  # noqa: E731
-                async with aclosing(site.worker.stream(make, engine.cancel)) as steps:
-                    await anext(steps)
-                    seconds = time.monotonic() - started
+                seconds = await site.core.call(first)
                 await loading
             finally:
                 loading.cancel()
@@ -172,7 +181,7 @@ class Ways:
         prompt, sampling = tuple(map(int, self.prompt)), Sampling(self.answer_tokens)
         ask = Ask(prompt=prompt, context=context, sampling=sampling, local=local)
         texts: list[str] = []
-        async with aclosing(answer(ask, self.site)) as pieces:
+        async with aclosing(answer(ask, self.residents)) as pieces:
             async for piece in pieces:
                 if isinstance(piece, Done):
                     return Run(piece.timings, "".join(texts))

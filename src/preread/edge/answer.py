@@ -1,148 +1,148 @@
 """The edge's story: a private question, a shared context, an answer.
 
-understand → wait for the turn → hold the context (it is here, or stream it in, or compute it) → generate → say what
-came from where. Streaming and generating run at the same time: the engine computes the prompt through the layers that
-have arrived. Whatever goes wrong with streaming ends in computing here, before the first token is out.
+understand → have the context brought into the cache, if it is not there → generate, in steps that all requests share →
+say what came from where. Whatever goes wrong with streaming a context ends in computing it here.
 """
 
-import logging
-import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from preread.edge.at_hand import usable
-from preread.edge.choice import chosen
-from preread.edge.contexts import Known
-from preread.edge.hold import NotStreamed, computed, generated, make_room, resident, streamed
-from preread.edge.load import Loaded, LoadSpec, load_spec
 from preread.edge.record import Record
 from preread.edge.request import Ask, Done, Piece
+from preread.edge.residents import Asking, Residents
 from preread.edge.site import Site
 from preread.edge.text import Echo, Writer
-from preread.edge.turns import ANYBODY, Visitor
 from preread.edge.understand import Question, understand
+from preread.engine.llamacpp import Tokens
 from preread.engine.sampling import Step
-from preread.errors import PrereadError
-
-_log = logging.getLogger(__name__)
+from preread.plan.schedule import Request
 
 
-@dataclass(frozen=True, slots=True)
-class Stream:
-    """A context is to be streamed, and this of it."""
-
-    spec: LoadSpec
-
-
-@dataclass(frozen=True, slots=True)
-class Compute:
-    """A context is to be computed here, for this reason."""
-
-    reason: str
-
-
-async def answer(ask: Ask, site: Site) -> AsyncGenerator[Piece | Done, None]:
+async def answer(ask: Ask, residents: Residents) -> AsyncGenerator[Piece | Done, None]:
     """Understand a question, and answer it.
 
     Raises:
         UsageError, EngineError, Overloaded: as `understand` and `answered` do.
     """
-    question = await understand(ask, site)
-    async with aclosing(answered(question, site)) as items:
+    question = await understand(ask, residents.site)
+    async with aclosing(answered(question, residents)) as items:
         async for item in items:
             yield item
 
 
-async def answered(question: Question, site: Site, visitor: Visitor = ANYBODY) -> AsyncGenerator[Piece | Done, None]:
+async def answered(question: Question, residents: Residents, caller: str = "") -> AsyncGenerator[Piece | Done, None]:
     """Answer a question: pieces of text as they are generated, then `Done`.
 
-    Close the generator to cancel; the engine is free again within a few tokens.
+    Close the generator to cancel; nothing more is computed for it after the step that is under way.
+
+    Args:
+        question: what is asked.
+        residents: the edge's contexts.
+        caller: whose question it is: callers are served alike.
 
     Raises:
         EngineError: the local engine failed.
         Overloaded: it had to wait too long.
     """
-    record, ask = Record(question.arrived_s), question.ask
+    site, record, ask = residents.site, Record(question.arrived_s), question.ask
     # One token is generated even where none is wanted: that the context has come shows with it.
     wanted, question = ask.sampling.max_tokens, replace(question, ask=_of_one_token_at_least(ask))
-    async with site.turn(visitor):
-        if not (question.known is None or question.named or usable(question.known, site)):
-            question = question.alone()  # what it begins with was displaced meanwhile
-        record.begin(question)
-        writer = Writer(site.engine, ask.stop)
-        echo = Echo(ask, writer) if ask.echo else None
-        async with aclosing(_steps(question, site, record)) as steps:
-            async for step in steps:
-                if echo is not None and step.given:
-                    echo.take(step)
-                    continue
-                record.token(step if wanted else replace(step, end=True))
-                if echo is not None:
-                    yield echo.piece()
-                    echo = None
-                if not wanted:
-                    break
-                if piece := writer.write(step):
-                    yield piece
-                if writer.finished:
-                    break
-        if piece := writer.rest():
-            yield piece
-        record.note_refinement(site.refinement)
-        yield Done(writer.finish, question.prompt_tokens, record.timings)
+    writer = Writer(site.engine, ask.stop)
+    echo = Echo(ask, writer) if ask.echo else None
+    async with aclosing(_steps(question, residents, record, caller)) as steps:
+        async for step in steps:
+            if echo is not None and step.given:
+                echo.take(step)
+                continue
+            record.token(step if wanted else replace(step, end=True))
+            if echo is not None:
+                yield echo.piece()
+                echo = None
+            if not wanted:
+                break
+            if piece := writer.write(step):
+                yield piece
+            if writer.finished:
+                break
+    if piece := writer.rest():
+        yield piece
+    record.note_refinement(site.refinement, question)
+    yield Done(writer.finish, question.prompt_tokens, record.timings)
 
 
 def _of_one_token_at_least(ask: Ask) -> Ask:
     return replace(ask, sampling=replace(ask.sampling, max_tokens=max(1, ask.sampling.max_tokens)))
 
 
-async def _steps(question: Question, site: Site, record: Record) -> AsyncGenerator[Step, None]:
-    """The answer's tokens, once the context's KV is there: from memory, from the cloud, or computed here."""
-    known = question.known
+async def _steps(question: Question, residents: Residents, record: Record, caller: str) -> AsyncGenerator[Step, None]:
+    """The answer's tokens, once the context's KV is there."""
+    site, begun = residents.site, False
+    await residents.begin()
+    try:
+        question = _possible(question, site, record)
+        with residents.asking(question) as asking:
+            prompt, beginning, sampling = question.prompt, _beginning(question), question.ask.sampling
+            request = _request(question, site, caller)
+            async with site.core.generation(request, prompt, beginning, sampling) as generation:
+                while (steps := await generation.steps.get()) is not None:
+                    if isinstance(steps, BaseException):
+                        raise steps
+                    if not begun:
+                        begun = True
+                        residents.begun()
+                        _note(question.alone() if generation.alone else question, asking, generation.begun_s, record)
+                    for step in steps:
+                        yield step
+    finally:
+        if not begun:
+            residents.begun()
+
+
+def _possible(question: Question, site: Site, record: Record) -> Question:
+    """The question as it can be answered now: without its context where that cannot be shared, or has gone."""
+    record.begin(question)
+    if question.known is None:
+        return question
+    if site.engine.no_injection:
+        record.note(way="computed", reason=site.engine.no_injection)
+        return question.alone()
+    if question.named or usable(question.known, site):
+        return question
+    record.begin(alone := question.alone())  # what it begins with was displaced meanwhile
+    return alone
+
+
+def _request(question: Question, site: Site, caller: str) -> Request:
+    """What the schedule has to know of a question."""
+    known, sampling = question.known, question.ask.sampling
+    echo = sampling.prompt_logprobs and sampling.top_logprobs is not None
+    request = Request(0, caller, len(question.prompt), sampling.max_tokens, echo=echo)
     if known is None:
-        await make_room(question, site)
-    elif await resident(question, known, site):
+        return request
+    tokens = len(known.tokens)
+    return replace(
+        request,
+        context=known.entry.context,
+        context_tokens=tokens,
+        reuse_tokens=question.reuse,
+        cost_s=site.beliefs.prefill.seconds(0, tokens),
+        guest=not question.named,
+    )
+
+
+def _beginning(question: Question) -> Tokens:
+    """The context's tokens that the prompt goes on from."""
+    return question.prompt[:0] if question.known is None else question.known.tokens[: question.reuse]
+
+
+def _note(question: Question, asking: Asking, begun_s: float | None, record: Record) -> None:
+    """Note how the context came, now that the first token is there."""
+    record.begun(begun_s if asking.coming is None else min(asking.coming.began_s, begun_s or asking.coming.began_s))
+    if question.known is None:
+        return
+    if asking.coming is None:
         record.note(way="resident", cache_n=question.reuse)
     else:
-        way = _way(question, known, site)
-        if isinstance(way, Stream):
-            loaded = Loaded()
-            try:
-                async with aclosing(streamed(question, known, way.spec, site, loaded)) as steps:
-                    async for step in steps:
-                        record.note_load(question, way.spec, loaded)
-                        yield step
-                return
-            except NotStreamed as error:
-                way = Compute(str(error))
-        record.note(way="computed", reason=way.reason)
-        _log.info("context %r is computed here: %s", known.entry.name, way.reason)
-        started = time.monotonic()
-        question = await computed(question, known, site)
-        record.note(context_ms=(time.monotonic() - started) * 1e3)
-    async with aclosing(generated(question, site)) as steps:
-        async for step in steps:
-            yield step
-
-
-def _way(question: Question, known: Known, site: Site) -> Stream | Compute:
-    """What to stream, or why to compute. For a context that nobody named there is only what is here."""
-    entry, spec = known.entry, site.engine.spec
-    if question.ask.local:
-        return Compute("it was to be computed here")
-    if site.engine.no_injection:
-        return Compute(site.engine.no_injection)
-    if entry.fingerprint != spec.fingerprint:
-        return Compute(
-            f"it was published for {entry.model}, and {spec.name} of this edge has other weights or settings"
-        )
-    away = "this edge has no cloud" if site.link is None else site.contexts.unreachable
-    prompt_s = site.beliefs.prompt_s(question.reuse, len(question.prompt))
-    try:
-        rung = chosen(known, site.terms(prompt_s), here=not question.named)
-    except PrereadError as error:
-        return Compute(away or str(error))
-    if away and not site.sources.without_cloud(rung.places):
-        return Compute(away)
-    return Stream(load_spec(rung, known.tokens, site.preparations))
+        record.note_coming(question, asking.coming)

@@ -10,7 +10,6 @@ from preread.edge.choice import chosen
 from preread.edge.contexts import Known
 from preread.edge.site import Site
 from preread.errors import PrereadError
-from preread.values import ContextId
 
 
 def beginnings(site: Site) -> list[Known]:
@@ -21,9 +20,9 @@ def beginnings(site: Site) -> list[Known]:
 def usable(known: Known, site: Site) -> bool:
     """Whether the context's KV is here, in memory or whole on the disk, and can be used unseen."""
     context = known.entry.context
-    if context == site.held:
+    if site.core.present(context):
         return True
-    return (context in site.shelf or on_disk(known, site)) and _unseen(context, site)
+    return (context in site.shelf or on_disk(known, site)) and site.core.takes_guest(len(known.tokens))
 
 
 def on_disk(known: Known, site: Site) -> bool:
@@ -35,17 +34,3 @@ def on_disk(known: Known, site: Site) -> bool:
     except PrereadError:
         return False
     return True
-
-
-def _unseen(context: ContextId, site: Site) -> bool:
-    """Whether this context can take the engine's cache without that anything has to be fetched again later, or not.
-
-    What is held goes to the shelf, where others may have to make way for it; and a better rung of it would be fetched
-    no further.
-    """
-    if site.refinement is not None and site.refinement.running:
-        return False
-    if site.held is None or site.guest:
-        return True
-    geometry = site.engine.spec.geometry
-    return site.shelf.has_room(2 * site.engine.context_tokens * geometry.values_per_token, context)

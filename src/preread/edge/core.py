@@ -34,11 +34,12 @@ from preread.values import ContextId, KVBlock, Span
 T = TypeVar("T")
 
 _LOOK_S: Final = 5.0
+_LOOK_SOON_S: Final = 0.005
 _log = logging.getLogger(__name__)
 
 
 class Bringer(Protocol):
-    """Told, in asyncio's thread, what becomes of contexts."""
+    """Told, in asyncio's thread, what becomes of contexts, and what computing takes."""
 
     def bring(self, context: ContextId) -> None:
         """It has room in the cache, and somebody waits for it."""
@@ -50,6 +51,10 @@ class Bringer(Protocol):
 
     def keeps(self, context: ContextId, size_bytes: int) -> bool:
         """Whether so much KV of it is wanted when it leaves. In the engine's thread."""
+        ...
+
+    def observed(self, position: int, tokens: int, seconds: float) -> None:
+        """So many tokens from a position on were computed by themselves, and took so long."""
         ...
 
 
@@ -114,13 +119,10 @@ class Core:
         engine: opened with a cache that many share.
         worker: its thread, which runs `run` until `close`.
         plan: the schedule, of an empty cache.
-        observed: told the position, tokens and seconds of each stretch that was computed alone.
     """
 
-    def __init__(
-        self, engine: LlamaCpp, worker: Worker, plan: Schedule, observed: Callable[[int, int, float], None]
-    ) -> None:
-        self._engine, self._worker, self._plan, self._observed = engine, worker, plan, observed
+    def __init__(self, engine: LlamaCpp, worker: Worker, plan: Schedule) -> None:
+        self._engine, self._worker, self._plan = engine, worker, plan
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Condition()
         self._calls: deque[Callable[[], None]] = deque()
@@ -131,6 +133,7 @@ class Core:
         self._count, self._pauses, self._closing = 0, 0, False
         self._current, self._give_up = schedule.Step(), False
         self._bringer: Bringer | None = None
+        self._usual_s = 1.0
         self._running = asyncio.ensure_future(worker.run(self._run))
 
     def begin(self, bringer: Bringer) -> None:
@@ -138,13 +141,26 @@ class Core:
         self._bringer = bringer
 
     async def close(self) -> None:
-        """End the loop after the step that is under way; what is asked for fails."""
+        """End the loop, once nobody asks for anything."""
+        while not self.idle:
+            await asyncio.sleep(_LOOK_SOON_S)
         with self._lock:
             self._closing = True
             self._lock.notify()
         await asyncio.wait([self._running])
-        for live in self._live.values():
-            live.generation.steps.put_nowait(EngineError("the engine is being closed"))
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody asks for anything, and no context is on its way."""
+        with self._lock:
+            return self._plan.idle
+
+    @property
+    def wait_s(self) -> float:
+        """How long who asks now will wait until something is computed for it, as a guess."""
+        with self._lock:
+            waiting, running = self._plan.waiting, self._plan.running
+        return self._usual_s * waiting / max(1, running)
 
     # Requests
 
@@ -160,6 +176,7 @@ class Core:
             sampling: how tokens are chosen.
         """
         self._count += 1
+        began_s = time.monotonic()
         generation = Generation(self._count, asyncio.Queue())
         request = replace(request, id=generation.id)
         live = _Live(request, prompt, context_tokens, sampling, generation, prompt_tokens=len(prompt))
@@ -172,6 +189,7 @@ class Core:
             with self._changing(leaving=generation.id):
                 self._plan.leave(generation.id)
                 self._calls.append(lambda: self._leave(generation.id))
+            self._usual_s += (time.monotonic() - began_s - self._usual_s) / 8
 
     # Contexts
 
@@ -213,6 +231,44 @@ class Core:
             return place.rows
 
         return await self.call(reserve)
+
+    def inject(self, rows: Rows, block: KVBlock) -> None:
+        """Write KV of a context that is being brought. Thread-safe for different rows.
+
+        Raises:
+            CorruptData: it has numbers that are none, or is not of these rows.
+        """
+        self._engine.cache.inject(rows, block)
+
+    async def export(self, context: ContextId) -> KVBlock:
+        """A copy of all KV of a context that is in the cache.
+
+        Raises:
+            KeyError: it is not.
+            EngineError: this model's cache cannot be read.
+        """
+
+        def export() -> KVBlock:
+            place, layers = self._places[context], self._engine.spec.geometry.layers
+            return self._engine.cache.export(place.sequence, Span(0, place.tokens), Span(0, layers))
+
+        return await self.call(export)
+
+    async def rewrite(self, context: ContextId, rows: Rows, block: KVBlock) -> bool:
+        """Write better KV of a context that answers are computed with, between two steps; False: it has gone.
+
+        Raises:
+            CorruptData: as `inject` does.
+        """
+
+        def write() -> bool:
+            place = self._places.get(context)
+            if place is None or place.rows is not rows:
+                return False
+            self._engine.cache.inject(rows, block)
+            return True
+
+        return await self.call(write)
 
     async def restart(self, context: ContextId) -> None:
         """Forget what was loaded of a context: it is going to be computed from its start."""
@@ -260,8 +316,8 @@ class Core:
 
     def interrupt(self, context: ContextId) -> None:
         """Give up what is being computed of a context."""
-        ids = [id for id, fill in [*self._fills.items()] if fill.context == context]
         with self._lock:
+            ids = self._plan.fills(context)
             for id in ids:
                 self._plan.drop_fill(id)
             if self._current.parts and self._plan.only_for(self._current, ids):
@@ -307,7 +363,7 @@ class Core:
     async def forget(self) -> None:
         """Empty the cache, once nobody asks for anything; nothing of it is kept."""
         while not await self.call(self._forget):
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(_LOOK_SOON_S)
 
     async def call(self, work: Callable[[], T]) -> T:
         """What `work` returns, on the engine's thread, between two steps."""
@@ -420,7 +476,8 @@ class Core:
             self._plan.stepped(step, [sum(not one.given for one in steps) for steps in chosen], seconds)
         self._hand_out(step, chosen)
         if seconds is not None and len(step.parts) == 1:
-            self._tell(self._observed, slices[0].position, step.tokens, seconds)
+            assert self._bringer is not None
+            self._tell(self._bringer.observed, slices[0].position, step.tokens, seconds)
 
     def _ran(self, slices: list[Slice], gated: str | None) -> list[list[Step]]:
         runner, place = self._engine.runner, None if gated is None else self._places.get(ContextId(gated))

@@ -21,9 +21,11 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from preread.edge.answer import answer
 from preread.edge.near import open_near
+from preread.edge.opening import open_site
 from preread.edge.options import OptionFields, Options
 from preread.edge.request import Ask, Done, Piece, Timings
-from preread.edge.site import Site, open_site
+from preread.edge.residents import Residents
+from preread.edge.site import Site
 from preread.engine import arenas
 from preread.engine.download import pull
 from preread.engine.sampling import SamplingFields
@@ -47,7 +49,7 @@ class AsyncEdge:
 
     def __init__(self, model: str, cloud: str | None = None, **options: Unpack[OptionFields]) -> None:
         self.options = Options(model, cloud, **options)
-        self._site: Site | None = None
+        self._residents: Residents | None = None
         self._introduction: Introduction | None = None
         self._stack = AsyncExitStack()
 
@@ -62,22 +64,23 @@ class AsyncEdge:
         path = pull(options.model, lambda *_: None)
         link = CloudLink(options.cloud, api_key=options.api_key) if options.cloud else None
         folder = options.folder or _folder(options.cloud)
-        site = await self._stack.enter_async_context(
+        residents = await self._stack.enter_async_context(
             open_site(path, path.stem if options.model.endswith(".gguf") else options.model, link, folder, options)
         )
         try:
-            self._introduction = await self._stack.enter_async_context(open_near(site, options.near, folder / "held"))
+            near = open_near(residents.site, options.near, folder / "held")
+            self._introduction = await self._stack.enter_async_context(near)
         except BaseException:
             await self._stack.aclose()
             raise
-        self._site = site
+        self._residents = residents
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._stack.aclose()
-        self._site = self._introduction = None
+        self._residents = self._introduction = None
 
     @property
     def introduction(self) -> Introduction:
@@ -91,19 +94,28 @@ class AsyncEdge:
         return self._introduction
 
     @property
+    def residents(self) -> Residents:
+        """The open edge's contexts, as they come and go.
+
+        Raises:
+            UsageError: it is not open.
+        """
+        if self._residents is None:
+            raise UsageError("the edge is not open: use it in a `with` statement")
+        return self._residents
+
+    @property
     def site(self) -> Site:
         """The open edge's parts.
 
         Raises:
             UsageError: it is not open.
         """
-        if self._site is None:
-            raise UsageError("the edge is not open: use it in a `with` statement")
-        return self._site
+        return self.residents.site
 
     def answer(self, ask: Ask) -> AsyncGenerator[Piece | Done, None]:
         """Answer a prepared question; see `preread.edge.answer.answer`."""
-        return answer(ask, self.site)
+        return answer(ask, self.residents)
 
     async def ask(
         self,

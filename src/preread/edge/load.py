@@ -12,11 +12,12 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from preread.codec.fitted import joined
+from preread.edge.core import Core
 from preread.edge.profiles import Preparations, Reader
 from preread.edge.rungs import NotStreamable, Streamable
 from preread.edge.sources import Supply
-from preread.engine.llamacpp import LlamaCpp, Tokens
-from preread.engine.worker import Worker
+from preread.engine.cache import Rows
+from preread.engine.llamacpp import Tokens
 from preread.errors import Cancelled, CorruptData, PrereadError, TransportError, UsageError
 from preread.plan import events
 from preread.plan.events import Cell, Event, Instruction
@@ -125,8 +126,8 @@ class Loading:
         what: the segments; `tokens`: the context's token ids.
         task: the same for the plan.
         links: the sources of `task`.
-        engine, worker: get the rows, and compute.
-        reserve: makes room for the context in the engine, while the first requests are on their way.
+        core: gets the rows, and computes.
+        decoders: so many segments may be decoded at once, of all loads.
         done: is kept up to date.
     """
 
@@ -136,25 +137,24 @@ class Loading:
         tokens: Tokens,
         task: Task,
         links: tuple[Supply, ...],
-        engine: LlamaCpp,
-        worker: Worker,
-        reserve: Callable[[], Coroutine[Any, Any, None]],
+        core: Core,
+        decoders: asyncio.Semaphore,
         done: Loaded,
     ) -> None:
         self._what, self._tokens, self._links, self._done = what, tokens, links, done
-        self._engine, self._worker, self._reserve = engine, worker, reserve
+        self._core, self._decoders, self._context = core, decoders, what.manifest.context
         self.plan = Plan(task, time.monotonic())
         self._places = {(place.chunk, place.group): place for place in what.places}
         self._before = [link.received_bytes for link in links]
         self._frames: dict[Cell, list[bytes]] = {}
         self._fetching: dict[tuple[Cell, int], asyncio.Task[None]] = {}
-        self._working: set[asyncio.Task[None]] = set()
-        self._changed, self._answer, self._stopping = asyncio.Event(), False, False
+        self._working: set[asyncio.Task[Any]] = set()
+        self._changed, self._computing = asyncio.Event(), False
         self._failure: Exception | None = None
 
     async def __aenter__(self) -> Self:
         self._tell(events.Tick())
-        self._reserved = self._work(self._reserve())
+        self._reserved = self._work(self._reserve())  # while the first requests are on their way
         self._ready = self._work(self._prepare())
         self._work(self._keep_time())
         return self
@@ -167,30 +167,19 @@ class Loading:
         if tasks:
             await asyncio.wait(tasks)
 
-    async def answerable(self) -> None:
-        """Wait until the prompt should be computed, behind the engine's gate.
-
-        Raises:
-            Exception: something went wrong that is not the links' fault; what the engine holds is of no use then.
-        """
-        await self._until(lambda: self._answer)
-
     async def complete(self) -> None:
         """Wait until everything is in place.
 
         Raises:
-            Exception: as `answerable` does.
+            Exception: something went wrong that is not the links' fault; what came is of no use then.
         """
         await self._until(lambda: self.plan.complete)
         self._done.seconds = self._done.seconds or time.monotonic() - self._done.started
 
-    def taken_back(self) -> bool:
-        """The prompt was cancelled: whether the plan wanted that, and goes on."""
-        wanted = self._stopping and self._failure is None
-        if wanted:
-            self._answer = self._stopping = False
-            self._tell(events.Interrupted())
-        return wanted
+    @property
+    def rows(self) -> Rows:
+        """The context's rows, once it is complete."""
+        return self._reserved.result()
 
     async def _until(self, there: Callable[[], bool]) -> None:
         while not there():
@@ -217,28 +206,29 @@ class Loading:
                 self._work(self._inject(cell, self._frames.pop(cell)))
             case events.Compute(start, stop):
                 self._work(self._compute(start, stop))
+            case events.Interrupt() if self._computing:
+                self._core.interrupt(self._context)
             case events.Interrupt():
-                self._stopping = True
-                self._engine.cancel()
+                self._work(self._take_back())
             case events.Answer():
-                self._answer = True
+                self._core.answerable(self._context)
             case events.Open(groups):
-                self._engine.open_layers(self._what.manifest.groups[groups - 1][1])
+                self._core.open(self._context, self._what.manifest.groups[groups - 1][1])
 
-    def _work(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _work(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(work)
         self._working.add(task)
         task.add_done_callback(self._worked)
         return task
 
-    def _worked(self, task: asyncio.Task[None]) -> None:
+    def _worked(self, task: asyncio.Task[Any]) -> None:
         """What nobody foresaw ends the load; of failures that follow from the first, the first is kept."""
         self._working.discard(task)
         error = None if task.cancelled() else task.exception()
         if isinstance(error, Exception) and self._failure is None:
             self._failure = error
             self._changed.set()
-            self._engine.cancel()
+            self._core.interrupt(self._context)
 
     async def _keep_time(self) -> None:
         while not self.plan.complete:
@@ -246,8 +236,6 @@ class Loading:
             await asyncio.sleep(_FIRST_TICK_S if beginning else _TICK_S)
             self._progress()
             self._tell(events.Tick())
-            if self._stopping or self._failure is not None:
-                self._engine.cancel()  # again: what had only just begun may not have heard
 
     def _progress(self) -> None:
         self._done.seen_bytes = 0
@@ -276,15 +264,24 @@ class Loading:
                 self._frames[cell] = frames
             self._tell(event)
 
+    async def _reserve(self) -> Rows:
+        return await self._core.reserve(self._context)
+
+    async def _take_back(self) -> None:
+        """The prompt is not to be computed yet after all; if it is being computed, that ends first."""
+        self._core.answerable(self._context, now=False)
+        await self._core.call(lambda: None)
+        self._tell(events.Interrupted())
+
     async def _prepare(self) -> None:
         await _in_thread(self._what.codec.ready)  # while the first segments are on their way
 
     async def _inject(self, cell: Cell, frames: list[bytes]) -> None:
         await asyncio.wait([self._reserved, self._ready])
-        self._reserved.result()
-        self._ready.result()
+        rows, _ = self._reserved.result(), self._ready.result()
         try:
-            took_s = await _in_thread(lambda: _inject(self._what, self._places[cell], frames, self._engine))
+            async with self._decoders:
+                took_s = await _in_thread(lambda: self._injected(cell, frames, rows))
         except CorruptData as error:
             self._done.failure = error
             self._tell(events.Spoilt(cell))
@@ -298,21 +295,26 @@ class Loading:
         first, last = chunks[start][0], chunks[stop - 1][1]
         await asyncio.wait([self._reserved])
         self._reserved.result()
-        began = time.monotonic()
+        self._computing = True
         try:
-            tokens = self._tokens[first:last]
-            await self._worker.run(lambda: self._engine.compute(tokens, first), self._engine.cancel)
+            seconds = await self._core.compute(self._context, self._tokens[first:last], first)
         except Cancelled:
-            if not self._stopping:
-                raise
-            self._stopping = False
+            self._computing = False
             self._tell(events.Interrupted())
             return
-        self._stopping = False
-        seconds = time.monotonic() - began
+        self._computing = False
         self._done.computed_tokens += last - first
         self._done.computed_s += seconds
         self._tell(events.Computed(seconds))
+
+    def _injected(self, cell: Cell, frames: list[bytes], rows: Rows) -> float:
+        """From bytes whose digest is right into the context's rows; the processor time that took, in seconds.
+
+        Not how long it took: that would count what else the machine is doing, as a rule the prompt.
+        """
+        began_s = time.thread_time()
+        self._core.inject(rows, decoded(self._what, self._places[cell], frames))
+        return time.thread_time() - began_s
 
 
 def decoded(what: LoadSpec, place: SegmentPlace, frames: list[bytes]) -> KVBlock:
@@ -333,16 +335,6 @@ def decoded(what: LoadSpec, place: SegmentPlace, frames: list[bytes]) -> KVBlock
     ]
     payload = joined(*payloads) if what.base else payloads[0]
     return what.codec.decode(payload, place.tokens, place.layers, what.manifest.model.geometry)
-
-
-def _inject(what: LoadSpec, place: SegmentPlace, frames: list[bytes], engine: LlamaCpp) -> float:
-    """From bytes whose digest is right into the engine's cache; the processor time that took, in seconds.
-
-    Not how long it took: that would count what else the machine is doing, as a rule the prompt.
-    """
-    began_s = time.thread_time()
-    engine.inject(decoded(what, place, frames))
-    return time.thread_time() - began_s
 
 
 async def _in_thread(call: Callable[[], T]) -> T:

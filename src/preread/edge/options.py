@@ -59,6 +59,8 @@ class Options:
             the one of fewest bytes.
         window_tokens: size of the KV cache in tokens; 0: the model's own window, at most 8,192.
         threads: 0: as many as this process may use.
+        kv_memory_bytes: memory for the KV of contexts and requests in the engine's cache, at least one window's; None:
+            1 GiB, or a quarter of what this process may use where that is less.
         cache_ram_bytes: memory for the KV of contexts that are not in use at the moment; None: 1 GiB, or a quarter of
             what this process may use where that is less.
         folder: where the catalogue is kept; by default in the user's cache folder.
@@ -74,6 +76,7 @@ class Options:
     max_dloss: float = MAX_DLOSS
     window_tokens: int = 0
     threads: int = 0
+    kv_memory_bytes: int | None = None
     cache_ram_bytes: int | None = None
     folder: Path | None = None
     sync_s: float = SYNC_S
@@ -90,6 +93,7 @@ class OptionFields(TypedDict, total=False):
     max_dloss: float
     window_tokens: int
     threads: int
+    kv_memory_bytes: int | None
     cache_ram_bytes: int | None
     folder: Path | None
     sync_s: float

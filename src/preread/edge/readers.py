@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from preread.edge.request import Ask
-from preread.edge.turns import Turns, Visitor
+from preread.edge.turns import Turns
 from preread.engine.worker import LOW, Worker
 
 T = TypeVar("T")
@@ -27,7 +27,7 @@ class Readers:
         self._short, self._long = Worker("reader"), Worker("long reader", LOW)
         self._turns = {self._short: Turns(), self._long: Turns()}
 
-    async def run(self, ask: Ask, visitor: Visitor, call: Callable[[], T]) -> T:
+    async def run(self, ask: Ask, caller: str, call: Callable[[], T]) -> T:
         """What `call` makes of `ask`, in turn with what others ask.
 
         Raises:
@@ -35,7 +35,7 @@ class Readers:
             Overloaded: it had to wait too long.
         """
         worker = self._short if _is_short(ask) else self._long
-        async with self._turns[worker].turn(visitor):
+        async with self._turns[worker].turn(caller):
             return await worker.run(call)
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from preread.edge.load import Loaded, LoadSpec
 from preread.edge.refine import Refinement
 from preread.edge.request import Timings
+from preread.edge.residents import Coming
 from preread.edge.understand import Question
 from preread.engine.sampling import Step
 
@@ -36,20 +37,30 @@ class Record:
         self.timings = replace(self.timings, **fields)
 
     def begin(self, question: Question) -> None:
-        """The turn has come."""
+        """It is known what the answer begins with."""
         known = question.known
         self.note(
             context=known.entry.name if known else None,
             context_n=len(known.tokens) if known else 0,
             reason=question.near,
-            queue_ms=(time.monotonic() - self._arrived) * 1e3,
         )
         self._prompt_tokens = question.prompt_tokens
 
-    def note_load(self, question: Question, what: LoadSpec, loaded: Loaded) -> None:
-        """The context came from the cloud, or from this machine, or one part from each."""
-        if self.timings.way != "none":
-            return
+    def begun(self, at_s: float | None) -> None:
+        """Something was done for it from then on, of `time.monotonic`."""
+        if at_s is not None:
+            self.note(queue_ms=max(0.0, at_s - self._arrived) * 1e3)
+
+    def note_coming(self, question: Question, coming: Coming) -> None:
+        """The context came while the question waited: from the cloud, or from this machine, or a part from each."""
+        if coming.reason is not None:
+            self.note(way="computed", reason=coming.reason, context_ms=coming.context_s * 1e3)
+        elif coming.spec is None or coming.loaded is None:
+            self.note(way="resident", cache_n=question.reuse)
+        else:
+            self._note_load(question, coming.spec, coming.loaded)
+
+    def _note_load(self, question: Question, what: LoadSpec, loaded: Loaded) -> None:
         computed_n = min(loaded.computed_tokens, question.reuse)
         self.note(
             way="mixed" if loaded.computed_tokens else "streamed",
@@ -62,9 +73,10 @@ class Record:
         if computed_n == question.reuse:
             self.note(way="computed", rung=None, load_ms=0.0, reason=why_computed(loaded))
 
-    def note_refinement(self, refinement: Refinement | None) -> None:
-        """How far the context has been brought to a better rung; None: it was not."""
-        if refinement is not None and self.timings.context is not None:
+    def note_refinement(self, refinement: Refinement | None, question: Question) -> None:
+        """How far the context has been brought to a better rung; None: none was."""
+        context = None if question.known is None else question.known.entry.context
+        if refinement is not None and refinement.context == context:
             self.note(refined_to=refinement.rung, refined_share=refinement.share)
 
     def token(self, step: Step) -> None:

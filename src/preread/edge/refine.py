@@ -9,12 +9,12 @@ import asyncio
 import logging
 from contextlib import aclosing
 
+from preread.edge.core import Core
 from preread.edge.load import LoadSpec, Segments, decoded
-from preread.engine.llamacpp import LlamaCpp
-from preread.engine.worker import Worker
+from preread.engine.cache import Rows
 from preread.errors import PrereadError
 from preread.store.fetch import Source, fetch_all
-from preread.values import KVBlock, ObjectRef
+from preread.values import ContextId, KVBlock, ObjectRef
 from preread.wire.manifest import SegmentPlace
 
 _IN_FLIGHT, _IN_FLIGHT_BYTES = 2, 2**21
@@ -23,13 +23,25 @@ _log = logging.getLogger(__name__)
 
 
 class Refinement:
-    """One context on its way to a better rung. It belongs to the event loop, and to the turn in which it was made."""
+    """One context on its way to a better rung. It belongs to the event loop.
 
-    def __init__(self, what: LoadSpec, engine: LlamaCpp, worker: Worker, source: Source[ObjectRef, bytes]) -> None:
-        self._what, self._engine, self._worker, self._source = what, engine, worker, source
-        self._left, self._epoch = list(what.places), engine.refinements.epoch
+    Args:
+        what: the context at that rung.
+        core: has the context in the engine's cache, in these rows.
+        rows: its rows.
+        source: where segments come from.
+    """
+
+    def __init__(self, what: LoadSpec, core: Core, rows: Rows, source: Source[ObjectRef, bytes]) -> None:
+        self._what, self._core, self._rows, self._source = what, core, rows, source
+        self._left = list(what.places)
         self._work: asyncio.Task[None] | None = None
-        self._called = self._over = False
+        self._over = False
+
+    @property
+    def context(self) -> ContextId:
+        """Which context."""
+        return self._what.manifest.context
 
     @property
     def rung(self) -> str:
@@ -50,6 +62,12 @@ class Refinement:
         """Begin, or go on after a pause. Nothing happens when all is done, or when something went wrong."""
         if self._left and not self._over and not self.running:
             self._work = asyncio.create_task(self._refine())
+
+    def stop(self) -> None:
+        """Leave the context as it is, for good."""
+        self._over = True
+        if self._work is not None:
+            self._work.cancel()
 
     async def pause(self) -> None:
         """Stop, within the time of decoding one segment; the one that is under way is given up."""
@@ -90,13 +108,4 @@ class Refinement:
 
     async def _written(self, block: KVBlock) -> bool:
         """Hand a block to the engine, and wait until it is written, which it is between two steps, or when idle."""
-        written = self._engine.refinements.add(block, self._epoch)
-        if not self._called:
-            self._called = True
-            self._worker.soon(self._write_waiting)
-        return await asyncio.wrap_future(written)
-
-    def _write_waiting(self) -> None:
-        """Called on the engine's thread when that is free."""
-        self._called = False  # before it looks: whoever adds a block from here on calls again
-        self._engine.refinements.apply_all()
+        return await self._core.rewrite(self.context, self._rows, block)

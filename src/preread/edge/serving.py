@@ -25,7 +25,6 @@ from preread.edge.edge import AsyncEdge
 from preread.edge.openai import Bounds, Call
 from preread.edge.reply import Head
 from preread.edge.request import Ask, Done, Piece
-from preread.edge.turns import Visitor
 from preread.edge.understand import Question, understand
 from preread.errors import Cancelled, Overloaded, PrereadError
 from preread.plan.admission import Admission
@@ -143,48 +142,41 @@ class Front:
 
 
 class _Answering:
-    """Makes an answer while it sends it, and gives it up when the client goes away, or has to make way for others.
+    """Makes an answer while it sends it, and gives it up when the client goes away.
 
     Of several answers, which are never streamed, one is made after the other.
     """
 
     def __init__(self, edge: AsyncEdge, head: Head, caller: str) -> None:
-        self._site, self._head = edge.site, head
-        self._make_way, self._started, self._ended = asyncio.Event(), False, False
-        self._visitor = Visitor(caller, self._make_way.set)
+        self._residents, self._head, self._caller = edge.residents, head, caller
 
     async def __call__(self, receive: Receive, send: Send) -> None:
-        work = asyncio.create_task(self._work(partial(self._send, send)))
+        work = asyncio.create_task(self._work(partial(_send, send)))
         gone = asyncio.create_task(_disconnected(receive))
-        making_way = asyncio.create_task(self._make_way.wait())
         try:
-            await asyncio.wait([work, gone, making_way], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([work, gone], return_when=asyncio.FIRST_COMPLETED)
         finally:
-            ends = [work, gone, making_way]
-            left = gone.done()
-            for task in ends:
+            for task in (work, gone):
                 task.cancel()
-            await asyncio.wait(ends)
+            await asyncio.wait([work, gone])
         if not work.cancelled():
             try:
                 work.result()
             except Cancelled as given_up:
                 _log.info("an answer was given up: %s", given_up)
-        elif not left:
-            await self._displaced(send)
 
     async def _work(self, send: Send) -> None:
         call = self._head.call
         if call.stream:
-            await self._stream(await understand(call.asks[0], self._site, self._visitor), send)
+            await self._stream(await understand(call.asks[0], self._residents.site, self._caller), send)
             return
         body = reply.whole(self._head, [await self._gathered(ask) for ask in call.asks])
         await send(_start(200, {**_JSON, "Content-Length": str(len(body))}))
         await send(_body(body))
 
     async def _gathered(self, ask: Ask) -> tuple[list[Piece], Done]:
-        question, pieces = await understand(ask, self._site, self._visitor), []
-        async with aclosing(answered(question, self._site, self._visitor)) as items:
+        question, pieces = await understand(ask, self._residents.site, self._caller), []
+        async with aclosing(answered(question, self._residents, self._caller)) as items:
             async for item in items:
                 if isinstance(item, Done):
                     done = item
@@ -194,7 +186,7 @@ class _Answering:
 
     async def _stream(self, question: Question, send: Send) -> None:
         await send(_start(200, _EVENTS))
-        async with aclosing(answered(question, self._site, self._visitor)) as items:
+        async with aclosing(answered(question, self._residents, self._caller)) as items:
             last = await self._events(items, send)
         await send(_body(last))
 
@@ -217,31 +209,18 @@ class _Answering:
             return reply.failing(routes.error_body(*routes.UNFORESEEN))
         return before + reply.closing(self._head, item)
 
-    async def _displaced(self, send: Send) -> None:
-        """The work was ended for others who wait: say so."""
-        error = Overloaded(
-            "others wait, and more requests of yours do: this answer was ended; ask one thing at a time",
-            retry_after_s=1,
-            by_caller=True,
-        )
-        if not self._started:
-            raise error
-        if self._head.call.stream and not self._ended:
-            await self._send(send, _body(_failing(error)))
 
-    async def _send(self, send: Send, message: Message) -> None:
-        """Send, but not to a client that does not read.
+async def _send(send: Send, message: Message) -> None:
+    """Send, but not to a client that does not read.
 
-        Raises:
-            Cancelled: it does not.
-        """
-        self._started = True
-        self._ended = message["type"] == "http.response.body" and not message["more_body"]
-        try:
-            async with asyncio.timeout(MOST_STALL_S):
-                await send(message)
-        except TimeoutError:
-            raise Cancelled(f"the client took nothing of its answer for {MOST_STALL_S:g} s") from None
+    Raises:
+        Cancelled: it does not.
+    """
+    try:
+        async with asyncio.timeout(MOST_STALL_S):
+            await send(message)
+    except TimeoutError:
+        raise Cancelled(f"the client took nothing of its answer for {MOST_STALL_S:g} s") from None
 
 
 @asynccontextmanager

@@ -1,36 +1,30 @@
-"""An edge's parts, put together: engine, contexts, link, and what is believed and held. Behaviour is in `answer.py`."""
+"""An edge's parts, put together: engine, contexts, link, and what is believed and held. Opened in `opening.py`."""
 
 import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Final
 
-from preread import limits
-from preread.edge import machine
 from preread.edge.choice import Terms
 from preread.edge.contexts import Contexts
+from preread.edge.core import Core
 from preread.edge.options import Options
 from preread.edge.profiles import Preparations
-from preread.edge.published import OwnModel
 from preread.edge.readers import Readers
 from preread.edge.refine import Refinement
 from preread.edge.shelf import Shelf
 from preread.edge.sources import Sources
-from preread.edge.turns import ANYBODY, Turns, Visitor
 from preread.edge.uses import Uses
 from preread.engine.llamacpp import LlamaCpp
-from preread.engine.selftest import self_test
 from preread.engine.worker import Worker
 from preread.errors import PrereadError
 from preread.plan.beliefs import Beliefs
 from preread.plan.poll import sync_pause_s, warm_due
 from preread.store.egress import CloudLink
 from preread.store.fetch import IN_FLIGHT
-from preread.values import ContextId
 
 FIRST_SYNC_S: Final = 10.0
 """A question that needs the first sync waits for it no longer."""
@@ -40,18 +34,17 @@ _log = logging.getLogger(__name__)
 
 
 class Site:
-    """Everything that answering needs. One request at a time holds the engine: see `turn`.
+    """Everything that answering needs.
 
     Attributes:
-        worker: the thread in which the engine computes.
+        core: the engine's loop, in which all requests are computed.
+        worker: the thread in which it runs.
         readers: the threads in which prompts are tokenised, beside it.
-        held: the context whose KV is in the engine's cache; changed only by whoever has the turn.
-        guest: it is there because a prompt began with it, not because somebody asked for it by name.
         rung: rung of the quality ladder that is loaded; None: the smallest that keeps `max_dloss`.
         max_dloss: by how much the streamed context's loss may be stated to exceed the exact one's, in nats a token.
         deadline_s: the best rung is loaded whose first token is expected by then; None: the one of fewest bytes.
         refine: rung that a held context is brought to while it is in use; None: it stays as it was loaded.
-        refinement: how far that has come, for the context that is held.
+        refinement: how far that has come, for the context that was streamed last.
         beliefs: what is believed of this machine, its link, and where else segments come from.
         streamed_s: when something was last loaded from the cloud, of `time.monotonic`; None: not yet.
         sources: where segments come from.
@@ -63,6 +56,7 @@ class Site:
         self,
         engine: LlamaCpp,
         worker: Worker,
+        core: Core,
         readers: Readers,
         link: CloudLink | None,
         contexts: Contexts,
@@ -70,41 +64,27 @@ class Site:
         shelf: Shelf,
         options: Options,
     ) -> None:
-        self.engine, self.worker, self.readers, self.link = engine, worker, readers, link
+        self.engine, self.worker, self.core, self.readers, self.link = engine, worker, core, readers, link
         self.contexts, self.beliefs, self.shelf = contexts, beliefs, shelf
         self.rung, self.max_dloss = options.rung, options.max_dloss
         self.refine, self.deadline_s = options.refine, options.deadline_s
         self.preparations = Preparations(engine.embeddings)
-        self.held: ContextId | None = None
-        self.guest = False
         self.refinement: Refinement | None = None
         self.streamed_s: float | None = None
         self.sources = Sources(link)
         self.uses: Uses | None = None
         self.idle, self.busy = asyncio.Event(), asyncio.Event()
         self.idle.set()
-        self._turns = Turns()
+        self._loads = 0
 
     @property
     def wait_s(self) -> float:
         """How long who asks now will wait for the engine, as a guess."""
-        return self._turns.wait_s
+        return self.core.wait_s
 
     def terms(self, prompt_s: float = 0.0) -> Terms:
         """On what a rung is chosen now, for a prompt that takes so long to compute."""
         return Terms(self.rung, self.max_dloss, self.deadline_s, self.beliefs, prompt_s, self.sources.disk.holds)
-
-    @asynccontextmanager
-    async def turn(self, visitor: Visitor = ANYBODY) -> AsyncGenerator[None, None]:
-        """Wait for the engine; callers get it in turn. A refinement makes way for them.
-
-        Raises:
-            Overloaded: that took too long.
-        """
-        async with self._turns.turn(visitor):
-            if self.refinement is not None:
-                await self.refinement.pause()
-            yield
 
     @contextmanager
     def loading(self) -> Iterator[None]:
@@ -112,13 +92,16 @@ class Site:
 
         Nothing else pauses that: when prompts come, and how long answers take, is nobody's business.
         """
+        self._loads += 1
         self.idle.clear()
         self.busy.set()
         try:
             yield
         finally:
-            self.busy.clear()
-            self.idle.set()
+            self._loads -= 1
+            if not self._loads:
+                self.busy.clear()
+                self.idle.set()
 
     async def sync(self) -> None:
         """Bring the catalogue up to date, and learn the link's round trip.
@@ -170,74 +153,19 @@ class Site:
         return 0
 
     async def forget(self) -> None:
-        """Hold no context any more, neither in the engine's cache nor on the shelf."""
-        async with self.turn():
-            await self.worker.run(self.engine.clear)
-            self.held = self.refinement = None
-            self.shelf.clear()
-            self.preparations.clear()
+        """Hold no context any more, neither in the engine's cache nor on the shelf, once nobody asks anything."""
+        if self.refinement is not None:
+            await self.refinement.pause()
+        await self.core.forget()
+        self.refinement = None
+        self.shelf.clear()
+        self.preparations.clear()
 
     async def close(self) -> None:
-        """Stop everything, after the request that is being answered. No thread uses the model when it is freed."""
-        async with self.turn():
-            self.readers.close()
-            await self.worker.run(self.engine.close)
+        """Stop everything, after the answers that are under way. No thread uses the model when it is freed."""
+        if self.refinement is not None:
+            await self.refinement.pause()
+        await self.core.close()
+        self.readers.close()
+        await self.worker.run(self.engine.close)
         self.worker.close()
-
-
-@asynccontextmanager
-async def open_site(
-    model: Path,
-    name: str,
-    link: CloudLink | None,
-    folder: Path,
-    options: Options,
-) -> AsyncGenerator[Site, None]:
-    """Load the model, test that KV can be injected, restore the catalogue; close everything at the end.
-
-    The catalogue is synced beside: a slow cloud keeps no edge from starting, see `Site.settled`. The link is closed
-    too.
-
-    Args:
-        model: GGUF file; `name`: what to call it.
-        link: to the cloud; None: everything is computed here.
-        folder: where the catalogue is kept.
-        options: the rest; which model, cloud and folder they name does not matter any more.
-
-    Raises:
-        UsageError, EngineError: as for `LlamaCpp.open`.
-    """
-    worker, readers = Worker(), Readers()
-    window_tokens, threads = options.window_tokens, options.threads
-    try:
-        engine = await worker.run(lambda: LlamaCpp.open(model, name=name, window_tokens=window_tokens, threads=threads))
-        tested = await worker.run(lambda: self_test(engine))
-    except BaseException:
-        readers.close()
-        worker.close()
-        raise
-    if engine.no_injection:
-        _log.warning("contexts are computed here, not streamed: %s", engine.no_injection)
-    if link is not None and link.exposed:
-        _log.warning("contexts come without TLS: whoever is on the way to the cloud can read them, and change them")
-    spec = engine.spec
-    own = OwnModel(spec.fingerprint, spec.vocabulary, spec.geometry, spec.window_tokens)
-    contexts = Contexts(folder, own)
-    await asyncio.to_thread(contexts.restore)
-    beliefs = Beliefs.of_machine(tested.prefill_tokens_s)
-    shelf = Shelf(machine.shelf_bytes(limits.memory_bytes(), options.cache_ram_bytes))
-    site = Site(engine, worker, readers, link, contexts, beliefs, shelf, options)
-    syncing = None
-    try:
-        if link is not None:
-            syncing = asyncio.create_task(site.keep_in_sync(options.sync_s))
-        else:
-            await site.sync()
-        yield site
-    finally:
-        if syncing is not None:
-            syncing.cancel()
-            await asyncio.wait([syncing])
-        await site.close()
-        if link is not None:
-            await link.aclose()

@@ -15,7 +15,6 @@ from preread.edge.bounds import check_size, too_long
 from preread.edge.contexts import Known
 from preread.edge.request import Ask
 from preread.edge.site import Site
-from preread.edge.turns import ANYBODY, Visitor
 from preread.engine import length
 from preread.engine.llamacpp import LlamaCpp
 from preread.engine.marks import Prompt
@@ -61,7 +60,7 @@ class Question:
         return replace(self, known=None, reuse=0, prompt=np.concatenate([beginning, self.prompt]).astype(np.int32))
 
 
-async def understand(ask: Ask, site: Site, visitor: Visitor = ANYBODY) -> Question:
+async def understand(ask: Ask, site: Site, caller: str = "") -> Question:
     """Find the context and tokenise the rest, in turn with what others ask.
 
     Raises:
@@ -74,7 +73,7 @@ async def understand(ask: Ask, site: Site, visitor: Visitor = ANYBODY) -> Questi
     check_size(ask, spec.window_tokens, spec.token_characters)
     known = None if ask.context is None else await find_context(ask.context, site)
     here = beginnings(site) if known is None else []
-    question = await site.readers.run(ask, visitor, lambda: _tokenised(ask, known, here, site))
+    question = await site.readers.run(ask, caller, lambda: _tokenised(ask, known, here, site))
     if question.prompt_tokens >= spec.window_tokens:
         raise too_long(spec.window_tokens, f"{question.prompt_tokens} tokens")
     if question.known is not None and question.named and site.uses is not None:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from preread.engine import cells
 from preread.engine.ggml import CacheTensors
-from preread.errors import EngineError
+from preread.errors import CorruptData, EngineError
 from preread.values import Geometry, KVBlock, Span
 
 COMPUTED: Final = -1
@@ -99,7 +99,9 @@ class Cache:
         Rows that were computed here since stay as they are.
 
         Raises:
-            EngineError: the block is not of these rows, or has numbers that are none: attention would spread them.
+            EngineError: the block is not of these rows.
+            CorruptData: "values": it has numbers that are not finite. Attention would spread them to whoever shares a
+                tile of the cache.
         """
         tensors, shape = self._opened(), self._geometry
         expected = (len(block.layers), shape.kv_heads, len(block.tokens), shape.head_dim)
@@ -108,7 +110,7 @@ class Cache:
             raise EngineError(f"a KV block of shape {block.k.shape} does not fit the reserved {expected}")
         for half in (block.k, block.v):
             if ((half.view(np.uint16) & _INFINITE) == _INFINITE).any():
-                raise EngineError("a KV block has numbers that are not finite")
+                raise CorruptData("values", "a KV block has numbers that are not finite")
         for position, cell, count in rows.runs(block.tokens):
             at = slice(position - block.tokens.start, position - block.tokens.start + count)
             for i, layer in enumerate(range(block.layers.start, block.layers.stop)):

@@ -10,7 +10,7 @@ It knows nothing of contexts' names, segments or links.
 
 import ctypes
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -406,7 +406,7 @@ class LlamaCpp:
 
     # The request
 
-    def generate(self, prompt: Tokens, sampling: Sampling, *, reuse: int | None = None) -> Iterator[Step]:
+    def generate(self, prompt: Tokens, sampling: Sampling, *, reuse: int | None = None) -> Generator[Step, None, None]:
         """Answer a prompt that follows the context; the prompt's and the answer's KV are dropped at the end.
 
         Args:

@@ -6,16 +6,9 @@ waits for itself. (Fair queueing: J. Nagle, RFC 970, 1985.) A caller is whoever 
 where there are no keys. Pure: no clock, nothing waits here.
 """
 
-import math
 from collections import Counter, OrderedDict, deque
-from typing import Final
 
 from preread.errors import Overloaded
-
-MAKES_WAY_S: Final = 2.0
-"""Who crowds others out keeps the engine so long, divided by how many more requests it has waiting."""
-
-_CROWD: Final = 2
 
 
 class Admission:
@@ -86,12 +79,3 @@ class Rounds:
         if not self._waiting[caller]:
             del self._waiting[caller]
         return caller, ticket
-
-    def keeps_s(self, caller: str) -> float:
-        """How long `caller`, who has it, may keep it: for ever, unless it has more waiting itself while others wait.
-
-        The more it has, the shorter.
-        """
-        own = len(self._waiting.get(caller, ()))
-        crowds_out = own >= _CROWD and len(self) > own
-        return MAKES_WAY_S / own if crowds_out else math.inf

@@ -252,7 +252,11 @@ class Schedule:
 
     def asked_about(self, context: str) -> bool:
         """Whether any request is about a context."""
-        return next(self._asking(context), None) is not None
+        return any(True for _ in self._asking(context))
+
+    def fills(self, context: str) -> list[int]:
+        """The stretches of a context that are being computed."""
+        return [id for id, job in self._fills.items() if job.of == context]
 
     def others_wait(self, step: Step) -> bool:
         """Whether a step behind a gate keeps others from what they could compute."""
@@ -269,7 +273,7 @@ class Schedule:
     # What to do
 
     def next(self, now_s: float) -> Step:
-        """The next step. One without parts is to be done too; after that, nothing can be computed until more happens."""
+        """The next step. An empty one: nothing is to be done until more happens."""
         out = _Out()
         self._refuse(now_s, out)
         self._grow(now_s, out)
@@ -280,8 +284,16 @@ class Schedule:
         parts, gated = self._parts(), None
         if not parts:
             parts, gated = self._behind_gate(now_s, out)
-        fields = (tuple(each) for each in (out.stop, out.evict, out.bring, out.alone, out.refuse, out.begin))
-        return Step(*fields, tuple(parts), gated)
+        return Step(
+            stop=tuple(out.stop),
+            evict=tuple(out.evict),
+            bring=tuple(out.bring),
+            alone=tuple(out.alone),
+            refuse=tuple(out.refuse),
+            begin=tuple(out.begin),
+            parts=tuple(parts),
+            gated=gated,
+        )
 
     def _refuse(self, now_s: float, out: _Out) -> None:
         for job in [*self._jobs.values()]:

@@ -1,0 +1,110 @@
+"""Opening an edge: the model is loaded and tested, what is published is restored, and the engine's loop begins."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+from preread import limits
+from preread.edge import machine
+from preread.edge.contexts import Contexts
+from preread.edge.core import Core
+from preread.edge.options import Options
+from preread.edge.published import OwnModel
+from preread.edge.readers import Readers
+from preread.edge.residents import Residents
+from preread.edge.shelf import Shelf
+from preread.edge.site import Site
+from preread.engine.llamacpp import LlamaCpp
+from preread.engine.selftest import self_test
+from preread.engine.worker import Worker
+from preread.plan.beliefs import Beliefs
+from preread.plan.residency import Residency
+from preread.plan.schedule import MOST_ANSWERS, Schedule
+from preread.plan.step_cost import StepCost
+from preread.store.egress import CloudLink
+
+_SPARE: Final = 8
+"""Sequences for stretches of contexts that are being computed."""
+
+_log = logging.getLogger(__name__)
+
+
+@asynccontextmanager
+async def open_site(
+    model: Path,
+    name: str,
+    link: CloudLink | None,
+    folder: Path,
+    options: Options,
+) -> AsyncGenerator[Residents, None]:
+    """Load the model, test that KV can be injected, restore the catalogue; close everything at the end.
+
+    The catalogue is synced beside: a slow cloud keeps no edge from starting, see `Site.settled`. The link is closed
+    too.
+
+    Args:
+        model: GGUF file; `name`: what to call it.
+        link: to the cloud; None: everything is computed here.
+        folder: where the catalogue is kept.
+        options: the rest; which model, cloud and folder they name does not matter any more.
+
+    Raises:
+        UsageError, EngineError: as for `LlamaCpp.open`.
+    """
+    worker, readers = Worker(), Readers()
+    try:
+        engine = await worker.run(lambda: _engine(model, name, options))
+        tested = await worker.run(lambda: self_test(engine))
+    except BaseException:
+        readers.close()
+        worker.close()
+        raise
+    if engine.no_injection:
+        _log.warning("contexts are computed here, not streamed: %s", engine.no_injection)
+    if link is not None and link.exposed:
+        _log.warning("contexts come without TLS: whoever is on the way to the cloud can read them, and change them")
+    spec = engine.spec
+    own = OwnModel(spec.fingerprint, spec.vocabulary, spec.geometry, spec.window_tokens)
+    contexts = Contexts(folder, own)
+    await asyncio.to_thread(contexts.restore)
+    beliefs = Beliefs.of_machine(tested.prefill_tokens_s)
+    shelf = Shelf(machine.shelf_bytes(limits.memory_bytes(), options.cache_ram_bytes))
+    core = Core(engine, worker, _schedule(engine, tested.prefill_tokens_s))
+    site = Site(engine, worker, core, readers, link, contexts, beliefs, shelf, options)
+    residents = Residents(site)
+    syncing = None
+    try:
+        if link is not None:
+            syncing = asyncio.create_task(site.keep_in_sync(options.sync_s))
+        else:
+            await site.sync()
+        yield residents
+    finally:
+        if syncing is not None:
+            syncing.cancel()
+            await asyncio.wait([syncing])
+        await site.close()
+        if link is not None:
+            await link.aclose()
+
+
+def _engine(model: Path, name: str, options: Options) -> LlamaCpp:
+    kv_memory_bytes = machine.kv_memory_bytes(limits.memory_bytes(), options.kv_memory_bytes)
+    return LlamaCpp.open(
+        model,
+        name=name,
+        window_tokens=options.window_tokens,
+        threads=options.threads,
+        kv_memory_bytes=kv_memory_bytes,
+    )
+
+
+def _schedule(engine: LlamaCpp, prefill_tokens_s: float) -> Schedule:
+    """Of sequences, answers get what they may need, and contexts the rest."""
+    sequences = len(engine.sequences) - _SPARE
+    answers = min(MOST_ANSWERS, max(1, sequences))
+    residency = Residency(engine.cells, max(0, sequences - answers))
+    return Schedule(residency, StepCost.guessed(prefill_tokens_s), answers)

@@ -1,0 +1,269 @@
+"""Contexts on their way into the engine's cache: from memory, from a disk or a link as the plan says, or computed here.
+
+When one is to come, and which makes room, `plan/schedule.py` decides; from where, and at which rung, is found out here.
+A context comes once, whoever waits for it, and it does not once nobody does any more.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from preread import limits
+from preread.edge.choice import chosen
+from preread.edge.contexts import Known
+from preread.edge.load import Loaded, Loading, LoadSpec, load_spec
+from preread.edge.refine import Refinement
+from preread.edge.site import Site
+from preread.edge.sources import Supply, holder
+from preread.edge.understand import Question
+from preread.engine.cache import Rows
+from preread.errors import EngineError, PrereadError, TransportError
+from preread.plan.beliefs import CLOUD, Heard
+from preread.plan.plan import INJECTIONS
+from preread.plan.task import Task
+from preread.values import ContextId, KVBlock
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A context is to be streamed, and this of it."""
+
+    spec: LoadSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """A context is to be computed here, for this reason."""
+
+    reason: str
+
+
+@dataclass(slots=True)
+class Coming:
+    """How a context came, or comes.
+
+    Attributes:
+        began_s: when it began to, of `time.monotonic`.
+        spec, loaded: what is streamed, and how far that is; None: it comes from memory, or is computed.
+        reason: why all of it is computed here, if it is.
+        context_s: what that took.
+    """
+
+    began_s: float
+    spec: LoadSpec | None = None
+    loaded: Loaded | None = None
+    reason: str | None = None
+    context_s: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class Asking:
+    """A question under way, and how its context came; None: it was there."""
+
+    question: Question
+    coming: Coming | None = None
+
+
+class Residents:
+    """Belongs to the event loop. See `Bringer` in `core.py` for what the engine's loop calls."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self._asking: dict[ContextId, list[Asking]] = {}
+        self._coming: dict[ContextId, Coming] = {}
+        self._tasks: dict[ContextId, asyncio.Task[None]] = {}
+        self._decoders = asyncio.Semaphore(INJECTIONS)
+        self._unanswered = 0
+        site.core.begin(self)
+
+    @contextmanager
+    def asking(self, question: Question) -> Iterator[Asking]:
+        """While this is open, somebody waits for the question's context, or computes with it."""
+        asking = Asking(question)
+        if question.known is None:
+            yield asking
+            return
+        context = question.known.entry.context
+        asking.coming = self._coming.get(context)
+        self._asking.setdefault(context, []).append(asking)
+        try:
+            yield asking
+        finally:
+            self._asking[context].remove(asking)
+            if not self._asking[context]:
+                del self._asking[context]
+                if (task := self._tasks.get(context)) is not None:
+                    task.cancel()
+
+    async def begin(self) -> None:
+        """A question comes: what is brought to a better rung waits until it has its first token."""
+        self._unanswered += 1
+        if self.site.refinement is not None:
+            await self.site.refinement.pause()
+
+    def begun(self) -> None:
+        """It has it, or is gone."""
+        self._unanswered -= 1
+        if not self._unanswered and self.site.refinement is not None:
+            self.site.refinement.go_on()
+
+    # What the engine's loop calls
+
+    def bring(self, context: ContextId) -> None:
+        asked = self._asking.get(context)
+        if not asked:
+            self.site.core.lost(context)
+            return
+        coming = Coming(time.monotonic())
+        for asking in asked:
+            asking.coming = coming
+        self._coming[context] = coming
+        question = next((asking.question for asking in asked if asking.question.named), asked[0].question)
+        self._tasks[context] = asyncio.create_task(self._brought(question, context, coming))
+
+    def observed(self, position: int, tokens: int, seconds: float) -> None:
+        self.site.beliefs = self.site.beliefs.prompted(position, tokens, seconds)
+
+    def keeps(self, context: ContextId, size_bytes: int) -> bool:
+        return self.site.shelf.takes(size_bytes)
+
+    def evicted(self, context: ContextId, block: KVBlock | None) -> None:
+        if block is not None:
+            self.site.shelf.put(context, block)
+        refinement = self.site.refinement
+        if refinement is not None and refinement.context == context:
+            refinement.stop()
+            self.site.refinement = None
+
+    # How a context comes
+
+    async def _brought(self, question: Question, context: ContextId, coming: Coming) -> None:
+        core = self.site.core
+        try:
+            await self._bring(question, context, coming)
+            core.ready(context)
+        except asyncio.CancelledError:
+            core.lost(context)
+            raise
+        except PrereadError as error:
+            core.lost(context, error)
+        except Exception as error:
+            _log.exception("bringing a context failed in a way that nobody foresaw")
+            core.lost(context, EngineError(f"a context could not be brought: {error}"))
+        finally:
+            del self._coming[context], self._tasks[context]
+
+    async def _bring(self, question: Question, context: ContextId, coming: Coming) -> None:
+        """From memory, or as the plan says, or all of it computed here."""
+        site, known = self.site, question.known
+        assert known is not None
+        block = site.shelf.take(context)
+        if block is not None:
+            rows = await site.core.reserve(context)
+            await asyncio.to_thread(site.core.inject, rows, block)
+            return
+        way = _way(question, known, site)
+        if isinstance(way, Stream):
+            try:
+                await self._stream(question, known, way.spec, coming)
+                return
+            except Exception as error:
+                if not isinstance(error, PrereadError):
+                    _log.exception("loading a context failed in a way that nobody foresaw")
+                way = Compute(str(error))
+                await site.core.restart(context)
+        coming.spec, coming.loaded, coming.reason = None, None, way.reason
+        _log.info("context %r is computed here: %s", known.entry.name, way.reason)
+        coming.context_s = await site.core.compute(context, known.tokens, 0)
+
+    async def _stream(self, question: Question, known: Known, spec: LoadSpec, coming: Coming) -> None:
+        """Get a context from the cloud, neighbours and this machine, and compute what comes no sooner.
+
+        Raises:
+            Exception: what went wrong that is not the links' fault.
+        """
+        site, done = self.site, Loaded()
+        coming.spec, coming.loaded = spec, done
+        supplies = site.sources.supplies() if question.named else site.sources.here()
+        task = _task(question, spec, supplies, site)
+        loading = Loading(spec, known.tokens, task, supplies, site.core, self._decoders, done)
+        try:
+            with ExitStack() as while_loading:
+                while_loading.enter_context(site.sources.disk.resting())
+                if question.named:
+                    while_loading.enter_context(site.loading())
+                async with loading:
+                    await loading.complete()
+        finally:
+            if question.named:
+                _learn(site, spec, supplies, loading, done)
+        if question.named:
+            site.refinement = refinement(known, spec, site, loading.rows)
+
+
+def _way(question: Question, known: Known, site: Site) -> Stream | Compute:
+    """What to stream, or why to compute. For a context that nobody named there is only what is here."""
+    entry, spec = known.entry, site.engine.spec
+    if question.ask.local:
+        return Compute("it was to be computed here")
+    if entry.fingerprint != spec.fingerprint:
+        return Compute(
+            f"it was published for {entry.model}, and {spec.name} of this edge has other weights or settings"
+        )
+    away = "this edge has no cloud" if site.link is None else site.contexts.unreachable
+    prompt_s = site.beliefs.prompt_s(question.reuse, len(question.prompt))
+    try:
+        rung = chosen(known, site.terms(prompt_s), here=not question.named)
+    except PrereadError as error:
+        return Compute(away or str(error))
+    if away and not site.sources.without_cloud(rung.places):
+        return Compute(away)
+    return Stream(load_spec(rung, known.tokens, site.preparations))
+
+
+def _task(question: Question, what: LoadSpec, supplies: tuple[Supply, ...], site: Site) -> Task:
+    """What the plan has to know of a load. The first supply that has a segment, or can get it, is to be asked."""
+    chunks = tuple(stop - start for start, stop in what.manifest.chunks)
+    beliefs, at_s = site.beliefs, time.monotonic()
+    prompt_s = beliefs.prompt_s(question.reuse, len(question.prompt))
+    decode_bytes_s = min(INJECTIONS, limits.cpus()) * beliefs.decode_bytes_s(what.rung)
+    sources = tuple(beliefs.source(supply.name, at_s) for supply in supplies)
+    first = what.grid(lambda place: holder(place, supplies))
+    return Task(chunks, what.cells, beliefs.prefill, prompt_s, decode_bytes_s, sources, first)
+
+
+def refinement(known: Known, loaded: LoadSpec, site: Site, rows: Rows) -> Refinement | None:
+    """How to bring the context that the engine holds from the rung that was loaded to the one that the site wants.
+
+    None where that is no better rung of this context, or cannot be read here.
+    """
+    names = [rung.name for rung in loaded.manifest.rungs]  # best first
+    if site.link is None or site.refine not in names or names.index(site.refine) >= names.index(loaded.rung):
+        return None
+    try:
+        what = load_spec(known.rung(site.refine), known.tokens, site.preparations)
+    except PrereadError as error:
+        _log.info("context %r stays at %s: %s", known.entry.name, loaded.rung, error)
+        return None
+    return Refinement(what, site.core, rows, site.sources)
+
+
+def _learn(site: Site, what: LoadSpec, supplies: tuple[Supply, ...], loading: Loading, done: Loaded) -> None:
+    """Remember how the links and this machine did."""
+    plan, now_s = loading.plan, time.monotonic()
+    heard = [
+        Heard(supply.name, flow.seen_bytes, flow.bytes_s, flow.rtt_s, breaker, plan.asked_of(number))
+        for number, (supply, flow, breaker) in enumerate(zip(supplies, plan.flows, plan.breakers, strict=True))
+    ]
+    if any(one.name == CLOUD and one.seen_bytes for one in heard):
+        site.streamed_s = now_s
+    beliefs = site.beliefs.loaded(heard, now_s - done.started, now_s)
+    site.beliefs = beliefs.decoded(what.rung, done.decoded_bytes, done.decoded_s)
+    if isinstance(done.failure, TransportError) and site.beliefs.breaker.tripped:
+        # The next request need not find out again; the catalogue's sync notices when the cloud is back.
+        site.contexts.unreachable = str(done.failure)
