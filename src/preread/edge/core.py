@@ -308,7 +308,7 @@ class Core:
 
         await self.call(begin)
         try:
-            await asyncio.wrap_future(done)
+            await asyncio.shield(asyncio.wrap_future(done))
         except asyncio.CancelledError:
             self.interrupt(context)
             raise
