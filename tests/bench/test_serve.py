@@ -19,7 +19,7 @@ from preread.bench.load import Block
 from preread.bench.peers import Beside, peers
 from preread.bench.processes import Server
 from preread.bench.serve import Phase, block
-from preread.bench.systems import System
+from preread.bench.systems import System, started
 from preread.cli import main
 from preread.engine.llamacpp import LlamaCpp
 from preread.errors import TransportError, UsageError
@@ -240,3 +240,19 @@ def test_what_makes_no_sense_is_refused_before_anything_starts(
     with pytest.raises(SystemExit) as ended:
         main(["bench", "serve", "--model", str(tiny_model), "--context-tokens", "80", "--contexts", "2", *arguments])
     assert ended.value.code == 1 and why in capsys.readouterr().err
+
+
+def test_a_peer_that_is_not_there_is_told_of_before_anything_is_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("preread.bench.peers._THERE_S", 0.3)
+    story = followed(monkeypatch)
+
+    async def start() -> None:
+        corpus, nobody = Corpus((), ()), Beside(("http://127.0.0.1:9",))
+        async with started(Setting(Path("model"), "tiny"), nobody, corpus, 512, tmp_path, lambda *_: None):
+            pass
+
+    with pytest.raises(TransportError, match=r"127.0.0.1:9 .* is not ready: is it running\?"):
+        asyncio.run(start())
+    assert story == []

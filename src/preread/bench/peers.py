@@ -20,7 +20,8 @@ import httpx2
 from preread.errors import TransportError, UsageError
 from preread.store.http11 import parse_origin
 
-_READY_S: Final = 300.0
+_START_S: Final = 300.0
+_THERE_S: Final = 10.0
 _PORT, _MODEL = "{port}", "{model}"
 _LOG_LETTERS: Final = 500
 
@@ -61,7 +62,7 @@ class Peer:
 
         Raises:
             UsageError: there is no such program.
-            TransportError: it ends, or is not ready in five minutes.
+            TransportError: it ends, or is not ready in five minutes, or ten seconds where it should be there.
         """
         self.kill()
         if self._command and self._log is not None:
@@ -73,7 +74,10 @@ class Peer:
             except OSError as error:
                 raise UsageError(f"--peer-command: {self._command[0]} cannot be started: {error.strerror}") from error
         try:
-            async with asyncio.timeout(_READY_S), httpx2.AsyncClient(trust_env=False, timeout=10) as http:
+            async with (
+                asyncio.timeout(_START_S if self.restarts else _THERE_S),
+                httpx2.AsyncClient(trust_env=False, timeout=10) as http,
+            ):
                 while not await self._is_ready(http):
                     if self._process is not None and self._process.poll() is not None:
                         raise TransportError(f"{self.name} did not start: {self._told()}")

@@ -84,10 +84,10 @@ def draw_load(rows: Sequence[LoadRow], title: str, path: Path) -> None:
     figure = Figure(figsize=(7, 4.8), layout="constrained")
     axes = figure.subplots()
     for number, system in enumerate(dict.fromkeys(row.system for row in rows)):
-        own = [row for row in rows if row.system == system]
+        own = sorted((row for row in rows if row.system == system), key=lambda row: row.rate or 0.0)
         for style, what in (("-", "median"), ("--", "99th percentile")):
             times_s = [(row.rps, row.ttft_p50_s if style == "-" else row.ttft_p99_s) for row in own]
-            points = sorted((rps, ttft_s) for rps, ttft_s in times_s if ttft_s is not None)
+            points = [(rps, ttft_s) for rps, ttft_s in times_s if ttft_s is not None]
             axes.plot(
                 [rps for rps, _ in points], [ttft_s for _, ttft_s in points], style, marker="o", color=f"C{number}",
                 linewidth=2.2 if number == 0 else 1.2, label=f"{system}, {what}",

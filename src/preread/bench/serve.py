@@ -6,8 +6,9 @@ the same order. Users ask again as soon as they are answered (closed loop), or r
 whatever happened to those before (open loop).
 
 Only one system has load at a time: each state is measured in blocks that alternate between the systems, beginning with
-another one each time, so that whatever disturbs the machine disturbs all of them. Before another system's turn the edge
-has time to finish what it is loading. States:
+another one each time, so that whatever disturbs the machine disturbs all of them. A block ends with its last answer:
+its time holds a beginning and an end at which fewer requests are under way, and queues do not outlast it. Before
+another system's turn the edge has time to finish what it is loading. States:
 
 - cold: nothing was asked since the start. The edge has names, token ids and manifests of what is published, and no KV.
   A peer that is given by its address is taken as it is found: it was perhaps asked before. Contexts are asked about
@@ -23,6 +24,7 @@ import random
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -50,7 +52,7 @@ from preread.bench.load import (
 from preread.bench.peers import Beside
 from preread.bench.systems import System, http, started
 from preread.edge.machine import machine
-from preread.errors import PrereadError, RemoteError, UsageError
+from preread.errors import PrereadError, RemoteError, TransportError, UsageError
 
 _TEMPLATE_TOKENS: Final = 128
 """What a chat's template may add to a prompt, and then some."""
@@ -228,7 +230,9 @@ async def _open(one: Callable[[int], Awaitable[None]], numbers: Sequence[int], t
 async def _kv_memory_mb(options: Options, systems: Sequence[System]) -> dict[str, float | None]:
     """What each has for KV cache: as an edge says itself, or else as the bench was told."""
     found = {system.name: options.peer_kv_mb for system in systems}
-    told = await systems[0].kv_memory_bytes()
+    told = None
+    with suppress(TransportError):  # it is gone, which its failures tell of
+        told = await systems[0].kv_memory_bytes()
     known = options.setting.kv_memory_bytes if told is None else told
     return found | {OURS: None if known is None else round(known / 1e6, 3)}
 

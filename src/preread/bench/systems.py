@@ -104,5 +104,7 @@ async def started(
         others = peers(beside, setting.model.resolve(), scratch)
         for peer in others:
             stack.callback(peer.kill)
+            if not peer.restarts:
+                await peer.fresh()  # whether it is there, before anything is published in vain
         here = await stack.enter_async_context(deployed(setting, corpus.documents, window_tokens, scratch, report))
         yield [System(here, corpus), *(System(peer, corpus) for peer in others)]
