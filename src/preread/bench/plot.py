@@ -1,4 +1,5 @@
-"""Pictures: of `preread bench codec`, bits a value against KL and loss; of `preread fit align`, which layers are alike.
+"""Pictures: of `preread bench codec`, bits a value against KL and loss; of `preread bench serve`, rates against time to
+first token; of `preread fit align`, which layers are alike.
 
 Matplotlib has its one home here.
 """
@@ -7,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from preread.bench.load import Row as LoadRow
 from preread.bench.rates import OURS, Row, curves
 from preread.errors import UsageError
 from preread.fit.align import Alignment
@@ -68,6 +70,34 @@ def draw(rows: Sequence[Row], title: str, path: Path) -> None:
         axes.set_xlabel("bits a value, all bytes counted")
         axes.grid(True, which="both", alpha=0.25)
     left.legend()
+    _save(figure, path)
+
+
+def draw_load(rows: Sequence[LoadRow], title: str, path: Path) -> None:
+    """Write the picture of time to first token over the rate that was achieved; its format follows from the suffix.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.8), layout="constrained")
+    axes = figure.subplots()
+    for number, system in enumerate(dict.fromkeys(row.system for row in rows)):
+        own = sorted((row for row in rows if row.system == system), key=lambda row: row.rate or 0.0)
+        for style, what in (("-", "median"), ("--", "99th percentile")):
+            times_s = [(row.rps, row.ttft_p50_s if style == "-" else row.ttft_p99_s) for row in own]
+            points = [(rps, ttft_s) for rps, ttft_s in times_s if ttft_s is not None]
+            axes.plot(
+                [rps for rps, _ in points], [ttft_s for _, ttft_s in points], style, marker="o", color=f"C{number}",
+                linewidth=2.2 if number == 0 else 1.2, label=f"{system}, {what}",
+            )  # fmt: skip
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel("answers a second")
+    axes.set_ylabel("time to first token, s")
+    axes.set_yscale("log")
+    axes.grid(True, which="both", alpha=0.25)
+    axes.legend(fontsize=8)
     _save(figure, path)
 
 
