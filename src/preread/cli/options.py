@@ -145,6 +145,16 @@ Window = Annotated[
 Threads = Annotated[
     int, typer.Option("--threads", "-t", min=0, metavar="N", help="CPU threads; 0: as many as this process may use.")
 ]
+KvMemory = Annotated[
+    int | None,
+    typer.Option(
+        "--kv-memory",
+        min=0,
+        metavar="MIB",
+        help="Memory for the KV cache of all contexts and answers in use, at least one window's; by default 1024, or "
+        "an eighth of what this machine or container has.",
+    ),
+]
 CacheRam = Annotated[
     int | None,
     typer.Option(

@@ -219,6 +219,7 @@ def edge(
     refine: options.Refine = None,
     ctx_size: options.Window = 0,
     threads: options.Threads = 0,
+    kv_memory: options.KvMemory = None,
     cache_ram: options.CacheRam = None,
     sync_s: Annotated[
         float, typer.Option(min=0.1, metavar="S", help="Ask for the cloud's catalogue so often.")
@@ -267,6 +268,7 @@ def edge(
             refine=refine,
             window_tokens=ctx_size,
             threads=threads,
+            kv_memory_bytes=None if kv_memory is None else kv_memory << 20,
             cache_ram_bytes=None if cache_ram is None else cache_ram << 20,
             sync_s=sync_s,
             near=near,

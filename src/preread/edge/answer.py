@@ -9,6 +9,7 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from preread.edge.at_hand import usable
+from preread.edge.core import Generation
 from preread.edge.record import Record
 from preread.edge.request import Ask, Done, Piece
 from preread.edge.residents import Asking, Residents
@@ -92,7 +93,7 @@ async def _steps(question: Question, residents: Residents, record: Record, calle
                     if not begun:
                         begun = True
                         residents.begun()
-                        _note(question.alone() if generation.alone else question, asking, generation.begun_s, record)
+                        _note(question, asking, generation, record)
                     for step in steps:
                         yield step
     finally:
@@ -137,12 +138,14 @@ def _beginning(question: Question) -> Tokens:
     return question.prompt[:0] if question.known is None else question.known.tokens[: question.reuse]
 
 
-def _note(question: Question, asking: Asking, begun_s: float | None, record: Record) -> None:
+def _note(question: Question, asking: Asking, generation: Generation, record: Record) -> None:
     """Note how the context came, now that the first token is there."""
-    record.begun(begun_s if asking.coming is None else min(asking.coming.began_s, begun_s or asking.coming.began_s))
-    if question.known is None:
-        return
-    if asking.coming is None:
+    coming, begun_s = asking.coming, generation.begun_s
+    record.begun(begun_s if coming is None else min(coming.began_s, begun_s or coming.began_s))
+    if generation.alone:
+        record.begin(question.alone())
+    elif question.known is not None and coming is None:
         record.note(way="resident", cache_n=question.reuse)
-    else:
-        record.note_coming(question, asking.coming)
+    elif question.known is not None and coming is not None:
+        record.note_coming(question, coming)
+    record.note(cache_n=record.timings.cache_n + generation.resumed_tokens)

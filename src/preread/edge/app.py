@@ -104,7 +104,9 @@ async def _models(edge: AsyncEdge, started: int, request: Request) -> Response:
 
 async def _properties(edge: AsyncEdge, request: Request) -> Response:
     engine = edge.site.engine
-    return JSONResponse(models.properties(engine.spec, engine.sampling), headers={"Cache-Control": "no-store"})
+    return JSONResponse(
+        models.properties(engine.spec, engine.sampling, engine.kv_memory_bytes), headers={"Cache-Control": "no-store"}
+    )
 
 
 async def _elsewhere(advice: str, request: Request) -> Response:

@@ -28,7 +28,9 @@ from preread.engine.sampling import Sampling, Step
 from preread.engine.worker import Worker
 from preread.errors import Cancelled, EngineError, Overloaded, PrereadError
 from preread.plan import schedule
-from preread.plan.schedule import MOST_WAIT_S, Part, Request, Schedule
+from preread.plan.drafts import RUN, Drafts, Runs
+from preread.plan.match import shared_tokens
+from preread.plan.schedule import MOST_WAIT_S, Part, Request, Resumed, Schedule
 from preread.values import ContextId, KVBlock, Span
 
 T = TypeVar("T")
@@ -66,12 +68,25 @@ class Generation:
         id: of the request.
         begun_s: when it got its sequence, of `time.monotonic`; None: it has not.
         alone: it goes on without the context that it was to begin with.
+        resumed_tokens: so many tokens of its prompt were in the cache, from the conversation so far.
     """
 
     id: int
     steps: asyncio.Queue[Sequence[Step] | BaseException | None]
     begun_s: float | None = None
     alone: bool = False
+    resumed_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A conversation that is kept: whose, behind which context's first tokens, its own tokens, and their sequence."""
+
+    caller: str
+    context: str | None
+    position: int
+    tokens: Tokens
+    sequence: int
 
 
 @dataclass(slots=True)
@@ -87,6 +102,8 @@ class _Live:
     chooser: Chooser | None = None
     done: int = 0
     prompt_tokens: int = 0
+    drafts: Drafts | None = None
+    proposed: Sequence[int] = ()
 
 
 @dataclass(slots=True)
@@ -110,6 +127,7 @@ class _Place:
     tokens: int
     rows: Rows | None = None
     open_layers: int = 0
+    runs: Runs | None = None
 
 
 class Core:
@@ -129,6 +147,7 @@ class Core:
         self._live: dict[int, _Live] = {}
         self._fills: dict[int, _Fill] = {}
         self._places: dict[ContextId, _Place] = {}
+        self._kept: dict[str, _Kept] = {}
         self._free = [*engine.sequences]
         self._count, self._pauses, self._closing = 0, 0, False
         self._current, self._give_up = schedule.Step(), False
@@ -153,7 +172,7 @@ class Core:
     def idle(self) -> bool:
         """Whether nobody asks for anything, and no context is on its way."""
         with self._lock:
-            return self._plan.idle
+            return self._plan.idle and not self._live
 
     @property
     def wait_s(self) -> float:
@@ -180,16 +199,21 @@ class Core:
         generation = Generation(self._count, asyncio.Queue())
         request = replace(request, id=generation.id)
         live = _Live(request, prompt, context_tokens, sampling, generation, prompt_tokens=len(prompt))
-        with self._changing():
-            self._live[request.id] = live
-            self._plan.arrive(request, time.monotonic())
+        self._live[request.id] = live
+        self._post(lambda: self._arrive(live))
         try:
             yield generation
         finally:
             with self._changing(leaving=generation.id):
-                self._plan.leave(generation.id)
-                self._calls.append(lambda: self._leave(generation.id))
+                kept = self._plan.end(generation.id, _key(generation.id), time.monotonic())
+                self._calls.append(lambda: self._leave(generation.id, kept or 0))
             self._usual_s += (time.monotonic() - began_s - self._usual_s) / 8
+
+    def drop_conversations(self, caller: str) -> None:
+        """Keep nothing of what somebody has said."""
+        with self._changing():
+            for key in [key for key, kept in self._kept.items() if kept.caller == caller]:
+                self._plan.drop(key)
 
     # Contexts
 
@@ -206,7 +230,7 @@ class Core:
     def residents(self) -> list[ContextId]:
         """The contexts of which all is in the cache."""
         with self._lock:
-            return [ContextId(key) for key in self._plan.residency.ready_keys]
+            return [ContextId(key) for key in self._plan.residency.ready_keys if key not in self._kept]
 
     def takes_guest(self, tokens: int) -> bool:
         """Whether a context of so many tokens would have room without that one makes way that was asked for by name."""
@@ -447,8 +471,8 @@ class Core:
         """One step as it is said: cells are given back first, then given out, and then something is computed."""
         for id in step.stop:
             self._stop(id)
-        for context in step.evict:
-            self._evict(ContextId(context))
+        for key in step.evict:
+            self._evict(key)
         for context in step.bring:
             self._bring(ContextId(context))
         for id in step.alone:
@@ -458,6 +482,8 @@ class Core:
             self._end(self._live[id], Overloaded(message, retry_after_s=MOST_WAIT_S))
         for id in step.begin:
             self._begin(id)
+        for resumed in step.resume:
+            self._resume(resumed)
         if step.parts:
             self._compute(step)
 
@@ -497,6 +523,9 @@ class Core:
         live = self._live[part.id]
         assert live.sequence is not None
         done, stop = live.done, live.done + part.tokens
+        if (drafts := stop - len(live.tokens)) > 0:
+            tokens = np.concatenate([live.tokens[done:], np.array(live.proposed[:drafts], np.int32)])
+            return Slice(live.sequence, tokens, len(live.context_tokens) + done, live.chooser, drafts)
         after = None if part.chooses else int(live.tokens[stop])
         echoed = done if live.request.echo and done < live.prompt_tokens else None
         position = len(live.context_tokens) + done
@@ -513,9 +542,13 @@ class Core:
                     self._filled(part.id, fill)
             if live is None:
                 continue
-            live.done += part.tokens
             own = [one.token for one in steps if not one.given]
-            live.tokens = np.concatenate([live.tokens, np.array(own, np.int32)]) if own else live.tokens
+            if own:
+                live.done = len(live.tokens) + len(own) - 1
+                live.tokens = np.concatenate([live.tokens, np.array(own, np.int32)])
+                self._guess(live, own, len(step.parts))
+            else:
+                live.done += part.tokens
             puts.append((live.generation, steps))
         self._tell(_put, puts)
         for part, steps in zip(step.parts, chosen, strict=True):
@@ -523,12 +556,50 @@ class Core:
             if live is not None and part.chooses and self._is_over(live, steps):
                 self._end(live, None)
 
+    def _guess(self, live: _Live, own: list[int], beside: int) -> None:
+        """Propose what may come after the tokens that came."""
+        if live.drafts is None:
+            context = live.request.context
+            runs = self._runs(context, live.context_tokens)
+            live.drafts = Drafts(runs, live.context_tokens.tolist()[-RUN:], live.tokens[: live.prompt_tokens].tolist())
+        for token in own:
+            live.drafts.chosen(token)
+        room = self._engine.spec.window_tokens - len(live.context_tokens) - len(live.tokens)
+        left = live.request.most_tokens - (len(live.tokens) - live.prompt_tokens)
+        live.proposed = live.drafts.proposed(beside - 1, self._plan.cost)[: max(0, min(room, left) - 1)]
+        with self._lock:
+            self._plan.propose(live.request.id, len(live.proposed))
+
+    def _runs(self, context: str | None, tokens: Tokens) -> Runs:
+        """Of the tokens that a request begins with; made once for all requests about a context."""
+        if context is None:
+            return Runs()
+        place = self._places[ContextId(context)]
+        if place.runs is None or len(place.runs.tokens) < len(tokens):
+            place.runs = Runs(tokens.tolist())
+        return place.runs
+
     def _is_over(self, live: _Live, steps: list[Step]) -> bool:
         assert live.chooser is not None
         full = len(live.context_tokens) + len(live.tokens) >= self._engine.spec.window_tokens
         return steps[-1].end or live.chooser.ended or full
 
     # Requests, on the engine's thread
+
+    def _arrive(self, live: _Live) -> None:
+        """A request comes, with the conversation that is kept and has most in common with its prompt, if one has."""
+        request, position = live.request, len(live.context_tokens)
+        of = request.caller, request.context, position
+        found = [
+            (shared_tokens(kept.tokens, live.tokens[:-1]), key)
+            for key, kept in self._kept.items()
+            if (kept.caller, kept.context, kept.position) == of
+        ]
+        tokens, key = max(found, default=(0, ""))
+        if tokens and not request.echo:
+            live.request = replace(request, kept=key, kept_tokens=tokens)
+        with self._lock:
+            self._plan.arrive(live.request, time.monotonic())
 
     def _begin(self, id: int) -> None:
         live, cache = self._live[id], self._engine.cache
@@ -539,6 +610,13 @@ class Core:
         if live.chooser is None:
             live.chooser = self._engine.chooser(live.sampling, live.tokens)
             self._tell(_begun, live.generation, time.monotonic())
+
+    def _resume(self, resumed: Resumed) -> None:
+        live, kept = self._live[resumed.id], self._kept[resumed.kept]
+        assert live.sequence is not None
+        span = Span(kept.position, kept.position + resumed.tokens)
+        self._engine.cache.share(kept.sequence, live.sequence, span)
+        live.done, live.generation.resumed_tokens = resumed.tokens, resumed.tokens
 
     def _go_alone(self, id: int) -> None:
         live = self._live[id]
@@ -555,18 +633,43 @@ class Core:
             self._free.append(live.sequence)
             live.sequence, live.done = None, 0
 
-    def _leave(self, id: int) -> None:
-        """A request is over, if it was not before."""
-        self._stop(id)
+    def _leave(self, id: int, kept: int = 0) -> None:
+        """A request is over, if it was not before; its first so many tokens are kept."""
         live = self._live.pop(id, None)
-        if live is not None and live.chooser is not None:
+        if live is None:
+            return
+        with self._lock:
+            self._plan.leave(id)
+        if live.chooser is not None:
             live.chooser.close()
+        if live.sequence is None:
+            return
+        if kept:
+            self._keep(id, live, live.sequence, kept)
+        else:
+            self._engine.cache.free(live.sequence)
+            self._free.append(live.sequence)
+
+    def _keep(self, id: int, live: _Live, sequence: int, tokens: int) -> None:
+        """Let go of the context, which may have to make way, and of what came after so many tokens."""
+        position, request = len(live.context_tokens), live.request
+        self._engine.cache.cut(sequence, position + tokens)
+        self._engine.cache.forget(sequence, position)
+        kept = _Kept(request.caller, request.context, position, live.tokens[:tokens], sequence)
+        with self._lock:
+            self._kept[_key(id)] = kept
 
     def _end(self, live: _Live, error: BaseException | None) -> None:
         """An answer is over."""
+        id = live.request.id
+        kept: int | None = 0
         with self._lock:
-            self._plan.leave(live.request.id)
-        self._leave(live.request.id)
+            if error is not None:
+                self._plan.leave(id)
+            else:
+                kept = self._plan.end(id, _key(id), time.monotonic())
+        if kept is not None:  # or whoever asked has left just now, and what comes of it is a call that waits
+            self._leave(id, kept)
         self._tell(live.generation.steps.put_nowait, error)
 
     def _failed(self, step: schedule.Step, error: EngineError) -> None:
@@ -587,8 +690,15 @@ class Core:
         assert self._bringer is not None
         self._tell(self._bringer.bring, context)
 
-    def _evict(self, context: ContextId) -> None:
-        place, shape, bringer = self._places[context], self._engine.spec.geometry, self._bringer
+    def _evict(self, key: str) -> None:
+        with self._lock:
+            kept = self._kept.pop(key, None)
+        if kept is not None:
+            self._engine.cache.free(kept.sequence)
+            self._free.append(kept.sequence)
+            return
+        context, shape, bringer = ContextId(key), self._engine.spec.geometry, self._bringer
+        place = self._places[context]
         assert bringer is not None
         block = None
         if bringer.keeps(context, 2 * place.tokens * shape.values_per_token):
@@ -634,18 +744,24 @@ class Core:
 
     def _forget(self) -> bool:
         with self._lock:
-            if not self._plan.idle:
+            if self._live or not self._plan.idle:
                 return False
-            keys = [*self._plan.residency.sizes]
-            for key in keys:
-                self._plan.residency.leave(key)
+            keys = self._plan.clear()
         for key in keys:
-            self._drop(ContextId(key))
+            if key in self._kept:
+                self._evict(key)
+            else:
+                self._drop(ContextId(key))
         return True
 
     def _tell(self, call: Callable[..., object], *values: Any) -> None:
         """Call something in asyncio's thread."""
         self._loop.call_soon_threadsafe(call, *values)
+
+
+def _key(id: int) -> str:
+    """Of the conversation that a request leaves: none that a context could have."""
+    return f"conversation {id}"
 
 
 def _put(puts: list[tuple[Generation, list[Step]]]) -> None:

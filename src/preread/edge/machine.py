@@ -22,10 +22,10 @@ _MOST_KV_BYTES: Final = 1 << 30
 
 
 def kv_memory_bytes(memory_bytes: int | None, chosen_bytes: int | None) -> int:
-    """Memory for the engine's KV cache: what was chosen, else a quarter of all, and at most 1 GiB."""
+    """Memory for the engine's KV cache: what was chosen, else an eighth of all, and at most 1 GiB."""
     if chosen_bytes is not None:
         return chosen_bytes
-    return _MOST_KV_BYTES if memory_bytes is None else min(_MOST_KV_BYTES, memory_bytes // 4)
+    return _MOST_KV_BYTES if memory_bytes is None else min(_MOST_KV_BYTES, memory_bytes // 8)
 
 
 def shelf_bytes(memory_bytes: int | None, chosen_bytes: int | None) -> int:

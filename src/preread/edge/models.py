@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from preread.engine.model import Spec
 from preread.engine.sampling import Sampling
+from preread.plan.schedule import MOST_ANSWERS
 from preread.wire.catalogue import Entry
 
 ELSEWHERE: Final = {
@@ -44,11 +45,12 @@ def models(spec: Spec, contexts: Iterable[Entry], started: int) -> list[dict[str
     return [{"id": id, **always, "meta": described} for id, described in listed]
 
 
-def properties(spec: Spec, usual: Sampling) -> dict[str, Any]:
+def properties(spec: Spec, usual: Sampling, kv_memory_bytes: int) -> dict[str, Any]:
     """The answer to GET /props, as far as it means anything here."""
     return {
         "default_generation_settings": {"n_ctx": spec.window_tokens, "params": asdict(usual)},
-        "total_slots": 1,
+        "total_slots": MOST_ANSWERS,
+        "kv_memory_bytes": kv_memory_bytes,
         "model_alias": spec.name,
         "modalities": {"vision": False, "audio": False},
     }

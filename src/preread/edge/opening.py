@@ -72,7 +72,7 @@ async def open_site(
     await asyncio.to_thread(contexts.restore)
     beliefs = Beliefs.of_machine(tested.prefill_tokens_s)
     shelf = Shelf(machine.shelf_bytes(limits.memory_bytes(), options.cache_ram_bytes))
-    core = Core(engine, worker, _schedule(engine, tested.prefill_tokens_s))
+    core = Core(engine, worker, _schedule(engine, tested.prefill_tokens_s, options.keep_conversations_s))
     site = Site(engine, worker, core, readers, link, contexts, beliefs, shelf, options)
     residents = Residents(site)
     syncing = None
@@ -102,9 +102,10 @@ def _engine(model: Path, name: str, options: Options) -> LlamaCpp:
     )
 
 
-def _schedule(engine: LlamaCpp, prefill_tokens_s: float) -> Schedule:
-    """Of sequences, answers get what they may need, and contexts the rest."""
+def _schedule(engine: LlamaCpp, prefill_tokens_s: float, keep_s: float) -> Schedule:
+    """Of sequences, answers get what they may need, and contexts and conversations the rest."""
     sequences = len(engine.sequences) - _SPARE
     answers = min(MOST_ANSWERS, max(1, sequences))
     residency = Residency(engine.cells, max(0, sequences - answers))
-    return Schedule(residency, StepCost.guessed(prefill_tokens_s), answers)
+    kept_s = keep_s if engine.no_injection is None else 0.0  # what is no row per token cannot be shared from a middle
+    return Schedule(residency, StepCost.guessed(prefill_tokens_s), answers, kept_s)

@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypedDict
+from typing import Final, TypedDict
 
 from preread.errors import UsageError
 from preread.plan.choose import MAX_DLOSS
 from preread.plan.place import Policy
 from preread.plan.poll import SYNC_S
 from preread.wire.neighbour import SiteKey
+
+KEEP_CONVERSATIONS_S: Final = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,9 @@ class Options:
         window_tokens: size of the KV cache in tokens; 0: the model's own window, at most 8,192.
         threads: 0: as many as this process may use.
         kv_memory_bytes: memory for the KV of contexts and requests in the engine's cache, at least one window's; None:
-            1 GiB, or a quarter of what this process may use where that is less.
+            1 GiB, or an eighth of what this process may use where that is less.
+        keep_conversations_s: for so long the KV of what was said and answered is kept, within that memory, for the next
+            turn; 0: not at all.
         cache_ram_bytes: memory for the KV of contexts that are not in use at the moment; None: 1 GiB, or a quarter of
             what this process may use where that is less.
         folder: where the catalogue is kept; by default in the user's cache folder.
@@ -77,6 +81,7 @@ class Options:
     window_tokens: int = 0
     threads: int = 0
     kv_memory_bytes: int | None = None
+    keep_conversations_s: float = KEEP_CONVERSATIONS_S
     cache_ram_bytes: int | None = None
     folder: Path | None = None
     sync_s: float = SYNC_S
@@ -94,6 +99,7 @@ class OptionFields(TypedDict, total=False):
     window_tokens: int
     threads: int
     kv_memory_bytes: int | None
+    keep_conversations_s: float
     cache_ram_bytes: int | None
     folder: Path | None
     sync_s: float

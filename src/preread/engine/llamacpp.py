@@ -209,6 +209,11 @@ class LlamaCpp:
         return int(llama_cpp.llama_n_ctx(self._context))
 
     @property
+    def kv_memory_bytes(self) -> int:
+        """Memory of the KV cache, as far as it is rows of tokens."""
+        return 2 * self.cells * self.spec.geometry.values_per_token
+
+    @property
     def sequences(self) -> range:
         """Ids of the sequences that `runner` and `cache` may be given."""
         return range(SEQUENCES, int(llama_cpp.llama_n_seq_max(self._context)))

@@ -4,6 +4,9 @@ Pure: what is in the cache, how it was used and what it would cost to get it bac
 often it was asked for lately times the seconds that getting it back would take, for each of its cells (GreedyDual-Size
 with frequencies; Cherkasova, 1998). So of a working set a little larger than the memory, the part that is used most
 stays, instead of each making room for the next. A context that a request computes with stays in any case.
+
+What nobody has asked for by name makes room first: guests, and conversations that are kept. What is fetched again later
+is to follow from names alone, not from what was said.
 """
 
 from collections.abc import Collection, Mapping
@@ -34,9 +37,9 @@ class _Extent:
 
 @dataclass(slots=True)
 class Residency:
-    """The cells of one cache, by what has them. Keys are contexts; requests claim cells of their own besides.
+    """The cells of one cache, by what has them. Keys are contexts, and conversations; requests claim cells besides.
 
-    There may be `most` contexts at a time.
+    There may be `most` of them at a time.
     """
 
     cells: int
@@ -78,6 +81,10 @@ class Residency:
     def complete(self, key: str) -> None:
         """All of a context is there."""
         self._extents[key].ready = True
+
+    def keep(self, key: str, cells: int, cost_s: float, now_s: float) -> None:
+        """Free cells are a conversation's from now on, which is worth as much as a guest that was asked for once."""
+        self._extents[key] = _Extent(cells, cost_s, guest=True, uses=1, at_s=now_s, ready=True)
 
     def leave(self, key: str) -> None:
         """Take a context's cells back, if it has any."""
@@ -130,12 +137,16 @@ class Residency:
             if extent.ready and not extent.users and key not in spared and (extent.guest or not guest)
         ]
         chosen: list[str] = []
-        for key in sorted(movable, key=lambda key: (self._worth(self._extents[key], now_s), key)):
+        for key in sorted(movable, key=lambda key: self._order(key, now_s)):
             if lacking <= 0 and not over:
                 break
             chosen.append(key)
             lacking, over = lacking - self._extents[key].cells, False
         return chosen if lacking <= 0 and not over else None
+
+    def _order(self, key: str, now_s: float) -> tuple[bool, float, str]:
+        extent = self._extents[key]
+        return not extent.guest, self._worth(extent, now_s), key
 
     def _worth(self, extent: _Extent, now_s: float) -> float:
         return max(_LEAST_WORTH, self._uses(extent, now_s)) * extent.cost_s / max(1, extent.cells)

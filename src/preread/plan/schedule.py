@@ -11,6 +11,8 @@ which nothing is chosen.
   2024). Who comes back after a pause has saved nothing up.
 - A request begins when its context is in the cache, or is none, and cells are free, or can be made so. When cells run
   out, the youngest answer of whoever has most makes way; its tokens are computed again later.
+- What a request has had computed is kept when it ends, as long as nothing else needs the cells. The next turn of the
+  conversation begins with all of it that it has in common.
 - A context comes in layer by layer while its prompt waits in front of each, but only while nobody else has anything to
   compute: such a step holds slices of that context alone, and is given up when others come.
 
@@ -32,8 +34,12 @@ LEAST_TOKENS: Final = 8
 """So many of a step are for prompts and contexts in any case."""
 MOST_ANSWERS: Final = 64
 """Requests that are computed at once."""
+MOST_DECODED: Final = 96
+"""Tokens of a step that are answers' last ones, or guesses of the next: each needs logits."""
 ECHO_TOKENS: Final = 16
 """Tokens of a slice all of whose logits are wanted."""
+LEAST_KEPT_TOKENS: Final = 16
+"""Less of a conversation is not worth a sequence."""
 LOADS: Final = 2
 """Contexts that are brought at once: more would share a link and its processors, and each come later."""
 MOST_WAIT_S: Final = 600.0
@@ -61,6 +67,8 @@ class Request:
         cost_s: what bringing the context takes, as far as is known.
         guest: it begins with the context without naming it.
         echo: the logits of all its prompt are wanted.
+        kept: a conversation whose first `kept_tokens` behind the same context are those of the prompt; None: there is
+            none.
     """
 
     id: int
@@ -73,6 +81,17 @@ class Request:
     cost_s: float = 1.0
     guest: bool = False
     echo: bool = False
+    kept: str | None = None
+    kept_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """A request that begins with so many tokens of a conversation that is kept."""
+
+    id: int
+    kept: str
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +109,12 @@ class Step:
 
     Attributes:
         stop: requests that make way: their cells are given back, and they begin again later.
-        evict: contexts that leave the cache.
+        evict: contexts and conversations that leave the cache.
         bring: contexts that get cells, and are to be loaded or computed.
         alone: requests that go on without their context: all of what they begin with is theirs now.
         refuse: requests that waited too long; they are gone.
         begin: requests that get a sequence.
+        resume: those of them that begin with a conversation.
         parts: what is computed together.
         gated: the context whose layers are still coming, where the parts are of requests about it.
     """
@@ -105,6 +125,7 @@ class Step:
     alone: tuple[int, ...] = ()
     refuse: tuple[int, ...] = ()
     begin: tuple[int, ...] = ()
+    resume: tuple[Resumed, ...] = ()
     parts: tuple[Part, ...] = ()
     gated: str | None = None
 
@@ -116,7 +137,10 @@ class Step:
 
 @dataclass(slots=True)
 class _Job:
-    """A request under way, or a stretch of a context that is computed (`of`: which)."""
+    """A request under way, or a stretch of a context that is computed (`of`: which).
+
+    It has `claimed` cells of its own, and `shared` ones of the conversation that it resumed.
+    """
 
     request: Request
     order: int
@@ -124,8 +148,11 @@ class _Job:
     known: int
     done: int = 0
     claimed: int = 0
+    resumed: str | None = None
+    shared: int = 0
     running: bool = False
     answered: bool = False
+    drafts: int = 0
     of: str | None = None
 
     @property
@@ -147,6 +174,7 @@ class _Out:
     alone: list[int] = field(default_factory=list)
     refuse: list[int] = field(default_factory=list)
     begin: list[int] = field(default_factory=list)
+    resume: list[Resumed] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
 
 
@@ -156,13 +184,19 @@ class Schedule:
     Args:
         residency: of an empty cache.
         cost: what steps take, as far as is known.
+        most_answers: requests that are computed at once.
+        keep_s: for so long conversations are kept at most.
     """
 
-    def __init__(self, residency: Residency, cost: StepCost, most_answers: int = MOST_ANSWERS) -> None:
-        self.residency, self.cost, self._most_answers = residency, cost, most_answers
+    def __init__(
+        self, residency: Residency, cost: StepCost, most_answers: int = MOST_ANSWERS, keep_s: float = 0.0
+    ) -> None:
+        self.residency, self.cost, self._most_answers, self._keep_s = residency, cost, most_answers, keep_s
         self._jobs: dict[int, _Job] = {}
         self._fills: dict[int, _Job] = {}
         self._served: dict[str, float] = {}
+        self._kept_s: dict[str, float] = {}
+        self._dropped: list[str] = []
         self._coming: dict[str, bool] = {}  # and whether its prompt may be computed behind the gate
         self._count = 0
 
@@ -181,6 +215,51 @@ class Schedule:
         job = self._jobs.pop(id, None)
         if job is not None and job.running:
             self._release(job)
+
+    def end(self, id: int, key: str, now_s: float) -> int | None:
+        """As `leave`, but what was computed is kept under this key, if it is to be.
+
+        Returns:
+            How many tokens of it are; None: the request is gone already.
+        """
+        job = self._jobs.get(id)
+        if job is None:
+            return None
+        if not job.running or job.done < LEAST_KEPT_TOKENS or not self._keep_s:
+            self.leave(id)
+            return 0
+        resumed, shared = job.resumed, job.shared
+        self.leave(id)
+        if resumed is not None and shared == self.residency.sizes.get(resumed):
+            self._drop(resumed)  # all of it is part of this one
+        victims = self.residency.victims(job.done, now_s, guest=True, entering=True)
+        if victims is None:
+            return 0
+        for victim in victims:
+            self._drop(victim)
+        cost_s = job.request.cost_s * job.done / max(1, job.request.context_tokens)
+        self.residency.keep(key, job.done, cost_s, now_s)
+        self._kept_s[key] = now_s
+        return job.done
+
+    def propose(self, id: int, drafts: int) -> None:
+        """So many of an answer's next tokens are guessed: they may go into its next step."""
+        job = self._jobs.get(id)
+        if job is not None:
+            job.drafts = drafts
+
+    def drop(self, key: str) -> None:
+        """A conversation is not to be kept any more."""
+        if key in self._kept_s:
+            self._drop(key)
+
+    def clear(self) -> list[str]:
+        """Nobody asks for anything: everything leaves the cache, which is told, and nothing else is to be done."""
+        keys, self._dropped = [*self.residency.sizes, *self._dropped], []
+        for key in keys:
+            self._kept_s.pop(key, None)
+            self.residency.leave(key)
+        return keys
 
     def fill(self, id: int, context: str, tokens: int, now_s: float) -> None:
         """So many tokens of a context that is being brought are to be computed here, under this id."""
@@ -228,6 +307,7 @@ class Schedule:
                 continue
             self._served[job.request.caller] = self._served.get(job.request.caller, 0.0) + part.tokens
             job.done += part.tokens
+            job.drafts = 0
             if count:
                 job.done, job.known, job.answered = job.known + count - 1, job.known + count, True
             elif job.of is not None and not job.left:
@@ -274,7 +354,11 @@ class Schedule:
 
     def next(self, now_s: float) -> Step:
         """The next step. An empty one: nothing is to be done until more happens."""
-        out = _Out()
+        for key, at_s in [*self._kept_s.items()]:
+            if now_s - at_s > self._keep_s:
+                self._drop(key)
+        out = _Out(evict=self._dropped)
+        self._dropped = []
         self._refuse(now_s, out)
         self._grow(now_s, out)
         for job in self._in_turn(job for job in self._jobs.values() if not job.running):
@@ -291,6 +375,7 @@ class Schedule:
             alone=tuple(out.alone),
             refuse=tuple(out.refuse),
             begin=tuple(out.begin),
+            resume=tuple(out.resume),
             parts=tuple(parts),
             gated=gated,
         )
@@ -304,8 +389,8 @@ class Schedule:
     def _grow(self, now_s: float, out: _Out) -> None:
         """See that who computes has cells for its next tokens."""
         for job in sorted(self._jobs.values(), key=lambda job: job.order):
-            while job.running and job.known > job.claimed:
-                cells = self._ahead(job) - job.claimed
+            while job.running and job.known - job.shared > job.claimed:
+                cells = self._ahead(job) - job.shared - job.claimed
                 if self._room(cells, now_s, out):
                     self._claim(job, cells)
                 else:
@@ -323,14 +408,25 @@ class Schedule:
     def _start(self, job: _Job, now_s: float, out: _Out) -> bool:
         """Give a request what it needs to compute, if that is to be had."""
         request, cells = job.request, self._ahead(job)
-        if not self._room(cells, now_s, out, spared=() if request.context is None else (request.context,)):
+        spared = [] if request.context is None else [request.context]
+        kept = request.kept if request.kept is not None and self.residency.is_ready(request.kept) else None
+        if kept is not None and self._room(cells - request.kept_tokens, now_s, out, spared=(*spared, kept)):
+            self._resume(job, kept, out)
+        elif not self._room(cells, now_s, out, spared=spared):
             return False
-        self._claim(job, cells)
+        self._claim(job, cells - job.shared)
         job.running = True
         if request.context is not None:
             self.residency.join(request.context)
         out.begin.append(request.id)
         return True
+
+    def _resume(self, job: _Job, kept: str, out: _Out) -> None:
+        """Have a request begin with what is kept of its conversation."""
+        job.resumed, job.done, job.shared = kept, job.request.kept_tokens, job.request.kept_tokens
+        self.residency.join(kept)
+        out.kept.append(kept)
+        out.resume.append(Resumed(job.request.id, kept, job.done))
 
     def _bring(self, job: _Job, now_s: float, out: _Out) -> bool:
         """Have a request's context brought, if not too many are on their way; False: there is no room for it."""
@@ -369,9 +465,16 @@ class Schedule:
         """Make room for so many cells, if possible."""
         victims = self.residency.victims(cells, now_s, (*spared, *out.kept), guest=guest, entering=entering)
         for key in victims or ():
+            self._kept_s.pop(key, None)
             self.residency.leave(key)
             out.evict.append(key)
         return victims is not None
+
+    def _drop(self, key: str) -> None:
+        """A conversation leaves the cache; a request that has resumed it has its tokens all the same."""
+        del self._kept_s[key]
+        self.residency.leave(key)
+        self._dropped.append(key)
 
     def _crowded_out(self, caller: str, out: _Out) -> bool:
         """Whether somebody who has several answers under way makes room for a caller who has none."""
@@ -397,6 +500,7 @@ class Schedule:
         job.running, job.done = False, 0
         if job.request.id in out.begin:
             out.begin.remove(job.request.id)
+            out.resume = [one for one in out.resume if one.id != job.request.id]
         else:
             out.stop.append(job.request.id)
 
@@ -406,7 +510,10 @@ class Schedule:
 
     def _release(self, job: _Job) -> None:
         self.residency.claim(-job.claimed)
-        job.claimed = 0
+        job.claimed = job.shared = 0
+        if job.resumed is not None:
+            self.residency.part(job.resumed)
+            job.resumed = None
         if job.request.context is not None:
             self.residency.part(job.request.context)
 
@@ -439,13 +546,22 @@ class Schedule:
             (job for job in running if not job.decodes),
             key=lambda job: (job.of is not None, self._served.get(job.request.caller, 0.0), job.order),
         )
-        parts = [Part(job.request.id, 1, True) for job in answers]
-        left = self._tokens_beside(len(answers), len(others))
+        parts = self._decoded(answers)
+        left = self._tokens_beside(sum(part.tokens for part in parts), len(others))
         for job in others:
             if left <= 0:
                 break
             parts.append(self._part(job, left))
             left -= parts[-1].tokens
+        return parts
+
+    def _decoded(self, answers: Sequence[_Job]) -> list[Part]:
+        """A token of each answer, and its drafts as far as there is room for them."""
+        parts, spare = list[Part](), MOST_DECODED - len(answers)
+        for job in answers:
+            drafts = max(0, min(job.drafts, spare, job.claimed + job.shared - job.known))
+            spare -= drafts
+            parts.append(Part(job.request.id, 1 + drafts, True))
         return parts
 
     def _part(self, job: _Job, most: int) -> Part:
