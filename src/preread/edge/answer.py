@@ -70,6 +70,7 @@ async def answered(question: Question, residents: Residents, caller: str = "") -
     if piece := writer.rest():
         yield piece
     record.note_refinement(site.refinement, question)
+    residents.metrics.answered(record.timings)
     yield Done(writer.finish, question.prompt_tokens, record.timings)
 
 

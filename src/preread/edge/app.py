@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from preread.edge import models
+from preread.edge import metrics, models
 from preread.edge.edge import AsyncEdge
 from preread.edge.openai import read_chat, read_completion
 from preread.edge.serving import DEFAULT, Api, Front, Limits
@@ -59,6 +59,7 @@ def create_app(
             Route("/health", partial(_health, edge), methods=["GET"]),
             *_both("/models", partial(_models, edge, started), "GET"),
             *_both("/models/{id:path}", partial(_models, edge, started), "GET"),
+            Route("/metrics", partial(_metrics, edge), methods=["GET"]),
             Route("/props", partial(_properties, edge), methods=["GET"]),
             *(
                 Route(path, partial(_elsewhere, advice), methods=["GET", "POST"])
@@ -100,6 +101,11 @@ async def _models(edge: AsyncEdge, started: int, request: Request) -> Response:
         if model["id"] == wanted:
             return JSONResponse(model, headers={"Cache-Control": "no-store"})
     return routes.error_response(404, f"there is no model {wanted[:200]!r}: /v1/models lists all", "model_not_found")
+
+
+async def _metrics(edge: AsyncEdge, request: Request) -> Response:
+    headers = {"Cache-Control": "no-store", "Content-Type": metrics.CONTENT_TYPE}
+    return Response(edge.residents.metrics.text(), headers=headers)
 
 
 async def _properties(edge: AsyncEdge, request: Request) -> Response:

@@ -60,6 +60,30 @@ class Bringer(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What the loop counts.
+
+    Attributes:
+        running, waiting: requests that are computed, and that are not yet.
+        loading: contexts on their way.
+        free_sequences: that nothing has.
+        cells: by what has them: contexts, conversations, requests, nothing.
+        kv_bytes: memory of the cache.
+        steps: that were computed.
+        tokens: that were computed in them: of prompts, of contexts, of answers, and guesses that were wrong.
+    """
+
+    running: int
+    waiting: int
+    loading: int
+    free_sequences: int
+    cells: dict[str, int]
+    kv_bytes: int
+    steps: int
+    tokens: dict[str, int]
+
+
 @dataclass(slots=True)
 class Generation:
     """One answer under way: `steps` are put in by the engine, and end with None or an error.
@@ -153,6 +177,7 @@ class Core:
         self._current, self._give_up = schedule.Step(), False
         self._bringer: Bringer | None = None
         self._usual_s = 1.0
+        self._steps, self._tokens = 0, {"prompt": 0, "context": 0, "answer": 0, "wrong_guess": 0}
         self._running = asyncio.ensure_future(worker.run(self._run))
 
     def begin(self, bringer: Bringer) -> None:
@@ -173,6 +198,21 @@ class Core:
         """Whether nobody asks for anything, and no context is on its way."""
         with self._lock:
             return self._plan.idle and not self._live
+
+    def stats(self) -> Stats:
+        """What is counted, now."""
+        with self._lock:
+            plan, sizes = self._plan, self._plan.residency.sizes
+            kept = sum(size for key, size in sizes.items() if key in self._kept)
+            cells = {
+                "contexts": sum(sizes.values()) - kept,
+                "conversations": kept,
+                "requests": plan.residency.claimed_cells,
+                "free": plan.residency.free_cells,
+            }
+            running, waiting, loading = plan.running, plan.waiting, plan.loading
+        free, kv_bytes = len(self._free), self._engine.kv_memory_bytes
+        return Stats(running, waiting, loading, free, cells, kv_bytes, self._steps, dict(self._tokens))
 
     @property
     def wait_s(self) -> float:
@@ -534,15 +574,18 @@ class Core:
     def _hand_out(self, step: schedule.Step, chosen: list[list[Step]]) -> None:
         """Give everybody the tokens of a step."""
         puts: list[tuple[Generation, list[Step]]] = []
+        self._steps += 1
         for part, steps in zip(step.parts, chosen, strict=True):
             fill, live = self._fills.get(part.id), self._live.get(part.id)
             if fill is not None:
+                self._tokens["context"] += part.tokens
                 fill.computed += part.tokens
                 if fill.computed == len(fill.tokens):
                     self._filled(part.id, fill)
             if live is None:
                 continue
             own = [one.token for one in steps if not one.given]
+            self._count_tokens(part, live, len(own))
             if own:
                 live.done = len(live.tokens) + len(own) - 1
                 live.tokens = np.concatenate([live.tokens, np.array(own, np.int32)])
@@ -555,6 +598,12 @@ class Core:
             live = self._live.get(part.id)
             if live is not None and part.chooses and self._is_over(live, steps):
                 self._end(live, None)
+
+    def _count_tokens(self, part: Part, live: _Live, chosen: int) -> None:
+        prompt = max(0, min(part.tokens, live.prompt_tokens - live.done))
+        self._tokens["prompt"] += prompt
+        self._tokens["answer"] += chosen
+        self._tokens["wrong_guess"] += max(0, part.tokens - chosen) if live.done + 1 >= len(live.tokens) else 0
 
     def _guess(self, live: _Live, own: list[int], beside: int) -> None:
         """Propose what may come after the tokens that came."""

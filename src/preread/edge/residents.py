@@ -15,6 +15,7 @@ from preread import limits
 from preread.edge.choice import chosen
 from preread.edge.contexts import Known
 from preread.edge.load import Loaded, Loading, LoadSpec, load_spec
+from preread.edge.metrics import Memory, Metrics
 from preread.edge.refine import Refinement
 from preread.edge.site import Site
 from preread.edge.sources import Supply, holder
@@ -80,6 +81,7 @@ class Residents:
         self._decoders = asyncio.Semaphore(INJECTIONS)
         self._unanswered = 0
         site.core.begin(self)
+        self.metrics = Metrics(site.core.stats, self._memory)
 
     @contextmanager
     def asking(self, question: Question) -> Iterator[Asking]:
@@ -111,6 +113,12 @@ class Residents:
         self._unanswered -= 1
         if not self._unanswered and self.site.refinement is not None:
             self.site.refinement.go_on()
+
+    def _memory(self) -> Memory:
+        site = self.site
+        held = site.sources.held
+        received = {supply.name: supply.received_bytes for supply in site.sources.supplies()}
+        return Memory(site.shelf.used_bytes, 0 if held is None else held.used_bytes, received)
 
     # What the engine's loop calls
 

@@ -15,6 +15,11 @@ class Shelf:
     def __contains__(self, context: ContextId) -> bool:
         return context in self._blocks
 
+    @property
+    def used_bytes(self) -> int:
+        """Of all that is up."""
+        return self._used_bytes
+
     def takes(self, size_bytes: int) -> bool:
         """Whether something of this size can be put up at all."""
         return size_bytes <= self._room_bytes

@@ -326,6 +326,11 @@ class Schedule:
         return sum(job.running for job in self._jobs.values())
 
     @property
+    def loading(self) -> int:
+        """Contexts that are being brought."""
+        return len(self._coming)
+
+    @property
     def idle(self) -> bool:
         """Whether nobody asks for anything."""
         return not self._jobs and not self._fills and not self._coming
