@@ -164,6 +164,7 @@ class Schedule:
         self._fills: dict[int, _Job] = {}
         self._served: dict[str, float] = {}
         self._coming: dict[str, bool] = {}  # and whether its prompt may be computed behind the gate
+        self._shut: set[str] = set()  # whose prompt may not any more
         self._count = 0
 
     # What happens
@@ -198,6 +199,7 @@ class Schedule:
         """The prompt may be computed behind the gate of a context that is coming, or may not any more."""
         if context in self._coming:
             self._coming[context] = now
+            self._shut |= set() if now else {context}
 
     def ready(self, context: str) -> None:
         """All of a context is in its cells."""
@@ -207,6 +209,7 @@ class Schedule:
     def lost(self, context: str) -> None:
         """A context that was coming does not, or is not wanted; its cells are free."""
         self._coming.pop(context, None)
+        self._shut.add(context)
         for id, job in [*self._fills.items()]:
             if job.of == context:
                 del self._fills[id]
@@ -276,6 +279,7 @@ class Schedule:
         """The next step. An empty one: nothing is to be done until more happens."""
         out = _Out()
         self._refuse(now_s, out)
+        self._shut_out(out)
         self._grow(now_s, out)
         for job in self._in_turn(job for job in self._jobs.values() if not job.running):
             if not self._begin(job, now_s, out) and now_s - job.arrived_s > _PATIENCE_S:
@@ -300,6 +304,13 @@ class Schedule:
             if not job.running and not job.answered and now_s - job.arrived_s > MOST_WAIT_S:
                 del self._jobs[job.request.id]
                 out.refuse.append(job.request.id)
+
+    def _shut_out(self, out: _Out) -> None:
+        """Who began behind a gate that was shut begins again: the context's cells may be others by then."""
+        for job in self._jobs.values():
+            if job.running and job.request.context in self._shut:
+                self._preempt(job, out)
+        self._shut = set()
 
     def _grow(self, now_s: float, out: _Out) -> None:
         """See that who computes has cells for its next tokens."""
