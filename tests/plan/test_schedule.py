@@ -87,3 +87,43 @@ def test_who_began_behind_the_gate_of_a_context_that_is_lost_has_it_brought_agai
     assert plan.next(0.0).begin == (1,)
     plan.leave(1)
     assert plan.residency.victims(1000, 0.0) == ["x"], "nobody computes with it"
+
+
+def test_no_more_begin_behind_a_gate_than_may_be_computed_at_once() -> None:
+    plan = schedule(answers=2)
+    about(plan, 2, "x")
+    about(plan, 3, "x")
+    assert [part.id for part in behind_the_gate(plan).parts] == [2, 3]
+
+
+# Guests
+
+
+def test_a_guest_goes_on_alone_where_its_context_has_no_room_but_what_others_named() -> None:
+    plan = schedule(cells=1000)
+    for id, context in (1, "x"), (2, "y"):
+        about(plan, id, context)
+        plan.next(0.0)
+        plan.ready(context)
+        plan.leave(id)
+    about(plan, 3, "z", guest=True, reuse=80)
+    assert plan.next(0.0) == Step(alone=(3,), begin=(3,), parts=(Part(3, 90, True),))
+
+
+def test_a_guest_that_goes_on_alone_waits_where_as_many_are_computed_as_may_be() -> None:
+    plan = schedule(cells=500, answers=1)
+    ask(plan, 1, prompt=100)
+    go(plan)
+    about(plan, 2, "x", guest=True, reuse=80)
+    assert go(plan) == Step(alone=(2,), parts=(Part(1, 1, True),))
+    plan.leave(1)
+    assert go(plan) == Step(begin=(2,), parts=(Part(2, 90, True),))
+
+
+def test_an_answer_that_outgrows_what_is_left_beside_all_of_its_context_goes_on_with_the_beginning_alone() -> None:
+    plan = schedule(cells=CONTEXT + 12)
+    about(plan, 1, "x", reuse=350)
+    plan.next(0.0)
+    plan.ready("x")
+    assert [go(plan).parts for _ in range(3)] == [(Part(1, 10, True),), (Part(1, 1, True),), (Part(1, 1, True),)]
+    assert go(plan) == Step(stop=(1,), evict=("x",), alone=(1,), begin=(1,), parts=(Part(1, 363, True),))

@@ -320,10 +320,12 @@ class Schedule:
                 if self._room(cells, now_s, out):
                     self._claim(job, cells)
                 else:
-                    self._preempt(self._youngest(), out)
+                    self._preempt(job if self._outgrown(job) else self._youngest(), out)
 
     def _begin(self, job: _Job, now_s: float, out: _Out) -> bool:
         """Have a request begin if it can, or its context brought if it has to be; False: there is no room for it."""
+        if self._outgrown(job):
+            self._go_alone(job, out)
         request = job.request
         if request.context is not None and not self.residency.is_ready(request.context):
             return self._bring(job, now_s, out)
@@ -334,7 +336,8 @@ class Schedule:
     def _start(self, job: _Job, now_s: float, out: _Out) -> bool:
         """Give a request what it needs to compute, if that is to be had."""
         request, cells = job.request, self._ahead(job)
-        if not self._room(cells, now_s, out, spared=() if request.context is None else (request.context,)):
+        spared = () if request.context is None else (request.context,)
+        if self.running >= self._most_answers or not self._room(cells, now_s, out, spared):
             return False
         self._claim(job, cells)
         job.running = True
@@ -357,10 +360,17 @@ class Schedule:
             return True
         if not request.guest:
             return False
-        job.request = _without_context(request)
-        job.known += request.reuse_tokens
-        out.alone.append(request.id)
-        return self._start(job, now_s, out)
+        self._go_alone(job, out)
+        return self._begin(job, now_s, out)
+
+    def _go_alone(self, job: _Job, out: _Out) -> None:
+        job.known += job.request.reuse_tokens
+        job.request = _without_context(job.request)
+        out.alone.append(job.request.id)
+
+    def _outgrown(self, job: _Job) -> bool:
+        """Whether a request has no room beside all of its context any more: it may use but the beginning of that."""
+        return job.request.context_tokens + job.known > self.residency.cells
 
     def _ahead(self, job: _Job) -> int:
         """Cells of a request's own, with some for the tokens to come as far as the cache has room for them at all."""
