@@ -127,3 +127,20 @@ def test_an_answer_that_outgrows_what_is_left_beside_all_of_its_context_goes_on_
     plan.ready("x")
     assert [go(plan).parts for _ in range(3)] == [(Part(1, 10, True),), (Part(1, 1, True),), (Part(1, 1, True),)]
     assert go(plan) == Step(stop=(1,), evict=("x",), alone=(1,), begin=(1,), parts=(Part(1, 363, True),))
+
+
+# Who is served
+
+
+def test_a_context_that_came_is_begun_with_before_another_can_displace_it() -> None:
+    """Computing it counted as its caller's: the other caller has had less by now."""
+    plan = schedule(cells=600)
+    about(plan, 1, "x", "ann")
+    about(plan, 2, "y", "bob")
+    assert plan.next(0.0).bring == ("x",)
+    plan.fill(100, "x", CONTEXT, 0.0)
+    assert go(plan).parts == (Part(100, CONTEXT, False),)
+    plan.ready("x")
+    assert go(plan) == Step(begin=(1,), parts=(Part(1, 10, True),))
+    plan.leave(1)
+    assert go(plan) == Step(evict=("x",), bring=("y",))

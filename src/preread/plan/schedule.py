@@ -281,7 +281,7 @@ class Schedule:
         self._refuse(now_s, out)
         self._shut_out(out)
         self._grow(now_s, out)
-        for job in self._in_turn(job for job in self._jobs.values() if not job.running):
+        for job in self._who_waits():
             if not self._begin(job, now_s, out) and now_s - job.arrived_s > _PATIENCE_S:
                 break
             out.kept += [] if job.request.context is None else [job.request.context]
@@ -443,6 +443,11 @@ class Schedule:
     def _in_turn(self, jobs: Iterable[_Job]) -> list[_Job]:
         """Callers who had least first, and of each who came first."""
         return sorted(jobs, key=lambda job: (self._served.get(job.request.caller, 0.0), job.order))
+
+    def _who_waits(self) -> list[_Job]:
+        """In turn. Who had a context brought has had its turn: else who comes before it now might displace that again."""
+        waiting, new = [job for job in self._jobs.values() if not job.running], self.residency.new_keys
+        return sorted(self._in_turn(waiting), key=lambda job: job.request.context not in new)
 
     def _asking(self, context: str) -> Iterable[_Job]:
         return (job for job in self._jobs.values() if job.request.context == context)
