@@ -110,6 +110,17 @@ def test_a_guest_goes_on_alone_where_its_context_has_no_room_but_what_others_nam
     assert plan.next(0.0) == Step(alone=(3,), begin=(3,), parts=(Part(3, 90, True),))
 
 
+def test_a_context_that_somebody_names_is_no_guest_though_a_guest_was_first_to_ask() -> None:
+    plan = schedule(cells=500)
+    about(plan, 1, "x", guest=True)
+    about(plan, 2, "x")
+    assert go(plan).bring == ("x",)
+    plan.ready("x")
+    plan.leave(1)
+    plan.leave(2)
+    assert plan.residency.victims(500, 0.0, guest=True) is None
+
+
 def test_a_guest_that_goes_on_alone_waits_where_as_many_are_computed_as_may_be() -> None:
     plan = schedule(cells=500, answers=1)
     ask(plan, 1, prompt=100)

@@ -352,9 +352,10 @@ class Schedule:
         assert request.context is not None
         if request.context in self._coming or len(self._coming) >= LOADS:
             return True
-        if self._room(request.context_tokens, now_s, out, guest=request.guest, entering=True):
-            self.residency.enter(request.context, request.context_tokens, request.cost_s, guest=request.guest)
-            self.residency.used(request.context, now_s, guest=request.guest)
+        guest = all(each.request.guest for each in self._asking(request.context))
+        if self._room(request.context_tokens, now_s, out, guest=guest, entering=True):
+            self.residency.enter(request.context, request.context_tokens, request.cost_s, guest=guest)
+            self.residency.used(request.context, now_s, guest=guest)
             self._coming[request.context] = False
             out.bring.append(request.context)
             return True
@@ -445,7 +446,7 @@ class Schedule:
         return sorted(jobs, key=lambda job: (self._served.get(job.request.caller, 0.0), job.order))
 
     def _who_waits(self) -> list[_Job]:
-        """In turn. Who had a context brought has had its turn: else who comes before it now might displace that again."""
+        """In turn. Who had a context brought has had its turn: else whoever comes first now might displace that."""
         waiting, new = [job for job in self._jobs.values() if not job.running], self.residency.new_keys
         return sorted(self._in_turn(waiting), key=lambda job: job.request.context not in new)
 
