@@ -155,3 +155,66 @@ def test_a_context_that_came_is_begun_with_before_another_can_displace_it() -> N
     assert go(plan) == Step(begin=(1,), parts=(Part(1, 10, True),))
     plan.leave(1)
     assert go(plan) == Step(evict=("x",), bring=("y",))
+
+
+def test_one_short_request_is_served_beside_another_callers_fifty_long_ones() -> None:
+    for cells, contexts in (100_000, ()), (3000, ()), (3000, ("x",)):
+        plan = schedule(cells=cells)
+        for id in range(50):
+            ask(plan, id, prompt=600, most=1000)
+        for _ in range(40):
+            go(plan)
+        ask(plan, 50, "bob") if not contexts else about(plan, 50, "x", "bob")
+        steps = [go(plan)]
+        for context in steps[0].bring:
+            plan.ready(context)
+        steps += [go(plan) for _ in range(2)]
+        assert Part(50, 10, True) in [part for step in steps for part in step.parts]
+
+
+def test_answers_make_way_for_a_caller_who_has_none_but_no_more_than_are_in_its_way() -> None:
+    plan = schedule(cells=1000)
+    for id in (1, 2, 3):
+        ask(plan, id, prompt=300, most=10)
+    go(plan)
+    ask(plan, 4, "bob", prompt=300)
+    step = go(plan)
+    assert step.stop == (3,) and step.begin == (4,)
+
+
+def test_no_answer_makes_way_where_that_is_not_enough() -> None:
+    plan = schedule(cells=1000)
+    for id in (1, 2, 3):
+        ask(plan, id, prompt=300, most=10)
+    go(plan)
+    ask(plan, 4, "bob", prompt=900)
+    assert go(plan).stop == ()
+
+
+def test_a_callers_only_answer_does_not_make_way() -> None:
+    plan = schedule(cells=1000, answers=2)
+    for id, caller in (1, "ann"), (2, "bob"), (3, "cy"):
+        ask(plan, id, caller)
+    assert go(plan).begin == (1, 2)
+    assert go(plan) == Step(parts=(Part(1, 1, True), Part(2, 1, True)))
+
+
+def test_who_has_an_answer_under_way_waits_for_the_next() -> None:
+    plan = schedule(cells=1000, answers=2)
+    for id, caller in (1, "ann"), (2, "ann"), (3, "ann"), (4, "bob"), (5, "bob"):
+        ask(plan, id, caller)
+    step = go(plan)
+    assert step.begin == (1, 4), "of those that were begun in the same step, another makes way"
+    assert go(plan).begin == ()
+
+
+def test_as_many_answers_as_may_be_make_way_only_if_there_are_cells_too() -> None:
+    plan = schedule(cells=1000, answers=2)
+    for id in (1, 2):
+        ask(plan, id, prompt=400, most=10)
+    go(plan)
+    ask(plan, 3, "bob", prompt=700)
+    assert go(plan).stop == ()
+
+
+# Cells

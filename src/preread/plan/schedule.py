@@ -17,8 +17,11 @@ which nothing is chosen.
 Pure: no clock, no I/O; times are arguments, and never go back. What is said in `Step` is done before the next call.
 """
 
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Final
 
 from preread.plan.residency import Residency
@@ -320,7 +323,7 @@ class Schedule:
                 if self._room(cells, now_s, out):
                     self._claim(job, cells)
                 else:
-                    self._preempt(job if self._outgrown(job) else self._youngest(), out)
+                    self._preempt(job if self._outgrown(job) else self._youngest_first()[0][1], out)
 
     def _begin(self, job: _Job, now_s: float, out: _Out) -> bool:
         """Have a request begin if it can, or its context brought if it has to be; False: there is no room for it."""
@@ -329,15 +332,14 @@ class Schedule:
         request = job.request
         if request.context is not None and not self.residency.is_ready(request.context):
             return self._bring(job, now_s, out)
-        if self.running >= self._most_answers and not self._crowded_out(request.caller, out):
-            return False
-        return self._start(job, now_s, out)
+        return self._start(job, now_s, out, self._making_way(request.caller))
 
-    def _start(self, job: _Job, now_s: float, out: _Out) -> bool:
+    def _start(self, job: _Job, now_s: float, out: _Out, way: Sequence[_Job] = ()) -> bool:
         """Give a request what it needs to compute, if that is to be had."""
         request, cells = job.request, self._ahead(job)
         spared = () if request.context is None else (request.context,)
-        if self.running >= self._most_answers or not self._room(cells, now_s, out, spared):
+        least = max(0, self.running + 1 - self._most_answers)
+        if not self._room(cells, now_s, out, spared, way=way, least=least):
             return False
         self._claim(job, cells)
         job.running = True
@@ -353,7 +355,8 @@ class Schedule:
         if request.context in self._coming or len(self._coming) >= LOADS:
             return True
         guest = all(each.request.guest for each in self._asking(request.context))
-        if self._room(request.context_tokens, now_s, out, guest=guest, entering=True):
+        way = () if guest else self._making_way(request.caller)
+        if self._room(request.context_tokens, now_s, out, guest=guest, entering=True, way=way):
             self.residency.enter(request.context, request.context_tokens, request.cost_s, guest=guest)
             self.residency.used(request.context, now_s, guest=guest)
             self._coming[request.context] = False
@@ -387,32 +390,39 @@ class Schedule:
         *,
         guest: bool = False,
         entering: bool = False,
+        way: Sequence[_Job] = (),
+        least: int = 0,
     ) -> bool:
-        """Make room for so many cells, if possible."""
-        victims = self.residency.victims(cells, now_s, (*spared, *out.kept), guest=guest, entering=entering)
-        for key in victims or ():
+        """Make room for so many cells, if possible: of `way`, as many make it as have to, and at least `least`."""
+        freed = [0, *accumulate(job.claimed for job in way)]
+
+        def victims(count: int) -> list[str] | None:
+            lacking = cells - freed[count]
+            return self.residency.victims(lacking, now_s, (*spared, *out.kept), guest=guest, entering=entering)
+
+        count = bisect_left(range(len(freed)), True, least, key=lambda count: victims(count) is not None)
+        if count >= len(freed):
+            return False
+        for key in victims(count) or ():
             self.residency.leave(key)
             out.evict.append(key)
-        return victims is not None
-
-    def _crowded_out(self, caller: str, out: _Out) -> bool:
-        """Whether somebody who has several answers under way makes room for a caller who has none."""
-        running = [job for job in self._jobs.values() if job.running]
-        if any(job.request.caller == caller for job in running):
-            return False
-        youngest = self._youngest()
-        if sum(job.request.caller == youngest.request.caller for job in running) < 2:
-            return False
-        self._preempt(youngest, out)
+        for job in way[:count]:
+            self._preempt(job, out)
         return True
 
-    def _youngest(self) -> _Job:
-        """The answer that makes way first: the youngest of whoever has most."""
-        running = [job for job in self._jobs.values() if job.running]
-        counts: dict[str, int] = {}
-        for job in running:
-            counts[job.request.caller] = counts.get(job.request.caller, 0) + 1
-        return max(running, key=lambda job: (counts[job.request.caller], job.order))
+    def _making_way(self, caller: str) -> list[_Job]:
+        """Answers that make way for a caller who has none, first to last: of callers who keep one."""
+        running = self._youngest_first()
+        has_one = any(job.request.caller == caller for _, job in running)
+        return [] if has_one else [job for nth, job in running if nth > 1]
+
+    def _youngest_first(self) -> list[tuple[int, _Job]]:
+        """Answers under way as they make way, always the youngest of whoever has most then; and how many these are."""
+        counts, running = Counter[str](), []
+        for job in sorted((job for job in self._jobs.values() if job.running), key=lambda job: job.order):
+            counts[job.request.caller] += 1
+            running.append((counts[job.request.caller], job))
+        return sorted(running, key=lambda pair: (-pair[0], -pair[1].order))
 
     def _preempt(self, job: _Job, out: _Out) -> None:
         self._release(job)
