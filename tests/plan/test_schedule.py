@@ -217,4 +217,60 @@ def test_as_many_answers_as_may_be_make_way_only_if_there_are_cells_too() -> Non
     assert go(plan).stop == ()
 
 
+def test_a_context_is_computed_beside_another_callers_endless_prompts() -> None:
+    plan = schedule(cells=100_000)
+    about(plan, 1, "x", "bob")
+    ask(plan, 2, prompt=2000)
+    ask(plan, 3, prompt=2000)
+    plan.next(0.0)
+    plan.fill(100, "x", CONTEXT, 0.0)
+    steps = [go(plan) for _ in range(10)]
+    assert sum(part.tokens for step in steps for part in step.parts if part.id == 100) == CONTEXT
+
+
+def test_a_callers_prompts_are_computed_before_its_contexts() -> None:
+    plan = schedule()
+    about(plan, 1, "x")
+    ask(plan, 2)
+    plan.next(0.0)
+    plan.fill(100, "x", CONTEXT, 0.0)
+    assert go(plan).parts == (Part(2, 10, True), Part(100, 118, False))
+
+
+def test_who_had_much_is_not_forgiven_because_it_pauses_while_somebody_comes() -> None:
+    plan = schedule(cells=10_000, answers=1)
+    ask(plan, 1, "ann", prompt=500)
+    ask(plan, 2, "bob", prompt=1)
+    assert go(plan).parts == (Part(1, 500, True),)
+    plan.leave(1)
+    ask(plan, 3, "cy", prompt=1)
+    ask(plan, 4, "ann", prompt=1)
+    ask(plan, 5, "cy", prompt=1)
+    order = []
+    while not plan.idle:
+        (part,) = go(plan).parts
+        order.append(part.id)
+        plan.leave(part.id)
+    assert order == [2, 3, 5, 4]
+
+
+def test_who_comes_back_after_a_pause_has_saved_nothing_up() -> None:
+    plan = schedule(cells=10_000, answers=1)
+    ask(plan, 1, "bob", prompt=1)
+    go(plan)
+    plan.leave(1)
+    ask(plan, 2, "ann", prompt=500)
+    go(plan)
+    ask(plan, 3, "bob", prompt=1)
+    ask(plan, 4, "ann", prompt=1)
+    ask(plan, 5, "bob", prompt=1)
+    plan.leave(2)
+    order = []
+    while not plan.idle:
+        (part,) = go(plan).parts
+        order.append(part.id)
+        plan.leave(part.id)
+    assert order == [3, 4, 5]
+
+
 # Cells

@@ -445,11 +445,12 @@ class Schedule:
     # Who is served
 
     def _lift(self, caller: str) -> None:
-        """Who comes back has saved nothing up."""
+        """Who comes back has saved nothing up; and owes what it owed, for as long as anybody is there."""
         active = {job.request.caller for job in self._jobs.values()}
         if caller not in active:
-            served = {each: self._served.get(each, 0.0) for each in active}
-            self._served = {**served, caller: max(self._served.get(caller, 0.0), min(served.values(), default=0.0))}
+            least = min((self._served.get(each, 0.0) for each in active), default=0.0)
+            owing = {each: tokens for each, tokens in self._served.items() if active and tokens > least}
+            self._served = {**dict.fromkeys({*active, caller}, least), **owing}
 
     def _in_turn(self, jobs: Iterable[_Job]) -> list[_Job]:
         """Callers who had least first, and of each who came first."""
@@ -474,7 +475,7 @@ class Schedule:
         answers = [job for job in self._in_turn(running) if job.decodes]
         others = sorted(
             (job for job in running if not job.decodes),
-            key=lambda job: (job.of is not None, self._served.get(job.request.caller, 0.0), job.order),
+            key=lambda job: (self._served.get(job.request.caller, 0.0), job.of is not None, job.order),
         )
         parts = [Part(job.request.id, 1, True) for job in answers]
         left = self._tokens_beside(len(answers), len(others))
