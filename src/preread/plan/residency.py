@@ -23,7 +23,7 @@ _LEAST_WORTH: Final = 1e-12
 class _Extent:
     """What one context has: cells, how it was used until `at_s`, what getting it back costs, who computes with it.
 
-    `guest`: nobody has asked for it by name. `ready`: all of it is there.
+    `guest`: nobody has asked for it by name. `ready`: all of it is there. `new`: and nobody has computed with it yet.
     """
 
     cells: int
@@ -33,6 +33,7 @@ class _Extent:
     at_s: float = 0.0
     users: int = 0
     ready: bool = False
+    new: bool = False
 
 
 @dataclass(slots=True)
@@ -70,6 +71,11 @@ class Residency:
         return [key for key, extent in self._extents.items() if extent.ready]
 
     @property
+    def new_keys(self) -> Collection[str]:
+        """Those of them that nobody has computed with yet."""
+        return [key for key, extent in self._extents.items() if extent.new]
+
+    @property
     def sizes(self) -> Mapping[str, int]:
         """Cells of each context."""
         return {key: extent.cells for key, extent in self._extents.items()}
@@ -80,7 +86,8 @@ class Residency:
 
     def complete(self, key: str) -> None:
         """All of a context is there."""
-        self._extents[key].ready = True
+        extent = self._extents[key]
+        extent.ready, extent.new = True, not extent.users
 
     def keep(self, key: str, cells: int, cost_s: float, now_s: float) -> None:
         """Free cells are a conversation's from now on, which is worth as much as a guest that was asked for once."""
@@ -99,7 +106,8 @@ class Residency:
 
     def join(self, key: str) -> None:
         """A request computes with a context from now on."""
-        self._extents[key].users += 1
+        extent = self._extents[key]
+        extent.users, extent.new = extent.users + 1, False
 
     def part(self, key: str) -> None:
         """A request computes with a context no more."""

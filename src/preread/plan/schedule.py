@@ -19,8 +19,11 @@ which nothing is chosen.
 Pure: no clock, no I/O; times are arguments, and never go back. What is said in `Step` is done before the next call.
 """
 
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Final
 
 from preread.plan.residency import Residency
@@ -198,6 +201,7 @@ class Schedule:
         self._kept_s: dict[str, float] = {}
         self._dropped: list[str] = []
         self._coming: dict[str, bool] = {}  # and whether its prompt may be computed behind the gate
+        self._shut: set[str] = set()  # whose prompt may not any more
         self._count = 0
 
     # What happens
@@ -277,6 +281,7 @@ class Schedule:
         """The prompt may be computed behind the gate of a context that is coming, or may not any more."""
         if context in self._coming:
             self._coming[context] = now
+            self._shut |= set() if now else {context}
 
     def ready(self, context: str) -> None:
         """All of a context is in its cells."""
@@ -286,6 +291,7 @@ class Schedule:
     def lost(self, context: str) -> None:
         """A context that was coming does not, or is not wanted; its cells are free."""
         self._coming.pop(context, None)
+        self._shut.add(context)
         for id, job in [*self._fills.items()]:
             if job.of == context:
                 del self._fills[id]
@@ -365,8 +371,9 @@ class Schedule:
         out = _Out(evict=self._dropped)
         self._dropped = []
         self._refuse(now_s, out)
+        self._shut_out(out)
         self._grow(now_s, out)
-        for job in self._in_turn(job for job in self._jobs.values() if not job.running):
+        for job in self._who_waits():
             if not self._begin(job, now_s, out) and now_s - job.arrived_s > _PATIENCE_S:
                 break
             out.kept += [] if job.request.context is None else [job.request.context]
@@ -391,6 +398,13 @@ class Schedule:
                 del self._jobs[job.request.id]
                 out.refuse.append(job.request.id)
 
+    def _shut_out(self, out: _Out) -> None:
+        """Who began behind a gate that was shut begins again: the context's cells may be others by then."""
+        for job in self._jobs.values():
+            if job.running and job.request.context in self._shut:
+                self._preempt(job, out)
+        self._shut = set()
+
     def _grow(self, now_s: float, out: _Out) -> None:
         """See that who computes has cells for its next tokens."""
         for job in sorted(self._jobs.values(), key=lambda job: job.order):
@@ -399,25 +413,27 @@ class Schedule:
                 if self._room(cells, now_s, out):
                     self._claim(job, cells)
                 else:
-                    self._preempt(self._youngest(), out)
+                    self._preempt(job if self._outgrown(job) else self._youngest_first()[0][1], out)
 
     def _begin(self, job: _Job, now_s: float, out: _Out) -> bool:
         """Have a request begin if it can, or its context brought if it has to be; False: there is no room for it."""
+        if self._outgrown(job):
+            self._go_alone(job, out)
         request = job.request
         if request.context is not None and not self.residency.is_ready(request.context):
             return self._bring(job, now_s, out)
-        if self.running >= self._most_answers and not self._crowded_out(request.caller, out):
-            return False
-        return self._start(job, now_s, out)
+        return self._start(job, now_s, out, self._making_way(request.caller))
 
-    def _start(self, job: _Job, now_s: float, out: _Out) -> bool:
+    def _start(self, job: _Job, now_s: float, out: _Out, way: Sequence[_Job] = ()) -> bool:
         """Give a request what it needs to compute, if that is to be had."""
         request, cells = job.request, self._ahead(job)
-        spared = [] if request.context is None else [request.context]
+        spared = () if request.context is None else (request.context,)
+        least = max(0, self.running + 1 - self._most_answers)
         kept = request.kept if request.kept is not None and self.residency.is_ready(request.kept) else None
-        if kept is not None and self._room(cells - request.kept_tokens, now_s, out, spared=(*spared, kept)):
+        fewer = cells - request.kept_tokens
+        if kept is not None and self._room(fewer, now_s, out, (*spared, kept), way=way, least=least):
             self._resume(job, kept, out)
-        elif not self._room(cells, now_s, out, spared=spared):
+        elif not self._room(cells, now_s, out, spared, way=way, least=least):
             return False
         self._claim(job, cells - job.shared)
         job.running = True
@@ -439,18 +455,27 @@ class Schedule:
         assert request.context is not None
         if request.context in self._coming or len(self._coming) >= LOADS:
             return True
-        if self._room(request.context_tokens, now_s, out, guest=request.guest, entering=True):
-            self.residency.enter(request.context, request.context_tokens, request.cost_s, guest=request.guest)
-            self.residency.used(request.context, now_s, guest=request.guest)
+        guest = all(each.request.guest for each in self._asking(request.context))
+        way = () if guest else self._making_way(request.caller)
+        if self._room(request.context_tokens, now_s, out, guest=guest, entering=True, way=way):
+            self.residency.enter(request.context, request.context_tokens, request.cost_s, guest=guest)
+            self.residency.used(request.context, now_s, guest=guest)
             self._coming[request.context] = False
             out.bring.append(request.context)
             return True
         if not request.guest:
             return False
-        job.request = _without_context(request)
-        job.known += request.reuse_tokens
-        out.alone.append(request.id)
-        return self._start(job, now_s, out)
+        self._go_alone(job, out)
+        return self._begin(job, now_s, out)
+
+    def _go_alone(self, job: _Job, out: _Out) -> None:
+        job.known += job.request.reuse_tokens
+        job.request = _without_context(job.request)
+        out.alone.append(job.request.id)
+
+    def _outgrown(self, job: _Job) -> bool:
+        """Whether a request has no room beside all of its context any more: it may use but the beginning of that."""
+        return job.request.context_tokens + job.known > self.residency.cells
 
     def _ahead(self, job: _Job) -> int:
         """Cells of a request's own, with some for the tokens to come as far as the cache has room for them at all."""
@@ -466,14 +491,26 @@ class Schedule:
         *,
         guest: bool = False,
         entering: bool = False,
+        way: Sequence[_Job] = (),
+        least: int = 0,
     ) -> bool:
-        """Make room for so many cells, if possible."""
-        victims = self.residency.victims(cells, now_s, (*spared, *out.kept), guest=guest, entering=entering)
-        for key in victims or ():
+        """Make room for so many cells, if possible: of `way`, as many make it as have to, and at least `least`."""
+        freed = [0, *accumulate(job.claimed for job in way)]
+
+        def victims(count: int) -> list[str] | None:
+            lacking = cells - freed[count]
+            return self.residency.victims(lacking, now_s, (*spared, *out.kept), guest=guest, entering=entering)
+
+        count = bisect_left(range(len(freed)), True, least, key=lambda count: victims(count) is not None)
+        if count >= len(freed):
+            return False
+        for key in victims(count) or ():
             self._kept_s.pop(key, None)
             self.residency.leave(key)
             out.evict.append(key)
-        return victims is not None
+        for job in way[:count]:
+            self._preempt(job, out)
+        return True
 
     def _drop(self, key: str) -> None:
         """A conversation leaves the cache; a request that has resumed it has its tokens all the same."""
@@ -481,24 +518,19 @@ class Schedule:
         self.residency.leave(key)
         self._dropped.append(key)
 
-    def _crowded_out(self, caller: str, out: _Out) -> bool:
-        """Whether somebody who has several answers under way makes room for a caller who has none."""
-        running = [job for job in self._jobs.values() if job.running]
-        if any(job.request.caller == caller for job in running):
-            return False
-        youngest = self._youngest()
-        if sum(job.request.caller == youngest.request.caller for job in running) < 2:
-            return False
-        self._preempt(youngest, out)
-        return True
+    def _making_way(self, caller: str) -> list[_Job]:
+        """Answers that make way for a caller who has none, first to last: of callers who keep one."""
+        running = self._youngest_first()
+        has_one = any(job.request.caller == caller for _, job in running)
+        return [] if has_one else [job for nth, job in running if nth > 1]
 
-    def _youngest(self) -> _Job:
-        """The answer that makes way first: the youngest of whoever has most."""
-        running = [job for job in self._jobs.values() if job.running]
-        counts: dict[str, int] = {}
-        for job in running:
-            counts[job.request.caller] = counts.get(job.request.caller, 0) + 1
-        return max(running, key=lambda job: (counts[job.request.caller], job.order))
+    def _youngest_first(self) -> list[tuple[int, _Job]]:
+        """Answers under way as they make way, always the youngest of whoever has most then; and how many these are."""
+        counts, running = Counter[str](), []
+        for job in sorted((job for job in self._jobs.values() if job.running), key=lambda job: job.order):
+            counts[job.request.caller] += 1
+            running.append((counts[job.request.caller], job))
+        return sorted(running, key=lambda pair: (-pair[0], -pair[1].order))
 
     def _preempt(self, job: _Job, out: _Out) -> None:
         self._release(job)
@@ -525,15 +557,21 @@ class Schedule:
     # Who is served
 
     def _lift(self, caller: str) -> None:
-        """Who comes back has saved nothing up."""
+        """Who comes back has saved nothing up; and owes what it owed, for as long as anybody is there."""
         active = {job.request.caller for job in self._jobs.values()}
         if caller not in active:
-            served = {each: self._served.get(each, 0.0) for each in active}
-            self._served = {**served, caller: max(self._served.get(caller, 0.0), min(served.values(), default=0.0))}
+            least = min((self._served.get(each, 0.0) for each in active), default=0.0)
+            owing = {each: tokens for each, tokens in self._served.items() if active and tokens > least}
+            self._served = {**dict.fromkeys({*active, caller}, least), **owing}
 
     def _in_turn(self, jobs: Iterable[_Job]) -> list[_Job]:
         """Callers who had least first, and of each who came first."""
         return sorted(jobs, key=lambda job: (self._served.get(job.request.caller, 0.0), job.order))
+
+    def _who_waits(self) -> list[_Job]:
+        """In turn. Who had a context brought has had its turn: else whoever comes first now might displace that."""
+        waiting, new = [job for job in self._jobs.values() if not job.running], self.residency.new_keys
+        return sorted(self._in_turn(waiting), key=lambda job: job.request.context not in new)
 
     def _asking(self, context: str) -> Iterable[_Job]:
         return (job for job in self._jobs.values() if job.request.context == context)
@@ -549,7 +587,7 @@ class Schedule:
         answers = [job for job in self._in_turn(running) if job.decodes]
         others = sorted(
             (job for job in running if not job.decodes),
-            key=lambda job: (job.of is not None, self._served.get(job.request.caller, 0.0), job.order),
+            key=lambda job: (self._served.get(job.request.caller, 0.0), job.of is not None, job.order),
         )
         parts = self._decoded(answers)
         left = self._tokens_beside(sum(part.tokens for part in parts), len(others))
