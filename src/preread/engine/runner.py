@@ -7,42 +7,15 @@ It must not know why a slice is in a step. All of it belongs to the engine's thr
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import llama_cpp
 import numpy as np
-import numpy.typing as npt
 
+from preread.engine.base import Chooser, Slice
 from preread.engine.batch import Batch
-from preread.engine.chooser import Chooser
 from preread.engine.gate import Gate
 from preread.engine.sampling import Step
 from preread.errors import Cancelled, EngineError
-
-Tokens = npt.NDArray[np.int32]
-
-
-@dataclass(frozen=True, slots=True)
-class Slice:
-    """Tokens of one sequence to compute in a step.
-
-    Attributes:
-        sequence: that they belong to, of which all before `position` is in the cache.
-        tokens: their ids.
-        position: of the first.
-        chooser: chooses the token after the last; None: none is wanted.
-        drafts: so many at the end are guesses: of these, only those stay that the chooser chooses as well.
-        after: the token that follows the last, where it is known; None: it is to be chosen, where there is a chooser.
-        echoed: the log-probabilities of the prompt's tokens are wanted: the first of these is number so many of it.
-    """
-
-    sequence: int
-    tokens: Tokens
-    position: int
-    chooser: Chooser | None = None
-    drafts: int = 0
-    after: int | None = None
-    echoed: int | None = None
 
 
 class Runner:
