@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import llama_cpp
 import numpy as np
+import numpy.typing as npt
 
 from preread.engine.base import Chooser, Slice
 from preread.engine.batch import Batch
@@ -26,10 +27,12 @@ class Runner:
         gate: its gate.
         batch: memory for the largest step.
         layers: of the model.
+        outputs: tokens whose logits one step may give.
     """
 
-    def __init__(self, context: object, gate: Gate, batch: Batch, layers: int) -> None:
+    def __init__(self, context: object, gate: Gate, batch: Batch, layers: int, outputs: int) -> None:
         self._context, self._gate, self._batch, self._layers = context, gate, batch, layers
+        self._outputs = outputs
         self._memory = llama_cpp.llama_get_memory(context)
 
     def arm(self, open_layers: int | None = None) -> None:
@@ -57,8 +60,8 @@ class Runner:
             Cancelled: somebody called `cancel`. Nothing of the step stays in the cache.
             EngineError: llama.cpp failed. Nothing of the step stays in the cache.
         """
-        self._fill(slices)
         try:
+            self._fill(slices)
             self._decode()
             return self._chosen(slices)
         except (Cancelled, EngineError):
@@ -82,14 +85,14 @@ class Runner:
         return self._gate.waiting >= 0
 
     def _fill(self, slices: Sequence[Slice]) -> None:
+        """Put slices into the batch. Of too many, llama.cpp would end the process."""
+        every = [_wanted(one) for one in slices]
+        count, outputs = sum(map(len, every)), sum(int(wanted.sum()) for wanted in every)
+        if count > self._batch.size_tokens or outputs > self._outputs:
+            most = f"{self._batch.size_tokens} and {self._outputs} go at once"
+            raise EngineError(f"a step of {count} tokens, and logits of {outputs}, was made: at most {most}")
         self._batch.clear()
-        for one in slices:
-            count = len(one.tokens)
-            wanted = np.zeros(count, bool)
-            if one.chooser is not None and one.after is None:
-                wanted[count - 1 - one.drafts :] = True
-            if one.echoed is not None:
-                wanted[:] = True
+        for one, wanted in zip(slices, every, strict=True):
             self._batch.add(one.tokens, one.position, one.sequence, wanted)
 
     def _decode(self) -> None:
@@ -124,3 +127,11 @@ class Runner:
         if kept := one.drafts + 1 - len(steps):
             llama_cpp.llama_memory_seq_rm(self._memory, one.sequence, one.position + len(one.tokens) - kept, -1)
         return steps
+
+
+def _wanted(one: Slice) -> npt.NDArray[np.bool_]:
+    """Of which of a slice's tokens the logits are needed."""
+    wanted = np.full(len(one.tokens), one.echoed is not None)
+    if one.chooser is not None and one.after is None:
+        wanted[len(wanted) - 1 - one.drafts :] = True
+    return wanted

@@ -30,9 +30,12 @@ class EngineContract:
     Attributes:
         rounding_nats: by how much log-probabilities may differ where other slices are in a step, or a context's cells
             lie elsewhere. Tokens that are no further apart may change places. 0: by nothing.
+        drawn_alike: of five answers that are drawn with a seed, so many at least are the same with drafts: where a draw
+            falls between two roundings, another token comes, and then other ones.
     """
 
     rounding_nats = 0.0
+    drawn_alike = 5
 
     @pytest.fixture
     def engine(self) -> Engine:
@@ -114,6 +117,9 @@ class EngineContract:
         tokens = text(engine, STEP_TOKENS)
         with pytest.raises(EngineError):
             step(engine, Slice(one, tokens, 0), Slice(other, tokens[:1], 0))
+        assert_free(engine, engine.cells)
+        with closing(chooser(engine)) as choosing, pytest.raises(EngineError):  # logits take memory too
+            step(engine, Slice(one, tokens, 0, choosing, after=1, echoed=0))
         assert_free(engine, engine.cells)
         assert step(engine, Slice(one, tokens[:1], 0)) == [[]]
 
@@ -448,16 +454,16 @@ class EngineContract:
         self.alike(plain, found)
 
     def test_drafts_give_the_tokens_that_a_seed_gives(self, engine: Engine) -> None:
-        prompt, differ = text(engine, 20), 0
+        prompt, alike = text(engine, 20), 0
         for seed in range(5):
-            sampling = Sampling(max_tokens=8, min_tokens=8, temperature=0.8, seed=seed)
+            sampling = Sampling(max_tokens=8, min_tokens=8, temperature=0.8, top_k=4, seed=seed)
             plain = answer(engine, engine.sequences[0], prompt, sampling=sampling)
             right = [one.token for one in plain]
             with closing(engine.chooser(sampling, prompt)) as choosing:
                 found = self._drafted(engine, engine.sequences[1], prompt, choosing, right, 3, 2)
-            differ += [one.token for one in found] != right
+            alike += [one.token for one in found] == right
             free(engine)
-        assert differ <= (1 if self.rounding_nats else 0), "a draw may fall between two roundings, but rarely"
+        assert alike >= self.drawn_alike
 
     def _drafted(
         self,

@@ -22,6 +22,8 @@ from preread.values import Fingerprint, Geometry, KVBlock, Span
 
 STEP_TOKENS: Final = 512
 """Tokens of the largest step."""
+STEP_SCORES: Final = 256
+"""Tokens of a step whose scores may be wanted."""
 END: Final = 0
 """The token that ends an answer."""
 
@@ -349,6 +351,8 @@ def _check(slices: Sequence[Slice], cache: FakeCache) -> None:
     """Raises EngineError where whoever makes steps is wrong."""
     if sum(len(one.tokens) for one in slices) > STEP_TOKENS:
         raise EngineError(f"a step has at most {STEP_TOKENS} tokens")
+    if sum(len(one.tokens) if one.echoed is not None else 1 + one.drafts for one in slices) > STEP_SCORES:
+        raise EngineError(f"a step has scores of at most {STEP_SCORES} tokens")
     if len({one.sequence for one in slices}) < len(slices):
         raise EngineError("two slices of a step are of one sequence")
     for one in slices:
