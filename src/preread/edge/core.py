@@ -20,10 +20,8 @@ from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 
+from preread.engine.base import Chooser, Engine, Slice, Tokens
 from preread.engine.cache import Rows
-from preread.engine.chooser import Chooser
-from preread.engine.llamacpp import LlamaCpp, Tokens
-from preread.engine.runner import Slice
 from preread.engine.sampling import Sampling, Step
 from preread.engine.worker import Worker
 from preread.errors import Cancelled, EngineError, Overloaded, PrereadError
@@ -163,7 +161,7 @@ class Core:
         plan: the schedule, of an empty cache.
     """
 
-    def __init__(self, engine: LlamaCpp, worker: Worker, plan: Schedule) -> None:
+    def __init__(self, engine: Engine, worker: Worker, plan: Schedule) -> None:
         self._engine, self._worker, self._plan = engine, worker, plan
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Condition()

@@ -11,6 +11,7 @@ class Batch:
     """Tokens, each with its sequence and position. Not thread-safe."""
 
     def __init__(self, size_tokens: int) -> None:
+        self.size_tokens = size_tokens
         self.native = llama_cpp.llama_batch_init(size_tokens, 0, 1)
 
     def clear(self) -> None:

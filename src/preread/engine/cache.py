@@ -77,9 +77,14 @@ class Cache:
         """Reserve rows again that were taken and not computed.
 
         Raises:
-            EngineError: as `reserve` does.
+            EngineError: as `reserve` does; they stay taken then.
         """
-        rows.cells[tokens.start : tokens.stop] = self._allocated(rows.sequence, tokens)
+        try:
+            rows.cells[tokens.start : tokens.stop] = self._allocated(rows.sequence, tokens)
+        except EngineError:
+            self.free(self._scratch)
+            llama_cpp.llama_memory_seq_rm(self._memory, rows.sequence, tokens.start, tokens.stop)
+            raise
 
     def share(self, source: int, target: int, tokens: Span) -> None:
         """Let `target` see what `source` has at these positions."""

@@ -16,7 +16,7 @@ SEQUENCES, WINDOWS = 3, 8
 
 MOST_SEQUENCES: Final = llama_cpp.llama_max_parallel_sequences()
 MOST_OUTPUTS: Final = 128
-"""Tokens of a step whose logits may be wanted."""
+"""Tokens of a step whose logits may be wanted in any case."""
 _FEW_SEQUENCES: Final = SEQUENCES + 5
 """A model whose state is no row per token has one for each sequence, used or not."""
 
@@ -51,7 +51,7 @@ def open_context(
     parameters.n_ctx = cells_of(spec, kv_memory_bytes)
     parameters.n_batch = parameters.n_ubatch = batch_tokens
     parameters.n_seq_max = SEQUENCES + WINDOWS if kv_memory_bytes is None else sequences_of(spec)
-    parameters.n_outputs_max = max(parameters.n_seq_max, scored_tokens, MOST_OUTPUTS)
+    parameters.n_outputs_max = outputs_of(parameters.n_seq_max, scored_tokens)
     parameters.type_k = parameters.type_v = _CACHE_TYPES[cache]
     parameters.n_threads = parameters.n_threads_batch = threads
     parameters.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
@@ -77,3 +77,8 @@ def cells_of(spec: Spec, kv_memory_bytes: int | None) -> int:
 def sequences_of(spec: Spec) -> int:
     """How many sequences an engine has that many share."""
     return MOST_SEQUENCES if spec.no_injection is None else _FEW_SEQUENCES
+
+
+def outputs_of(sequences: int, scored_tokens: int) -> int:
+    """How many tokens' logits a step of an engine may give: llama.cpp ends the process where more are wanted."""
+    return max(sequences, scored_tokens, MOST_OUTPUTS)

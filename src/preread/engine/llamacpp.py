@@ -26,7 +26,7 @@ from preread.engine.batch import Batch
 from preread.engine.cache import Cache
 from preread.engine.chat import ChatTemplate
 from preread.engine.chooser import Chooser
-from preread.engine.context import SEQUENCES, open_context
+from preread.engine.context import SEQUENCES, open_context, outputs_of
 from preread.engine.context import CacheType as CacheType
 from preread.engine.gate import Gate
 from preread.engine.ggml import CacheTensors, Embeddings, Queries, Residuals, find_cache, find_embeddings, library
@@ -60,7 +60,8 @@ class LlamaCpp:
         self._loaded, self._context, self._gate = loaded, context, gate
         self._memory = llama_cpp.llama_get_memory(context)
         self._batch = Batch(BATCH_TOKENS)
-        self.runner = Runner(context, gate, self._batch, spec.geometry.layers)
+        outputs = outputs_of(int(llama_cpp.llama_n_seq_max(context)), scored_tokens)
+        self.runner = Runner(context, gate, self._batch, spec.geometry.layers, outputs)
         self.cache = Cache(context, spec.geometry, None, _SCRATCH)
         self.attention: Attention | None = None  # llama.cpp's own
         self._tensors: CacheTensors | None = None

@@ -7,42 +7,16 @@ It must not know why a slice is in a step. All of it belongs to the engine's thr
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
+from preread.engine.base import Chooser, Slice
 from preread.engine.batch import Batch
-from preread.engine.chooser import Chooser
 from preread.engine.gate import Gate
 from preread.engine.sampling import Step
 from preread.errors import Cancelled, EngineError
-
-Tokens = npt.NDArray[np.int32]
-
-
-@dataclass(frozen=True, slots=True)
-class Slice:
-    """Tokens of one sequence to compute in a step.
-
-    Attributes:
-        sequence: that they belong to, of which all before `position` is in the cache.
-        tokens: their ids.
-        position: of the first.
-        chooser: chooses the token after the last; None: none is wanted.
-        drafts: so many at the end are guesses: of these, only those stay that the chooser chooses as well.
-        after: the token that follows the last, where it is known; None: it is to be chosen, where there is a chooser.
-        echoed: the log-probabilities of the prompt's tokens are wanted: the first of these is number so many of it.
-    """
-
-    sequence: int
-    tokens: Tokens
-    position: int
-    chooser: Chooser | None = None
-    drafts: int = 0
-    after: int | None = None
-    echoed: int | None = None
 
 
 class Runner:
@@ -53,10 +27,12 @@ class Runner:
         gate: its gate.
         batch: memory for the largest step.
         layers: of the model.
+        outputs: tokens whose logits one step may give.
     """
 
-    def __init__(self, context: object, gate: Gate, batch: Batch, layers: int) -> None:
+    def __init__(self, context: object, gate: Gate, batch: Batch, layers: int, outputs: int) -> None:
         self._context, self._gate, self._batch, self._layers = context, gate, batch, layers
+        self._outputs = outputs
         self._memory = llama_cpp.llama_get_memory(context)
 
     def arm(self, open_layers: int | None = None) -> None:
@@ -84,8 +60,8 @@ class Runner:
             Cancelled: somebody called `cancel`. Nothing of the step stays in the cache.
             EngineError: llama.cpp failed. Nothing of the step stays in the cache.
         """
-        self._fill(slices)
         try:
+            self._fill(slices)
             self._decode()
             return self._chosen(slices)
         except (Cancelled, EngineError):
@@ -109,14 +85,14 @@ class Runner:
         return self._gate.waiting >= 0
 
     def _fill(self, slices: Sequence[Slice]) -> None:
+        """Put slices into the batch. Of too many, llama.cpp would end the process."""
+        every = [_wanted(one) for one in slices]
+        count, outputs = sum(map(len, every)), sum(int(wanted.sum()) for wanted in every)
+        if count > self._batch.size_tokens or outputs > self._outputs:
+            most = f"{self._batch.size_tokens} and {self._outputs} go at once"
+            raise EngineError(f"a step of {count} tokens, and logits of {outputs}, was made: at most {most}")
         self._batch.clear()
-        for one in slices:
-            count = len(one.tokens)
-            wanted = np.zeros(count, bool)
-            if one.chooser is not None and one.after is None:
-                wanted[count - 1 - one.drafts :] = True
-            if one.echoed is not None:
-                wanted[:] = True
+        for one, wanted in zip(slices, every, strict=True):
             self._batch.add(one.tokens, one.position, one.sequence, wanted)
 
     def _decode(self) -> None:
@@ -151,3 +127,11 @@ class Runner:
         if kept := one.drafts + 1 - len(steps):
             llama_cpp.llama_memory_seq_rm(self._memory, one.sequence, one.position + len(one.tokens) - kept, -1)
         return steps
+
+
+def _wanted(one: Slice) -> npt.NDArray[np.bool_]:
+    """Of which of a slice's tokens the logits are needed."""
+    wanted = np.full(len(one.tokens), one.echoed is not None)
+    if one.chooser is not None and one.after is None:
+        wanted[len(wanted) - 1 - one.drafts :] = True
+    return wanted
