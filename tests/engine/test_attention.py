@@ -115,7 +115,7 @@ shapes = st.fixed_dictionaries(
     {
         "seed": st.integers(0, 2**32 - 1),
         "dim": st.integers(1, 16).map(lambda n: 8 * n),
-        "tokens": st.integers(4, 80),
+        "tokens": st.integers(1, 80),
         "kv_heads": st.integers(1, 3),
         "group": st.sampled_from([1, 2, 3, 7, 8, 33, 64]),
         "cells": st.integers(1, 300),
@@ -190,7 +190,7 @@ def test_what_it_does_not_know_is_left_to_llama_cpp() -> None:
         node = small()
         change(node)
         assert not node.take(), change.__name__
-    for shape in ({"tokens": 3}, {"dim": 136}, {"dim": 60}, {"group": 65}):
+    for shape in ({"dim": 136}, {"dim": 60}, {"group": 65}):
         assert not small(**shape).take(), shape
 
 
