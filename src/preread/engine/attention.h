@@ -72,6 +72,11 @@ static void NAME(widen)(const char *restrict rows, size_t stride, const int64_t 
 #define ODD2 (Numbers){2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31}
 #define EVEN4 (Numbers){0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27}
 #define ODD4 (Numbers){4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31}
+#define SWAP1 (Numbers){1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14}
+#define SWAP2 (Numbers){2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13}
+#define SWAP4 (Numbers){4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11}
+#define SWAP8 (Numbers){8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7}
+#define BITS (Numbers){1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768}
 #define EVEN8 (Numbers){0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23}
 #define ODD8 (Numbers){8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31}
 #else
@@ -81,6 +86,10 @@ static void NAME(widen)(const char *restrict rows, size_t stride, const int64_t 
 #define ODD2 (Numbers){2, 3, 10, 11, 6, 7, 14, 15}
 #define EVEN4 (Numbers){0, 1, 2, 3, 8, 9, 10, 11}
 #define ODD4 (Numbers){4, 5, 6, 7, 12, 13, 14, 15}
+#define SWAP1 (Numbers){1, 0, 3, 2, 5, 4, 7, 6}
+#define SWAP2 (Numbers){2, 3, 0, 1, 6, 7, 4, 5}
+#define SWAP4 (Numbers){4, 5, 6, 7, 0, 1, 2, 3}
+#define BITS (Numbers){1, 2, 4, 8, 16, 32, 64, 128}
 #endif
 
 #define EXCHANGE(step)                                                          \
@@ -196,52 +205,56 @@ static inline Vector NAME(chosen)(Numbers which, Vector one, Vector other) {
 
 static inline Vector NAME(larger)(Vector a, Vector b) { return NAME(chosen)(a > b, a, b); }
 
-/* One row: scores become weights, and what was summed up before is brought to the new maximum. */
-static inline void NAME(weigh)(Vector *restrict scores, int64_t vectors, uint64_t seen, float *restrict most,
-                               float *restrict total, Vector *restrict out, int64_t wide) {
-    Numbers bit;
-    for (int i = 0; i < WIDTH; i++) bit[i] = 1 << i;
+/* One row, of whose registers `at` may hold what is seen: scores become weights, and what was summed up before is brought
+ * to the new maximum. Sums are made by halves, of all CELLS, then of half of them, and so on. */
+static inline __attribute__((always_inline)) void NAME(weigh)(Vector *restrict scores, const int at, uint64_t seen,
+                                                              float *restrict most, float *restrict total,
+                                                              Vector *restrict out, int64_t wide) {
     const Vector hidden = (Vector){0} - INFINITY;
-    Vector row[ACROSS], tops = hidden;
+    Vector row[ACROSS], tops;
 #pragma GCC unroll 8
-    for (int64_t n = 0; n < ACROSS; n++) {
-        row[n] = n < vectors ? scores[n] : hidden;
-        const Numbers shown = (((Numbers){0} + (int32_t)(seen >> n * WIDTH & ((1 << WIDTH) - 1))) & bit) != 0;
-        row[n] = NAME(chosen)(shown, row[n], hidden);
-        tops = NAME(larger)(row[n], tops);
-    }
-    float top = *most;
-    {
-        float each[WIDTH];
-        memcpy(each, &tops, sizeof each);
-        for (int step = WIDTH / 2; step; step /= 2)
-            for (int i = 0; i < step; i++) each[i] = each[i] > each[i + step] ? each[i] : each[i + step];
-        top = each[0] > top ? each[0] : top;
-    }
-    const float base = top == -INFINITY ? 0 : top;
+    for (int n = 0; n < at; n++) row[n] = scores[n];
+    if (seen != ~(uint64_t)0) {
 #pragma GCC unroll 8
-    for (int64_t n = 0; n < ACROSS; n++)
-        if (n < vectors)
-            scores[n] = row[n] = NAME(power)(row[n] - base);
-        else
-            row[n] = (Vector){0};
+        for (int n = 0; n < at; n++) {
+            const Numbers bits = (Numbers){0} + (int32_t)(seen >> n * WIDTH & ((1 << WIDTH) - 1));
+            row[n] = NAME(chosen)((bits & BITS) != 0, row[n], hidden);
+        }
+    }
+    tops = row[0];
+#pragma GCC unroll 8
+    for (int n = 1; n < at; n++) tops = NAME(larger)(tops, row[n]);
+#if WIDTH == 16
+    tops = NAME(larger)(tops, __builtin_shuffle(tops, SWAP8));
+#endif
+    tops = NAME(larger)(tops, __builtin_shuffle(tops, SWAP4));
+    tops = NAME(larger)(tops, __builtin_shuffle(tops, SWAP2));
+    tops = NAME(larger)(tops, __builtin_shuffle(tops, SWAP1));
+    const float before = *most, top = tops[0] > before ? tops[0] : before, base = top == -INFINITY ? 0 : top;
+#pragma GCC unroll 8
+    for (int n = 0; n < at; n++) scores[n] = row[n] = NAME(power)(row[n] - base);
+#pragma GCC unroll 8
+    for (int n = at; n < ACROSS; n++) row[n] = (Vector){0};
 #pragma GCC unroll 4
-    for (int step = ACROSS / 2; step; step /= 2)
+    for (int half = ACROSS / 2; half; half /= 2)
 #pragma GCC unroll 4
-        for (int n = 0; n < step; n++) row[n] += row[n + step];
-    float each[WIDTH];
-    memcpy(each, row, sizeof each);
-    for (int step = WIDTH / 2; step; step /= 2)
-        for (int i = 0; i < step; i++) each[i] += each[i + step];
-    if (*most == -INFINITY) {
+        for (int n = 0; n < half; n++) row[n] += row[n + half];
+#if WIDTH == 16
+    row[0] += __builtin_shuffle(row[0], SWAP8);
+#endif
+    row[0] += __builtin_shuffle(row[0], SWAP4);
+    row[0] += __builtin_shuffle(row[0], SWAP2);
+    row[0] += __builtin_shuffle(row[0], SWAP1);
+    const float sum = row[0][0];
+    if (before == -INFINITY) {
         for (int64_t n = 0; n < wide; n++) out[n] = (Vector){0};
-        *total = each[0];
-    } else if (top > *most) {
-        const float less = NAME(power_of)(*most - base);
+        *total = sum;
+    } else if (top > before) {
+        const float less = NAME(power_of)(before - base);
         for (int64_t n = 0; n < wide; n++) out[n] *= less;
-        *total = *total * less + each[0];
+        *total = *total * less + sum;
     } else
-        *total += each[0];
+        *total += sum;
     *most = top;
 }
 
@@ -283,8 +296,13 @@ static void NAME(attend)(const struct tensor *node, const struct plan *plan, con
                     ((float *)(s->scores + (first + g) * ACROSS))[c] +=
                         _cvtsh_ss(((const uint16_t *)row)[tile->cell[c]]) * LOG2_E;
         }
-        for (int64_t l = first; l < first + plan->group; l++)
-            NAME(weigh)(s->scores + l * ACROSS, vectors, tile->seen[t], part.most + l, part.total + l, part.out + l * wide, wide);
+        for (int64_t l = first; l < first + plan->group; l++) {
+            Vector *scores = s->scores + l * ACROSS, *out = part.out + l * wide;
+            if (vectors > ACROSS / 2)
+                NAME(weigh)(scores, ACROSS, tile->seen[t], part.most + l, part.total + l, out, wide);
+            else
+                NAME(weigh)(scores, ACROSS / 2, tile->seen[t], part.most + l, part.total + l, out, wide);
+        }
     }
     NAME(widen)((const char *)v->data + head * v->nb[2], v->nb[1], tile->cell, tile->cells, plan->dim, wide, s->v);
     NAME(product)((const float *)s->scores, CELLS, tile->cells, s->v, wide, part.out, wide, lane, lanes, wide, true);
@@ -385,6 +403,11 @@ static void NAME(unit)(struct tensor *node, const struct plan *plan, struct sigh
 #undef ODD4
 #undef EVEN8
 #undef ODD8
+#undef SWAP1
+#undef SWAP2
+#undef SWAP4
+#undef SWAP8
+#undef BITS
 #undef EXCHANGE
 #undef BLOCK
 #undef NAME
