@@ -1,4 +1,4 @@
-/* Attention to a float16 cache, in tiles that the heads of a group share, and all tokens that see the same cells.
+/* Attention to a float16 cache, in tiles that the heads of a group share, and so do all tokens that see them.
  *
  * llama.cpp's flash attention on CPUs takes batches of fewer than 64 tokens row by row, each head by itself: behind a
  * context of 1,000 tokens that is over a third of a short prompt's time, behind 4,000 two thirds. Here the rows of all
@@ -256,10 +256,13 @@ static bool known(const struct tensor *node) {
     return types && shapes && flat && dense && mask->ne[0] == k->ne[1] && mask->ne[1] >= tokens;
 }
 
+/* Whether there are so many bytes now; what they hold is lost. If not, there is what was there before. */
 static bool grown(void **memory, size_t bytes) {
+    void *new = aligned_alloc(ALIGNMENT, (size_t)rounded_up((int64_t)bytes, ALIGNMENT));
+    if (!new) return false;
     free(*memory);
-    *memory = aligned_alloc(ALIGNMENT, (size_t)rounded_up((int64_t)bytes, ALIGNMENT));
-    return *memory;
+    *memory = new;
+    return true;
 }
 
 /* Whether there is room for what the tokens of a node see. A node that is used again has found it before. */
@@ -272,12 +275,12 @@ static bool roomy(struct operations *operations, const struct tensor *node) {
     }
     if (!sight->parts && !grown((void **)&sight->parts, PARTS_BYTES)) return false;
     if (words > sight->room_words) {
-        sight->mask = NULL, sight->room_words = 0;
+        sight->mask = NULL;
         if (!grown((void **)&sight->seen, words * sizeof *sight->seen)) return false;
         sight->room_words = words;
     }
     if (tokens > sight->room_tokens) {
-        sight->mask = NULL, sight->room_tokens = 0;
+        sight->mask = NULL;
         if (!grown((void **)&sight->biased, tokens * sizeof *sight->biased)) return false;
         if (!grown((void **)&sight->first, tokens * sizeof *sight->first)) return false;
         if (!grown((void **)&sight->order, tokens * sizeof *sight->order)) return false;

@@ -13,7 +13,12 @@ _MOST_OPERATIONS, _NONE = 256, -1
 class _Operations(ctypes.Structure):
     """`struct operations` of attention.c."""
 
-    _fields_ = (("attention", ctypes.c_int32), ("custom", ctypes.c_int32), ("bits", ctypes.c_int32), ("sight", ctypes.c_void_p))
+    _fields_ = (
+        ("attention", ctypes.c_int32),
+        ("custom", ctypes.c_int32),
+        ("bits", ctypes.c_int32),
+        ("sight", ctypes.c_void_p),
+    )
 
 
 def attends_in_tiles(bits: int) -> bool:
