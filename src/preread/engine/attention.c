@@ -81,7 +81,7 @@ enum {
     MOST_SPLIT = 256,         /* pieces of which several threads compute parts */
     PARTS_BYTES = 16 << 20,   /* for such parts */
     PIECES_PER_THREAD = 4,    /* with so many, threads are busy alike, and none is split */
-    ALIGNMENT = 64,
+    LINE_BYTES = 64, /* of the processor's caches */
 };
 
 static const float LOG2_E = 0x1.715476p0f;
@@ -258,7 +258,7 @@ static bool known(const struct tensor *node) {
 
 /* Whether there are so many bytes now; what they hold is lost. If not, there is what was there before. */
 static bool grown(void **memory, size_t bytes) {
-    void *new = aligned_alloc(ALIGNMENT, (size_t)rounded_up((int64_t)bytes, ALIGNMENT));
+    void *new = aligned_alloc(LINE_BYTES, (size_t)rounded_up((int64_t)bytes, LINE_BYTES));
     if (!new) return false;
     free(*memory);
     *memory = new;

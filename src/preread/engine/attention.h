@@ -60,7 +60,12 @@ static void NAME(widen)(const char *restrict rows, size_t stride, const int64_t 
                 memcpy(&halves, row + n * sizeof halves, sizeof halves);
             else if (left > 0)
                 memcpy(&halves, row + n * sizeof halves, 8 * sizeof(int16_t)); /* rows have whole eights */
-            to[n] = NAME(widened)(__builtin_convertvector(halves, Numbers) << 16);
+#ifdef __AVX512F__ /* for which the compiler would make it of two halves */
+            const Numbers numbers = (Numbers)_mm512_cvtepi16_epi32((__m256i)halves);
+#else
+            const Numbers numbers = __builtin_convertvector(halves, Numbers);
+#endif
+            to[n] = NAME(widened)(numbers << 16);
         }
     }
 }
@@ -286,6 +291,9 @@ static void NAME(attend)(const struct tensor *node, const struct plan *plan, con
     for (int64_t t = 0; t < tile->tokens; t++)
         for (int64_t g = 0; g < plan->group; g++) lane[lanes++] = (int32_t)(tile->token[t] * plan->group + g);
     NAME(turn)((const char *)k->data + head * k->nb[2], k->nb[1], tile->cell, tile->cells, plan->dim, s->k);
+    for (int64_t c = 0; c < tile->cells; c++) /* meanwhile */
+        for (int64_t at = 0; at < plan->dim * (int64_t)sizeof(int16_t); at += LINE_BYTES)
+            __builtin_prefetch((const char *)v->data + head * v->nb[2] + tile->cell[c] * (int64_t)v->nb[1] + at);
     NAME(product)(s->queries, plan->dim, plan->dim, s->k, ACROSS, s->scores, ACROSS, lane, lanes, vectors, false);
     for (int64_t t = 0; t < tile->tokens; t++) {
         const int64_t first = tile->token[t] * plan->group;
