@@ -1,11 +1,13 @@
 """Attention in tiles against its definition, and against llama.cpp's own."""
 
 import ctypes
+import mmap
 import threading
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import llama_cpp
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -18,7 +20,7 @@ from preread.engine.ggml import Tensor, library
 from preread.engine.llamacpp import LlamaCpp
 from preread.errors import UsageError
 
-F32, F16 = 0, 1
+F32, F16, CELLS = 0, 1, 64
 tiled = pytest.mark.skipif(not attends_in_tiles(512), reason="this processor has no AVX2, or the compiler was not gcc")
 AVX512 = Path("/proc/cpuinfo").exists() and "avx512vl" in Path("/proc/cpuinfo").read_text().split()
 Compute = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_void_p)
@@ -51,14 +53,25 @@ def kind(request: pytest.FixtureRequest, built: Callable[..., ctypes.CDLL]) -> K
 class Node:
     """A node of attention over a cache of rows (cells, kv_heads, dim), as llama.cpp builds it."""
 
-    def __init__(self, seed: int, dim: int, tokens: int, kv_heads: int, group: int, cells: int) -> None:
+    def __init__(
+        self,
+        seed: int,
+        dim: int,
+        tokens: int,
+        kv_heads: int,
+        group: int,
+        cells: int,
+        seen: npt.NDArray[np.bool_] | None = None,
+    ) -> None:
+        """`seen`: which cells each token sees, (tokens, cells); of its own kind by default."""
         rng = np.random.default_rng(seed)
-        heads = kv_heads * group
+        heads, self.shape = kv_heads * group, (dim, kv_heads, group, cells)
         self.q = rng.normal(0, 3, (tokens, heads, dim)).astype(np.float32)
         self.k = rng.normal(0, 1, (cells, kv_heads, dim)).astype(np.float16)
         self.v = rng.normal(0, 1, (cells, kv_heads, dim)).astype(np.float16)
         self.seen = rng.random((tokens, cells)) < rng.choice([0.02, 0.5, 1.0], (tokens, 1))
         self.seen[:, : int(rng.integers(0, cells))] = bool(rng.integers(2))
+        self.seen = self.seen if seen is None else seen
         self.mask = np.where(self.seen, 0, -np.inf).astype(np.float16)
         self.out = np.full((tokens, heads, dim), np.nan, np.float32)
         self.scale = 1 / np.sqrt(dim)
@@ -73,6 +86,18 @@ class Node:
             self.node.src[i] = ctypes.addressof(source)
         floats = ctypes.cast(self.node.op_params, ctypes.POINTER(ctypes.c_float))
         floats[0] = self.scale
+
+    def of(self, tokens: list[int]) -> "Node":
+        """A batch of only these tokens, over the same cache."""
+        dim, kv_heads, group, cells = self.shape
+        other = Node(0, dim, len(tokens), kv_heads, group, cells, self.seen[tokens])
+        other.q[:], other.k[:], other.v[:], other.mask[:] = self.q[tokens], self.k, self.v, self.mask[tokens]
+        return other
+
+    def see(self, seen: npt.NDArray[np.bool_]) -> None:
+        """Change the mask where it is, as the next decode does."""
+        self.seen = seen
+        self.mask[:] = np.where(seen, 0, -np.inf)
 
     def take(self, kind: Kind = NARROW) -> bool:
         """Whether it is going to be computed by preread."""
@@ -115,7 +140,7 @@ shapes = st.fixed_dictionaries(
     {
         "seed": st.integers(0, 2**32 - 1),
         "dim": st.integers(1, 16).map(lambda n: 8 * n),
-        "tokens": st.integers(4, 80),
+        "tokens": st.integers(1, 80),
         "kv_heads": st.integers(1, 3),
         "group": st.sampled_from([1, 2, 3, 7, 8, 33, 64]),
         "cells": st.integers(1, 300),
@@ -134,6 +159,117 @@ def test_it_is_softmax_of_the_products_whatever_the_shapes(kind: Kind, shape: di
     assert np.array_equal(out, other.compute()), "neither threads nor the width of registers change a bit"
     assert node.take(kind)  # a graph that is used again
     assert np.array_equal(node.compute(), out)
+
+
+@st.composite
+def caches(draw: st.DrawFn) -> npt.NDArray[np.bool_]:
+    """What tokens see (tokens, cells) of a cache of many contexts.
+
+    Runs that some of them share, gaps, answers that grow side by side, and cells that are seen by chance.
+    """
+    tokens, cells = draw(st.integers(1, 24)), draw(st.integers(1, 900))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    seen = np.zeros((tokens, cells), bool)
+    for _ in range(draw(st.integers(0, 4))):
+        start, stop = np.sort(rng.integers(0, cells + 1, 2))
+        seen[np.ix_(rng.random(tokens) < rng.choice([0.2, 1]), np.arange(start, stop))] = True
+    if draw(st.booleans()):
+        start, stop = np.sort(rng.integers(0, cells + 1, 2))
+        seen[:, start:stop] = np.arange(start, stop) % tokens == np.arange(tokens)[:, None]
+    if draw(st.booleans()):
+        seen ^= rng.random((tokens, cells)) < 0.03
+    return seen
+
+
+@tiled
+@settings(deadline=None, max_examples=40)
+@given(caches(), st.sampled_from([(3, 3), (7, 2), (1, 4), (64, 1)]), st.data())
+def test_what_a_token_gets_depends_on_what_it_sees_alone(
+    kind: Kind, seen: npt.NDArray[np.bool_], heads: tuple[int, int], data: st.DataObject
+) -> None:
+    node = Node(7, 24, *seen.shape[:1], heads[1], heads[0], seen.shape[1], seen)
+    assert node.take(kind)
+    out = node.compute(threads=data.draw(st.sampled_from([1, 2, 9])))
+    assert np.abs(out - node.expected()).max() < 2e-5
+    some = data.draw(st.lists(st.integers(0, len(seen) - 1), min_size=1, max_size=12))
+    other = node.of(some)
+    unseen = ~seen[some].any(axis=0)
+    other.k[unseen], other.v[unseen] = np.nan, np.inf
+    assert other.take(kind)
+    assert np.array_equal(other.compute(threads=data.draw(st.sampled_from([1, 3]))), out[some]), "not a bit changes"
+
+
+@tiled
+def test_other_values_of_a_mask_are_added(kind: Kind) -> None:
+    node = Node(3, 64, 5, 2, 7, 300, np.random.default_rng(3).random((5, 300)) < [[0.1], [0.3], [0.7], [0.9], [1]])
+    bias = np.random.default_rng(4).normal(0, 1, node.seen.shape).astype(np.float16)
+    node.mask[:] = np.where(node.seen, bias, -np.inf)
+    assert node.take(kind)
+    group = node.q.shape[1] // node.k.shape[1]
+    k, v = (np.repeat(rows.astype(np.float64), group, axis=1) for rows in (node.k, node.v))
+    scores = np.einsum("thd,chd->htc", node.q.astype(np.float64), k) * node.scale + node.mask.astype(np.float64)
+    weights = np.exp(scores - scores.max(axis=2, keepdims=True))
+    expected = np.einsum("htc,chd->thd", weights / weights.sum(axis=2, keepdims=True), v)
+    assert np.abs(node.compute() - expected).max() < 2e-5
+
+
+@tiled
+def test_the_mask_is_looked_at_once_an_evaluation_and_again_in_the_next() -> None:
+    first, second = small(), small(seed=2)
+    before, after = first.seen, ~first.seen
+    second.node.src[3] = first.node.src[3]  # two layers of one graph
+    assert first.take() and second.take()
+    expected = first.compute()
+    first.see(after)
+    second.seen = before
+    assert np.abs(second.compute() - second.expected()).max() < 2e-5, "it was looked at for the first layer"
+    assert first.take() and second.take()  # the graph is used again
+    second.seen = after
+    assert np.abs(first.compute() - first.expected()).max() < 2e-5
+    assert np.abs(second.compute() - second.expected()).max() < 2e-5
+    first.see(before)
+    assert first.take()  # and again, layer by layer
+    assert np.array_equal(first.compute(), expected)
+    second.seen = before
+    assert second.take()
+    assert np.abs(second.compute() - second.expected()).max() < 2e-5
+
+
+@tiled
+def test_layers_of_one_graph_may_have_different_masks() -> None:
+    nodes = [small(seed=1), small(seed=2, tokens=3, cells=700), small(seed=3)]
+    nodes[2].node.src[3] = nodes[0].node.src[3]
+    nodes[2].seen = nodes[0].seen
+    for _ in range(2):
+        assert all([node.take() for node in nodes])
+        for node in nodes:
+            assert np.abs(node.compute(threads=2) - node.expected()).max() < 2e-5
+
+
+@tiled
+def test_cells_that_no_token_sees_are_not_read(kind: Kind) -> None:
+    """Pages of K and V that nobody has touched stay that way."""
+    cells, page, row_bytes = 4096, mmap.PAGESIZE, 128
+    seen = np.zeros((3, cells), bool)
+    seen[:, 1024:1200], seen[1, 2048:2100], seen[2, 3000:3900:64] = True, True, True
+    node = Node(5, 64, 3, 1, 7, cells, seen)
+    maps = [mmap.mmap(-1, cells * row_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) for _ in "kv"]
+    rows = [np.frombuffer(memory, np.float16).reshape(cells, 1, 64) for memory in maps]
+    for memory, lazy, values, source in zip(maps, rows, (node.k, node.v), node.sources[1:], strict=False):
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+        lazy[seen.any(axis=0)] = values[seen.any(axis=0)]
+        source.data = lazy.ctypes.data
+    assert node.take(kind)
+    assert np.abs(node.compute() - node.expected()).max() < 2e-5
+    used = np.zeros((cells // CELLS, CELLS), bool)
+    used[np.where(seen.any(axis=0))[0] // CELLS] = True  # tiles are read whole
+    wanted = used.reshape(-1, page // row_bytes).any(axis=1)
+    for lazy in rows:
+        resident = (ctypes.c_ubyte * len(wanted))()
+        address = ctypes.c_void_p(lazy.ctypes.data)
+        assert ctypes.CDLL(None).mincore(address, ctypes.c_size_t(lazy.nbytes), resident) == 0
+        touched = np.frombuffer(resident, np.uint8) & 1 != 0
+        assert touched.any() and not touched[~wanted].any()
 
 
 def test_narrower_vectors_than_it_has_code_for_leave_attention_to_llama_cpp(
@@ -190,7 +326,7 @@ def test_what_it_does_not_know_is_left_to_llama_cpp() -> None:
         node = small()
         change(node)
         assert not node.take(), change.__name__
-    for shape in ({"tokens": 3}, {"dim": 136}, {"dim": 60}, {"group": 65}):
+    for shape in ({"dim": 136}, {"dim": 60}, {"group": 65}):
         assert not small(**shape).take(), shape
 
 
@@ -229,3 +365,37 @@ def test_a_model_predicts_with_it_as_with_llama_cpps_more_precise_attention(
     monkeypatch.setenv("PREREAD_VECTOR_BITS", "256")
     with closing(LlamaCpp.open(tiny_model, window_tokens=512, threads=1, scored_tokens=32)) as opened:
         assert np.array_equal(logits(opened, 32), ours), "neither threads nor the width of registers change a bit"
+
+
+def side_by_side(opened: LlamaCpp, contexts: int, answers: int) -> npt.NDArray[np.float64]:
+    """Logits (answers, vocab) of answers that grow side by side for three tokens, behind contexts in one cache."""
+    text, memory, batch = opened.tokenize(TEXT), opened._memory, opened._batch
+    opened.clear()
+    tokens = 80
+    for context in range(contexts):
+        opened._decode(text[context * tokens : (context + 1) * tokens], 0, context)
+    for answer in range(answers):
+        llama_cpp.llama_memory_seq_cp(memory, answer % contexts, contexts + answer, -1, -1)
+    for step in range(3):
+        batch.clear()
+        for answer in range(answers):
+            batch.add(text[step + 7 * answer :][:1], tokens + step, contexts + answer, np.ones(1, bool))
+        opened._run_batch(gated=False)
+    return opened._rows(answers).astype(np.float64)
+
+
+@tiled
+@pytest.mark.parametrize(("contexts", "answers"), [(1, 1), (1, 8), (4, 7)])
+def test_answers_side_by_side_are_those_of_llama_cpps_own_attention(
+    tiny_model: Path, contexts: int, answers: int
+) -> None:
+    with closing(LlamaCpp.open(tiny_model, window_tokens=512, threads=2)) as opened:
+        assert opened.attention
+        ours = side_by_side(opened, contexts, answers)
+        opened.clear()
+        opened.attention.on = False
+        opened.prefill(opened.tokenize(TEXT)[:5])  # so that no graph is used again
+        own = side_by_side(opened, contexts, answers)
+    assert 0 < divergence(own, ours) < 1e-3
+    others = np.roll(own, 1, axis=0) if answers > 1 else own[:, ::-1]
+    assert divergence(others, ours) > 0.1, "answers do differ"

@@ -1,6 +1,7 @@
-"""Attention of prompts in tiles, instead of llama.cpp's own row by row. What it does is told in `attention.c`."""
+"""Attention in tiles, instead of llama.cpp's own row by row. What it does is told in `attention.c`."""
 
 import ctypes
+import weakref
 
 from preread.compiled import library as compiled
 from preread.errors import EngineError
@@ -12,7 +13,12 @@ _MOST_OPERATIONS, _NONE = 256, -1
 class _Operations(ctypes.Structure):
     """`struct operations` of attention.c."""
 
-    _fields_ = (("attention", ctypes.c_int32), ("custom", ctypes.c_int32), ("bits", ctypes.c_int32))
+    _fields_ = (
+        ("attention", ctypes.c_int32),
+        ("custom", ctypes.c_int32),
+        ("bits", ctypes.c_int32),
+        ("sight", ctypes.c_void_p),
+    )
 
 
 def attends_in_tiles(bits: int) -> bool:
@@ -40,6 +46,8 @@ class Attention:
         self._number = numbers[_ATTENTION]
         self._operations = _Operations(self._number, numbers[_CUSTOM], bits)
         self._library = compiled("preread.engine._attention")
+        free = weakref.finalize(self, self._library.preread_attention_free, ctypes.pointer(self._operations))
+        free.atexit = False  # some thread may still be decoding
 
     @property
     def take(self) -> ctypes.c_void_p:

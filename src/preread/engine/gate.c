@@ -16,7 +16,7 @@
 
 typedef const char *(*name_of)(const void *tensor);
 typedef bool (*observer)(void *tensor, bool ask);
-typedef void (*preparer)(void *tensor, const void *with);
+typedef void (*preparer)(void *tensor, void *with);
 
 struct gate {
     pthread_mutex_t mutex;
@@ -24,7 +24,7 @@ struct gate {
     name_of name;
     observer observe; /* sees every node instead of the gate, while set: how the cache tensors are found */
     preparer prepare; /* is given every node before it is computed, while set: how attention.c takes its own */
-    const void *with;
+    void *with;
     bool armed;
     bool cancelled;
     int open;    /* layers 0 .. open-1 may be computed */
@@ -81,7 +81,7 @@ bool preread_gate_pass(struct gate *gate, int layer) { return wait_for(gate, lay
 
 void preread_gate_observe(struct gate *gate, observer observe) { gate->observe = observe; }
 
-void preread_gate_prepare(struct gate *gate, preparer prepare, const void *with) {
+void preread_gate_prepare(struct gate *gate, preparer prepare, void *with) {
     gate->with = with;
     gate->prepare = prepare;
 }

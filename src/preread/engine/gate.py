@@ -78,7 +78,7 @@ class Gate:
             self._library.preread_gate_observe(self._gate, None)
 
     def prepare(self, attention: Attention) -> None:
-        """From now on prompts' attention is computed by `attention`, which must live as long as the gate."""
+        """From now on attention is computed by `attention`, which must live as long as the gate."""
         self._library.preread_gate_prepare(self._gate, attention.take, attention.operations)
 
     def arm(self, layers: int = 0) -> None:
