@@ -209,7 +209,8 @@ class Core:
                 "free": plan.residency.free_cells,
             }
             running, waiting, loading = plan.running, plan.waiting, plan.loading
-        free, kv_bytes = len(self._free), self._engine.kv_memory_bytes
+        engine = self._engine
+        free, kv_bytes = len(self._free), 2 * engine.cells * engine.spec.geometry.values_per_token
         return Stats(running, waiting, loading, free, cells, kv_bytes, self._steps, dict(self._tokens))
 
     @property
@@ -698,11 +699,12 @@ class Core:
             self._free.append(live.sequence)
 
     def _keep(self, id: int, live: _Live, sequence: int, tokens: int) -> None:
-        """Let go of the context, which may have to make way, and of what came after so many tokens."""
-        position, request = len(live.context_tokens), live.request
-        self._engine.cache.cut(sequence, position + tokens)
-        self._engine.cache.forget(sequence, position)
-        kept = _Kept(request.caller, request.context, position, live.tokens[:tokens], sequence)
+        """Keep so many tokens of a request, without the context before them, which may have to make way."""
+        position, request, own = len(live.context_tokens), live.request, self._free.pop()
+        self._engine.cache.share(sequence, own, Span(position, position + tokens))
+        self._engine.cache.free(sequence)
+        self._free.append(sequence)
+        kept = _Kept(request.caller, request.context, position, live.tokens[:tokens], own)
         with self._lock:
             self._kept[_key(id)] = kept
 

@@ -94,10 +94,6 @@ class Cache:
         """Take from a sequence what it has at `position` and beyond."""
         llama_cpp.llama_memory_seq_rm(self._memory, sequence, position, -1)
 
-    def forget(self, sequence: int, position: int) -> None:
-        """Take from a sequence what it has before `position`."""
-        llama_cpp.llama_memory_seq_rm(self._memory, sequence, 0, position)
-
     def free(self, sequence: int) -> None:
         """Empty a sequence. Cells that no other sees are free."""
         llama_cpp.llama_memory_seq_rm(self._memory, sequence, -1, -1)
