@@ -155,6 +155,16 @@ KvMemory = Annotated[
         "an eighth of what this machine or container has.",
     ),
 ]
+KeepConversations = Annotated[
+    float,
+    typer.Option(
+        "--keep-conversations",
+        min=0,
+        metavar="S",
+        help="Keep the KV cache of what was said and answered so long for the next turn, within --kv-memory; "
+        "0: not at all. It never leaves the engine's memory.",
+    ),
+]
 CacheRam = Annotated[
     int | None,
     typer.Option(

@@ -220,6 +220,7 @@ def edge(
     ctx_size: options.Window = 0,
     threads: options.Threads = 0,
     kv_memory: options.KvMemory = None,
+    keep_conversations: options.KeepConversations = 3600.0,
     cache_ram: options.CacheRam = None,
     sync_s: Annotated[
         float, typer.Option(min=0.1, metavar="S", help="Ask for the cloud's catalogue so often.")
@@ -269,6 +270,7 @@ def edge(
             window_tokens=ctx_size,
             threads=threads,
             kv_memory_bytes=None if kv_memory is None else kv_memory << 20,
+            keep_conversations_s=keep_conversations,
             cache_ram_bytes=None if cache_ram is None else cache_ram << 20,
             sync_s=sync_s,
             near=near,

@@ -24,7 +24,7 @@ from preread.edge.edge import AsyncEdge
 from preread.edge.openai import read_chat, read_completion
 from preread.edge.serving import DEFAULT, Api, Front, Limits
 from preread.errors import PrereadError
-from preread.store import routes
+from preread.store import guard, routes
 from preread.store.guard import LOOPBACK, Access
 
 _CHAT, _COMPLETION = Api("chatcmpl-", read_chat), Api("cmpl-", read_completion)
@@ -65,6 +65,7 @@ def create_app(
                 Route(path, partial(_elsewhere, advice), methods=["GET", "POST"])
                 for path, advice in models.ELSEWHERE.items()
             ),
+            *_both("/conversations", partial(_drop_conversations, edge), "DELETE"),
             *_both("/chat/completions", partial(_complete, front, _CHAT), "POST"),
             *_both("/completions", partial(_complete, front, _COMPLETION), "POST"),
         ],
@@ -106,6 +107,12 @@ async def _models(edge: AsyncEdge, started: int, request: Request) -> Response:
 async def _metrics(edge: AsyncEdge, request: Request) -> Response:
     headers = {"Cache-Control": "no-store", "Content-Type": metrics.CONTENT_TYPE}
     return Response(edge.residents.metrics.text(), headers=headers)
+
+
+async def _drop_conversations(edge: AsyncEdge, request: Request) -> Response:
+    """Nothing of what this caller said is kept for a next turn any more."""
+    edge.site.core.drop_conversations(guard.caller(request.scope))
+    return Response(status_code=204)
 
 
 async def _properties(edge: AsyncEdge, request: Request) -> Response:
