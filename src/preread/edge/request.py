@@ -68,7 +68,7 @@ class Timings:
         rung: rung of the quality ladder that was streamed.
         refined_to: better rung that the context's segments were being replaced by when the answer ended, if any.
         refined_share: share of them that were in place by then; 1: all of the context was held at `refined_to`.
-        cache_n: tokens of context that did not have to be computed here.
+        cache_n: tokens of the prompt, the context's included, that did not have to be computed here.
         context_n: tokens of context.
         prompt_n: tokens computed here before the answer began, the context's included where they were.
         predicted_n: tokens of the answer.
