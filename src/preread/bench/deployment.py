@@ -57,7 +57,7 @@ class Setting:
 
     def edge_arguments(self, cloud: str, window_tokens: int) -> list[str]:
         """The command line of the edge; what was given as options holds against what the bench says."""
-        memory = [] if self.kv_memory_bytes is None else ["--kv-memory", str(self.kv_memory_bytes)]
+        memory = [] if self.kv_memory_bytes is None else ["--kv-memory", str(self.kv_memory_bytes >> 20)]
         own = ["--model", str(self.model.resolve()), "-c", str(window_tokens), "--cloud", cloud, *memory]
         return ["--log-level", "warning", "edge", *own, *self.edge_options]
 

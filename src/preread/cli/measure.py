@@ -36,7 +36,7 @@ _PeerCommand = Annotated[
     ),
 ]
 _KvMemory = Annotated[
-    int | None, typer.Option("--kv-memory", min=1, metavar="BYTES", help="As for `preread edge`, and to be told.")
+    int | None, typer.Option("--kv-memory", min=1, metavar="MIB", help="As for `preread edge`, and to be told.")
 ]
 _EdgeOption = Annotated[
     list[str] | None,
@@ -253,6 +253,21 @@ def decode(
     path = options.pulled(model)
     name = options.shown_name(model, path)
     loop.run(bench(path, name, prompt_tokens, answer_tokens, runs, Console(width=_WIDTH)))
+
+
+@bench.command("quotes")
+def quotes(
+    model: options.Model = DEFAULT,
+    answer_tokens: Annotated[int, typer.Option("--answer-tokens", min=2)] = 128,
+    runs: Annotated[int, typer.Option("--runs", min=1, help="Of each question; medians are reported.")] = 3,
+) -> None:
+    """Decode rate of answers that quote their document, and of others, with guesses and without."""
+    from rich.console import Console
+
+    from preread.bench.quotes import bench
+
+    path = options.pulled(model)
+    loop.run(bench(path, options.shown_name(model, path), answer_tokens, runs, Console(width=_WIDTH)))
 
 
 @bench.command("codec")
@@ -497,8 +512,9 @@ def _setting(
     except ValueError as error:
         raise UsageError(f"--edge-option cannot be read: {error}") from error
     path = options.pulled(model)
+    memory_bytes = None if kv_memory is None else kv_memory << 20
     return Setting(
-        path, options.shown_name(model, path), context_tokens, rungs, profile, mbps, rtt_ms, kv_memory, words
+        path, options.shown_name(model, path), context_tokens, rungs, profile, mbps, rtt_ms, memory_bytes, words
     )  # fmt: skip
 
 

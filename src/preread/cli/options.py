@@ -165,6 +165,10 @@ KeepConversations = Annotated[
         "0: not at all. It never leaves the engine's memory.",
     ),
 ]
+Drafts = Annotated[
+    bool,
+    typer.Option("--drafts/--no-drafts", help="Guess tokens of answers that quote what was read, where that pays."),
+]
 CacheRam = Annotated[
     int | None,
     typer.Option(

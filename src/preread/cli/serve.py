@@ -221,6 +221,7 @@ def edge(
     threads: options.Threads = 0,
     kv_memory: options.KvMemory = None,
     keep_conversations: options.KeepConversations = 3600.0,
+    drafts: options.Drafts = True,
     cache_ram: options.CacheRam = None,
     sync_s: Annotated[
         float, typer.Option(min=0.1, metavar="S", help="Ask for the cloud's catalogue so often.")
@@ -270,6 +271,7 @@ def edge(
             window_tokens=ctx_size,
             threads=threads,
             kv_memory_bytes=None if kv_memory is None else kv_memory << 20,
+            drafts=drafts,
             keep_conversations_s=keep_conversations,
             cache_ram_bytes=None if cache_ram is None else cache_ram << 20,
             sync_s=sync_s,

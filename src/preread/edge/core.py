@@ -159,10 +159,11 @@ class Core:
         engine: opened with a cache that many share.
         worker: its thread, which runs `run` until `close`.
         plan: the schedule, of an empty cache.
+        drafts: guess the next tokens of answers, where that pays.
     """
 
-    def __init__(self, engine: Engine, worker: Worker, plan: Schedule) -> None:
-        self._engine, self._worker, self._plan = engine, worker, plan
+    def __init__(self, engine: Engine, worker: Worker, plan: Schedule, *, drafts: bool = True) -> None:
+        self._engine, self._worker, self._plan, self._drafts = engine, worker, plan, drafts
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Condition()
         self._calls: deque[Callable[[], None]] = deque()
@@ -606,6 +607,8 @@ class Core:
 
     def _guess(self, live: _Live, own: list[int], beside: int) -> None:
         """Propose what may come after the tokens that came."""
+        if not self._drafts:
+            return
         if live.drafts is None:
             context = live.request.context
             runs = self._runs(context, live.context_tokens)

@@ -72,7 +72,9 @@ async def open_site(
     await asyncio.to_thread(contexts.restore)
     beliefs = Beliefs.of_machine(tested.prefill_tokens_s)
     shelf = Shelf(machine.shelf_bytes(limits.memory_bytes(), options.cache_ram_bytes))
-    core = Core(engine, worker, _schedule(engine, tested.prefill_tokens_s, options.keep_conversations_s))
+    core = Core(
+        engine, worker, _schedule(engine, tested.prefill_tokens_s, options.keep_conversations_s), drafts=options.drafts
+    )
     site = Site(engine, worker, core, readers, link, contexts, beliefs, shelf, options)
     residents = Residents(site)
     syncing = None

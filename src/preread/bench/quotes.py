@@ -1,0 +1,93 @@
+"""What guesses bring: answers that repeat their document, and answers that do not, with guesses and without in turn."""
+
+import json
+import statistics
+import tempfile
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import asdict
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+from rich.table import Table
+
+from preread.edge.answer import answer
+from preread.edge.machine import machine
+from preread.edge.opening import open_site
+from preread.edge.options import Options
+from preread.edge.request import Ask, Done
+from preread.edge.residents import Residents
+from preread.engine.sampling import Sampling
+from preread.errors import EngineError
+
+_WINDOW_TOKENS: Final = 2048
+_PARTS: Final = ("filter", "pump", "fan", "valve", "sensor", "display", "battery", "hose", "lid", "motor")
+_DOCUMENT: Final = "\n".join(
+    f"{i}. The {part} has code {100 + 7 * i}. Change it every {i + 2} weeks; before that, press its key twice and wait "
+    "for the lamp."
+    for i, part in enumerate(_PARTS, 1)
+)
+_QUOTING: Final = (
+    "Repeat the manual above word for word.",
+    "Quote what the manual says about the pump, the fan and the valve, word for word.",
+    "List the first five entries of the manual exactly as they are written.",
+    "Copy the manual's entries for the battery, the hose, the lid and the motor.",
+)
+_OTHER: Final = (
+    "Write a short story about a lighthouse keeper and a storm.",
+    "Explain why the sky is blue, in simple words.",
+    "Describe a journey by train through the mountains in winter.",
+    "Give advice to somebody who begins to learn to cook.",
+)
+
+
+async def bench(model: Path, name: str, answer_tokens: int, runs: int, console: Console) -> None:
+    """Measure both sets, print a table and last one line of JSON."""
+    async with AsyncExitStack() as stack:
+        edges = {}
+        for drafts in (False, True):
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="preread-bench-")))
+            options = Options(name, window_tokens=_WINDOW_TOKENS, drafts=drafts, keep_conversations_s=0)
+            edges[drafts] = await stack.enter_async_context(open_site(model, name, None, folder, options))
+        rows = [
+            {"set": kind, **await _row(edges, questions, answer_tokens, runs)}
+            for kind, questions in (("quoting", _QUOTING), ("other", _OTHER))
+        ]
+    table = Table(*rows[0], title=f"decode rate with guesses, {name}, medians of {runs} alternating runs")
+    for row in rows:
+        table.add_row(*map(str, row.values()))
+    console.print(table)
+    print(json.dumps({"bench": "quotes", "model": name, "rows": rows, "machine": asdict(machine())}))
+
+
+async def _row(
+    edges: dict[bool, Residents], questions: tuple[str, ...], answer_tokens: int, runs: int
+) -> dict[str, object]:
+    rates: dict[bool, list[float]] = {False: [], True: []}
+    same = total = 0
+    for question in questions:
+        for run in range(runs + 1):
+            answers = {drafts: await _answered(edges[drafts], question, answer_tokens) for drafts in (False, True)}
+            total, same = total + 1, same + (answers[False][1] == answers[True][1])
+            for drafts, (rate, _) in answers.items() if run else ():  # the first is for warming up
+                rates[drafts].append(rate)
+    ratios = [ours / plain for ours, plain in zip(rates[True], rates[False], strict=True)]
+    return {
+        "plain_tokens_s": round(statistics.median(rates[False]), 2),
+        "guessing_tokens_s": round(statistics.median(rates[True]), 2),
+        "ratio": round(statistics.median(ratios), 3),
+        "same_answers": f"{same}/{total}",
+    }
+
+
+async def _answered(residents: Residents, question: str, answer_tokens: int) -> tuple[float, str]:
+    """Decode rate and text of one answer."""
+    messages = ({"role": "system", "content": f"Manual:\n{_DOCUMENT}"}, {"role": "user", "content": question})
+    sampling = Sampling(max_tokens=answer_tokens, min_tokens=answer_tokens)
+    texts: list[str] = []
+    async with aclosing(answer(Ask(messages=messages, sampling=sampling), residents)) as pieces:
+        async for piece in pieces:
+            if isinstance(piece, Done):
+                return piece.timings.predicted_per_second, "".join(texts)
+            texts.append(piece.text)
+    raise EngineError("the answer ended without an end: this is a bug in preread")
