@@ -200,11 +200,12 @@ class Edge:
 
 @pytest.fixture(scope="session")
 def edge(smollm_cloud: Cloud, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edge]:
-    """Streams the lossless rung, so that answers are those of local prefill, bit by bit."""
+    """Streams the lossless rung, so that answers are those of local prefill, bit by bit, and keeps no conversations."""
     opened = LoopEdge(
         "smollm2-135m-instruct",
         smollm_cloud.url,
         rung="lossless",
+        keep_conversations_s=0,
         window_tokens=WINDOW_TOKENS,
         folder=tmp_path_factory.mktemp("edge"),
     )

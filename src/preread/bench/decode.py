@@ -26,7 +26,7 @@ async def bench(model: Path, name: str, prompt_tokens: int, answer_tokens: int, 
     """Measure both, print a table and last one line of JSON."""
     edge_rates, plain_rates, predicted = [], [], 0
     with tempfile.TemporaryDirectory(prefix="preread-bench-") as scratch:
-        options = Options(name, window_tokens=_WINDOW_TOKENS)
+        options = Options(name, window_tokens=_WINDOW_TOKENS, keep_conversations_s=0)
         async with open_site(model, name, None, Path(scratch), options) as residents:
             prompt = [1000 + 7 * i for i in range(prompt_tokens)]
             ask = Ask(prompt=tuple(prompt), sampling=Sampling(max_tokens=answer_tokens))

@@ -114,7 +114,7 @@ async def referring(
     model: Path, name: str, cloud: str, folder: Path, window_tokens: int, threads: int, answer_tokens: int
 ) -> AsyncGenerator[Reference, None]:
     """Open the engine for it; `cloud` is where names and token ids come from."""
-    options = Options(name, window_tokens=window_tokens, threads=threads, cache_ram_bytes=0)
+    options = Options(name, window_tokens=window_tokens, threads=threads, cache_ram_bytes=0, keep_conversations_s=0)
     async with (
         CloudLink(cloud) as link,
         open_site(model, name, None, folder, options) as residents,

@@ -159,7 +159,7 @@ async def staged(
         prompt = await _publish(model, name, grid, store)
         with served(store) as port, ProxyProcess(port) as proxy:
             link = CloudLink(proxy.url)
-            options = Options(name, window_tokens=_window(grid), cache_ram_bytes=0, sync_s=3600)
+            options = Options(name, window_tokens=_window(grid), cache_ram_bytes=0, keep_conversations_s=0, sync_s=3600)
             async with open_site(model, name, link, cache, options) as residents:
                 await residents.site.settled()
                 yield Ways(residents, link, prompt, grid.answer_tokens), proxy
