@@ -237,7 +237,7 @@ def test_the_mask_is_looked_at_once_an_evaluation_and_again_in_the_next() -> Non
 
 @tiled
 def test_layers_of_one_graph_may_have_different_masks() -> None:
-    nodes = [small(seed=1), small(seed=2, tokens=3, cells=700), small(seed=3)]
+    nodes = [small(seed=1), small(seed=2, cells=90), small(seed=3)]
     nodes[2].node.src[3] = nodes[0].node.src[3]
     nodes[2].seen = nodes[0].seen
     for _ in range(2):
