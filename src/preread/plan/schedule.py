@@ -323,7 +323,7 @@ class Schedule:
                 if self._room(cells, now_s, out):
                     self._claim(job, cells)
                 else:
-                    self._preempt(job if self._outgrown(job) else self._youngest_first()[0][1], out)
+                    self._preempt(self._youngest_first()[0][1], out)
 
     def _begin(self, job: _Job, now_s: float, out: _Out) -> bool:
         """Have a request begin if it can, or its context brought if it has to be; False: there is no room for it."""
