@@ -39,7 +39,6 @@ class Held:
     computed: int = 0
     ready: bool = False
     answerable: bool = False
-    used: bool = False
 
     @property
     def lacks(self) -> int:
@@ -179,16 +178,13 @@ class World:
             live = self.live[id]
             assert live.running, "it has nothing to give back"
             live.running, live.done, live.rows = False, 0, None
-        only_bring = not step.begin and not step.stop and self.plan.residency.claimed_cells == claimed_before
-        only_guests = only_bring and all(self.guests(context) for context in step.bring)
+        only_guests = not step.begin and not step.stop and self.plan.residency.claimed_cells == claimed_before
+        only_guests &= all(self.guests(context) for context in step.bring)
         for context in step.evict:
             held = self.held.pop(context)
             assert held.ready, "it is still coming"
             assert not any(live.running and live.request.context == context for live in self.live.values())
             assert not (only_guests and held.named), "a guest took the place of what was asked for by name"
-            asking = {live.request.id for live in self.live.values() if live.request.context == context}
-            in_vain = not held.used and asking - {*step.refuse}
-            assert not (only_bring and in_vain), "somebody still waits for it, and nobody computed with it"
         self.check_cells()
         for context in step.bring:
             assert context not in self.held and not self.none_asks(context)
@@ -211,7 +207,7 @@ class World:
             if live.request.context is not None:
                 held = self.held[live.request.context]
                 assert held.ready or step.gated == live.request.context
-                live.rows, held.used = held.rows, True
+                live.rows = held.rows
 
     def guests(self, context: str) -> bool:
         """Whether nobody asks for a context by name."""
