@@ -2,6 +2,12 @@
 
 from preread.plan.residency import Residency
 from preread.plan.schedule import (
+    ECHO_TOKENS,
+    LEAST_TOKENS,
+    LOADS,
+    MOST_WAIT_S,
+    SHARED_TOKENS,
+    STEP_TOKENS,
     Part,
     Request,
     Schedule,
@@ -52,7 +58,199 @@ def behind_the_gate(plan: Schedule, id: int = 1, context: str = "x") -> Step:
     return plan.next(0.0)
 
 
+# Requests
+
+
+def test_a_prompt_is_computed_and_then_a_token_at_a_time() -> None:
+    plan = schedule()
+    assert plan.idle and go(plan) == Step()
+    ask(plan, 1)
+    assert (plan.idle, plan.waiting, plan.running) == (False, 1, 0)
+    assert go(plan) == Step(begin=(1,), parts=(Part(1, 10, True),))
+    assert (plan.waiting, plan.running) == (0, 1)
+    assert go(plan) == go(plan) == Step(parts=(Part(1, 1, True),))
+    plan.leave(1)
+    assert plan.idle and go(plan) == Step() and plan.residency.free_cells == 1000
+    plan.leave(1)
+    assert plan.residency.free_cells == 1000, "who left before has nothing more to give back"
+
+
+def test_who_leaves_before_anything_was_computed_for_it_had_nothing() -> None:
+    plan = schedule()
+    ask(plan, 1)
+    plan.leave(1)
+    assert go(plan) == Step() and plan.residency.free_cells == 1000
+
+
+def test_a_long_prompt_is_computed_in_the_largest_steps() -> None:
+    plan = schedule(cells=2000)
+    ask(plan, 1, prompt=1100)
+    steps = [go(plan) for _ in range(3)]
+    assert [step.parts for step in steps] == [
+        (Part(1, STEP_TOKENS, False),),
+        (Part(1, STEP_TOKENS, False),),
+        (Part(1, 1100 - 2 * STEP_TOKENS, True),),
+    ]
+    assert steps[0].tokens == STEP_TOKENS
+
+
+def test_several_prompts_share_smaller_steps_in_the_order_in_which_they_came() -> None:
+    plan = schedule()
+    ask(plan, 1, prompt=100)
+    ask(plan, 2, prompt=100)
+    assert go(plan).parts == (Part(1, 100, True), Part(2, SHARED_TOKENS - 100, False))
+
+
+def test_a_prompt_all_of_whose_logits_are_wanted_is_computed_in_small_slices() -> None:
+    plan = schedule()
+    plan.arrive(Request(1, "ann", 20, 10, echo=True), 0.0)
+    assert [go(plan).parts for _ in range(3)] == [
+        (Part(1, ECHO_TOKENS, False),),
+        (Part(1, 20 - ECHO_TOKENS, True),),
+        (Part(1, 1, True),),
+    ]
+
+
+def test_a_step_that_was_given_up_is_made_again() -> None:
+    plan = schedule()
+    ask(plan, 1)
+    step = plan.next(0.0)
+    assert plan.next(0.0) == Step(parts=step.parts)
+
+
+def test_a_step_counts_for_nobody_who_left_meanwhile() -> None:
+    plan = schedule()
+    ask(plan, 1)
+    step = plan.next(0.0)
+    plan.leave(1)
+    plan.stepped(step, [1], None)
+    assert go(plan) == Step() and plan.idle
+
+
+def test_several_tokens_may_be_chosen_in_a_step() -> None:
+    plan = schedule()
+    ask(plan, 1)
+    plan.stepped(plan.next(0.0), [3], None)
+    assert go(plan).parts == (Part(1, 1, True),), "all but the last are in the cache"
+
+
+def test_a_prompt_takes_no_more_of_a_step_than_those_who_read_along_can_wait_for() -> None:
+    slow, quick = schedule(prefill_tokens_s=100.0), schedule(prefill_tokens_s=1e6)
+    for plan, tokens in ((slow, 21), (quick, STEP_TOKENS - 1)):
+        ask(plan, 1)
+        go(plan)
+        ask(plan, 2, prompt=600)
+        assert go(plan).parts == (Part(1, 1, True), Part(2, tokens, False))
+
+
+def test_some_of_a_prompt_is_computed_however_slow_the_machine_is() -> None:
+    plan = schedule(prefill_tokens_s=1.0)
+    ask(plan, 1)
+    plan.stepped(plan.next(0.0), [1], None)
+    plan.cost = StepCost(0.0, 100.0, 0.0, 0.0)
+    ask(plan, 2, prompt=600)
+    assert go(plan).parts[1] == Part(2, LEAST_TOKENS - 1, False) or go(plan).parts[1] == Part(2, LEAST_TOKENS, False)
+
+
+def test_what_steps_take_is_learnt_from_those_that_waited_for_nothing() -> None:
+    plan = schedule()
+    believed = plan.cost
+    ask(plan, 1, prompt=SHARED_TOKENS + 1)
+    plan.stepped(plan.next(0.0), [1], 10.0)
+    plan.stepped(plan.next(0.0), [1], None)
+    assert plan.cost == believed, "one was larger than those with answers are, the other may have waited"
+    plan.stepped(plan.next(0.0), [1], 10.0)
+    assert plan.cost.seconds(1) > believed.seconds(1)
+
+
+def test_who_waited_for_longer_than_any_client_does_is_refused() -> None:
+    plan = schedule(answers=1)
+    ask(plan, 1)
+    ask(plan, 2)
+    go(plan)
+    assert go(plan, MOST_WAIT_S).refuse == ()
+    assert go(plan, MOST_WAIT_S + 1) == Step(refuse=(2,), parts=(Part(1, 1, True),)), "not whose answer is under way"
+
+
 # Contexts that are coming
+
+
+def test_a_context_is_brought_once_and_begun_with_when_it_is_ready() -> None:
+    plan = schedule()
+    about(plan, 1, "x")
+    about(plan, 2, "x")
+    assert go(plan) == Step(bring=("x",))
+    assert go(plan) == Step() and plan.asked_about("x") and not plan.asked_about("y")
+    plan.ready("x")
+    assert go(plan) == Step(begin=(1, 2), parts=(Part(1, 10, True), Part(2, 10, True)))
+    plan.leave(1)
+    plan.leave(2)
+    assert not plan.asked_about("x") and plan.idle and plan.residency.is_ready("x"), "it stays for the next"
+
+
+def test_no_more_contexts_are_brought_at_once_than_share_a_link_well() -> None:
+    plan = schedule(cells=2000)
+    for id, context in enumerate("xyz"):
+        about(plan, id, context)
+    assert go(plan).bring == ("x", "y") and LOADS == 2
+    plan.ready("x")
+    assert go(plan).bring == ("z",)
+
+
+def test_who_waits_for_its_place_keeps_its_context_from_making_room_for_anothers() -> None:
+    plan = schedule(cells=1000, answers=1)
+    for id, context in (1, "x"), (2, "y"), (3, "y"):
+        about(plan, id, context)
+        go(plan)
+        plan.ready(context)
+        plan.leave(id)
+    ask(plan, 4)
+    go(plan)
+    about(plan, 5, "x", "bob")
+    about(plan, 6, "z", "bob")
+    assert plan.residency.victims(400, 0.0) == ["x"], "it is worth least"
+    assert go(plan) == Step(evict=("y",), bring=("z",), parts=(Part(4, 1, True),))
+
+
+def test_a_context_that_is_computed_is_slices_after_which_nothing_is_chosen() -> None:
+    plan = schedule(cells=2000)
+    about(plan, 1, "x")
+    go(plan)
+    plan.fill(100, "x", 600, 0.0)
+    assert plan.fills("x") == [100] and plan.fills("y") == []
+    assert go(plan).parts == (Part(100, STEP_TOKENS, False),)
+    assert go(plan).parts == (Part(100, 600 - STEP_TOKENS, False),)
+    assert plan.fills("x") == [] and go(plan) == Step()
+
+
+def test_a_stretch_of_a_context_that_nobody_waits_for_is_computed_or_dropped() -> None:
+    plan = schedule()
+    about(plan, 1, "x")
+    go(plan)
+    plan.leave(1)
+    for id in (100, 101):
+        plan.fill(id, "x", 10, 0.0)
+    plan.drop_fill(100)
+    assert go(plan).parts == (Part(101, 10, False),)
+
+
+def test_with_a_context_that_is_lost_goes_what_is_computed_of_it_and_no_other() -> None:
+    plan = schedule()
+    for id, context in (1, "x"), (2, "y"):
+        about(plan, id, context)
+    go(plan)
+    for id, context in (100, "x"), (101, "y"):
+        plan.fill(id, context, 10, 0.0)
+    plan.leave(1)
+    plan.lost("x")
+    assert (plan.fills("x"), plan.fills("y")) == ([], [101]) and "x" not in plan.residency
+
+
+def test_of_a_context_that_is_not_coming_nobody_can_begin_behind_the_gate() -> None:
+    plan = schedule()
+    plan.answerable("x")
+    about(plan, 1, "x")
+    assert go(plan) == Step(bring=("x",)) and go(plan) == Step()
 
 
 def test_a_prompt_waits_for_its_contexts_layers_where_nobody_else_has_anything_to_compute() -> None:
@@ -94,6 +292,44 @@ def test_no_more_begin_behind_a_gate_than_may_be_computed_at_once() -> None:
     about(plan, 2, "x")
     about(plan, 3, "x")
     assert [part.id for part in behind_the_gate(plan).parts] == [2, 3]
+
+
+def test_behind_a_gate_as_many_prompts_are_computed_as_go_into_a_step_whole() -> None:
+    plan = schedule(cells=4000)
+    for id in (2, 3, 4):
+        about(plan, id, "x", prompt=251)
+    assert [part.tokens for part in behind_the_gate(plan, 5).parts] == [251, 251]
+    plan = schedule(cells=4000)
+    about(plan, 2, "x", prompt=STEP_TOKENS)
+    assert behind_the_gate(plan).parts == (Part(2, STEP_TOKENS, True),)
+
+
+def test_behind_a_gate_a_prompt_waits_that_has_no_cells() -> None:
+    plan = schedule(cells=CONTEXT + 100)
+    about(plan, 2, "x", prompt=90)
+    assert [part.id for part in behind_the_gate(plan).parts] == [2]
+
+
+def test_a_gate_is_waited_at_only_while_nobody_else_has_anything_to_compute() -> None:
+    plan = schedule()
+    step = behind_the_gate(plan)
+    about(plan, 2, "x")
+    about(plan, 3, "y")
+    assert not plan.others_wait(step), "they wait for contexts themselves"
+    ask(plan, 4)
+    assert plan.others_wait(step)
+    assert plan.next(0.0) == Step(bring=("y",), begin=(4,), parts=(Part(4, 10, True),))
+    plan.leave(4)
+    plan.fill(100, "y", 10, 0.0)
+    assert plan.others_wait(step) and plan.next(0.0).parts == (Part(100, 10, False),)
+
+
+def test_a_step_may_be_given_up_if_it_is_only_for_those_who_left() -> None:
+    plan = schedule()
+    ask(plan, 1)
+    ask(plan, 2)
+    step = plan.next(0.0)
+    assert plan.only_for(step, (1, 2, 3)) and not plan.only_for(step, (1,))
 
 
 # Guests
@@ -274,3 +510,67 @@ def test_who_comes_back_after_a_pause_has_saved_nothing_up() -> None:
 
 
 # Cells
+
+
+def test_cells_are_claimed_ahead_as_an_answer_grows() -> None:
+    plan = schedule(cells=1000)
+    ask(plan, 1, prompt=10, most=1000)
+    claimed = []
+    for _ in range(70):
+        go(plan)
+        claimed.append(plan.residency.claimed_cells)
+    assert sorted({*claimed}) == [74, 139]
+
+
+def test_an_answer_that_grows_displaces_contexts_that_nobody_computes_with() -> None:
+    plan = schedule(cells=CONTEXT + 80)
+    about(plan, 1, "x")
+    go(plan)
+    plan.ready("x")
+    plan.leave(1)
+    ask(plan, 2, prompt=10, most=1000)
+    steps = [go(plan) for _ in range(70)]
+    assert [step.evict for step in steps if step.evict] == [("x",)] and not any(step.stop for step in steps)
+
+
+def test_where_cells_run_out_the_youngest_answer_makes_way_and_is_computed_again() -> None:
+    plan = schedule(cells=200)
+    ask(plan, 1, "ann", prompt=10, most=1000)
+    ask(plan, 2, "bob", prompt=20, most=1000)
+    stops = [step for step in (go(plan) for _ in range(80)) if step.stop]
+    assert [step.stop for step in stops] == [(2,)] and plan.waiting == 1
+    plan.leave(1)
+    (part,) = go(plan).parts
+    assert part.id == 2 and part.tokens > 60 and part.chooses, "with all that was chosen before"
+
+
+def test_of_who_has_most_an_answer_makes_way_though_anothers_is_younger() -> None:
+    plan = schedule(cells=360)
+    for id, caller in (1, "ann"), (2, "ann"), (3, "bob"):
+        ask(plan, id, caller, prompt=10, most=1000)
+    stops = [step.stop for step in (go(plan) for _ in range(80)) if step.stop]
+    assert stops == [(2,)]
+
+
+def test_who_waited_long_for_cells_lets_nobody_by_who_comes_after_it() -> None:
+    plan = schedule(cells=100)
+    ask(plan, 1, prompt=40)
+    go(plan)
+    ask(plan, 2, prompt=60)
+    ask(plan, 3, prompt=10)
+    assert go(plan, 1.0).begin == (3,)
+    ask(plan, 4, prompt=10, at_s=10.0)
+    assert go(plan, 10.0).begin == ()
+    plan.leave(1)
+    assert go(plan, 10.0).begin == (2,)
+
+
+def test_who_waits_for_room_for_its_context_is_waited_for_too() -> None:
+    plan = schedule(cells=500)
+    ask(plan, 1, prompt=200)
+    go(plan)
+    about(plan, 2, "x")
+    ask(plan, 3)
+    assert go(plan, 10.0).begin == ()
+    plan.leave(1)
+    assert go(plan, 10.0) == Step(bring=("x",), begin=(3,), parts=(Part(3, 10, True),))

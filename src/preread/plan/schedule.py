@@ -169,7 +169,7 @@ class _Job:
 
 @dataclass(slots=True)
 class _Out:
-    """A step that is being made."""
+    """A step that is being made; `ranks`: who makes way first, until somebody begins or does."""
 
     stop: list[int] = field(default_factory=list)
     evict: list[str] = field(default_factory=list)
@@ -179,6 +179,7 @@ class _Out:
     begin: list[int] = field(default_factory=list)
     resume: list[Resumed] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
+    ranks: list[tuple[int, _Job]] | None = None
 
 
 class Schedule:
@@ -413,7 +414,7 @@ class Schedule:
                 if self._room(cells, now_s, out):
                     self._claim(job, cells)
                 else:
-                    self._preempt(job if self._outgrown(job) else self._youngest_first()[0][1], out)
+                    self._preempt(self._youngest_first(out)[0][1], out)
 
     def _begin(self, job: _Job, now_s: float, out: _Out) -> bool:
         """Have a request begin if it can, or its context brought if it has to be; False: there is no room for it."""
@@ -422,21 +423,21 @@ class Schedule:
         request = job.request
         if request.context is not None and not self.residency.is_ready(request.context):
             return self._bring(job, now_s, out)
-        return self._start(job, now_s, out, self._making_way(request.caller))
+        return self._start(job, now_s, out, request.caller)
 
-    def _start(self, job: _Job, now_s: float, out: _Out, way: Sequence[_Job] = ()) -> bool:
-        """Give a request what it needs to compute, if that is to be had."""
+    def _start(self, job: _Job, now_s: float, out: _Out, caller: str | None = None) -> bool:
+        """Give a request what it needs to compute, if that is to be had, or others make way for its caller."""
         request, cells = job.request, self._ahead(job)
         spared = () if request.context is None else (request.context,)
-        least = max(0, self.running + 1 - self._most_answers)
+        least = max(0, len(self._youngest_first(out)) + 1 - self._most_answers)
         kept = request.kept if request.kept is not None and self.residency.is_ready(request.kept) else None
         fewer = cells - request.kept_tokens
-        if kept is not None and self._room(fewer, now_s, out, (*spared, kept), way=way, least=least):
+        if kept is not None and self._room(fewer, now_s, out, (*spared, kept), caller=caller, least=least):
             self._resume(job, kept, out)
-        elif not self._room(cells, now_s, out, spared, way=way, least=least):
+        elif not self._room(cells, now_s, out, spared, caller=caller, least=least):
             return False
         self._claim(job, cells - job.shared)
-        job.running = True
+        job.running, out.ranks = True, None
         if request.context is not None:
             self.residency.join(request.context)
         out.begin.append(request.id)
@@ -456,8 +457,8 @@ class Schedule:
         if request.context in self._coming or len(self._coming) >= LOADS:
             return True
         guest = all(each.request.guest for each in self._asking(request.context))
-        way = () if guest else self._making_way(request.caller)
-        if self._room(request.context_tokens, now_s, out, guest=guest, entering=True, way=way):
+        caller = None if guest else request.caller
+        if self._room(request.context_tokens, now_s, out, guest=guest, entering=True, caller=caller):
             self.residency.enter(request.context, request.context_tokens, request.cost_s, guest=guest)
             self.residency.used(request.context, now_s, guest=guest)
             self._coming[request.context] = False
@@ -491,20 +492,21 @@ class Schedule:
         *,
         guest: bool = False,
         entering: bool = False,
-        way: Sequence[_Job] = (),
+        caller: str | None = None,
         least: int = 0,
     ) -> bool:
-        """Make room for so many cells, if possible: of `way`, as many make it as have to, and at least `least`."""
-        freed = [0, *accumulate(job.claimed for job in way)]
+        """Make room for so many cells, if possible: as many answers make way for `caller` as have to, or `least`."""
 
-        def victims(count: int) -> list[str] | None:
-            lacking = cells - freed[count]
+        def victims(freed: int) -> list[str] | None:
+            lacking = cells - freed
             return self.residency.victims(lacking, now_s, (*spared, *out.kept), guest=guest, entering=entering)
 
-        count = bisect_left(range(len(freed)), True, least, key=lambda count: victims(count) is not None)
+        way = [] if caller is None or (not least and victims(0) is not None) else self._making_way(caller, out)
+        freed = [0, *accumulate(job.claimed for job in way)]
+        count = bisect_left(freed, True, least, key=lambda cells: victims(cells) is not None)
         if count >= len(freed):
             return False
-        for key in victims(count) or ():
+        for key in victims(freed[count]) or ():
             self._kept_s.pop(key, None)
             self.residency.leave(key)
             out.evict.append(key)
@@ -518,23 +520,25 @@ class Schedule:
         self.residency.leave(key)
         self._dropped.append(key)
 
-    def _making_way(self, caller: str) -> list[_Job]:
+    def _making_way(self, caller: str, out: _Out) -> list[_Job]:
         """Answers that make way for a caller who has none, first to last: of callers who keep one."""
-        running = self._youngest_first()
+        running = self._youngest_first(out)
         has_one = any(job.request.caller == caller for _, job in running)
         return [] if has_one else [job for nth, job in running if nth > 1]
 
-    def _youngest_first(self) -> list[tuple[int, _Job]]:
+    def _youngest_first(self, out: _Out) -> list[tuple[int, _Job]]:
         """Answers under way as they make way, always the youngest of whoever has most then; and how many these are."""
-        counts, running = Counter[str](), []
-        for job in sorted((job for job in self._jobs.values() if job.running), key=lambda job: job.order):
-            counts[job.request.caller] += 1
-            running.append((counts[job.request.caller], job))
-        return sorted(running, key=lambda pair: (-pair[0], -pair[1].order))
+        if out.ranks is None:
+            counts, ranks = Counter[str](), []
+            for job in sorted((job for job in self._jobs.values() if job.running), key=lambda job: job.order):
+                counts[job.request.caller] += 1
+                ranks.append((counts[job.request.caller], job))
+            out.ranks = sorted(ranks, key=lambda pair: (-pair[0], -pair[1].order))
+        return out.ranks
 
     def _preempt(self, job: _Job, out: _Out) -> None:
         self._release(job)
-        job.running, job.done = False, 0
+        job.running, job.done, out.ranks = False, 0, None
         if job.request.id in out.begin:
             out.begin.remove(job.request.id)
             out.resume = [one for one in out.resume if one.id != job.request.id]
