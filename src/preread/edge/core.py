@@ -339,6 +339,8 @@ class Core:
             if not now and self._current.gated == context:
                 self._cancel()
             self._lock.notify()
+        if not now:
+            self._post(lambda: self._withdraw(context))
 
     def ready(self, context: ContextId) -> None:
         """All of a context is in its rows."""
@@ -352,6 +354,7 @@ class Core:
             for live in [*self._live.values()]:
                 if error is not None and live.request.context == context:
                     self._end(live, error)
+            self._withdraw(context)
             with self._lock:
                 self._plan.lost(context)
             self._drop(context)
@@ -552,6 +555,13 @@ class Core:
             self._engine.cache.free(live.sequence)
             self._free.append(live.sequence)
             live.sequence, live.done = None, 0
+
+    def _withdraw(self, context: ContextId) -> None:
+        """Whoever has begun behind a context's gate begins again: the rows that come are not those that it shares."""
+        with self._lock:
+            ids = self._plan.withdraw(context)
+        for id in ids:
+            self._stop(id)
 
     def _leave(self, id: int) -> None:
         """A request is over, if it was not before."""

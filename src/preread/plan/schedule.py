@@ -199,6 +199,14 @@ class Schedule:
         if context in self._coming:
             self._coming[context] = now
 
+    def withdraw(self, context: str) -> list[int]:
+        """Who has begun about a context begins again later: what it shares is given up. These requests."""
+        begun = [job for job in self._asking(context) if job.running]
+        for job in begun:
+            self._release(job)
+            job.running, job.done = False, 0
+        return [job.request.id for job in begun]
+
     def ready(self, context: str) -> None:
         """All of a context is in its cells."""
         self._coming.pop(context, None)
