@@ -499,7 +499,8 @@ class Core:
         assert live.sequence is not None
         done, stop = live.done, live.done + part.tokens
         after = None if part.chooses else int(live.tokens[stop])
-        echoed = done if live.request.echo and done < live.prompt_tokens else None
+        telling = live.request.echo and len(live.tokens) == live.prompt_tokens  # or it made way, and has told all
+        echoed = done if telling else None
         position = len(live.context_tokens) + done
         return Slice(live.sequence, live.tokens[done:stop], position, live.chooser, after=after, echoed=echoed)
 
