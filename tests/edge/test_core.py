@@ -489,10 +489,8 @@ def test_leaving_while_computing(phase: str, beside: bool) -> None:
         asking.cancel()
         await asyncio.wait([asking])
         seen: list[int] = []
-        before = bench.engine.runner.before_layer
-        hold.go()
         bench.engine.runner.before_layer = lambda slices, layer: seen.append(len(slices))
-        assert before is not None
+        hold.go()
         await asyncio.gather(*others)
         await bench.settle()
         if not beside:
@@ -570,3 +568,253 @@ def test_a_context_that_does_not_come_fails_for_who_asks_about_it() -> None:
         assert last is None
 
     run(story)
+
+
+def test_a_request_that_cannot_begin_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(bench: Bench) -> None:
+        make = bench.engine.chooser
+
+        def chooser(sampling: Sampling, prompt: Tokens) -> Any:
+            if sampling.seed == 2:
+                raise ValueError("no such sampling")
+            return make(sampling, prompt)
+
+        monkeypatch.setattr(bench.engine, "chooser", chooser)
+        async with bench.core.paused():
+            asking = [asyncio.ensure_future(bench.ask(Question(seed=seed))) for seed in range(5)]
+            await asyncio.sleep(0)
+        results = await asyncio.gather(*asking, return_exceptions=True)
+        assert [type(result) for result in results] == [type(None)] * 2 + [EngineError] + [type(None)] * 2
+
+    run(story)
+
+
+def test_a_stretch_that_cannot_be_reserved_again_fails_its_load_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def story(bench: Bench) -> None:
+        def refuse(*_: object) -> None:
+            raise EngineError("no cells are free")
+
+        monkeypatch.setattr(bench.engine.cache, "put_back", refuse)
+
+        async def broken(context: ContextId) -> None:
+            await bench.core.reserve(context)
+            hold = Hold(bench.engine, lambda slices, layer: True)
+            computing = asyncio.ensure_future(bench.core.compute(context, context_tokens(context), 0))
+            await hold.reached()
+            bench.core.interrupt(context)
+            hold.go()
+            await computing
+
+        bench.way = broken
+        with pytest.raises(EngineError, match="no cells are free"):
+            await bench.ask(Question(context=CONTEXTS[0]))
+        bench.way = bench.computed
+        await bench.ask(Question(context=CONTEXTS[0]))
+
+    run(story)
+
+
+def test_what_fails_between_two_steps_ends_no_loop() -> None:
+    async def story(bench: Bench) -> None:
+        def fail() -> None:
+            raise ZeroDivisionError("nobody foresaw this")
+
+        bench.core._post(fail)
+        with pytest.raises(ZeroDivisionError):
+            await bench.core.call(fail)
+        await bench.ask(Question())
+
+    run(story)
+
+
+def test_a_context_that_cannot_be_read_leaves_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(bench: Bench) -> None:
+        def refuse(*_: object) -> KVBlock:
+            raise EngineError("it cannot be read")
+
+        bench.keeping = True
+        export = bench.engine.cache.export
+        monkeypatch.setattr(bench.engine.cache, "export", refuse)
+        for context in CONTEXTS:
+            await bench.ask(Question(context=context))
+        assert bench.evictions and not bench.shelf
+        monkeypatch.setattr(bench.engine.cache, "export", export)
+
+    run(story, cells=200)
+
+
+# Contexts that go while somebody has begun
+
+
+@pytest.mark.parametrize("error", [False, True])
+def test_a_context_that_is_lost_behind_the_gate(error: bool) -> None:
+    """Whoever came meanwhile gets it anew, or the error."""
+
+    async def story(bench: Bench) -> None:
+        async def lost(context: ContextId) -> None:
+            rows = await bench.core.reserve(context)
+            bench.core.answerable(context)
+            bench.core.inject(rows, rows_of(context, layers=Span(0, 2)))
+            bench.core.open(context, 2)
+            await waiting(bench)
+            bench.way = bench.computed
+            if error:
+                raise EngineError("it does not come")
+            raise asyncio.CancelledError
+
+        bench.way = lost
+        questions = [bench.ask(Question(seed=seed, context=CONTEXTS[1])) for seed in range(2)]
+        results = await asyncio.gather(*questions, return_exceptions=True)
+        assert [str(result) for result in results] == ["it does not come" if error else "None"] * 2
+        await bench.ask(Question(context=CONTEXTS[1]))
+
+    run(story)
+
+
+def test_a_context_is_rewritten_between_two_steps_while_it_is_the_same() -> None:
+    async def story(bench: Bench) -> None:
+        kept: list[Any] = []
+
+        async def spoilt(context: ContextId) -> None:
+            kept.append(await bench.core.reserve(context))
+
+        bench.way, context = spoilt, CONTEXTS[0]
+        await bench.steps(Question(context=context))
+        assert await bench.core.rewrite(context, kept[0], rows_of(context))
+        await bench.ask(Question(context=context))
+        await bench.core.forget()
+        assert not await bench.core.rewrite(context, kept[0], rows_of(context))
+        bench.way = bench.computed
+        await bench.ask(Question(context=context))
+
+    run(story)
+
+
+# All of it
+
+
+def test_forgetting_waits_for_who_asks() -> None:
+    async def story(bench: Bench) -> None:
+        hold = Hold(bench.engine, lambda slices, layer: len(slices[0].tokens) == 1)
+        asking = asyncio.ensure_future(bench.ask(Question(context=CONTEXTS[0])))
+        await hold.reached()
+        forgetting = asyncio.ensure_future(bench.core.forget())
+        await asyncio.sleep(0)
+        hold.go()
+        await forgetting
+        assert bench.engine.cache.free_cells == bench.engine.cells and not bench.core.residents()
+        await asking
+        await bench.ask(Question(context=CONTEXTS[0]))
+        assert bench.brought == [CONTEXTS[0]] * 2
+
+    run(story)
+
+
+def test_no_step_begins_while_paused() -> None:
+    async def story(bench: Bench) -> None:
+        async with bench.core.paused():
+            asking = asyncio.ensure_future(bench.ask(Question()))
+            async with bench.core.paused():
+                pass
+            for _ in range(20):
+                await bench.core.call(lambda: None)
+            assert bench.engine.runner.steps == 0 and not asking.done()
+        await asking
+
+    run(story)
+
+
+def test_a_step_that_waits_for_a_link_keeps_nobody() -> None:
+    """Neither what is done between two steps, nor who has something to compute."""
+
+    async def story(bench: Bench) -> None:
+        go_on = asyncio.Event()
+
+        async def slow(context: ContextId) -> None:
+            rows = await bench.core.reserve(context)
+            bench.core.answerable(context)
+            await go_on.wait()
+            bench.core.inject(rows, rows_of(context))
+            bench.core.open(context, LAYERS)
+
+        bench.way = slow
+        asking = asyncio.ensure_future(bench.ask(Question(context=CONTEXTS[0])))
+        await waiting(bench)
+        await bench.core.call(lambda: None)
+        await waiting(bench)
+        await bench.ask(Question(seed=1))
+        await waiting(bench)
+        async with bench.core.paused():
+            pass
+        go_on.set()
+        await asking
+
+    run(story)
+
+
+def test_closing_waits_for_who_asks_and_then_takes_nobody() -> None:
+    async def story(bench: Bench) -> None:
+        asking = asyncio.ensure_future(bench.ask(Question(most=20)))
+        await asyncio.sleep(0)
+        await bench.core.close()
+        assert asking.done()
+        await asking
+        assert not bench.core._live
+        with pytest.raises(EngineError, match="being closed"):
+            await bench.ask(Question())
+        with pytest.raises(EngineError, match="being closed"):
+            await bench.core.call(lambda: None)
+        bench.worker.close()
+
+    async def told() -> None:
+        await story(Bench())
+
+    asyncio.run(asyncio.wait_for(told(), 60))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_in_any_order_every_answer_is_exact_and_nothing_is_left(seed: int) -> None:
+    chance = np.random.default_rng(seed)
+
+    def asked(number: int) -> Question:
+        context = None if chance.random() < 0.25 else CONTEXTS[int(chance.integers(len(CONTEXTS)))]
+        size = 0 if context is None else SIZES[CONTEXTS.index(context)]
+        reuse = int(chance.integers(1, size + 1)) if context and chance.random() < 0.3 else None
+        return Question(
+            int(chance.integers(1, 30)),
+            number,
+            context,
+            reuse,
+            int(chance.integers(1, 40)),
+            float(chance.integers(2)),
+            "abc"[chance.integers(3)],
+            chance.random() < 0.2,
+            chance.random() < 0.2,
+        )
+
+    async def story(bench: Bench) -> None:
+        bench.keeping = bool(seed % 2)
+
+        async def any_way(context: ContextId) -> None:
+            await getattr(bench, WAYS[int(chance.integers(len(WAYS)))])(context)
+
+        async def one(number: int) -> None:
+            question = asked(number)
+            for _ in range(int(chance.integers(60))):
+                await bench.core.call(lambda: None)
+            if chance.random() < 0.6:
+                await bench.ask(question)
+                return
+            asking = asyncio.ensure_future(bench.steps(question, int(chance.integers(1, 20))))
+            for _ in range(int(chance.integers(80))):
+                await bench.core.call(lambda: None)
+            asking.cancel()
+            await asyncio.wait([asking])
+
+        bench.way = any_way
+        await asyncio.gather(*map(one, range(24)))
+        await bench.settle()
+
+    run(story, cells=220, answers=5, contexts=4)
