@@ -500,6 +500,56 @@ def test_leaving_while_computing(phase: str, beside: bool) -> None:
     run(story)
 
 
+class HoldAtArm:
+    """Holds the engine's thread when a step is decided, and the gate knows nothing of it yet."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._runner, self._arm, self._bench = bench.engine.runner, bench.engine.runner.arm, bench
+        self._loop, self._reached, self._go = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+        self._runner.arm = self._held  # type: ignore[method-assign]
+
+    def _held(self, open_layers: int | None = None) -> None:
+        self._runner.arm = self._arm  # type: ignore[method-assign]
+        self._loop.call_soon_threadsafe(self._reached.set)
+        assert self._go.wait(30)
+        self._arm(open_layers)
+
+    async def reached(self) -> None:
+        await asyncio.wait_for(self._reached.wait(), 30)
+
+    def go(self) -> None:
+        self._go.set()
+
+
+def test_leaving_just_before_a_step_begins() -> None:
+    async def story(bench: Bench) -> None:
+        hold = HoldAtArm(bench)
+        await leave(bench, Question(), hold.reached)
+        hold.go()
+        await bench.settle()
+        assert bench.engine.runner.steps == 0
+
+    run(story)
+
+
+def test_layers_that_open_just_before_a_step_begins_are_not_waited_for() -> None:
+    async def story(bench: Bench) -> None:
+        async def late(context: ContextId) -> None:
+            rows, hold = await bench.core.reserve(context), HoldAtArm(bench)
+            bench.core.answerable(context)
+            await hold.reached()
+            bench.core.inject(rows, rows_of(context))
+            bench.core.open(context, LAYERS)
+            hold.go()
+            while not bench.engine.runner.steps:
+                await asyncio.sleep(0.001)
+
+        bench.way = late
+        await bench.ask(Question(context=CONTEXTS[0]))
+
+    run(story)
+
+
 # Failures
 
 
@@ -688,6 +738,7 @@ def test_a_context_is_rewritten_between_two_steps_while_it_is_the_same() -> None
         assert not await bench.core.rewrite(context, kept[0], rows_of(context))
         bench.way = bench.computed
         await bench.ask(Question(context=context))
+        assert not await bench.core.rewrite(context, kept[0], rows_of(context)), "it has other cells now"
 
     run(story)
 
