@@ -239,8 +239,9 @@ class Core:
         generation = Generation(self._count, asyncio.Queue())
         request = replace(request, id=generation.id)
         live = _Live(request, prompt, context_tokens, sampling, generation, prompt_tokens=len(prompt))
-        self._live[request.id] = live
-        self._post(lambda: self._arrive(live))
+        with self._lock:
+            self._post(lambda: self._arrive(live))
+            self._live[request.id] = live
         try:
             yield generation
         finally:
@@ -487,12 +488,12 @@ class Core:
     def _run(self) -> None:
         while True:
             while self._calls:
-                self._calls.popleft()()
+                self._called(self._calls.popleft())
             with self._lock:
-                if self._closing:
-                    return
                 if self._calls:
                     continue
+                if self._closing:
+                    return
                 step = schedule.Step() if self._pauses else self._plan.next(time.monotonic())
                 if step == schedule.Step():
                     self._lock.wait(_LOOK_S)
@@ -506,6 +507,13 @@ class Core:
             finally:
                 with self._lock:
                     self._current = schedule.Step()
+
+    def _called(self, call: Callable[[], None]) -> None:
+        """What is done between two steps ends no loop."""
+        try:
+            call()
+        except Exception:
+            _log.exception("what was to be done between two steps failed in a way that nobody foresaw")
 
     def _perform(self, step: schedule.Step) -> None:
         """One step as it is said: cells are given back first, then given out, and then something is computed."""
@@ -521,11 +529,17 @@ class Core:
             message = f"this request has waited for {MOST_WAIT_S:g} s, and others are still before it"
             self._end(self._live[id], Overloaded(message, retry_after_s=MOST_WAIT_S))
         for id in step.begin:
-            self._begin(id)
+            try:
+                self._begin(id)
+            except Exception as error:
+                _log.exception("a request could not begin")
+                self._end(self._live[id], EngineError(f"the engine could not begin an answer: {error}"))
         for resumed in step.resume:
-            self._resume(resumed)
-        if step.parts:
-            self._compute(step)
+            if resumed.id in self._live:
+                self._resume(resumed)
+        parts = tuple(part for part in step.parts if part.id in self._live or part.id in self._fills)
+        if parts:
+            self._compute(replace(step, parts=parts))
 
     def _compute(self, step: schedule.Step) -> None:
         slices = [self._slice(part) for part in step.parts]
@@ -567,7 +581,8 @@ class Core:
             tokens = np.concatenate([live.tokens[done:], np.array(live.proposed[:drafts], np.int32)])
             return Slice(live.sequence, tokens, len(live.context_tokens) + done, live.chooser, drafts)
         after = None if part.chooses else int(live.tokens[stop])
-        echoed = done if live.request.echo and done < live.prompt_tokens else None
+        telling = live.request.echo and len(live.tokens) == live.prompt_tokens  # or it made way, and has told all
+        echoed = done if telling else None
         position = len(live.context_tokens) + done
         return Slice(live.sequence, live.tokens[done:stop], position, live.chooser, after=after, echoed=echoed)
 
@@ -754,7 +769,10 @@ class Core:
         assert bringer is not None
         block = None
         if bringer.keeps(context, 2 * place.tokens * shape.values_per_token):
-            block = self._engine.cache.export(place.sequence, Span(0, place.tokens), Span(0, shape.layers))
+            try:
+                block = self._engine.cache.export(place.sequence, Span(0, place.tokens), Span(0, shape.layers))
+            except EngineError as error:
+                _log.warning("a context that leaves the cache is not kept: %s", error)
         self._drop(context)
         self._tell(bringer.evicted, context, block)
 
@@ -780,15 +798,22 @@ class Core:
             fill = self._fills.pop(id, None)
             if fill is None:
                 continue
-            place = self._places.get(fill.context)
-            if fill.scratch:
-                self._release_scratch(fill)
-                if place is not None and place.rows is not None:
-                    self._engine.cache.put_back(place.rows, Span(fill.start, fill.start + len(fill.tokens)))
-            else:
-                self._engine.cache.cut(fill.sequence, fill.start)
+            why: PrereadError = error or Cancelled("it was not wanted any more")
+            try:
+                self._undo(fill)
+            except EngineError as failure:
+                why = failure
             if not fill.done.done():
-                fill.done.set_exception(error or Cancelled("it was not wanted any more"))
+                fill.done.set_exception(why)
+
+    def _undo(self, fill: _Fill) -> None:
+        place = self._places.get(fill.context)
+        if not fill.scratch:
+            self._engine.cache.cut(fill.sequence, fill.start)
+            return
+        self._release_scratch(fill)
+        if place is not None and place.rows is not None:
+            self._engine.cache.put_back(place.rows, Span(fill.start, fill.start + len(fill.tokens)))
 
     def _release_scratch(self, fill: _Fill) -> None:
         self._engine.cache.free(fill.sequence)

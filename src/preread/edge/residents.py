@@ -100,7 +100,8 @@ class Residents:
             if not self._asking[context]:
                 del self._asking[context]
                 if (task := self._tasks.get(context)) is not None:
-                    task.cancel()
+                    # Of a task that has not begun, nothing would run: not even what says that the context is lost.
+                    asyncio.get_running_loop().call_soon(task.cancel)
 
     async def begin(self) -> None:
         """A question comes: what is brought to a better rung waits until it has its first token."""

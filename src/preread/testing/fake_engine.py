@@ -8,12 +8,12 @@ nothing. Cells, sequences, the gate and its threads are as real as llama.cpp's.
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from preread.engine.base import Chooser, Slice, Tokens
+from preread.engine.base import Chooser, Engine, Slice, Tokens
 from preread.engine.cache import COMPUTED, Rows
 from preread.engine.model import Spec
 from preread.engine.sampling import Sampling, Step, log_probabilities
@@ -327,6 +327,10 @@ class FakeChooser:
     def close(self) -> None:
         """See `Chooser`."""
         self._closed = True
+
+
+if TYPE_CHECKING:
+    _IS_ONE: type[Engine] = FakeEngine
 
 
 def _spec(window_tokens: int) -> Spec:
