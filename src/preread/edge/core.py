@@ -372,9 +372,11 @@ class Core:
                 self._plan.fill(id, context, len(tokens), time.monotonic())
 
         await self.call(begin)
+        waiting = asyncio.wrap_future(done)
         try:
-            await asyncio.shield(asyncio.wrap_future(done))
+            await asyncio.shield(waiting)
         except asyncio.CancelledError:
+            waiting.add_done_callback(lambda future: future.cancelled() or future.exception())  # nobody asks any more
             self.interrupt(context)
             raise
         return time.monotonic() - began_s
