@@ -48,8 +48,9 @@ LOADS: Final = 2
 MOST_WAIT_S: Final = 600.0
 """Who waited so long is told to come again: no client waits longer, and its answer would be made for nobody."""
 
-_GAP, _GAP_S, _LEAST_GAP_S = 2.5, 0.05, 0.25
-"""A step with prompts takes so many times as long as one without, and so many seconds more; or so long at least."""
+_GAP, _GAP_S, _MOST_GAP_S = 2.5, 0.05, 1.0
+"""A step with prompts takes so many times as long as one without, and so many seconds more. Where more wait for their
+first token than read along, it takes so many times longer again, but never more than the last of these."""
 _GROWTH_CELLS: Final = 64
 """Cells are claimed ahead in such steps, as an answer grows."""
 _PATIENCE_S: Final = 5.0
@@ -621,7 +622,8 @@ class Schedule:
         if not answers:
             return STEP_TOKENS if others < 2 else SHARED_TOKENS
         plain_s = self.cost.seconds(answers)
-        within_s = max(_GAP * plain_s + _GAP_S, _LEAST_GAP_S)
+        crowd = sum(not job.answered for job in self._jobs.values()) / answers
+        within_s = min((_GAP * plain_s + _GAP_S) * max(1.0, crowd), max(_MOST_GAP_S, plain_s))
         return min(max(LEAST_TOKENS, self.cost.tokens_within(within_s) - answers), STEP_TOKENS - answers)
 
     def _behind_gate(self, now_s: float, out: _Out) -> tuple[list[Part], str | None]:
