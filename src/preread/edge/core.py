@@ -102,9 +102,12 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """A conversation that is kept: whose, behind which context's first tokens, its own tokens, and their sequence."""
+    """A conversation that is kept: whose, behind which context's first tokens, its own tokens, and their sequence.
 
-    caller: str
+    `caller` None: nobody's any more, it is about to go.
+    """
+
+    caller: str | None
     context: str | None
     position: int
     tokens: Tokens
@@ -248,11 +251,17 @@ class Core:
                 self._calls.append(lambda: self._leave(generation.id, kept or 0))
             self._usual_s += (time.monotonic() - began_s - self._usual_s) / 8
 
-    def drop_conversations(self, caller: str) -> None:
-        """Keep nothing of what somebody has said."""
-        with self._changing():
-            for key in [key for key, kept in self._kept.items() if kept.caller == caller]:
-                self._plan.drop(key)
+    async def drop_conversations(self, caller: str) -> None:
+        """Keep nothing of what somebody has said: neither what is kept, nor what is being answered."""
+
+        def drop() -> None:
+            with self._lock:
+                self._plan.forget(caller)
+                for key in [key for key, kept in self._kept.items() if kept.caller == caller]:
+                    self._kept[key] = replace(self._kept[key], caller=None)
+                    self._plan.drop(key)
+
+        await self.call(drop)  # after what was left a moment ago has come to be kept
 
     # Contexts
 
@@ -680,6 +689,8 @@ class Core:
             self._engine.cache.free(live.sequence)
             self._free.append(live.sequence)
             live.sequence, live.done = None, 0
+            if len(live.tokens) == live.prompt_tokens:
+                live.generation.resumed_tokens = 0
 
     def _leave(self, id: int, kept: int = 0) -> None:
         """A request is over, if it was not before; its first so many tokens are kept."""

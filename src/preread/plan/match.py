@@ -1,6 +1,6 @@
 """Which published context does a prompt begin with, or nearly so? Decided here, so that nobody has to be asked."""
 
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final
@@ -73,6 +73,42 @@ def shared_tokens(one: Tokens, other: Tokens) -> int:
     length = min(len(one), len(other))
     differing = np.flatnonzero(one[:length] != other[:length])
     return int(differing[0]) if len(differing) else length
+
+
+def as_said(prompt: Tokens, said: Tokens, piece: Callable[[int], bytes]) -> Tokens:
+    """The prompt, with the tokens that `said` has for the bytes that both begin with, as far as both end a token there.
+
+    An answer was not generated in the tokens that its text is read in: of those there are many ways to write a word.
+
+    Args:
+        prompt: as it was read.
+        said: what was computed before.
+        piece: a token's bytes. A control token has none, and is like no other.
+    """
+    start = shared_tokens(prompt, said)
+    while (lengths := _same_bytes(prompt[start:], said[start:], piece)) is not None:
+        read, written = lengths
+        prompt = np.concatenate([prompt[:start], said[start : start + written], prompt[start + read :]])
+        start += written
+        start += shared_tokens(prompt[start:], said[start:])
+    return prompt
+
+
+def _same_bytes(one: Tokens, other: Tokens, piece: Callable[[int], bytes]) -> tuple[int, int] | None:
+    """How many tokens of both begin with the same bytes, the fewest; None: they differ before both end a token."""
+    first, second = bytearray(), bytearray()
+    i = j = 0
+    while not (i and len(first) == len(second)):
+        tokens, at, grown = (one, i, first) if len(first) <= len(second) else (other, j, second)
+        more = piece(int(tokens[at])) if at < len(tokens) else b""
+        if not more:
+            return None
+        grown += more
+        i, j = (i + 1, j) if grown is first else (i, j + 1)
+        shorter = min(len(first), len(second))
+        if first[:shorter] != second[:shorter]:
+            return None
+    return i, j
 
 
 def prefix_index(contexts: Iterable[tuple[ContextId, Tokens]]) -> PrefixIndex:
