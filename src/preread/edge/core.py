@@ -113,6 +113,9 @@ class _Kept:
     tokens: Tokens
     sequence: int
 
+    def is_of(self, caller: str, context: str | None, position: int) -> bool:
+        return (self.caller, self.context, self.position) == (caller, context, position)
+
 
 @dataclass(slots=True)
 class _Live:
@@ -250,6 +253,11 @@ class Core:
                 kept = self._plan.end(generation.id, _key(generation.id), time.monotonic())
                 self._calls.append(lambda: self._leave(generation.id, kept or 0))
             self._usual_s += (time.monotonic() - began_s - self._usual_s) / 8
+
+    def said(self, caller: str, context: ContextId | None, position: int) -> list[Tokens]:
+        """What is kept of somebody's conversations behind the first `position` tokens of a context, or behind none."""
+        with self._lock:
+            return [kept.tokens for kept in self._kept.values() if kept.is_of(caller, context, position)]
 
     async def drop_conversations(self, caller: str) -> None:
         """Keep nothing of what somebody has said: neither what is kept, nor what is being answered."""
@@ -646,11 +654,10 @@ class Core:
     def _arrive(self, live: _Live) -> None:
         """A request comes, with the conversation that is kept and has most in common with its prompt, if one has."""
         request, position = live.request, len(live.context_tokens)
-        of = request.caller, request.context, position
         found = [
             (shared_tokens(kept.tokens, live.tokens[:-1]), key)
             for key, kept in self._kept.items()
-            if (kept.caller, kept.context, kept.position) == of
+            if kept.is_of(request.caller, request.context, position)
         ]
         tokens, key = max(found, default=(0, ""))
         if tokens and not request.echo:

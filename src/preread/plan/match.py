@@ -76,39 +76,39 @@ def shared_tokens(one: Tokens, other: Tokens) -> int:
 
 
 def as_said(prompt: Tokens, said: Tokens, piece: Callable[[int], bytes]) -> Tokens:
-    """The prompt, with the tokens that `said` has for the bytes that both begin with, as far as both end a token there.
+    """The prompt with the tokens of `said` for what both begin with, up to where both end a token last.
 
-    An answer was not generated in the tokens that its text is read in: of those there are many ways to write a word.
+    An answer's text may be read in other tokens than it was generated in: there are many ways to write a word.
 
     Args:
         prompt: as it was read.
         said: what was computed before.
-        piece: a token's bytes. A control token has none, and is like no other.
+        piece: a token's bytes; a control token has none: it is like itself alone.
     """
-    start = shared_tokens(prompt, said)
-    while (lengths := _same_bytes(prompt[start:], said[start:], piece)) is not None:
-        read, written = lengths
-        prompt = np.concatenate([prompt[:start], said[start : start + written], prompt[start + read :]])
-        start += written
-        start += shared_tokens(prompt[start:], said[start:])
-    return prompt
+    read = written = 0
+    while True:
+        same = shared_tokens(prompt[read:], said[written:])
+        found = _of_same_bytes(prompt[read + same :], said[written + same :], piece)
+        read, written = read + same, written + same
+        if found is None:
+            return np.concatenate([said[:written], prompt[read:]])
+        read, written = read + found[0], written + found[1]
 
 
-def _same_bytes(one: Tokens, other: Tokens, piece: Callable[[int], bytes]) -> tuple[int, int] | None:
-    """How many tokens of both begin with the same bytes, the fewest; None: they differ before both end a token."""
-    first, second = bytearray(), bytearray()
-    i = j = 0
-    while not (i and len(first) == len(second)):
-        tokens, at, grown = (one, i, first) if len(first) <= len(second) else (other, j, second)
-        more = piece(int(tokens[at])) if at < len(tokens) else b""
-        if not more:
+def _of_same_bytes(one: Tokens, other: Tokens, piece: Callable[[int], bytes]) -> tuple[int, int] | None:
+    """How many of their first tokens have the same bytes, the fewest that do; None: none have."""
+    counts, behind, ahead_by = [0, 0], 0, b""
+    while ahead_by or not counts[0]:
+        tokens, at = (one, other)[behind], counts[behind]
+        data = piece(int(tokens[at])) if at < len(tokens) else b""
+        if not data or not (data.startswith(ahead_by) or ahead_by.startswith(data)):
             return None
-        grown += more
-        i, j = (i + 1, j) if grown is first else (i, j + 1)
-        shorter = min(len(first), len(second))
-        if first[:shorter] != second[:shorter]:
-            return None
-    return i, j
+        counts[behind] += 1
+        if len(data) > len(ahead_by):
+            ahead_by, behind = data[len(ahead_by) :], 1 - behind
+        else:
+            ahead_by = ahead_by[len(data) :]
+    return counts[0], counts[1]
 
 
 def prefix_index(contexts: Iterable[tuple[ContextId, Tokens]]) -> PrefixIndex:
