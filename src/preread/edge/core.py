@@ -20,6 +20,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 
+from preread.edge.spans import span
 from preread.engine.base import Chooser, Engine, Slice, Tokens
 from preread.engine.cache import Rows
 from preread.engine.sampling import Sampling, Step
@@ -388,7 +389,8 @@ class Core:
 
         await self.call(begin)
         try:
-            await asyncio.shield(asyncio.wrap_future(done))
+            with span("prefill", tokens=len(tokens)):
+                await asyncio.shield(asyncio.wrap_future(done))
         except asyncio.CancelledError:
             self.interrupt(context)
             raise

@@ -15,6 +15,7 @@ from preread.edge.bounds import check_size, too_long
 from preread.edge.contexts import Known
 from preread.edge.request import Ask
 from preread.edge.site import Site
+from preread.edge.spans import span
 from preread.engine import length
 from preread.engine.llamacpp import LlamaCpp
 from preread.engine.marks import Prompt
@@ -73,7 +74,11 @@ async def understand(ask: Ask, site: Site, caller: str = "") -> Question:
     check_size(ask, spec.window_tokens, spec.token_characters)
     known = None if ask.context is None else await find_context(ask.context, site)
     here = beginnings(site) if known is None else []
-    question = await site.readers.run(ask, caller, lambda: _as_said(_tokenised(ask, known, here, site), caller, site))
+    with span("match", contexts=len(here)) as matching:
+        question = await site.readers.run(
+            ask, caller, lambda: _as_said(_tokenised(ask, known, here, site), caller, site)
+        )
+        matching.note(prompt_tokens=question.prompt_tokens, shared_tokens=question.reuse)
     if question.prompt_tokens >= spec.window_tokens:
         raise too_long(spec.window_tokens, f"{question.prompt_tokens} tokens")
     if question.known is not None and question.named and site.uses is not None:
