@@ -119,6 +119,20 @@ def test_a_conversation_takes_the_place_of_others_that_nobody_named_the_oldest_f
     assert set(plan.residency.sizes) == {"c2", "c3"}
 
 
+def test_of_two_the_older_goes_whether_either_is_about_a_context_or_not() -> None:
+    plan = schedule(most=3)
+    plan.arrive(Request(1, "ann", 10, 10, "x", 400, 400, cost_s=0.1), 0.0)
+    plan.next(0.0)
+    plan.ready("x")
+    plan.leave(1)
+    said(plan, 2)
+    plan.arrive(Request(3, "ann", 40, 10, "x", 400, 400, cost_s=0.1), 10.0)
+    go(plan, 10.0)
+    assert plan.end(3, "c3", 10.0) == 40
+    said(plan, 4, at_s=20.0)
+    assert set(plan.residency.sizes) == {"x", "c3", "c4"}
+
+
 def test_a_conversation_takes_the_place_of_a_context_that_nobody_named_but_of_no_other() -> None:
     for guest in (True, False):
         plan = schedule(most=1)

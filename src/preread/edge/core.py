@@ -607,15 +607,18 @@ class Core:
             if own:
                 live.done = len(live.tokens) + len(own) - 1
                 live.tokens = np.concatenate([live.tokens, np.array(own, np.int32)])
-                self._guess(live, own, len(step.parts))
             else:
                 live.done += part.tokens
             puts.append((live.generation, steps))
         self._tell(_put, puts)
         for part, steps in zip(step.parts, chosen, strict=True):
             live = self._live.get(part.id)
-            if live is not None and part.chooses and self._is_over(live, steps):
+            if live is None or not part.chooses:
+                continue
+            if self._is_over(live, steps):
                 self._end(live, None)
+            else:  # after the tokens went out: the first of a long prompt's guesses takes milliseconds
+                self._guess(live, [one.token for one in steps if not one.given], len(step.parts))
 
     def _count_tokens(self, part: Part, live: _Live, chosen: int) -> None:
         prompt = max(0, min(part.tokens, live.prompt_tokens - live.done))

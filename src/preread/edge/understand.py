@@ -152,10 +152,12 @@ def _tokenised(ask: Ask, known: Known | None, here: list[Known], site: Site) -> 
 def _as_said(question: Question, caller: str, site: Site) -> Question:
     """The question in the tokens of the caller's conversation so far, where that is kept: so it need not be read anew.
 
-    Whoever gives token ids gets these. The window may have room for a text in one way of reading it alone.
+    Whoever gives token ids gets these, and whoever asks for the prompt's odds those of its text as it is read. The
+    window may have room for a text in one way of reading it alone.
     """
     engine, context = site.engine, None if question.known is None else question.known.entry.context
-    said = [] if isinstance(question.ask.prompt, tuple) else site.core.said(caller, context, question.reuse)
+    exact = isinstance(question.ask.prompt, tuple) or question.ask.sampling.prompt_logprobs
+    said = [] if exact else site.core.said(caller, context, question.reuse)
     room = engine.spec.window_tokens - question.reuse
     most, best = 0, question.prompt
     for tokens in said:

@@ -243,8 +243,7 @@ class Schedule:
             return 0
         for victim in victims:
             self._drop(victim)
-        cost_s = job.request.cost_s * job.done / max(1, job.request.context_tokens)
-        self.residency.keep(key, job.done, cost_s, now_s)
+        self.residency.keep(key, job.done, self.cost.token_s * job.done, now_s)
         self._kept_s[key] = now_s
         return job.done
 
