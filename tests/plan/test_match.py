@@ -1,10 +1,19 @@
+import random
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preread.plan.match import Match, PrefixIndex, prefix_index
+from preread.plan.match import Match, PrefixIndex, as_said, prefix_index, shared_tokens
 from preread.values import ContextId
 
+PIECES = [b"", b"a", b"b", b"ab", b"ba", b"aba", b""]
+"""A small vocabulary: the first token and the last one are control tokens."""
+
+LETTERS = [[0], [1], [2], [1, 2], [2, 1], [1, 2, 1], [6]]
+"""The tokens in the shortest ones of the same bytes."""
+
+READ = st.lists(st.integers(0, len(PIECES) - 1), max_size=12)
 TOKENS = st.lists(st.integers(0, 3), max_size=8)
 
 
@@ -59,3 +68,49 @@ def test_a_context_serves_a_prompt_that_has_most_of_it_and_fits_beside_all_of_it
     assert match.serves(100, 90, 120) and not match.serves(100, 100, 120) and not match.serves(107, 90, 999)
     assert Match(ContextId("manual"), 100, True).serves(100, 119, 120)
     assert match.near(300) and not match.near(400)
+
+
+# Other tokens of the same text
+
+
+def text(tokens: np.ndarray) -> list[object]:
+    """All bytes, and control tokens as what they are."""
+    return [part for id in tokens for part in (PIECES[id] or [f"control {id}"])]
+
+
+@given(READ, READ, READ)
+def test_a_prompt_says_the_same_in_the_tokens_of_what_was_said(
+    before: list[int], read: list[int], on: list[int]
+) -> None:
+    prompt, said = ids([*before, *read]), ids([*before, *on])
+    found = as_said(prompt, said, PIECES.__getitem__)
+    assert text(found) == text(prompt)
+    assert shared_tokens(found, said) >= shared_tokens(prompt, said)
+
+
+@given(READ, READ, st.randoms(use_true_random=False))
+def test_what_a_prompt_begins_with_is_in_the_tokens_that_it_was_said_in(
+    spelt: list[int], more: list[int], draw: random.Random
+) -> None:
+    def spelling() -> list[int]:
+        return [part for id in spelt for part in (LETTERS[id] if draw.random() < 0.5 else [id])]
+
+    said = ids(spelling())
+    found = as_said(ids([*spelling(), *more]), said, PIECES.__getitem__)
+    assert found.tolist()[: len(said)] == said.tolist()
+
+
+def test_tokens_are_taken_up_to_where_both_texts_end_one() -> None:
+    def taken(prompt: list[int], said: list[int]) -> list[int]:
+        return as_said(ids(prompt), ids(said), PIECES.__getitem__).tolist()
+
+    assert taken([3, 2, 1], [1, 2, 2, 2]) == [1, 2, 2, 1], "ab·b·a as a·b·b·a"
+    assert taken([5, 1], [1, 2]) == [5, 1], "aba·a is not begun by a·b: it ends within a token"
+    assert taken([3], [1]) == [3]
+    assert taken([1, 2], [3]) == [3]
+
+
+def test_a_control_token_is_like_itself_alone() -> None:
+    assert as_said(ids([0, 1]), ids([6, 1]), PIECES.__getitem__).tolist() == [0, 1]
+    assert as_said(ids([3, 0, 3]), ids([1, 2, 0, 1, 2]), PIECES.__getitem__).tolist() == [1, 2, 0, 1, 2]
+    assert as_said(ids([3, 0, 3]), ids([1, 2, 1, 2]), PIECES.__getitem__).tolist() == [1, 2, 0, 3]

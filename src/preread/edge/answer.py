@@ -14,6 +14,7 @@ from preread.edge.record import Record
 from preread.edge.request import Ask, Done, Piece
 from preread.edge.residents import Asking, Residents
 from preread.edge.site import Site
+from preread.edge.spans import past, span
 from preread.edge.text import Echo, Writer
 from preread.edge.understand import Question, understand
 from preread.engine.llamacpp import Tokens
@@ -80,17 +81,19 @@ def _of_one_token_at_least(ask: Ask) -> Ask:
 
 async def _steps(question: Question, residents: Residents, record: Record, caller: str) -> AsyncGenerator[Step, None]:
     """The answer's tokens, once the context's KV is there."""
-    site, begun = residents.site, False
+    site, begun, tokens = residents.site, False, 0
     await residents.begin()
     try:
         question = _possible(question, site, record)
-        with residents.asking(question) as asking:
+        with residents.asking(question) as asking, span("generate") as generating:
             prompt, beginning, sampling = question.prompt, _beginning(question), question.ask.sampling
             request = _request(question, site, caller)
             async with site.core.generation(request, prompt, beginning, sampling) as generation:
                 while (steps := await generation.steps.get()) is not None:
                     if isinstance(steps, BaseException):
                         raise steps
+                    tokens += len(steps)
+                    generating.note(tokens=tokens)
                     if not begun:
                         begun = True
                         residents.begun()
@@ -150,3 +153,5 @@ def _note(question: Question, asking: Asking, generation: Generation, record: Re
     elif question.known is not None and coming is not None:
         record.note_coming(question, coming)
     record.note(cache_n=record.timings.cache_n + generation.resumed_tokens)
+    if begun_s is not None:
+        past("prefill", begun_s, tokens=len(question.prompt) - generation.resumed_tokens)

@@ -111,7 +111,7 @@ async def _metrics(edge: AsyncEdge, request: Request) -> Response:
 
 async def _drop_conversations(edge: AsyncEdge, request: Request) -> Response:
     """Nothing of what this caller said is kept for a next turn any more."""
-    edge.site.core.drop_conversations(guard.caller(request.scope))
+    await edge.site.core.drop_conversations(guard.caller(request.scope))
     return Response(status_code=204)
 
 

@@ -20,6 +20,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 
+from preread.edge.spans import span
 from preread.engine.base import Chooser, Engine, Slice, Tokens
 from preread.engine.cache import Rows
 from preread.engine.sampling import Sampling, Step
@@ -102,13 +103,19 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """A conversation that is kept: whose, behind which context's first tokens, its own tokens, and their sequence."""
+    """A conversation that is kept: whose, behind which context's first tokens, its own tokens, and their sequence.
 
-    caller: str
+    `caller` None: nobody's any more, it is about to go.
+    """
+
+    caller: str | None
     context: str | None
     position: int
     tokens: Tokens
     sequence: int
+
+    def is_of(self, caller: str, context: str | None, position: int) -> bool:
+        return (self.caller, self.context, self.position) == (caller, context, position)
 
 
 @dataclass(slots=True)
@@ -250,11 +257,22 @@ class Core:
                 self._calls.append(lambda: self._leave(generation.id, kept or 0))
             self._usual_s += (time.monotonic() - began_s - self._usual_s) / 8
 
-    def drop_conversations(self, caller: str) -> None:
-        """Keep nothing of what somebody has said."""
-        with self._changing():
-            for key in [key for key, kept in self._kept.items() if kept.caller == caller]:
-                self._plan.drop(key)
+    def said(self, caller: str, context: ContextId | None, position: int) -> list[Tokens]:
+        """What is kept of somebody's conversations behind the first `position` tokens of a context, or behind none."""
+        with self._lock:
+            return [kept.tokens for kept in self._kept.values() if kept.is_of(caller, context, position)]
+
+    async def drop_conversations(self, caller: str) -> None:
+        """Keep nothing of what somebody has said: neither what is kept, nor what is being answered."""
+
+        def drop() -> None:
+            with self._lock:
+                self._plan.forget(caller)
+                for key in [key for key, kept in self._kept.items() if kept.caller == caller]:
+                    self._kept[key] = replace(self._kept[key], caller=None)
+                    self._plan.drop(key)
+
+        await self.call(drop)  # after what was left a moment ago has come to be kept
 
     # Contexts
 
@@ -374,7 +392,8 @@ class Core:
         await self.call(begin)
         waiting = asyncio.wrap_future(done)
         try:
-            await asyncio.shield(waiting)
+            with span("prefill", tokens=len(tokens)):
+                await asyncio.shield(waiting)
         except asyncio.CancelledError:
             waiting.add_done_callback(lambda future: future.cancelled() or future.exception())  # nobody asks any more
             self.interrupt(context)
@@ -606,15 +625,18 @@ class Core:
             if own:
                 live.done = len(live.tokens) + len(own) - 1
                 live.tokens = np.concatenate([live.tokens, np.array(own, np.int32)])
-                self._guess(live, own, len(step.parts))
             else:
                 live.done += part.tokens
             puts.append((live.generation, steps))
         self._tell(_put, puts)
         for part, steps in zip(step.parts, chosen, strict=True):
             live = self._live.get(part.id)
-            if live is not None and part.chooses and self._is_over(live, steps):
+            if live is None or not part.chooses:
+                continue
+            if self._is_over(live, steps):
                 self._end(live, None)
+            else:  # after the tokens went out: the first of a long prompt's guesses takes milliseconds
+                self._guess(live, [one.token for one in steps if not one.given], len(step.parts))
 
     def _count_tokens(self, part: Part, live: _Live, chosen: int) -> None:
         prompt = max(0, min(part.tokens, live.prompt_tokens - live.done))
@@ -657,11 +679,10 @@ class Core:
     def _arrive(self, live: _Live) -> None:
         """A request comes, with the conversation that is kept and has most in common with its prompt, if one has."""
         request, position = live.request, len(live.context_tokens)
-        of = request.caller, request.context, position
         found = [
             (shared_tokens(kept.tokens, live.tokens[:-1]), key)
             for key, kept in self._kept.items()
-            if (kept.caller, kept.context, kept.position) == of
+            if kept.is_of(request.caller, request.context, position)
         ]
         tokens, key = max(found, default=(0, ""))
         if tokens and not request.echo:
@@ -700,6 +721,8 @@ class Core:
             self._engine.cache.free(live.sequence)
             self._free.append(live.sequence)
             live.sequence, live.done = None, 0
+            if len(live.tokens) == live.prompt_tokens:
+                live.generation.resumed_tokens = 0
 
     def _leave(self, id: int, kept: int = 0) -> None:
         """A request is over, if it was not before; its first so many tokens are kept."""

@@ -16,6 +16,7 @@ from preread.edge.core import Core
 from preread.edge.profiles import Preparations, Reader
 from preread.edge.rungs import NotStreamable, Streamable
 from preread.edge.sources import Supply
+from preread.edge.spans import span
 from preread.engine.cache import Rows
 from preread.engine.llamacpp import Tokens
 from preread.errors import Cancelled, CorruptData, PrereadError, TransportError, UsageError
@@ -249,7 +250,8 @@ class Loading:
     async def _fetch(self, cell: Cell, source: int) -> None:
         event: Event = events.Failed(cell, source)
         try:
-            frames = await Segments(self._links[source]).get(self._places[cell])
+            with span("fetch", chunk=cell[0], group=cell[1], source=source, bytes=self._places[cell].size_bytes):
+                frames = await Segments(self._links[source]).get(self._places[cell])
             event = events.Arrived(cell, source)
             self._done.received_bytes += sum(map(len, frames))
         except UsageError as error:
@@ -313,7 +315,10 @@ class Loading:
         Not how long it took: that would count what else the machine is doing, as a rule the prompt.
         """
         began_s = time.thread_time()
-        self._core.inject(rows, decoded(self._what, self._places[cell], frames))
+        with span("decode", chunk=cell[0], group=cell[1]):
+            block = decoded(self._what, self._places[cell], frames)
+        with span("inject", chunk=cell[0], group=cell[1]):
+            self._core.inject(rows, block)
         return time.thread_time() - began_s
 
 

@@ -9,7 +9,8 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field
 
 from preread import limits
 from preread.edge.choice import chosen
@@ -19,6 +20,7 @@ from preread.edge.metrics import Memory, Metrics
 from preread.edge.refine import Refinement
 from preread.edge.site import Site
 from preread.edge.sources import Supply, holder
+from preread.edge.spans import story
 from preread.edge.understand import Question
 from preread.engine.cache import Rows
 from preread.errors import EngineError, PrereadError, TransportError
@@ -64,10 +66,11 @@ class Coming:
 
 @dataclass(slots=True, eq=False)
 class Asking:
-    """A question under way, and how its context came; None: it was there."""
+    """A question under way, and how its context came; None: it was there. `within`: what its spans are part of."""
 
     question: Question
     coming: Coming | None = None
+    within: Context = field(default_factory=copy_context)
 
 
 class Residents:
@@ -132,8 +135,9 @@ class Residents:
         for asking in asked:
             asking.coming = coming
         self._coming[context] = coming
-        question = next((asking.question for asking in asked if asking.question.named), asked[0].question)
-        self._tasks[context] = asyncio.create_task(self._brought(question, context, coming))
+        first = next((asking for asking in asked if asking.question.named), asked[0])
+        brought = self._brought(first.question, context, coming)
+        self._tasks[context] = asyncio.create_task(brought, context=first.within)
 
     def observed(self, position: int, tokens: int, seconds: float) -> None:
         self.site.beliefs = self.site.beliefs.prompted(position, tokens, seconds)
@@ -203,6 +207,8 @@ class Residents:
         loading = Loading(spec, known.tokens, task, supplies, site.core, self._decoders, done)
         try:
             with ExitStack() as while_loading:
+                of = known.entry.context if question.named else None
+                while_loading.enter_context(story("plan", of, bytes=spec.size_bytes, segments=len(spec.places)))
                 while_loading.enter_context(site.sources.disk.resting())
                 if question.named:
                     while_loading.enter_context(site.loading())

@@ -25,6 +25,7 @@ from preread.edge.edge import AsyncEdge
 from preread.edge.openai import Bounds, Call
 from preread.edge.reply import Head
 from preread.edge.request import Ask, Done, Piece
+from preread.edge.spans import story
 from preread.edge.understand import Question, understand
 from preread.errors import Cancelled, Overloaded, PrereadError
 from preread.plan.admission import Admission
@@ -105,7 +106,8 @@ class Front:
         try:
             if self._requests.of(caller) > FEW:
                 await asyncio.sleep(BEHIND_S)
-            await self._understood(api, caller, Request(scope, receive), send)
+            with story("answer"):
+                await self._understood(api, caller, Request(scope, receive), send)
         finally:
             self._requests.leave(caller, 1)
 

@@ -15,11 +15,12 @@ from preread.edge.bounds import check_size, too_long
 from preread.edge.contexts import Known
 from preread.edge.request import Ask
 from preread.edge.site import Site
+from preread.edge.spans import span
 from preread.engine import length
 from preread.engine.llamacpp import LlamaCpp
 from preread.engine.marks import Prompt
 from preread.errors import PrereadError, Unavailable, UnknownContext, UsageError
-from preread.plan.match import PrefixIndex, Tokens, prefix_index
+from preread.plan.match import PrefixIndex, Tokens, as_said, prefix_index, shared_tokens
 from preread.values import ContextId
 from preread.wire.catalogue import Entry
 
@@ -73,7 +74,11 @@ async def understand(ask: Ask, site: Site, caller: str = "") -> Question:
     check_size(ask, spec.window_tokens, spec.token_characters)
     known = None if ask.context is None else await find_context(ask.context, site)
     here = beginnings(site) if known is None else []
-    question = await site.readers.run(ask, caller, lambda: _tokenised(ask, known, here, site))
+    with span("match", contexts=len(here)) as matching:
+        question = await site.readers.run(
+            ask, caller, lambda: _as_said(_tokenised(ask, known, here, site), caller, site)
+        )
+        matching.note(prompt_tokens=question.prompt_tokens, shared_tokens=question.reuse)
     if question.prompt_tokens >= spec.window_tokens:
         raise too_long(spec.window_tokens, f"{question.prompt_tokens} tokens")
     if question.known is not None and question.named and site.uses is not None:
@@ -142,6 +147,24 @@ def _tokenised(ask: Ask, known: Known | None, here: list[Known], site: Site) -> 
     else:
         following = _whole(ask, engine)
     return _question(ask, known, len(known.tokens), following)
+
+
+def _as_said(question: Question, caller: str, site: Site) -> Question:
+    """The question in the tokens of the caller's conversation so far, where that is kept: so it need not be read anew.
+
+    Whoever gives token ids gets these, and whoever asks for the prompt's odds those of its text as it is read. The
+    window may have room for a text in one way of reading it alone.
+    """
+    engine, context = site.engine, None if question.known is None else question.known.entry.context
+    exact = isinstance(question.ask.prompt, tuple) or question.ask.sampling.prompt_logprobs
+    said = [] if exact else site.core.said(caller, context, question.reuse)
+    room = engine.spec.window_tokens - question.reuse
+    most, best = 0, question.prompt
+    for tokens in said:
+        prompt = as_said(question.prompt, tokens, engine.piece)
+        if len(prompt) < room and (shared := shared_tokens(prompt, tokens)) > most:
+            most, best = shared, prompt
+    return replace(question, prompt=best)
 
 
 def _matched(ask: Ask, tokens: Tokens, contexts: list[Known], engine: LlamaCpp) -> Question:

@@ -1,6 +1,6 @@
 """Which published context does a prompt begin with, or nearly so? Decided here, so that nobody has to be asked."""
 
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final
@@ -73,6 +73,42 @@ def shared_tokens(one: Tokens, other: Tokens) -> int:
     length = min(len(one), len(other))
     differing = np.flatnonzero(one[:length] != other[:length])
     return int(differing[0]) if len(differing) else length
+
+
+def as_said(prompt: Tokens, said: Tokens, piece: Callable[[int], bytes]) -> Tokens:
+    """The prompt with the tokens of `said` for what both begin with, up to where both end a token last.
+
+    An answer's text may be read in other tokens than it was generated in: there are many ways to write a word.
+
+    Args:
+        prompt: as it was read.
+        said: what was computed before.
+        piece: a token's bytes; a control token has none: it is like itself alone.
+    """
+    read = written = 0
+    while True:
+        same = shared_tokens(prompt[read:], said[written:])
+        found = _of_same_bytes(prompt[read + same :], said[written + same :], piece)
+        read, written = read + same, written + same
+        if found is None:
+            return np.concatenate([said[:written], prompt[read:]])
+        read, written = read + found[0], written + found[1]
+
+
+def _of_same_bytes(one: Tokens, other: Tokens, piece: Callable[[int], bytes]) -> tuple[int, int] | None:
+    """How many of their first tokens have the same bytes, the fewest that do; None: none have."""
+    counts, behind, ahead_by = [0, 0], 0, b""
+    while ahead_by or not counts[0]:
+        tokens, at = (one, other)[behind], counts[behind]
+        data = piece(int(tokens[at])) if at < len(tokens) else b""
+        if not data or not (data.startswith(ahead_by) or ahead_by.startswith(data)):
+            return None
+        counts[behind] += 1
+        if len(data) > len(ahead_by):
+            ahead_by, behind = data[len(ahead_by) :], 1 - behind
+        else:
+            ahead_by = ahead_by[len(data) :]
+    return counts[0], counts[1]
 
 
 def prefix_index(contexts: Iterable[tuple[ContextId, Tokens]]) -> PrefixIndex:

@@ -65,6 +65,10 @@ class Residency:
         """Whether all of a context is there."""
         return key in self._extents and self._extents[key].ready
 
+    def in_use(self, key: str) -> bool:
+        """Whether a request computes with it."""
+        return self._extents[key].users > 0
+
     @property
     def ready_keys(self) -> Collection[str]:
         """The contexts of which all is there."""

@@ -19,6 +19,7 @@ which nothing is chosen.
 Pure: no clock, no I/O; times are arguments, and never go back. What is said in `Step` is done before the next call.
 """
 
+import math
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -156,6 +157,7 @@ class _Job:
     shared: int = 0
     running: bool = False
     answered: bool = False
+    forgotten: bool = False
     drafts: int = 0
     of: str | None = None
 
@@ -231,20 +233,19 @@ class Schedule:
         job = self._jobs.get(id)
         if job is None:
             return None
-        if not job.running or job.done < LEAST_KEPT_TOKENS or not self._keep_s:
+        if not job.running or job.done < LEAST_KEPT_TOKENS or not self._keep_s or job.forgotten:
             self.leave(id)
             return 0
         resumed, shared = job.resumed, job.shared
         self.leave(id)
-        if resumed is not None and shared == self.residency.sizes.get(resumed):
+        if resumed is not None and shared == self.residency.sizes[resumed] and not self.residency.in_use(resumed):
             self._drop(resumed)  # all of it is part of this one
         victims = self.residency.victims(job.done, now_s, guest=True, entering=True)
         if victims is None:
             return 0
         for victim in victims:
             self._drop(victim)
-        cost_s = job.request.cost_s * job.done / max(1, job.request.context_tokens)
-        self.residency.keep(key, job.done, cost_s, now_s)
+        self.residency.keep(key, job.done, self.cost.token_s * job.done, now_s)
         self._kept_s[key] = now_s
         return job.done
 
@@ -255,9 +256,14 @@ class Schedule:
             job.drafts = drafts
 
     def drop(self, key: str) -> None:
-        """A conversation is not to be kept any more."""
+        """A conversation is not to be kept any more: it leaves as soon as no request computes with it."""
         if key in self._kept_s:
-            self._drop(key)
+            self._kept_s[key] = -math.inf
+
+    def forget(self, caller: str) -> None:
+        """Nothing of a caller's requests that are here by now is to be kept when they end."""
+        for job in self._jobs.values():
+            job.forgotten |= job.request.caller == caller
 
     def clear(self) -> list[str]:
         """Nobody asks for anything: everything leaves the cache, which is told, and nothing else is to be done."""
@@ -368,7 +374,7 @@ class Schedule:
     def next(self, now_s: float) -> Step:
         """The next step. An empty one: nothing is to be done until more happens."""
         for key, at_s in [*self._kept_s.items()]:
-            if now_s - at_s > self._keep_s:
+            if now_s - at_s > self._keep_s and not self.residency.in_use(key):
                 self._drop(key)
         out = _Out(evict=self._dropped)
         self._dropped = []
@@ -516,8 +522,8 @@ class Schedule:
         return True
 
     def _drop(self, key: str) -> None:
-        """A conversation leaves the cache; a request that has resumed it has its tokens all the same."""
-        del self._kept_s[key]
+        """A conversation leaves the cache, or a guest does, with which no request computes: its cells are free."""
+        self._kept_s.pop(key, None)
         self.residency.leave(key)
         self._dropped.append(key)
 
