@@ -80,3 +80,11 @@ def test_who_was_served_last_comes_after_who_came_meanwhile() -> None:
     assert rounds.take("many") == ("one", 1)
     rounds.leave("many", 0)
     assert rounds.take("one") is None
+
+
+def test_who_leaves_while_others_of_the_same_caller_wait_leaves_alone() -> None:
+    rounds = Rounds()
+    rounds.join("many", 0)
+    rounds.join("many", 1)
+    rounds.leave("many", 0)
+    assert rounds.take(None) == ("many", 1) and len(rounds) == 0

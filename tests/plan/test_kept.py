@@ -164,3 +164,27 @@ def test_where_the_conversation_is_gone_or_leaves_no_room_all_of_the_prompt_is_c
     full = schedule(cells=150)
     said(full, 1, prompt=100)
     assert turn(full, 2, 120, 20) == Step(evict=("c1",), begin=(2,), parts=(Part(2, 120, True),))
+
+
+def test_nothing_is_left_when_all_is_cleared_and_each_is_told_once() -> None:
+    plan = schedule()
+    said(plan, 1)
+    plan.arrive(Request(2, "ann", 40, 10, context="manual", context_tokens=60, reuse_tokens=60), 0.0)
+    assert plan.next(0.0).bring == ("manual",) and plan.loading == 1
+    plan.ready("manual")
+    plan.leave(2)
+    assert plan.idle and plan.loading == 0
+    assert sorted(plan.clear()) == ["c1", "manual"]
+    assert plan.residency.sizes == {} and plan.next(0.0) == Step()
+
+
+def test_guesses_go_into_the_next_step_as_far_as_there_are_cells() -> None:
+    plan = schedule()
+    plan.arrive(Request(1, "ann", 40, 10), 0.0)
+    go(plan)
+    plan.propose(1, 3)
+    plan.propose(2, 3)  # who is gone
+    step = plan.next(0.0)
+    assert step.parts == (Part(1, 4, True),)
+    plan.stepped(step, [2], None)
+    assert plan.next(0.0).parts == (Part(1, 1, True),), "guesses are for one step"
