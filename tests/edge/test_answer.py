@@ -18,13 +18,14 @@ from preread.cloud.app import create_app
 from preread.cloud.publish import refuse
 from preread.edge.edge import Answer, AsyncEdge
 from preread.edge.request import Ask, Done, Piece, TokenOdds
+from preread.engine.cache import Rows
 from preread.engine.sampling import Sampling
 from preread.errors import TooLong, Unavailable, UnknownContext, UsageError
 from preread.store.objects import Objects, open_store
 from preread.testing.beliefs import slow_machine
 from preread.testing.cloud import serving
 from preread.testing.proxy import Blackout, Corrupt, Fault, Link, ProxyProcess, Refuse, Reset, Truncate
-from preread.values import Fingerprint, KVBlock
+from preread.values import ContextId, Fingerprint, KVBlock
 from preread.wire import manifest as manifests
 from preread.wire.catalogue import Entry
 from preread.wire.digest import context_id
@@ -223,6 +224,23 @@ def test_a_mix_of_computed_and_streamed_gives_the_answer_of_local_prefill(
     alone, computed = computed_long
     assert mixed.text == alone.text
     assert np.array_equal(rows.k, computed.k) and np.array_equal(rows.v, computed.v)
+
+
+def test_what_is_taken_back_before_the_context_has_its_rows_is_not_computed_beside_what_comes(
+    bench: Bench, local: Answer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan begins to compute, the link turns out faster, and only then the engine has made room."""
+    reserve = bench.site.core.reserve
+
+    async def late(context: ContextId) -> Rows:
+        await asyncio.sleep(0.5)
+        return await reserve(context)
+
+    bench.cold()
+    bench.site.beliefs = slow_machine(SLOW_TOKENS_S, None)
+    monkeypatch.setattr(bench.site.core, "reserve", late)
+    answer = bench.ask()
+    assert (answer.text, answer.timings.way) == (local.text, "streamed")
 
 
 def test_a_refused_connection_is_remembered_until_the_next_sync(bench: Bench, local: Answer) -> None:

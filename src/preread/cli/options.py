@@ -151,7 +151,7 @@ KvMemory = Annotated[
         "--kv-memory",
         min=0,
         metavar="MIB",
-        help="Memory for the KV cache of all contexts and answers in use, at least one window's; by default 1024, or "
+        help="Memory for the KV cache of all contexts and answers in use, at least one window's; by default 512, or "
         "an eighth of what this machine or container has.",
     ),
 ]

@@ -22,7 +22,7 @@ import numpy as np
 
 from preread.edge.spans import span
 from preread.engine.base import Chooser, Engine, Slice, Tokens
-from preread.engine.cache import Rows
+from preread.engine.cache import COMPUTED, Rows
 from preread.engine.sampling import Sampling, Step
 from preread.engine.worker import Worker
 from preread.errors import Cancelled, EngineError, Overloaded, PrereadError
@@ -319,8 +319,11 @@ class Core:
         """Write KV of a context that is being brought. Thread-safe for different rows.
 
         Raises:
-            CorruptData: it has numbers that are none, or is not of these rows.
+            CorruptData: it has numbers that are none.
+            EngineError: it is not of these rows, or they are being computed.
         """
+        if (rows.cells[block.tokens.start : block.tokens.stop] == COMPUTED).any():
+            raise EngineError("rows were to be written that are being computed: this is a bug in preread")
         self._engine.cache.inject(rows, block)
 
     async def export(self, context: ContextId) -> KVBlock:
@@ -402,13 +405,14 @@ class Core:
 
     def interrupt(self, context: ContextId) -> None:
         """Give up what is being computed of a context."""
+
+        def give_up() -> None:  # also what is to begin before this, and had not when it was asked for
+            self._give_up_fills([id for id, fill in self._fills.items() if fill.context == context])
+
         with self._lock:
-            ids = self._plan.fills(context)
-            for id in ids:
-                self._plan.drop_fill(id)
-            if self._current.parts and self._plan.only_for(self._current, ids):
+            if self._current.parts and self._plan.only_for(self._current, self._plan.fills(context)):
                 self._cancel()
-        self._post(lambda: self._give_up_fills(ids))
+        self._post(give_up)
 
     def open(self, context: ContextId, layers: int) -> None:
         """The first `layers` layers of a context are in place."""
@@ -771,8 +775,6 @@ class Core:
             if live is not None:
                 self._end(live, error)
             if fill is not None:
-                with self._lock:
-                    self._plan.drop_fill(part.id)
                 self._give_up_fills([part.id], error)
 
     # Contexts, on the engine's thread
@@ -823,6 +825,8 @@ class Core:
             fill = self._fills.pop(id, None)
             if fill is None:
                 continue
+            with self._lock:
+                self._plan.drop_fill(id)
             why: PrereadError = error or Cancelled("it was not wanted any more")
             try:
                 self._undo(fill)

@@ -150,7 +150,7 @@ class Loading:
         self._frames: dict[Cell, list[bytes]] = {}
         self._fetching: dict[tuple[Cell, int], asyncio.Task[None]] = {}
         self._working: set[asyncio.Task[Any]] = set()
-        self._changed, self._computing = asyncio.Event(), False
+        self._changed, self._computing, self._stopping = asyncio.Event(), False, False
         self._failure: Exception | None = None
 
     async def __aenter__(self) -> Self:
@@ -206,8 +206,10 @@ class Loading:
             case events.Inject(cell):
                 self._work(self._inject(cell, self._frames.pop(cell)))
             case events.Compute(start, stop):
+                self._computing, self._stopping = True, False
                 self._work(self._compute(start, stop))
             case events.Interrupt() if self._computing:
+                self._stopping = True
                 self._core.interrupt(self._context)
             case events.Interrupt():
                 self._work(self._take_back())
@@ -297,8 +299,9 @@ class Loading:
         first, last = chunks[start][0], chunks[stop - 1][1]
         await asyncio.wait([self._reserved])
         self._reserved.result()
-        self._computing = True
         try:
+            if self._stopping:
+                raise Cancelled("it was taken back before the context had its rows")
             seconds = await self._core.compute(self._context, self._tokens[first:last], first)
         except Cancelled:
             self._computing = False

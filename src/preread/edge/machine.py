@@ -18,11 +18,11 @@ _TELLING: Final = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", 
 _MOST_SHELF_BYTES: Final = 1 << 30
 
 
-_MOST_KV_BYTES: Final = 1 << 30
+_MOST_KV_BYTES: Final = 1 << 29
 
 
 def kv_memory_bytes(memory_bytes: int | None, chosen_bytes: int | None) -> int:
-    """Memory for the engine's KV cache: what was chosen, else an eighth of all, and at most 1 GiB."""
+    """Memory for the engine's KV cache: what was chosen, else an eighth of all, and at most 512 MiB."""
     if chosen_bytes is not None:
         return chosen_bytes
     return _MOST_KV_BYTES if memory_bytes is None else min(_MOST_KV_BYTES, memory_bytes // 8)
