@@ -10,7 +10,7 @@ from rich.console import Console
 from preread.bench import chaos
 from preread.bench.chaos import Options, bench
 from preread.bench.faults import schedule
-from preread.bench.reference import Reference
+from preread.bench.reference import Reference, Right
 
 QUIET = Console(quiet=True)
 
@@ -41,8 +41,8 @@ def test_a_wrong_answer_is_found_and_can_be_played_again(
 ) -> None:
     right = Reference.right
 
-    def other(self: Reference, name: str, number: int) -> dict[int, str]:
-        return {version: text + "?" for version, text in right(self, name, number).items()}
+    def other(self: Reference, name: str, number: int) -> dict[int, Right]:
+        return {version: replace(one, text=f"{one.text}?") for version, one in right(self, name, number).items()}
 
     monkeypatch.setattr(Reference, "right", other)
     told = asyncio.run(bench(replace(options(smollm, 40), only=30), Console(width=400), lambda *_: None))
@@ -57,3 +57,11 @@ def test_an_error_and_a_late_answer_are_found(smollm: Path, monkeypatch: pytest.
     monkeypatch.setattr(chaos, "_bound_s", lambda local_s: local_s / 1e6)
     told = asyncio.run(bench(options(smollm, 2), QUIET, lambda *_: None))
     assert (told["errors"], told["late"]) == (1, 1)
+
+
+def test_another_answer_is_right_only_from_where_rounding_may_decide() -> None:
+    right = Right("ab", ("a", "b"), ({"a": -1.0, "x": -1.2}, {"b": -0.1, "y": -3.0}))
+    assert right.agrees("ab", ("a", "b")) and right.agrees("xz", ("x", "z"))
+    assert not right.agrees("ay", ("a", "y")), "that was far from likely"
+    assert not right.agrees("zb", ("z", "b")) and not right.agrees("abc", ("a", "b", "c"))
+    assert not right.agrees("a", ("a",))

@@ -25,7 +25,7 @@ from rich.console import Console
 
 from preread.bench.faults import QUESTIONS, Document, Turn, schedule, standing
 from preread.bench.processes import Server
-from preread.bench.reference import Reference, asked, body, referring
+from preread.bench.reference import TOP, Reference, asked, body, referring
 from preread.cloud import client
 from preread.edge.machine import machine
 from preread.errors import TransportError
@@ -123,6 +123,7 @@ class _Said:
 
     seconds: float
     text: str | None
+    tokens: tuple[str, ...] = ()
     prompt_tokens: int = 0
     timings: dict[str, Any] = field(default_factory=dict)
     failure: str = ""
@@ -241,6 +242,7 @@ class _Stage:
 
     async def _ask(self, turn: Turn) -> _Said:
         request = {**asked(turn.document, turn.question), "temperature": 0, "max_tokens": self._answer_tokens}
+        request |= {"logprobs": True, "top_logprobs": TOP}
         started = time.monotonic()
         try:
             answer = await self._http.post(f"{self._edge.url}/v1/chat/completions", json=request)
@@ -255,9 +257,9 @@ class _Stage:
         if answer.status_code != 200:
             return _Said(seconds, None, failure=f"{answer.status_code}: {answer.text}")
         said = answer.json()
-        return _Said(
-            seconds, said["choices"][0]["message"]["content"], said["usage"]["prompt_tokens"], said.get("timings", {})
-        )
+        choice, timings = said["choices"][0], said.get("timings", {})
+        tokens = tuple(one["token"] for one in choice["logprobs"]["content"])
+        return _Said(seconds, choice["message"]["content"], tokens, said["usage"]["prompt_tokens"], timings)
 
     async def _judge(self, turn: Turn, said: _Said, tries: int) -> Outcome:
         way, reason = str(said.timings.get("way", "")), said.failure or str(said.timings.get("reason") or "")
@@ -266,14 +268,15 @@ class _Stage:
         verdict: Verdict = "ok"
         if said.text is None:
             verdict = "error"
-        elif said.text not in right.values():
-            verdict, reason = "wrong", f"said {said.text!r}, right is {right}; {reason}"
+        elif not (versions := {version for version, one in right.items() if one.agrees(said.text, said.tokens)}):
+            texts = {version: one.text for version, one in right.items()}
+            verdict, reason = "wrong", f"said {said.text!r}, right is {texts}; {reason}"
         elif said.seconds > _bound_s(local_s):
             # Perhaps the machine is slower just now: what does the same take here at once?
             await self._reference.pace(self._published[turn.document.name])
             local_s = max(local_s, self._reference.last_pace_s * tokens)
             verdict = "late" if said.seconds > _bound_s(local_s) else "ok"
-        stale = said.text is not None and said.text != right[turn.document.version] and verdict != "wrong"
+        stale = said.text is not None and verdict != "wrong" and turn.document.version not in versions
         return Outcome(turn.index, turn.episode.kind, verdict, said.seconds, local_s, way, reason, stale, tries)
 
     async def _meanwhile(self, turn: Turn, asking: asyncio.Task[_Said]) -> None:

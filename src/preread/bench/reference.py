@@ -9,17 +9,18 @@ import random
 import statistics
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from preread.bench.faults import Document
 from preread.bench.ttft import text
 from preread.edge.answer import answer
 from preread.edge.opening import open_site
 from preread.edge.options import Options
-from preread.edge.request import Ask, Done
+from preread.edge.request import Ask, Done, TokenOdds
 from preread.edge.residents import Residents
 from preread.engine.sampling import Sampling
 from preread.errors import EngineError
@@ -43,12 +44,35 @@ def question(name: str, number: int) -> str:
     return whole[start : start + source.randint(5, 160)].strip() or "?"
 
 
+TOP: Final = 5
+"""So many of the likeliest tokens are told with each."""
+ROUNDING_NATS: Final = 0.5
+"""By so much other requests in a step change the odds of a token, at most: llama.cpp multiplies matrices in another way
+for more tokens, and rounds what goes in. Of SmolLM2, 0.34 was seen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Right:
+    """A right answer: its text, its tokens' texts, and of each the log-probabilities (nats) of the likeliest."""
+
+    text: str
+    tokens: tuple[str, ...]
+    odds: tuple[Mapping[str, float], ...]
+
+    def agrees(self, text: str, tokens: Sequence[str]) -> bool:
+        """Whether another answer is right as well: the same, or another from where rounding may decide."""
+        for token, right, odds in zip(tokens, self.tokens, self.odds, strict=False):
+            if token != right:
+                return token in odds and odds[token] >= odds[right] - ROUNDING_NATS
+        return text == self.text
+
+
 class Reference:
     """Right answers, by document and question."""
 
     def __init__(self, residents: Residents, cloud: CloudLink, answer_tokens: int) -> None:
         self._residents, self._site, self._cloud, self._answer_tokens = residents, residents.site, cloud, answer_tokens
-        self._answers: dict[tuple[str, int], dict[int, str]] = {}
+        self._answers: dict[tuple[str, int], dict[int, Right]] = {}
         self._paces_s: deque[float] = deque(maxlen=_PACED)
 
     async def learn(self, document: Document, questions: Sequence[int]) -> None:
@@ -78,7 +102,7 @@ class Reference:
         """Seconds a token, of the last answer from cold."""
         return self._paces_s[-1]
 
-    def right(self, name: str, number: int) -> dict[int, str]:
+    def right(self, name: str, number: int) -> dict[int, Right]:
         """The answers to a question for every version of a document that was published under this name."""
         return {
             version: answers[number]
@@ -93,15 +117,21 @@ class Reference:
         finally:
             self._site.link = None
 
-    async def _ask(self, document: Document, number: int) -> tuple[Done, str]:
-        texts: list[str] = []
-        ask = Ask(**asked(document, number), sampling=Sampling(max_tokens=self._answer_tokens, temperature=0.0))
+    async def _ask(self, document: Document, number: int) -> tuple[Done, Right]:
+        texts, odds = list[str](), list[TokenOdds]()
+        sampling = Sampling(max_tokens=self._answer_tokens, temperature=0.0, top_logprobs=TOP)
+        ask = Ask(**asked(document, number), sampling=sampling)
         async with aclosing(answer(ask, self._residents)) as pieces:
             async for piece in pieces:
                 if isinstance(piece, Done):
-                    return piece, "".join(texts)
+                    return piece, Right("".join(texts), tuple(one.text for one in odds), tuple(map(_likeliest, odds)))
                 texts.append(piece.text)
+                odds += piece.odds
         raise EngineError("the answer ended without an end: this is a bug in preread")
+
+
+def _likeliest(odds: TokenOdds) -> Mapping[str, float]:
+    return {text: logprob for text, _, logprob in odds.top} | {odds.text: odds.logprob or 0.0}
 
 
 def asked(document: Document, number: int) -> dict[str, Any]:
