@@ -389,7 +389,9 @@ class Plan:
     def _wanted(self) -> set[int]:
         """The sources that something is still to come from."""
         if not self._task.first:
-            return set(range(len(self._sources)))
+            away = self.grid.away
+            able = (seen for seen in self._sources if not seen.refused or any(not seen.refuses(cell) for cell in away))
+            return {seen.index for seen in able}
         usable, wanted = {seen.index for seen in self._usable()} & self._asked_first, set[int]()
         for cell in self.grid.away:
             if wanted == usable:
