@@ -275,7 +275,7 @@ class Bench:
         sizes = self.plan.residency.sizes
         assert self.plan.residency.claimed_cells == 0
         assert self.engine.cache.free_cells == self.engine.cells - sum(sizes.values())
-        assert len(self.core._free) == len(self.engine.sequences) - len(sizes)
+        assert self.core.stats().free_sequences == len(self.engine.sequences) - len(sizes)
         assert not self.core._live and not self.core._fills
         for key in sizes:
             assert same(await self.core.export(ContextId(key)), published(ContextId(key)))
@@ -284,7 +284,7 @@ class Bench:
         await self.settle()
         await self.core.forget()
         assert self.engine.cache.free_cells == self.engine.cells
-        assert len(self.core._free) == len(self.engine.sequences)
+        assert self.core.stats().free_sequences == len(self.engine.sequences)
         await self.core.close()
         self.worker.close()
 

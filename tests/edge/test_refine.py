@@ -134,9 +134,9 @@ async def rows_of(site: Site, context: ContextId) -> Rows:
     """The rows of a context that is in the cache."""
 
     def rows() -> Rows:
-        rows = site.core._places[context].rows
-        assert rows is not None
-        return rows
+        place = site.core._sequences.place(context)
+        assert place is not None and place.rows is not None
+        return place.rows
 
     return await site.core.call(rows)
 

@@ -18,19 +18,17 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol, TypeVar
 
-import numpy as np
-
+from preread.edge.conversations import Conversations
+from preread.edge.sequences import Fill, Live, Sequences
 from preread.edge.spans import span
-from preread.engine.base import Chooser, Engine, Slice, Tokens
+from preread.engine.base import Engine, Slice, Tokens
 from preread.engine.cache import COMPUTED, Rows
 from preread.engine.sampling import Sampling, Step
 from preread.engine.worker import Worker
 from preread.errors import Cancelled, EngineError, Overloaded, PrereadError
 from preread.plan import schedule
-from preread.plan.drafts import RUN, Drafts, Runs
-from preread.plan.match import shared_tokens
 from preread.plan.schedule import MOST_WAIT_S, Part, Request, Resumed, Schedule
-from preread.values import ContextId, KVBlock, Span
+from preread.values import ContextId, KVBlock
 
 T = TypeVar("T")
 
@@ -101,64 +99,6 @@ class Generation:
     resumed_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    """A conversation that is kept: whose, behind which context's first tokens, its own tokens, and their sequence.
-
-    `caller` None: nobody's any more, it is about to go.
-    """
-
-    caller: str | None
-    context: str | None
-    position: int
-    tokens: Tokens
-    sequence: int
-
-    def is_of(self, caller: str, context: str | None, position: int) -> bool:
-        return (self.caller, self.context, self.position) == (caller, context, position)
-
-
-@dataclass(slots=True)
-class _Live:
-    """A request in the engine's thread: its tokens behind the context, and what they belong to."""
-
-    request: Request
-    tokens: Tokens
-    context_tokens: Tokens
-    sampling: Sampling
-    generation: Generation
-    sequence: int | None = None
-    chooser: Chooser | None = None
-    done: int = 0
-    prompt_tokens: int = 0
-    drafts: Drafts | None = None
-    proposed: Sequence[int] = ()
-
-
-@dataclass(slots=True)
-class _Fill:
-    """A stretch of a context that is computed: its tokens, from `start`; `done` tells when it is."""
-
-    context: ContextId
-    tokens: Tokens
-    start: int
-    done: Future[None]
-    sequence: int
-    scratch: bool
-    computed: int = 0
-
-
-@dataclass(slots=True)
-class _Place:
-    """A context's sequence, its rows if they were reserved, and how many layers are open."""
-
-    sequence: int
-    tokens: int
-    rows: Rows | None = None
-    open_layers: int = 0
-    runs: Runs | None = None
-
-
 class Core:
     """One engine, many requests.
 
@@ -174,11 +114,10 @@ class Core:
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Condition()
         self._calls: deque[Callable[[], None]] = deque()
-        self._live: dict[int, _Live] = {}
-        self._fills: dict[int, _Fill] = {}
-        self._places: dict[ContextId, _Place] = {}
-        self._kept: dict[str, _Kept] = {}
-        self._free = [*engine.sequences]
+        self._sequences, self._conversations = Sequences(engine), Conversations()
+        self._live: dict[int, Live] = {}
+        self._generations: dict[int, Generation] = {}
+        self._fills: dict[int, Fill] = {}
         self._count, self._pauses, self._closing = 0, 0, False
         self._current, self._give_up = schedule.Step(), False
         self._bringer: Bringer | None = None
@@ -209,7 +148,7 @@ class Core:
         """What is counted, now."""
         with self._lock:
             plan, sizes = self._plan, self._plan.residency.sizes
-            kept = sum(size for key, size in sizes.items() if key in self._kept)
+            kept = sum(size for key, size in sizes.items() if key in self._conversations)
             cells = {
                 "contexts": sum(sizes.values()) - kept,
                 "conversations": kept,
@@ -218,7 +157,7 @@ class Core:
             }
             running, waiting, loading = plan.running, plan.waiting, plan.loading
         engine = self._engine
-        free, kv_bytes = len(self._free), 2 * engine.cells * engine.spec.geometry.values_per_token
+        free, kv_bytes = self._sequences.free, 2 * engine.cells * engine.spec.geometry.values_per_token
         return Stats(running, waiting, loading, free, cells, kv_bytes, self._steps, dict(self._tokens))
 
     @property
@@ -245,10 +184,10 @@ class Core:
         began_s = time.monotonic()
         generation = Generation(self._count, asyncio.Queue())
         request = replace(request, id=generation.id)
-        live = _Live(request, prompt, context_tokens, sampling, generation, prompt_tokens=len(prompt))
+        live = Live(request, prompt, context_tokens, sampling, len(prompt))
         with self._lock:
             self._post(lambda: self._arrive(live))
-            self._live[request.id] = live
+            self._live[request.id], self._generations[request.id] = live, generation
         try:
             yield generation
         finally:
@@ -259,8 +198,7 @@ class Core:
 
     def said(self, caller: str, context: ContextId | None, position: int) -> list[Tokens]:
         """What is kept of somebody's conversations behind the first `position` tokens of a context, or behind none."""
-        with self._lock:
-            return [kept.tokens for kept in self._kept.values() if kept.is_of(caller, context, position)]
+        return self._conversations.said(caller, context, position)
 
     async def drop_conversations(self, caller: str) -> None:
         """Keep nothing of what somebody has said: neither what is kept, nor what is being answered."""
@@ -268,18 +206,12 @@ class Core:
         def drop() -> None:
             with self._lock:
                 self._plan.forget(caller)
-                for key in [key for key, kept in self._kept.items() if kept.caller == caller]:
-                    self._kept[key] = replace(self._kept[key], caller=None)
+                for key in self._conversations.disown(caller):
                     self._plan.drop(key)
 
         await self.call(drop)  # after what was left a moment ago has come to be kept
 
     # Contexts
-
-    def resident(self, context: ContextId) -> bool:
-        """Whether all of a context is in the cache."""
-        with self._lock:
-            return self._plan.residency.is_ready(context)
 
     def present(self, context: ContextId) -> bool:
         """Whether a context has cells, all of it or not."""
@@ -289,17 +221,12 @@ class Core:
     def residents(self) -> list[ContextId]:
         """The contexts of which all is in the cache."""
         with self._lock:
-            return [ContextId(key) for key in self._plan.residency.ready_keys if key not in self._kept]
+            return [ContextId(key) for key in self._plan.residency.ready_keys if key not in self._conversations]
 
     def takes_guest(self, tokens: int) -> bool:
         """Whether a context of so many tokens would have room without that one makes way that was asked for by name."""
         with self._lock:
             return self._plan.residency.victims(tokens, time.monotonic(), guest=True) is not None
-
-    def asked_about(self, context: ContextId) -> bool:
-        """Whether a request waits for a context, or computes with it."""
-        with self._lock:
-            return self._plan.asked_about(context)
 
     async def reserve(self, context: ContextId) -> Rows:
         """Rows for a context that is being brought.
@@ -307,13 +234,7 @@ class Core:
         Raises:
             EngineError: llama.cpp gave none.
         """
-
-        def reserve() -> Rows:
-            place = self._places[context]
-            place.rows = self._engine.cache.reserve(place.sequence, place.tokens)
-            return place.rows
-
-        return await self.call(reserve)
+        return await self.call(lambda: self._sequences.reserve(context))
 
     def inject(self, rows: Rows, block: KVBlock) -> None:
         """Write KV of a context that is being brought. Thread-safe for different rows.
@@ -333,12 +254,7 @@ class Core:
             KeyError: it is not.
             EngineError: this model's cache cannot be read.
         """
-
-        def export() -> KVBlock:
-            place, layers = self._places[context], self._engine.spec.geometry.layers
-            return self._engine.cache.export(place.sequence, Span(0, place.tokens), Span(0, layers))
-
-        return await self.call(export)
+        return await self.call(lambda: self._sequences.export(context))
 
     async def rewrite(self, context: ContextId, rows: Rows, block: KVBlock) -> bool:
         """Write better KV of a context that answers are computed with, between two steps; False: it has gone.
@@ -348,7 +264,7 @@ class Core:
         """
 
         def write() -> bool:
-            place = self._places.get(context)
+            place = self._sequences.place(context)
             if place is None or place.rows is not rows:
                 return False
             self._engine.cache.inject(rows, block)
@@ -358,14 +274,8 @@ class Core:
 
     async def restart(self, context: ContextId) -> None:
         """Forget what was loaded of a context: it is going to be computed from its start."""
-
-        def clear() -> None:
-            place = self._places[context]
-            self._engine.cache.free(place.sequence)
-            place.rows, place.open_layers = None, 0
-
         self.answerable(context, now=False)
-        await self.call(clear)
+        await self.call(lambda: self._sequences.clear(context))
 
     async def compute(self, context: ContextId, tokens: Tokens, start: int) -> float:
         """Compute tokens of a context that is being brought, of which all earlier ones are in place.
@@ -381,14 +291,7 @@ class Core:
         id, done, began_s = self._count, Future[None](), time.monotonic()
 
         def begin() -> None:
-            place = self._places[context]
-            fill = _Fill(context, tokens, start, done, place.sequence, scratch=False)
-            if place.rows is not None:
-                fill.sequence, fill.scratch = self._free.pop(), True
-                cache = self._engine.cache
-                cache.share(place.sequence, fill.sequence, Span(0, start))
-                cache.take(place.rows, Span(start, start + len(tokens)))
-            self._fills[id] = fill
+            self._fills[id] = self._sequences.fill(context, tokens, start, done)
             with self._lock:
                 self._plan.fill(id, context, len(tokens), time.monotonic())
 
@@ -417,7 +320,7 @@ class Core:
     def open(self, context: ContextId, layers: int) -> None:
         """The first `layers` layers of a context are in place."""
         with self._lock:
-            place = self._places.get(context)
+            place = self._sequences.place(context)
             if place is None:
                 return
             place.open_layers = max(place.open_layers, layers)
@@ -549,7 +452,8 @@ class Core:
         for context in step.bring:
             self._bring(ContextId(context))
         for id in step.alone:
-            self._go_alone(id)
+            self._live[id].go_alone()
+            self._generations[id].alone = True
         for id in step.refuse:
             message = f"this request has waited for {MOST_WAIT_S:g} s, and others are still before it"
             self._end(self._live[id], Overloaded(message, retry_after_s=MOST_WAIT_S))
@@ -567,7 +471,7 @@ class Core:
             self._compute(replace(step, parts=parts))
 
     def _compute(self, step: schedule.Step) -> None:
-        slices = [self._slice(part) for part in step.parts]
+        slices = [(self._fills.get(part.id) or self._live[part.id]).slice(part) for part in step.parts]
         began_s = time.monotonic()
         try:
             chosen = self._ran(slices, step.gated)
@@ -585,7 +489,7 @@ class Core:
             self._tell(self._bringer.observed, slices[0].position, step.tokens, seconds)
 
     def _ran(self, slices: list[Slice], gated: str | None) -> list[list[Step]]:
-        runner, place = self._engine.runner, None if gated is None else self._places.get(ContextId(gated))
+        runner, place = self._engine.runner, None if gated is None else self._sequences.place(ContextId(gated))
         runner.arm(None if place is None else place.open_layers)
         with self._lock:
             if place is not None:
@@ -593,23 +497,6 @@ class Core:
             if self._give_up:
                 runner.cancel()
         return runner.run(slices)
-
-    def _slice(self, part: Part) -> Slice:
-        """The tokens of a part."""
-        if (fill := self._fills.get(part.id)) is not None:
-            tokens = fill.tokens[fill.computed : fill.computed + part.tokens]
-            return Slice(fill.sequence, tokens, fill.start + fill.computed)
-        live = self._live[part.id]
-        assert live.sequence is not None
-        done, stop = live.done, live.done + part.tokens
-        if (drafts := stop - len(live.tokens)) > 0:
-            tokens = np.concatenate([live.tokens[done:], np.array(live.proposed[:drafts], np.int32)])
-            return Slice(live.sequence, tokens, len(live.context_tokens) + done, live.chooser, drafts)
-        after = None if part.chooses else int(live.tokens[stop])
-        telling = live.request.echo and len(live.tokens) == live.prompt_tokens  # or it made way, and has told all
-        echoed = done if telling else None
-        position = len(live.context_tokens) + done
-        return Slice(live.sequence, live.tokens[done:stop], position, live.chooser, after=after, echoed=echoed)
 
     def _hand_out(self, step: schedule.Step, chosen: list[list[Step]]) -> None:
         """Give everybody the tokens of a step."""
@@ -624,140 +511,81 @@ class Core:
                     self._filled(part.id, fill)
             if live is None:
                 continue
-            own = [one.token for one in steps if not one.given]
-            self._count_tokens(part, live, len(own))
-            if own:
-                live.done = len(live.tokens) + len(own) - 1
-                live.tokens = np.concatenate([live.tokens, np.array(own, np.int32)])
-            else:
-                live.done += part.tokens
-            puts.append((live.generation, steps))
+            chosen_here = _chosen(steps)
+            self._count_tokens(part, live, len(chosen_here))
+            live.computed(part, chosen_here)
+            puts.append((self._generations[part.id], steps))
         self._tell(_put, puts)
         for part, steps in zip(step.parts, chosen, strict=True):
             live = self._live.get(part.id)
             if live is None or not part.chooses:
                 continue
-            if self._is_over(live, steps):
+            if live.is_over(steps, self._engine.spec.window_tokens):
                 self._end(live, None)
-            else:  # after the tokens went out: the first of a long prompt's guesses takes milliseconds
-                self._guess(live, [one.token for one in steps if not one.given], len(step.parts))
+            elif self._drafts:  # after the tokens went out: the first of a long prompt's guesses takes milliseconds
+                self._guess(live, _chosen(steps), len(step.parts) - 1)
 
-    def _count_tokens(self, part: Part, live: _Live, chosen: int) -> None:
+    def _count_tokens(self, part: Part, live: Live, chosen: int) -> None:
         prompt = max(0, min(part.tokens, live.prompt_tokens - live.done))
         self._tokens["prompt"] += prompt
         self._tokens["answer"] += chosen
         self._tokens["wrong_guess"] += max(0, part.tokens - chosen) if live.done + 1 >= len(live.tokens) else 0
 
-    def _guess(self, live: _Live, own: list[int], beside: int) -> None:
+    def _guess(self, live: Live, chosen: list[int], beside: int) -> None:
         """Propose what may come after the tokens that came."""
-        if not self._drafts:
-            return
-        if live.drafts is None:
-            context = live.request.context
-            runs = self._runs(context, live.context_tokens)
-            live.drafts = Drafts(runs, live.context_tokens.tolist()[-RUN:], live.tokens[: live.prompt_tokens].tolist())
-        for token in own:
-            live.drafts.chosen(token)
-        room = self._engine.spec.window_tokens - len(live.context_tokens) - len(live.tokens)
-        left = live.request.most_tokens - (len(live.tokens) - live.prompt_tokens)
-        live.proposed = live.drafts.proposed(beside - 1, self._plan.cost)[: max(0, min(room, left) - 1)]
+        runs, window_tokens = self._sequences.runs(live), self._engine.spec.window_tokens
+        count = live.propose(runs, chosen, beside, self._plan.cost, window_tokens)
         with self._lock:
-            self._plan.propose(live.request.id, len(live.proposed))
-
-    def _runs(self, context: str | None, tokens: Tokens) -> Runs:
-        """Of the tokens that a request begins with; made once for all requests about a context."""
-        if context is None:
-            return Runs()
-        place = self._places[ContextId(context)]
-        if place.runs is None or len(place.runs.tokens) < len(tokens):
-            place.runs = Runs(tokens.tolist())
-        return place.runs
-
-    def _is_over(self, live: _Live, steps: list[Step]) -> bool:
-        assert live.chooser is not None
-        full = len(live.context_tokens) + len(live.tokens) >= self._engine.spec.window_tokens
-        return steps[-1].end or live.chooser.ended or full
+            self._plan.propose(live.request.id, count)
 
     # Requests, on the engine's thread
 
-    def _arrive(self, live: _Live) -> None:
+    def _arrive(self, live: Live) -> None:
         """A request comes, with the conversation that is kept and has most in common with its prompt, if one has."""
         request, position = live.request, len(live.context_tokens)
-        found = [
-            (shared_tokens(kept.tokens, live.tokens[:-1]), key)
-            for key, kept in self._kept.items()
-            if kept.is_of(request.caller, request.context, position)
-        ]
-        tokens, key = max(found, default=(0, ""))
+        tokens, key = self._conversations.nearest(request.caller, request.context, position, live.tokens[:-1])
         if tokens and not request.echo:
             live.request = replace(request, kept=key, kept_tokens=tokens)
         with self._lock:
             self._plan.arrive(live.request, time.monotonic())
 
     def _begin(self, id: int) -> None:
-        live, cache = self._live[id], self._engine.cache
-        live.sequence = self._free.pop()
-        if live.request.context is not None:
-            place = self._places[ContextId(live.request.context)]
-            cache.share(place.sequence, live.sequence, Span(0, len(live.context_tokens)))
-        if live.chooser is None:
-            live.chooser = self._engine.chooser(live.sampling, live.tokens)
-            self._tell(_begun, live.generation, time.monotonic())
+        live = self._live[id]
+        first = live.chooser is None
+        self._sequences.begin(live)
+        if first:
+            self._tell(_begun, self._generations[id], time.monotonic())
 
     def _resume(self, resumed: Resumed) -> None:
-        live, kept = self._live[resumed.id], self._kept[resumed.kept]
-        assert live.sequence is not None
-        span = Span(kept.position, kept.position + resumed.tokens)
-        self._engine.cache.share(kept.sequence, live.sequence, span)
-        live.done, live.generation.resumed_tokens = resumed.tokens, resumed.tokens
-
-    def _go_alone(self, id: int) -> None:
-        live = self._live[id]
-        live.tokens = np.concatenate([live.context_tokens, live.tokens])
-        live.prompt_tokens, live.context_tokens = len(live.tokens), live.context_tokens[:0]
-        live.request = replace(live.request, context=None)
-        live.generation.alone = True
+        self._sequences.resume(self._live[resumed.id], self._conversations[resumed.kept], resumed.tokens)
+        self._generations[resumed.id].resumed_tokens = resumed.tokens
 
     def _stop(self, id: int) -> None:
         """Give back what a request has in the cache; it begins again later."""
         live = self._live.get(id)
-        if live is not None and live.sequence is not None:
-            self._engine.cache.free(live.sequence)
-            self._free.append(live.sequence)
-            live.sequence, live.done = None, 0
+        if live is not None:
+            self._sequences.stop(live)
             if len(live.tokens) == live.prompt_tokens:
-                live.generation.resumed_tokens = 0
+                self._generations[id].resumed_tokens = 0
 
     def _leave(self, id: int, kept: int = 0) -> None:
         """A request is over, if it was not before; its first so many tokens are kept."""
         live = self._live.pop(id, None)
         if live is None:
             return
+        del self._generations[id]
         with self._lock:
             self._plan.leave(id)
         if live.chooser is not None:
             live.chooser.close()
-        if live.sequence is None:
-            return
-        if kept:
-            self._keep(id, live, live.sequence, kept)
+        if kept and live.sequence is not None:
+            self._conversations.add(_key(id), self._sequences.keep(live, kept))
         else:
-            self._engine.cache.free(live.sequence)
-            self._free.append(live.sequence)
+            self._sequences.stop(live)
 
-    def _keep(self, id: int, live: _Live, sequence: int, tokens: int) -> None:
-        """Keep so many tokens of a request, without the context before them, which may have to make way."""
-        position, request, own = len(live.context_tokens), live.request, self._free.pop()
-        self._engine.cache.share(sequence, own, Span(position, position + tokens))
-        self._engine.cache.free(sequence)
-        self._free.append(sequence)
-        kept = _Kept(request.caller, request.context, position, live.tokens[:tokens], own)
-        with self._lock:
-            self._kept[_key(id)] = kept
-
-    def _end(self, live: _Live, error: BaseException | None) -> None:
+    def _end(self, live: Live, error: BaseException | None) -> None:
         """An answer is over."""
-        id = live.request.id
+        id, generation = live.request.id, self._generations[live.request.id]
         kept: int | None = 0
         with self._lock:
             if error is not None:
@@ -766,7 +594,7 @@ class Core:
                 kept = self._plan.end(id, _key(id), time.monotonic())
         if kept is not None:  # or whoever asked has left just now, and what comes of it is a call that waits
             self._leave(id, kept)
-        self._tell(live.generation.steps.put_nowait, error)
+        self._tell(generation.steps.put_nowait, error)
 
     def _failed(self, step: schedule.Step, error: EngineError) -> None:
         """Whoever was in a step gets the error."""
@@ -780,43 +608,34 @@ class Core:
     # Contexts, on the engine's thread
 
     def _bring(self, context: ContextId) -> None:
-        self._places[context] = _Place(self._free.pop(), self._plan.residency.sizes[context])
+        self._sequences.bring(context, self._plan.residency.sizes[context])
         assert self._bringer is not None
         self._tell(self._bringer.bring, context)
 
     def _evict(self, key: str) -> None:
-        with self._lock:
-            kept = self._kept.pop(key, None)
-        if kept is not None:
-            self._engine.cache.free(kept.sequence)
-            self._free.append(kept.sequence)
+        if (kept := self._conversations.pop(key)) is not None:
+            self._sequences.let_go(kept)
             return
-        context, shape, bringer = ContextId(key), self._engine.spec.geometry, self._bringer
-        place = self._places[context]
-        assert bringer is not None
+        context, bringer = ContextId(key), self._bringer
+        place = self._sequences.place(context)
+        assert place is not None and bringer is not None
         block = None
-        if bringer.keeps(context, 2 * place.tokens * shape.values_per_token):
+        if bringer.keeps(context, 2 * place.tokens * self._engine.spec.geometry.values_per_token):
             try:
-                block = self._engine.cache.export(place.sequence, Span(0, place.tokens), Span(0, shape.layers))
+                block = self._sequences.export(context)
             except EngineError as error:
                 _log.warning("a context that leaves the cache is not kept: %s", error)
         self._drop(context)
         self._tell(bringer.evicted, context, block)
 
     def _drop(self, context: ContextId) -> None:
-        place = self._places.pop(context, None)
+        self._sequences.drop(context)  # first: rows of a context that goes are not reserved again
         self._give_up_fills([id for id, fill in self._fills.items() if fill.context == context])
-        if place is not None:
-            self._engine.cache.free(place.sequence)
-            self._free.append(place.sequence)
 
-    def _filled(self, id: int, fill: _Fill) -> None:
-        """All of a stretch is computed: it becomes part of the context."""
+    def _filled(self, id: int, fill: Fill) -> None:
+        """All of a stretch is computed."""
         del self._fills[id]
-        place, span = self._places[fill.context], Span(fill.start, fill.start + len(fill.tokens))
-        if fill.scratch:
-            self._engine.cache.share(fill.sequence, place.sequence, span)
-            self._release_scratch(fill)
+        self._sequences.filled(fill)
         fill.done.set_result(None)
 
     def _give_up_fills(self, ids: Sequence[int], error: EngineError | None = None) -> None:
@@ -829,24 +648,11 @@ class Core:
                 self._plan.drop_fill(id)
             why: PrereadError = error or Cancelled("it was not wanted any more")
             try:
-                self._undo(fill)
+                self._sequences.undo(fill)
             except EngineError as failure:
                 why = failure
             if not fill.done.done():
                 fill.done.set_exception(why)
-
-    def _undo(self, fill: _Fill) -> None:
-        place = self._places.get(fill.context)
-        if not fill.scratch:
-            self._engine.cache.cut(fill.sequence, fill.start)
-            return
-        self._release_scratch(fill)
-        if place is not None and place.rows is not None:
-            self._engine.cache.put_back(place.rows, Span(fill.start, fill.start + len(fill.tokens)))
-
-    def _release_scratch(self, fill: _Fill) -> None:
-        self._engine.cache.free(fill.sequence)
-        self._free.append(fill.sequence)
 
     def _forget(self) -> bool:
         with self._lock:
@@ -854,7 +660,7 @@ class Core:
                 return False
             keys = self._plan.clear()
         for key in keys:
-            if key in self._kept:
+            if key in self._conversations:
                 self._evict(key)
             else:
                 self._drop(ContextId(key))
@@ -868,6 +674,11 @@ class Core:
 def _key(id: int) -> str:
     """Of the conversation that a request leaves: none that a context could have."""
     return f"conversation {id}"
+
+
+def _chosen(steps: Sequence[Step]) -> list[int]:
+    """The tokens of a step that were chosen, not given."""
+    return [one.token for one in steps if not one.given]
 
 
 def _put(puts: list[tuple[Generation, list[Step]]]) -> None:

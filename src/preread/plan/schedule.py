@@ -349,10 +349,6 @@ class Schedule:
         """Whether nobody asks for anything."""
         return not self._jobs and not self._fills and not self._coming
 
-    def asked_about(self, context: str) -> bool:
-        """Whether any request is about a context."""
-        return any(True for _ in self._asking(context))
-
     def fills(self, context: str) -> list[int]:
         """The stretches of a context that are being computed."""
         return [id for id, job in self._fills.items() if job.of == context]

@@ -1,0 +1,263 @@
+"""Who has which sequence of the engine, and what they have in its cache: contexts, stretches of them that are computed,
+requests. All of it belongs to the engine's thread.
+
+It must not know why somebody gets cells or gives them back: `plan/schedule.py` decides that.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from preread.edge.conversations import Conversation
+from preread.engine.base import Chooser, Engine, Slice, Tokens
+from preread.engine.cache import Rows
+from preread.engine.sampling import Sampling, Step
+from preread.plan.drafts import RUN, Drafts, Runs
+from preread.plan.schedule import Part, Request
+from preread.plan.step_cost import StepCost
+from preread.values import ContextId, KVBlock, Span
+
+
+@dataclass(slots=True)
+class Live:
+    """A request under way.
+
+    Attributes:
+        request: as the schedule knows it.
+        tokens: all that are known, behind the context: the prompt, and what was chosen since.
+        context_tokens: those that it begins with.
+        prompt_tokens: of `tokens`, how many are the prompt's; `done`: how many are in the cache.
+        sequence: that it has; None: it has none at present.
+        chooser: chooses its tokens, once it has begun.
+        drafts: guesses of its next tokens; `proposed`: those that may go into its next step.
+    """
+
+    request: Request
+    tokens: Tokens
+    context_tokens: Tokens
+    sampling: Sampling
+    prompt_tokens: int
+    done: int = 0
+    sequence: int | None = None
+    chooser: Chooser | None = None
+    drafts: Drafts | None = None
+    proposed: Sequence[int] = ()
+
+    def slice(self, part: Part) -> Slice:
+        """The tokens of a part, the guesses behind the last known one included."""
+        assert self.sequence is not None
+        done, stop, position = self.done, self.done + part.tokens, len(self.context_tokens) + self.done
+        if (drafts := stop - len(self.tokens)) > 0:
+            tokens = np.concatenate([self.tokens[done:], np.array(self.proposed[:drafts], np.int32)])
+            return Slice(self.sequence, tokens, position, self.chooser, drafts)
+        after = None if part.chooses else int(self.tokens[stop])
+        telling = self.request.echo and len(self.tokens) == self.prompt_tokens  # or it made way, and has told all
+        echoed = done if telling else None
+        return Slice(self.sequence, self.tokens[done:stop], position, self.chooser, after=after, echoed=echoed)
+
+    def computed(self, part: Part, chosen: Sequence[int]) -> None:
+        """A part was computed, and these tokens chosen after it."""
+        if chosen:
+            self.done = len(self.tokens) + len(chosen) - 1
+            self.tokens = np.concatenate([self.tokens, np.array(chosen, np.int32)])
+        else:
+            self.done += part.tokens
+
+    def is_over(self, steps: Sequence[Step], window_tokens: int) -> bool:
+        """Whether no token comes after those of a step."""
+        assert self.chooser is not None
+        full = len(self.context_tokens) + len(self.tokens) >= window_tokens
+        return steps[-1].end or self.chooser.ended or full
+
+    def propose(self, runs: Runs, chosen: Sequence[int], beside: int, cost: StepCost, window_tokens: int) -> int:
+        """Guess what comes after the tokens that were chosen; how many guesses may go into the next step.
+
+        Args:
+            runs: of the context's tokens.
+            chosen: the tokens that have just come.
+            beside: tokens of the next step that are others'.
+            cost: what steps take.
+            window_tokens: the most that there may be.
+        """
+        if self.drafts is None:
+            prompt = self.tokens[: self.prompt_tokens].tolist()
+            self.drafts = Drafts(runs, self.context_tokens.tolist()[-RUN:], prompt)
+        for token in chosen:
+            self.drafts.chosen(token)
+        room = window_tokens - len(self.context_tokens) - len(self.tokens)
+        left = self.request.most_tokens - (len(self.tokens) - self.prompt_tokens)
+        self.proposed = self.drafts.proposed(beside, cost)[: max(0, min(room, left) - 1)]
+        return len(self.proposed)
+
+    def go_alone(self) -> None:
+        """Go on without the context: what it began with is its own now."""
+        self.tokens = np.concatenate([self.context_tokens, self.tokens])
+        self.prompt_tokens, self.context_tokens = len(self.tokens), self.context_tokens[:0]
+        self.request = replace(self.request, context=None)
+
+
+@dataclass(slots=True)
+class Fill:
+    """A stretch of a context that is computed.
+
+    Attributes:
+        context: which one; `tokens`: the stretch, from `start` on.
+        done: told when it is in place, or why it is not.
+        sequence: that it is computed in: the context's, or one of its own where the context's rows were reserved.
+        reserved: whether they were.
+        computed: so many tokens are.
+    """
+
+    context: ContextId
+    tokens: Tokens
+    start: int
+    done: Future[None]
+    sequence: int
+    reserved: bool
+    computed: int = 0
+
+    @property
+    def span(self) -> Span:
+        """Its positions."""
+        return Span(self.start, self.start + len(self.tokens))
+
+    def slice(self, part: Part) -> Slice:
+        """The tokens of a part."""
+        tokens = self.tokens[self.computed : self.computed + part.tokens]
+        return Slice(self.sequence, tokens, self.start + self.computed)
+
+
+@dataclass(slots=True)
+class Place:
+    """A context's sequence and size, its rows if they were reserved, how many layers are open, its runs of tokens."""
+
+    sequence: int
+    tokens: int
+    rows: Rows | None = None
+    open_layers: int = 0
+    runs: Runs | None = None
+
+
+class Sequences:
+    """All sequences of an engine that is shared. Raises EngineError where llama.cpp fails."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine, self._cache = engine, engine.cache
+        self._free = [*engine.sequences]
+        self._places: dict[ContextId, Place] = {}
+
+    @property
+    def free(self) -> int:
+        """How many nobody has."""
+        return len(self._free)
+
+    # Contexts
+
+    def place(self, context: ContextId) -> Place | None:
+        """What a context has; None: nothing."""
+        return self._places.get(context)
+
+    def bring(self, context: ContextId, tokens: int) -> None:
+        """A context of so many tokens gets a sequence."""
+        self._places[context] = Place(self._free.pop(), tokens)
+
+    def drop(self, context: ContextId) -> None:
+        """A context has none any more."""
+        place = self._places.pop(context, None)
+        if place is not None:
+            self._give_back(place.sequence)
+
+    def reserve(self, context: ContextId) -> Rows:
+        """Rows for all of a context."""
+        place = self._places[context]
+        place.rows = self._cache.reserve(place.sequence, place.tokens)
+        return place.rows
+
+    def clear(self, context: ContextId) -> None:
+        """Nothing of a context is there any more, but its sequence."""
+        place = self._places[context]
+        self._cache.free(place.sequence)
+        place.rows, place.open_layers = None, 0
+
+    def export(self, context: ContextId) -> KVBlock:
+        """A copy of all KV of a context."""
+        place, layers = self._places[context], self._engine.spec.geometry.layers
+        return self._cache.export(place.sequence, Span(0, place.tokens), Span(0, layers))
+
+    def runs(self, live: Live) -> Runs:
+        """Of the tokens that a request begins with; made once for all requests about a context."""
+        if live.request.context is None:
+            return Runs()
+        place, tokens = self._places[ContextId(live.request.context)], live.context_tokens
+        if place.runs is None or len(place.runs.tokens) < len(tokens):
+            place.runs = Runs(tokens.tolist())
+        return place.runs
+
+    # Stretches of contexts
+
+    def fill(self, context: ContextId, tokens: Tokens, start: int, done: Future[None]) -> Fill:
+        """A stretch of a context is going to be computed, of which all earlier tokens are in place."""
+        place = self._places[context]
+        if place.rows is None:
+            return Fill(context, tokens, start, done, place.sequence, reserved=False)
+        fill = Fill(context, tokens, start, done, self._free.pop(), reserved=True)
+        self._cache.share(place.sequence, fill.sequence, Span(0, start))
+        self._cache.take(place.rows, fill.span)
+        return fill
+
+    def filled(self, fill: Fill) -> None:
+        """All of a stretch is computed: it becomes part of the context."""
+        if fill.reserved:
+            self._cache.share(fill.sequence, self._places[fill.context].sequence, fill.span)
+            self._give_back(fill.sequence)
+
+    def undo(self, fill: Fill) -> None:
+        """Nothing of a stretch stays: its rows are as reserved again."""
+        if not fill.reserved:
+            self._cache.cut(fill.sequence, fill.start)
+            return
+        self._give_back(fill.sequence)
+        place = self._places.get(fill.context)
+        if place is not None and place.rows is not None:
+            self._cache.put_back(place.rows, fill.span)
+
+    # Requests
+
+    def begin(self, live: Live) -> None:
+        """A request gets a sequence, which sees what it begins with of its context."""
+        live.sequence = self._free.pop()
+        if live.request.context is not None:
+            place = self._places[ContextId(live.request.context)]
+            self._cache.share(place.sequence, live.sequence, Span(0, len(live.context_tokens)))
+        if live.chooser is None:
+            live.chooser = self._engine.chooser(live.sampling, live.tokens)
+
+    def resume(self, live: Live, kept: Conversation, tokens: int) -> None:
+        """A request that has begun sees the first so many tokens of a conversation."""
+        assert live.sequence is not None
+        self._cache.share(kept.sequence, live.sequence, Span(kept.position, kept.position + tokens))
+        live.done = tokens
+
+    def stop(self, live: Live) -> None:
+        """A request has nothing in the cache any more; it may begin again."""
+        if live.sequence is not None:
+            self._give_back(live.sequence)
+            live.sequence, live.done = None, 0
+
+    def keep(self, live: Live, tokens: int) -> Conversation:
+        """Keep the first so many tokens of a request without the context before them, which may have to make way."""
+        assert live.sequence is not None
+        position, own = len(live.context_tokens), self._free.pop()
+        self._cache.share(live.sequence, own, Span(position, position + tokens))
+        self.stop(live)
+        return Conversation(live.request.caller, live.request.context, position, live.tokens[:tokens], own)
+
+    def let_go(self, kept: Conversation) -> None:
+        """A conversation is kept no more."""
+        self._give_back(kept.sequence)
+
+    def _give_back(self, sequence: int) -> None:
+        self._cache.free(sequence)
+        self._free.append(sequence)
