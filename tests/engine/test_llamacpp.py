@@ -1,6 +1,7 @@
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import llama_cpp
@@ -9,8 +10,10 @@ import pytest
 
 from preread.compiled import vector_bits
 from preread.engine.attention import attends_in_tiles
+from preread.engine.base import Slice
+from preread.engine.cache import Rows
 from preread.engine.llamacpp import BATCH_TOKENS, LlamaCpp
-from preread.engine.sampling import Sampling
+from preread.engine.sampling import Sampling, Step
 from preread.engine.selftest import self_test
 from preread.errors import Cancelled, EngineError, UsageError
 from preread.values import KVBlock, Span
@@ -369,14 +372,13 @@ def test_self_test_of_an_engine_that_cannot_inject_still_measures(engine: LlamaC
 def test_self_test_switches_injection_off_when_it_does_not_reproduce(
     engine: LlamaCpp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inject = engine.inject
+    inject = engine.cache.inject
 
-    def wrong(block: KVBlock) -> None:
-        inject(
-            KVBlock(block.tokens, block.layers, block.k, np.zeros_like(block.v) if block.layers.start == 3 else block.v)
-        )
+    def wrong(rows: Rows, block: KVBlock) -> None:
+        v = np.zeros_like(block.v) if block.layers.start == 3 else block.v
+        inject(rows, KVBlock(block.tokens, block.layers, block.k, v))
 
-    monkeypatch.setattr(engine, "inject", wrong)
+    monkeypatch.setattr(engine.cache, "inject", wrong)
     try:
         assert "logits differ" in (self_test(engine).no_injection or "")
         with pytest.raises(EngineError, match="cannot be exchanged"):
@@ -386,8 +388,13 @@ def test_self_test_switches_injection_off_when_it_does_not_reproduce(
 
 
 def test_self_test_notices_rows_that_are_computed_elsewhere(engine: LlamaCpp, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = LlamaCpp.compute
-    monkeypatch.setattr(LlamaCpp, "compute", lambda self, tokens, start: right(self, tokens[::-1].copy(), start))
+    run = engine.runner.run
+
+    def other(slices: Sequence[Slice]) -> list[list[Step]]:
+        anew = slices[0].sequence == engine.sequences[2]
+        return run([replace(one, tokens=one.tokens[::-1].copy()) for one in slices] if anew else slices)
+
+    monkeypatch.setattr(engine.runner, "run", other)
     try:
         assert "computed alone" in (self_test(engine).no_injection or "")
     finally:

@@ -10,7 +10,7 @@ It knows nothing of contexts' names, segments or links.
 
 import ctypes
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from preread import limits
 from preread.compiled import vector_bits
 from preread.engine import cells, model
 from preread.engine.attention import Attention, attends_in_tiles
+from preread.engine.base import Slice
 from preread.engine.batch import Batch
 from preread.engine.cache import Cache
 from preread.engine.chat import ChatTemplate
@@ -32,9 +33,8 @@ from preread.engine.gate import Gate
 from preread.engine.ggml import CacheTensors, Embeddings, Queries, Residuals, find_cache, find_embeddings, library
 from preread.engine.marks import Prompt
 from preread.engine.model import Spec
-from preread.engine.refine import Refinements
 from preread.engine.runner import Runner
-from preread.engine.sampling import Sampler, Sampling, Step, log_probabilities, usual
+from preread.engine.sampling import Sampling, Step, usual
 from preread.errors import Cancelled, EngineError, UsageError
 from preread.values import KVBlock, Span
 
@@ -68,7 +68,6 @@ class LlamaCpp:
         self._embeddings: Embeddings | None = None
         self._context_tokens, self._loading, self._open_layers = 0, False, 0
         self._opening = threading.Lock()
-        self.refinements = Refinements(self.inject)
 
     @classmethod
     def open(
@@ -228,7 +227,6 @@ class LlamaCpp:
 
     def clear(self, *, wipe: bool = False) -> None:
         """Forget everything in the cache; with `wipe`, zero its bytes too, as after any failure."""
-        self.refinements.drop()
         self._gate.disarm()
         llama_cpp.llama_memory_clear(self._memory, wipe)
         self._context_tokens, self._loading, self._open_layers = 0, False, 0
@@ -429,56 +427,36 @@ class LlamaCpp:
         if not len(prompt):
             raise UsageError("the prompt is empty")
         self._check_room(self._context_tokens + len(prompt), "the prompt")
-        if reuse:
-            llama_cpp.llama_memory_seq_cp(self._memory, _CONTEXT, _REQUEST, 0, reuse)
-        echoed = sampling.prompt_logprobs and sampling.top_logprobs is not None
-        sampler = Sampler(sampling, self.spec.vocab_size, prompt)
-        self._arm()
+        self.cache.share(_CONTEXT, _REQUEST, Span(0, reuse))
+        echo = sampling.prompt_logprobs and sampling.top_logprobs is not None
+        chooser = self.chooser(sampling, prompt)
+        count = min(sampling.max_tokens, self.spec.window_tokens - self._context_tokens - len(prompt))
         try:
-            if not self._gate.wait_for_first_layer():
-                raise Cancelled("cancelled while the context was loading")
-            if echoed:
-                yield from self._echoed(prompt, reuse, sampling.top_logprobs or 0)
-            else:
-                for start in range(0, len(prompt), BATCH_TOKENS):
-                    batch = prompt[start : start + BATCH_TOKENS]
-                    last = start + len(batch) == len(prompt)
-                    self._decode(batch, reuse + start, _REQUEST, gated=True, logits=int(last))
-            self._gate.disarm()
+            steps = yield from self._prompted(prompt, reuse, chooser, echo=echo)
             self._loading = False
-            yield from self._decode_loop(reuse + len(prompt), self._context_tokens + len(prompt), sampler, sampling)
+            for position in range(reuse + len(prompt), reuse + len(prompt) + count):
+                yield from steps
+                if steps[-1].end or chooser.ended:
+                    break
+                self._gate.arm_open()
+                last = np.array([steps[-1].token], np.int32)
+                (steps,) = self.runner.run([Slice(_REQUEST, last, position, chooser)])
         finally:
-            sampler.close()
-            llama_cpp.llama_memory_seq_rm(self._memory, _REQUEST, -1, -1)
+            chooser.close()
+            self.cache.free(_REQUEST)
 
-    def _echoed(self, prompt: Tokens, position: int, top: int) -> Iterator[Step]:
-        """Decode a prompt; its tokens, each but the first with how likely it was after those before it."""
-        steps = [Step(int(prompt[0]), self.piece(int(prompt[0]), special=True), end=False, given=True)]
-        for start in range(0, len(prompt), _ECHO_TOKENS):
-            batch = prompt[start : start + _ECHO_TOKENS]
-            self._decode(batch, position + start, _REQUEST, gated=True, logits=len(batch))
-            for row, token in zip(self._rows(len(batch)), prompt[start + 1 :], strict=False):
-                odds = log_probabilities(row, int(token), top)
-                steps.append(Step(int(token), self.piece(int(token), special=True), False, *odds, given=True))
-        yield from steps
-
-    def _decode_loop(self, position: int, used_cells: int, sampler: Sampler, sampling: Sampling) -> Iterator[Step]:
-        count = min(sampling.max_tokens, self.spec.window_tokens - used_cells)
-        one = np.empty(1, np.int32)
-        for n in range(count):
-            if n < sampling.min_tokens:
-                self._last_row()[self._loaded.ends] = -np.inf
-            token = sampler.sample(self._context)
-            end = bool(llama_cpp.llama_vocab_is_eog(self._loaded.vocab, token))
-            odds: tuple[float | None, tuple[tuple[int, float], ...]] = (None, ())
-            if sampling.top_logprobs is not None:
-                odds = log_probabilities(self.logits(), token, sampling.top_logprobs)
-            yield Step(token, b"" if end else self.piece(token), end, *odds)
-            if end or n + 1 == count:
-                return
-            one[0] = token
-            self.refinements.apply_one()
-            self._decode(one, position + n, _REQUEST, logits=1)
+    def _prompted(
+        self, prompt: Tokens, position: int, chooser: Chooser, *, echo: bool
+    ) -> Generator[Step, None, list[Step]]:
+        """Compute a prompt; its tokens where they are wanted, and at last the first that is chosen."""
+        size, steps = _ECHO_TOKENS if echo else BATCH_TOKENS, list[Step]()
+        for start in range(0, len(prompt), size):
+            batch, rest = prompt[start : start + size], prompt[start + size :]
+            after, echoed = int(rest[0]) if len(rest) else None, start if echo else None
+            self._arm()
+            (steps,) = self.runner.run([Slice(_REQUEST, batch, position + start, chooser, after=after, echoed=echoed)])
+            yield from (step for step in steps if step.given)
+        return [step for step in steps if not step.given]
 
     def score(self, tokens: Tokens, *, reuse: int | None = None) -> npt.NDArray[np.float32]:
         """Logits (tokens, vocab) after each of `tokens`, which follow the context; their KV is dropped at the end.

@@ -9,15 +9,20 @@ tiles must give what llama.cpp's own does, but for rounding.
 import logging
 import threading
 import time
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from preread.engine.llamacpp import LlamaCpp
+from preread.engine.base import Slice
+from preread.engine.cache import Rows
+from preread.engine.llamacpp import LlamaCpp, Tokens
 from preread.engine.sampling import Sampling
 from preread.errors import PrereadError
 from preread.values import KVBlock, Span
+
+Logits = npt.NDArray[np.float32]
 
 _CONTEXT_TOKENS, _PROMPT_TOKENS = 128, 8
 _COMPUTED_TOKENS = 64
@@ -58,7 +63,7 @@ def self_test(engine: LlamaCpp) -> Tested:
     return Tested(rate, engine.no_injection)
 
 
-def _check_attention(engine: LlamaCpp, context: npt.NDArray[np.int32]) -> None:
+def _check_attention(engine: LlamaCpp, context: Tokens) -> None:
     """Switch attention in tiles off where it is not what llama.cpp computes."""
     if engine.attention is None or engine.no_injection is not None:  # then nothing can be read of the cache either
         return
@@ -74,40 +79,42 @@ def _check_attention(engine: LlamaCpp, context: npt.NDArray[np.int32]) -> None:
         _log.warning("attention in tiles is off: of %s it makes V differ by %.2g of its size", engine.spec.name, off)
 
 
-def _differs(engine: LlamaCpp, context: npt.NDArray[np.int32], prompt: npt.NDArray[np.int32]) -> str | None:
-    local = _logits(engine, prompt)
-    layers = engine.spec.geometry.layers
-    block = engine.export(Span(0, len(context)), Span(0, layers))
-    engine.reserve(len(context))
-    late: list[int] = []
-    feeder = threading.Thread(target=_feed, args=(engine, block, late))
+def _differs(engine: LlamaCpp, context: Tokens, prompt: Tokens) -> str | None:
+    engine.clear()
+    own, request, scratch, *_ = engine.sequences
+    everything = Span(0, len(context)), Span(0, engine.spec.geometry.layers)
+    _compute(engine, Slice(own, context, 0))
+    local = _logits(engine, own, request, prompt)
+    block = engine.cache.export(own, *everything)
+    engine.cache.free(own)
+    rows, late = engine.cache.reserve(own, len(context)), list[int]()
+    feeder = threading.Thread(target=_feed, args=(engine, rows, block, late))
+    engine.runner.arm(0)
     feeder.start()
     try:
-        streamed = _logits(engine, prompt)
+        streamed = _logits(engine, own, request, prompt, armed=True)
     finally:
         feeder.join()
     if late:
         return f"the engine's self-test failed: the engine did not wait for layer {late[0]}"
     if not np.array_equal(local, streamed):
         return f"the engine's self-test failed: logits differ by up to {np.abs(local - streamed).max():.3g}"
-    return _misplaced(engine, context, block)
+    return _misplaced(engine, context, block, rows, scratch)
 
 
-def _misplaced(engine: LlamaCpp, context: npt.NDArray[np.int32], block: KVBlock) -> str | None:
-    """Compute the context's beginning where it belongs, before an end that is there already."""
-    rest = Span(_COMPUTED_TOKENS, len(context))
-    engine.reserve(len(context))
-    engine.inject(
-        KVBlock(rest, block.layers, block.k[:, :, _COMPUTED_TOKENS:].copy(), block.v[:, :, _COMPUTED_TOKENS:].copy())
-    )
-    engine.compute(context[:_COMPUTED_TOKENS], 0)
-    mixed = engine.export(block.tokens, block.layers)
+def _misplaced(engine: LlamaCpp, context: Tokens, block: KVBlock, rows: Rows, scratch: int) -> str | None:
+    """Compute the context's beginning anew, in a sequence of its own, where its end is there already."""
+    cache, beginning = engine.cache, Span(0, _COMPUTED_TOKENS)
+    cache.take(rows, beginning)
+    _compute(engine, Slice(scratch, context[:_COMPUTED_TOKENS], 0))
+    cache.share(scratch, rows.sequence, beginning)
+    mixed = cache.export(rows.sequence, block.tokens, block.layers)
     if not (np.array_equal(mixed.k, block.k) and np.array_equal(mixed.v, block.v)):
         return "the engine's self-test failed: what is computed before injected rows is not what is computed alone"
     return None
 
 
-def _feed(engine: LlamaCpp, block: KVBlock, late: list[int]) -> None:
+def _feed(engine: LlamaCpp, rows: Rows, block: KVBlock, late: list[int]) -> None:
     """Inject layer after layer, each only when the engine has come to wait for it."""
     for layer in range(engine.spec.geometry.layers):
         deadline = time.monotonic() + _PATIENCE_S
@@ -118,11 +125,23 @@ def _feed(engine: LlamaCpp, block: KVBlock, late: list[int]) -> None:
                 return
             time.sleep(1e-4)
         one = slice(layer, layer + 1)
-        engine.inject(KVBlock(block.tokens, Span(layer, layer + 1), block.k[one], block.v[one]))
-        engine.open_layers(layer + 1)
+        engine.cache.inject(rows, KVBlock(block.tokens, Span(layer, layer + 1), block.k[one], block.v[one]))
+        engine.runner.open(layer + 1)
 
 
-def _logits(engine: LlamaCpp, prompt: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
-    for _ in engine.generate(prompt, Sampling(max_tokens=1)):
-        pass
-    return engine.logits()
+def _compute(engine: LlamaCpp, one: Slice) -> None:
+    engine.runner.arm()
+    engine.runner.run([one])
+
+
+def _logits(engine: LlamaCpp, context: int, request: int, prompt: Tokens, *, armed: bool = False) -> Logits:
+    """Logits (vocab,) after a prompt that follows a context; `armed`: it waits for the context's layers."""
+    tokens = _CONTEXT_TOKENS
+    engine.cache.share(context, request, Span(0, tokens))
+    if not armed:
+        engine.runner.arm()
+    with closing(engine.chooser(Sampling(max_tokens=1), prompt)) as chooser:
+        engine.runner.run([Slice(request, prompt, tokens, chooser)])
+    logits = engine.logits()
+    engine.cache.free(request)
+    return logits
