@@ -1,47 +1,19 @@
 """`preread demo` and `preread bench`: see it work, and measure it."""
 
-import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from preread import loop
-from preread.cli import options
+from preread.cli import load, options
 from preread.cli.terminal import token_progress
 from preread.engine.registry import DEFAULT
 from preread.errors import UsageError
 
-if TYPE_CHECKING:
-    from preread.bench.deployment import Setting
-
 bench = typer.Typer(help="Measure; each bench prints a table and last one line of JSON.", no_args_is_help=True)
 
-_WIDTH, _WIDE = 118, 150
-
-_Profile = Annotated[
-    Path | None,
-    typer.Option("--profile", metavar="FILE", help="A fitted profile; by default one is fitted first where needed."),
-]
-_Peer = Annotated[
-    list[str] | None,
-    typer.Option("--peer", metavar="URL", help="Another OpenAI server, measured in turns; may be given repeatedly."),
-]
-_PeerCommand = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--peer-command",
-        metavar="COMMAND",
-        help="Starts such a server on {port}, with the file {model}, so that it can be cold again; may be repeated.",
-    ),
-]
-_KvMemory = Annotated[
-    int | None, typer.Option("--kv-memory", min=1, metavar="MIB", help="As for `preread edge`, and to be told.")
-]
-_EdgeOption = Annotated[
-    list[str] | None,
-    typer.Option("--edge-option", metavar="OPTIONS", help="More for `preread edge`: --edge-option='--cache-ram 64'."),
-]
+_WIDTH, _WIDE = 118, load.WIDE
 
 
 def demo(
@@ -81,7 +53,7 @@ def ttft(
         bool, typer.Option("--choose", help="One row a cell, for the rung that the edge chooses by its budget.")
     ] = False,
     runs: Annotated[int, typer.Option("--runs", min=1, help="Of each way; medians are reported.")] = 5,
-    profile: _Profile = None,
+    profile: options.Profile = None,
     grid: Annotated[
         str | None,
         typer.Option("--grid", metavar="issue", help="issue: 99 cells, from 0 to 1000 Mbit/s; implies --choose."),
@@ -114,9 +86,9 @@ def ttft(
         raise UsageError("--trace has one link: leave --grid and --out away")
     whole = grid is not None
     chosen = measured.Grid(
-        measured.ISSUE_MBPS if whole else _numbers("--mbps", mbps),
-        measured.ISSUE_RTT_MS if whole else _numbers("--rtt-ms", rtt_ms),
-        measured.ISSUE_CONTEXT_TOKENS if whole else _counts("--context-tokens", context_tokens),
+        measured.ISSUE_MBPS if whole else options.numbers("--mbps", mbps),
+        measured.ISSUE_RTT_MS if whole else options.numbers("--rtt-ms", rtt_ms),
+        measured.ISSUE_CONTEXT_TOKENS if whole else options.counts("--context-tokens", context_tokens),
         prompt_tokens,
         answer_tokens,
         options.rung_names(rung),
@@ -221,7 +193,7 @@ def site(
     threads: Annotated[
         int, typer.Option("--threads", "-t", min=0, help="Of each edge; 0: the cores divided by the most edges.")
     ] = 0,
-    profile: _Profile = None,
+    profile: options.Profile = None,
 ) -> None:
     """Several edges behind one uplink, one cold context: bytes and time to first token, with neighbours or without."""
     from rich.console import Console
@@ -230,7 +202,7 @@ def site(
     from preread.bench.site import bench as bench_site
 
     options.check_rung(rung)
-    counts = _counts("--edges", edges)
+    counts = options.counts("--edges", edges)
     chosen = Options(
         counts, mbps, rtt_ms, context_tokens, prompt_tokens, answer_tokens, rung, runs, threads, profile
     )  # fmt: skip
@@ -282,7 +254,7 @@ def codec(
     windows: Annotated[int, typer.Option("--windows", min=1, help="Pieces of the text.")] = 20,
     context_tokens: Annotated[str, typer.Option("--context-tokens", metavar="LIST")] = "512,2048",
     tail: Annotated[int, typer.Option("--tail", min=2, help="Tokens predicted after each context.")] = 128,
-    profile: _Profile = None,
+    profile: options.Profile = None,
     plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Draw it: .png, .svg or .pdf.")] = None,
 ) -> None:
     """Bytes against quality: every rung, and other schemes, on text that no fit has seen."""
@@ -292,7 +264,7 @@ def codec(
     from preread.bench.codec import bench as bench_codec
     from preread.fit.text import evaluation, read
 
-    lengths = _counts("--context-tokens", context_tokens)
+    lengths = options.counts("--context-tokens", context_tokens)
     names = tuple(dict.fromkeys(name.strip() for name in (rungs or "").split(",") if name.strip()))
     path = options.pulled(model)
     texts, counts = read(text) if text else evaluation(), tuple(dict.fromkeys(lengths))
@@ -310,7 +282,7 @@ def publish(
     most_tokens: Annotated[
         int, typer.Option("--tokens", min=1, help="Longer documents are cut after so many tokens.")
     ] = 1536,
-    profile: _Profile = None,
+    profile: options.Profile = None,
 ) -> None:
     """Publishing with defaults: what it costs, and whether the rung that an edge takes keeps its budget."""
     from rich.console import Console
@@ -348,7 +320,7 @@ def chaos(
     from preread.bench.chaos import bench as bench_chaos
     from preread.testing.tiny import NAME
 
-    lengths = _counts("--context-tokens", context_tokens)
+    lengths = options.counts("--context-tokens", context_tokens)
     if len(lengths) != 2 or not 8 <= lengths[0] <= lengths[1]:
         raise UsageError("--context-tokens is the fewest and the most tokens, at least 8")
     if max(start, only or 0) >= requests:
@@ -381,155 +353,5 @@ def hostile(
     loop.run(bench_hostile(chosen, Console(width=_WIDTH)))
 
 
-@bench.command("serve")
-def serve(
-    model: options.Model = DEFAULT,
-    users: Annotated[
-        int | None, typer.Option("--users", min=1, help="Each asks again as soon as it is answered; by default 8.")
-    ] = None,
-    rate: Annotated[
-        float | None, typer.Option("--rate", min=0.001, help="Instead: requests a second, whatever happens to them.")
-    ] = None,
-    rates: Annotated[
-        str | None, typer.Option("--rates", metavar="LIST", help="More such rates, in the warm state; see --plot.")
-    ] = None,
-    states: Annotated[str, typer.Option("--states", metavar="LIST", help="What is measured.")] = "cold,warm,cut",
-    requests: Annotated[int, typer.Option("--requests", min=1, help="To each system in each state.")] = 100,
-    blocks: Annotated[
-        int, typer.Option("--blocks", min=1, help="In which they are sent: systems alternate between them.")
-    ] = 4,
-    contexts: Annotated[int, typer.Option("--contexts", min=1, help="Documents, asked about by Zipf's law.")] = 20,
-    context_tokens: Annotated[int, typer.Option("--context-tokens", min=64)] = 1000,
-    prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", min=8)] = 25,
-    answer_tokens: Annotated[int, typer.Option("--answer-tokens", min=2)] = 32,
-    mbps: Annotated[float, typer.Option(min=0.1, help="Rate of the emulated link, Mbit/s.")] = 100,
-    rtt_ms: Annotated[float, typer.Option("--rtt-ms", min=0, help="Its round trip, milliseconds.")] = 20,
-    rung: Annotated[
-        str, typer.Option("--rung", metavar="LIST", help="Rungs to publish; the edge chooses.")
-    ] = "lossless,q8,q4",
-    profile: _Profile = None,
-    peer: _Peer = None,
-    peer_command: _PeerCommand = None,
-    peer_kv_mb: Annotated[
-        float | None, typer.Option("--peer-kv-mb", min=0, help="What peers have for KV cache, to be told.")
-    ] = None,
-    kv_memory: _KvMemory = None,
-    edge_option: _EdgeOption = None,
-    plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE", help="Draw --rates against latency: .png, .svg or .pdf.")
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Documents, questions and arrivals follow from it.")] = 0,
-) -> None:
-    """An edge under load, cold, warm and cut off from its cloud, and other OpenAI servers beside it."""
-    from rich.console import Console
-
-    from preread.bench.load import STATES
-    from preread.bench.peers import Beside
-    from preread.bench.serve import Options
-    from preread.bench.serve import bench as bench_serve
-
-    if users is not None and rate is not None:
-        raise UsageError("--users is a closed loop and --rate an open one: give one of them")
-    named = [name.strip() for name in states.split(",") if name.strip()]
-    if not named or not set(named) <= set(STATES):
-        raise UsageError(f"--states holds some of {', '.join(STATES)}, not {states!r}")
-    more = _numbers("--rates", rates) if rates else ()
-    if rates and min(more) <= 0:
-        raise UsageError("--rates are above 0")
-    chosen = Options(
-        _setting(model, context_tokens, rung, profile, mbps, rtt_ms, kv_memory, edge_option),
-        Beside(tuple(peer or ()), tuple(peer_command or ())),
-        tuple(state for state in STATES if state in named),
-        (users or 8) if rate is None else None,
-        rate,
-        more,
-        requests,
-        blocks,
-        contexts,
-        prompt_tokens,
-        answer_tokens,
-        peer_kv_mb,
-        plot,
-        seed,
-    )
-    with token_progress() as report:
-        loop.run(bench_serve(chosen, Console(width=_WIDE), report))
-
-
-@bench.command("chat")
-def chat(
-    model: options.Model = DEFAULT,
-    turns: Annotated[int, typer.Option("--turns", min=2)] = 8,
-    context_tokens: Annotated[int, typer.Option("--context-tokens", min=64)] = 1000,
-    prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", min=8, help="Of each question.")] = 25,
-    answer_tokens: Annotated[int, typer.Option("--answer-tokens", min=2)] = 100,
-    mbps: Annotated[float, typer.Option(min=0.1, help="Rate of the emulated link, Mbit/s.")] = 100,
-    rtt_ms: Annotated[float, typer.Option("--rtt-ms", min=0, help="Its round trip, milliseconds.")] = 20,
-    rung: Annotated[
-        str, typer.Option("--rung", metavar="LIST", help="Rungs to publish; the edge chooses.")
-    ] = "lossless,q8,q4",
-    profile: _Profile = None,
-    peer: _Peer = None,
-    peer_command: _PeerCommand = None,
-    kv_memory: _KvMemory = None,
-    edge_option: _EdgeOption = None,
-    seed: Annotated[int, typer.Option("--seed", help="Document and questions follow from it.")] = 0,
-) -> None:
-    """One conversation about a document: time to first token of each turn, and what was computed for it."""
-    from rich.console import Console
-
-    from preread.bench.chat import Options
-    from preread.bench.chat import bench as bench_chat
-    from preread.bench.peers import Beside
-
-    chosen = Options(
-        _setting(model, context_tokens, rung, profile, mbps, rtt_ms, kv_memory, edge_option),
-        Beside(tuple(peer or ()), tuple(peer_command or ())),
-        turns,
-        prompt_tokens,
-        answer_tokens,
-        seed,
-    )
-    with token_progress() as report:
-        loop.run(bench_chat(chosen, Console(width=_WIDTH), report))
-
-
-def _setting(
-    model: str,
-    context_tokens: int,
-    rung: str,
-    profile: Path | None,
-    mbps: float,
-    rtt_ms: float,
-    kv_memory: int | None,
-    edge_options: list[str] | None,
-) -> "Setting":
-    from preread.bench.deployment import Setting
-
-    rungs = options.rung_names(rung)
-    try:
-        words = tuple(word for given in edge_options or () for word in shlex.split(given))
-    except ValueError as error:
-        raise UsageError(f"--edge-option cannot be read: {error}") from error
-    path = options.pulled(model)
-    memory_bytes = None if kv_memory is None else kv_memory << 20
-    return Setting(
-        path, options.shown_name(model, path), context_tokens, rungs, profile, mbps, rtt_ms, memory_bytes, words
-    )  # fmt: skip
-
-
-def _counts(option: str, text: str) -> tuple[int, ...]:
-    counts = _numbers(option, text)
-    if min(counts) < 1 or any(count % 1 for count in counts):
-        raise UsageError(f"{option} is a list of whole numbers of at least 1")
-    return tuple(map(int, counts))
-
-
-def _numbers(option: str, text: str) -> tuple[float, ...]:
-    try:
-        numbers = tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise UsageError(f"{option} is a list of numbers separated by commas, not {text!r}") from error
-    if min(numbers) < 0:
-        raise UsageError(f"{option} must not be negative")
-    return numbers
+bench.command("serve")(load.serve)
+bench.command("chat")(load.chat)

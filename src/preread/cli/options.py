@@ -155,6 +155,10 @@ KvMemory = Annotated[
         "an eighth of what this machine or container has.",
     ),
 ]
+Profile = Annotated[
+    Path | None,
+    typer.Option("--profile", metavar="FILE", help="A fitted profile; by default one is fitted first where needed."),
+]
 KeepConversations = Annotated[
     float,
     typer.Option(
@@ -349,3 +353,20 @@ def check_folder(path: Path) -> None:
     """
     if not path.expanduser().absolute().parent.is_dir():
         raise UsageError(f"{path} cannot be written: its folder does not exist")
+
+
+def counts(option: str, text: str) -> tuple[int, ...]:
+    counts = numbers(option, text)
+    if min(counts) < 1 or any(count % 1 for count in counts):
+        raise UsageError(f"{option} is a list of whole numbers of at least 1")
+    return tuple(map(int, counts))
+
+
+def numbers(option: str, text: str) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(f"{option} is a list of numbers separated by commas, not {text!r}") from error
+    if min(numbers) < 0:
+        raise UsageError(f"{option} must not be negative")
+    return numbers
