@@ -18,7 +18,7 @@ from preread.edge import serving
 from preread.edge.app import create_app
 from preread.edge.edge import AsyncEdge
 from preread.engine.chooser import Chooser
-from preread.engine.sampling import Step
+from preread.engine.sampling import Sampled
 from preread.errors import EngineError
 from preread.store.auth import Keys
 from preread.store.guard import Access
@@ -364,7 +364,7 @@ def watch(edge: Any, monkeypatch: pytest.MonkeyPatch) -> Watch:
         chooser = make(*args)
         choose = chooser.choose
 
-        def watched(context: object, index: int) -> Step:
+        def watched(context: object, index: int) -> Sampled:
             if watch.tokens == watch.fail_after:
                 raise EngineError("the engine is tired")
             watch.tokens += 1

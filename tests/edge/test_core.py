@@ -13,11 +13,12 @@ import pytest
 
 from preread.edge.core import Core, Generation
 from preread.engine.base import Slice, Tokens
-from preread.engine.sampling import Sampling, Step
+from preread.engine.sampling import Sampled, Sampling
 from preread.engine.worker import Worker
 from preread.errors import Cancelled, EngineError, PrereadError
 from preread.plan.residency import Residency
-from preread.plan.schedule import Request, Schedule
+from preread.plan.schedule import Schedule
+from preread.plan.step import Request
 from preread.plan.step_cost import StepCost
 from preread.testing.engine import read, same, step
 from preread.testing.fake_engine import FakeEngine
@@ -241,9 +242,9 @@ class Bench:
             async with self.core.generation(*asked) as generation:
                 yield generation
 
-    async def steps(self, question: Question, most_steps: int | None = None) -> list[Step]:
+    async def steps(self, question: Question, most_steps: int | None = None) -> list[Sampled]:
         """The whole answer, or the beginning after which whoever asks leaves."""
-        found: list[Step] = []
+        found: list[Sampled] = []
         async with self.generation(question) as generation:
             while most_steps is None or len(found) < most_steps:
                 steps = await generation.steps.get()

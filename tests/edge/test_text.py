@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from preread.edge.request import Piece
 from preread.edge.text import Writer
-from preread.engine.sampling import Step
+from preread.engine.sampling import Sampled
 
 
 @dataclass
@@ -21,7 +21,7 @@ def written(data: bytes, stop: tuple[str, ...] = (), sizes: int = 1) -> tuple[li
     writer = Writer(Bytes(), stop)  # type: ignore[arg-type]
     pieces = []
     for i in range(0, len(data), sizes):
-        if piece := writer.write(Step(0, data[i : i + sizes], False)):
+        if piece := writer.write(Sampled(0, data[i : i + sizes], False)):
             pieces.append(piece.text)
         if writer.finished:
             break
@@ -54,14 +54,14 @@ def test_stop_texts_end_the_answer_and_are_not_part_of_it(text: str, stop: list[
 
 def test_what_may_begin_a_stop_text_is_held_back() -> None:
     writer = Writer(Bytes(), ("END",))  # type: ignore[arg-type]
-    assert writer.write(Step(0, b"so E", False)) == Piece("so ")
-    assert writer.write(Step(0, b"N", False)) is None
-    assert writer.write(Step(0, b"d", False)) == Piece("ENd")
+    assert writer.write(Sampled(0, b"so E", False)) == Piece("so ")
+    assert writer.write(Sampled(0, b"N", False)) is None
+    assert writer.write(Sampled(0, b"d", False)) == Piece("ENd")
 
 
 def test_the_models_own_end() -> None:
     writer = Writer(Bytes(), ())  # type: ignore[arg-type]
-    assert writer.write(Step(2, b"", True)) is None
+    assert writer.write(Sampled(2, b"", True)) is None
     assert writer.finished and writer.rest() is None
 
 
@@ -72,8 +72,8 @@ def test_a_character_cut_by_the_end_is_replaced() -> None:
 
 def test_odds_go_with_the_text_that_they_made() -> None:
     writer = Writer(Bytes(), ())  # type: ignore[arg-type]
-    assert writer.write(Step(0xC3, b"\xc3", False, -1.0)) is None
-    piece = writer.write(Step(0xA9, b"\xa9", False, -2.0, ((0x41, -0.5),)))
+    assert writer.write(Sampled(0xC3, b"\xc3", False, -1.0)) is None
+    piece = writer.write(Sampled(0xA9, b"\xa9", False, -2.0, ((0x41, -0.5),)))
     assert piece is not None and piece.text == "é"
     assert [odds.logprob for odds in piece.odds] == [-1.0, -2.0]
     assert piece.odds[1].top == (("A", b"A", -0.5),)

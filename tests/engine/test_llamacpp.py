@@ -13,7 +13,7 @@ from preread.engine.attention import attends_in_tiles
 from preread.engine.base import Slice
 from preread.engine.cache import Rows
 from preread.engine.llamacpp import BATCH_TOKENS, LlamaCpp
-from preread.engine.sampling import Sampling, Step
+from preread.engine.sampling import Sampled, Sampling
 from preread.engine.selftest import self_test
 from preread.errors import Cancelled, EngineError, UsageError
 from preread.values import KVBlock, Span
@@ -390,7 +390,7 @@ def test_self_test_switches_injection_off_when_it_does_not_reproduce(
 def test_self_test_notices_rows_that_are_computed_elsewhere(engine: LlamaCpp, monkeypatch: pytest.MonkeyPatch) -> None:
     run = engine.runner.run
 
-    def other(slices: Sequence[Slice]) -> list[list[Step]]:
+    def other(slices: Sequence[Slice]) -> list[list[Sampled]]:
         anew = slices[0].sequence == engine.sequences[2]
         return run([replace(one, tokens=one.tokens[::-1].copy()) for one in slices] if anew else slices)
 

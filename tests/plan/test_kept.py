@@ -1,7 +1,8 @@
 """What becomes of conversations, after single events: kept, resumed, forked, dropped; and whose cells are whose."""
 
 from preread.plan.residency import Residency
-from preread.plan.schedule import LEAST_KEPT_TOKENS, Part, Request, Resumed, Schedule, Step
+from preread.plan.schedule import LEAST_KEPT_TOKENS, Schedule
+from preread.plan.step import Part, Request, Resumed, Step
 from preread.plan.step_cost import StepCost
 
 KEEP_S = 100.0

@@ -1,18 +1,8 @@
 """What the engine's next step is after single events."""
 
 from preread.plan.residency import Residency
-from preread.plan.schedule import (
-    ECHO_TOKENS,
-    LEAST_TOKENS,
-    LOADS,
-    MOST_WAIT_S,
-    SHARED_TOKENS,
-    STEP_TOKENS,
-    Part,
-    Request,
-    Schedule,
-    Step,
-)
+from preread.plan.schedule import ECHO_TOKENS, LEAST_TOKENS, LOADS, MOST_WAIT_S, SHARED_TOKENS, STEP_TOKENS, Schedule
+from preread.plan.step import Part, Request, Step
 from preread.plan.step_cost import StepCost
 
 CONTEXT = 400

@@ -18,8 +18,8 @@ from preread.edge.spans import past, span
 from preread.edge.text import Echo, Writer
 from preread.edge.understand import Question, understand
 from preread.engine.llamacpp import Tokens
-from preread.engine.sampling import Step
-from preread.plan.schedule import Request
+from preread.engine.sampling import Sampled
+from preread.plan.step import Request
 
 
 async def answer(ask: Ask, residents: Residents) -> AsyncGenerator[Piece | Done, None]:
@@ -53,7 +53,7 @@ async def answered(question: Question, residents: Residents, caller: str = "") -
     wanted, question = ask.sampling.max_tokens, replace(question, ask=_of_one_token_at_least(ask))
     writer = Writer(site.engine, ask.stop)
     echo = Echo(ask, writer) if ask.echo else None
-    async with aclosing(_steps(question, residents, record, caller)) as steps:
+    async with aclosing(_sampled(question, residents, record, caller)) as steps:
         async for step in steps:
             if echo is not None and step.given:
                 echo.take(step)
@@ -79,7 +79,9 @@ def _of_one_token_at_least(ask: Ask) -> Ask:
     return replace(ask, sampling=replace(ask.sampling, max_tokens=max(1, ask.sampling.max_tokens)))
 
 
-async def _steps(question: Question, residents: Residents, record: Record, caller: str) -> AsyncGenerator[Step, None]:
+async def _sampled(
+    question: Question, residents: Residents, record: Record, caller: str
+) -> AsyncGenerator[Sampled, None]:
     """The answer's tokens, once the context's KV is there."""
     site, begun, tokens = residents.site, False, 0
     await residents.begin()

@@ -23,11 +23,11 @@ from preread.edge.sequences import Fill, Live, Sequences
 from preread.edge.spans import span
 from preread.engine.base import Engine, Slice, Tokens
 from preread.engine.cache import COMPUTED, Rows
-from preread.engine.sampling import Sampling, Step
+from preread.engine.sampling import Sampled, Sampling
 from preread.engine.worker import Worker
 from preread.errors import Cancelled, EngineError, Overloaded, PrereadError
-from preread.plan import schedule
-from preread.plan.schedule import MOST_WAIT_S, Part, Request, Resumed, Schedule
+from preread.plan.schedule import MOST_WAIT_S, Schedule
+from preread.plan.step import Part, Request, Resumed, Step
 from preread.values import ContextId, KVBlock
 
 T = TypeVar("T")
@@ -93,7 +93,7 @@ class Generation:
     """
 
     id: int
-    steps: asyncio.Queue[Sequence[Step] | BaseException | None]
+    steps: asyncio.Queue[Sequence[Sampled] | BaseException | None]
     begun_s: float | None = None
     alone: bool = False
     resumed_tokens: int = 0
@@ -119,7 +119,7 @@ class Core:
         self._generations: dict[int, Generation] = {}
         self._fills: dict[int, Fill] = {}
         self._count, self._pauses, self._closing = 0, 0, False
-        self._current, self._give_up = schedule.Step(), False
+        self._current, self._give_up = Step(), False
         self._bringer: Bringer | None = None
         self._usual_s = 1.0
         self._steps, self._tokens = 0, {"prompt": 0, "context": 0, "answer": 0, "wrong_guess": 0}
@@ -422,8 +422,8 @@ class Core:
                     continue
                 if self._closing:
                     return
-                step = schedule.Step() if self._pauses else self._plan.next(time.monotonic())
-                if step == schedule.Step():
+                step = Step() if self._pauses else self._plan.next(time.monotonic())
+                if step == Step():
                     self._lock.wait(_LOOK_S)
                     continue
                 self._current, self._give_up = step, False
@@ -434,7 +434,7 @@ class Core:
                 self._failed(step, EngineError(f"the engine failed: {error}"))
             finally:
                 with self._lock:
-                    self._current = schedule.Step()
+                    self._current = Step()
 
     def _called(self, call: Callable[[], None]) -> None:
         """What is done between two steps ends no loop."""
@@ -443,7 +443,7 @@ class Core:
         except Exception:
             _log.exception("what was to be done between two steps failed in a way that nobody foresaw")
 
-    def _perform(self, step: schedule.Step) -> None:
+    def _perform(self, step: Step) -> None:
         """One step as it is said: cells are given back first, then given out, and then something is computed."""
         for id in step.stop:
             self._stop(id)
@@ -470,7 +470,7 @@ class Core:
         if parts:
             self._compute(replace(step, parts=parts))
 
-    def _compute(self, step: schedule.Step) -> None:
+    def _compute(self, step: Step) -> None:
         slices = [(self._fills.get(part.id) or self._live[part.id]).slice(part) for part in step.parts]
         began_s = time.monotonic()
         try:
@@ -488,7 +488,7 @@ class Core:
             assert self._bringer is not None
             self._tell(self._bringer.observed, slices[0].position, step.tokens, seconds)
 
-    def _ran(self, slices: list[Slice], gated: str | None) -> list[list[Step]]:
+    def _ran(self, slices: list[Slice], gated: str | None) -> list[list[Sampled]]:
         runner, place = self._engine.runner, None if gated is None else self._sequences.place(ContextId(gated))
         runner.arm(None if place is None else place.open_layers)
         with self._lock:
@@ -498,9 +498,9 @@ class Core:
                 runner.cancel()
         return runner.run(slices)
 
-    def _hand_out(self, step: schedule.Step, chosen: list[list[Step]]) -> None:
+    def _hand_out(self, step: Step, chosen: list[list[Sampled]]) -> None:
         """Give everybody the tokens of a step."""
-        puts: list[tuple[Generation, list[Step]]] = []
+        puts: list[tuple[Generation, list[Sampled]]] = []
         self._steps += 1
         for part, steps in zip(step.parts, chosen, strict=True):
             fill, live = self._fills.get(part.id), self._live.get(part.id)
@@ -596,7 +596,7 @@ class Core:
             self._leave(id, kept)
         self._tell(generation.steps.put_nowait, error)
 
-    def _failed(self, step: schedule.Step, error: EngineError) -> None:
+    def _failed(self, step: Step, error: EngineError) -> None:
         """Whoever was in a step gets the error."""
         for part in step.parts:
             fill, live = self._fills.get(part.id), self._live.get(part.id)
@@ -676,12 +676,12 @@ def _key(id: int) -> str:
     return f"conversation {id}"
 
 
-def _chosen(steps: Sequence[Step]) -> list[int]:
+def _chosen(steps: Sequence[Sampled]) -> list[int]:
     """The tokens of a step that were chosen, not given."""
     return [one.token for one in steps if not one.given]
 
 
-def _put(puts: list[tuple[Generation, list[Step]]]) -> None:
+def _put(puts: list[tuple[Generation, list[Sampled]]]) -> None:
     for generation, steps in puts:
         generation.steps.put_nowait(steps)
 

@@ -9,7 +9,7 @@ from preread.edge.refine import Refinement
 from preread.edge.request import Timings
 from preread.edge.residents import Coming
 from preread.edge.understand import Question
-from preread.engine.sampling import Step
+from preread.engine.sampling import Sampled
 
 
 def why_computed(loaded: Loaded) -> str:
@@ -79,7 +79,7 @@ class Record:
         if refinement is not None and refinement.context == context:
             self.note(refined_to=refinement.rung, refined_share=refinement.share)
 
-    def token(self, step: Step) -> None:
+    def token(self, step: Sampled) -> None:
         """A token was generated."""
         now = time.monotonic()
         if self._first is None:

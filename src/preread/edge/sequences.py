@@ -13,9 +13,9 @@ import numpy as np
 from preread.edge.conversations import Conversation
 from preread.engine.base import Chooser, Engine, Slice, Tokens
 from preread.engine.cache import Rows
-from preread.engine.sampling import Sampling, Step
+from preread.engine.sampling import Sampled, Sampling
 from preread.plan.drafts import RUN, Drafts, Runs
-from preread.plan.schedule import Part, Request
+from preread.plan.step import Part, Request
 from preread.plan.step_cost import StepCost
 from preread.values import ContextId, KVBlock, Span
 
@@ -65,7 +65,7 @@ class Live:
         else:
             self.done += part.tokens
 
-    def is_over(self, steps: Sequence[Step], window_tokens: int) -> bool:
+    def is_over(self, steps: Sequence[Sampled], window_tokens: int) -> bool:
         """Whether no token comes after those of a step."""
         assert self.chooser is not None
         full = len(self.context_tokens) + len(self.tokens) >= window_tokens

@@ -5,7 +5,7 @@ from typing import Literal
 
 from preread.edge.request import Ask, Piece, TokenOdds
 from preread.engine.llamacpp import LlamaCpp
-from preread.engine.sampling import Step
+from preread.engine.sampling import Sampled
 
 
 class Writer:
@@ -27,7 +27,7 @@ class Writer:
         """No further token is wanted."""
         return self.finish == "stop"
 
-    def write(self, step: Step) -> Piece | None:
+    def write(self, step: Sampled) -> Piece | None:
         """Take a token; the text that is certain now, if any."""
         if step.end:
             self.finish = "stop"
@@ -64,7 +64,7 @@ class Writer:
         """The text of token ids, control tokens' included."""
         return b"".join(self._engine.piece(token, special=True) for token in tokens).decode(errors="replace")
 
-    def odds(self, step: Step) -> TokenOdds:
+    def odds(self, step: Sampled) -> TokenOdds:
         """How likely a token was."""
 
         def named(token: int) -> tuple[str, bytes]:
@@ -82,7 +82,7 @@ class Echo:
         self._text = ask.prompt if isinstance(ask.prompt, str) else writer.text(ask.prompt or ())
         self._writer, self._odds = writer, list[TokenOdds]()
 
-    def take(self, step: Step) -> None:
+    def take(self, step: Sampled) -> None:
         """Take a token of the prompt."""
         self._odds.append(self._writer.odds(step))
 

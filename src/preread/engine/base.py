@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from preread.engine.cache import Rows
 from preread.engine.model import Spec
-from preread.engine.sampling import Sampling, Step
+from preread.engine.sampling import Sampled, Sampling
 from preread.values import KVBlock, Span
 
 Tokens = npt.NDArray[np.int32]
@@ -26,11 +26,11 @@ class Chooser(Protocol):
         """Whether as many tokens were chosen as were wanted at most."""
         ...
 
-    def choose(self, scores: object, index: int, /) -> Step:
+    def choose(self, scores: object, index: int, /) -> Sampled:
         """Choose the token after the step's token number `index`."""
         ...
 
-    def given(self, scores: object, first: int, tokens: Tokens, after: int | None, number: int, /) -> list[Step]:
+    def given(self, scores: object, first: int, tokens: Tokens, after: int | None, number: int, /) -> list[Sampled]:
         """The prompt's own tokens, each but its first with how likely it was; none is told twice."""
         ...
 
@@ -69,7 +69,7 @@ class Steps(Protocol):
         """What comes next may be cancelled, and waits for layers beyond the first `open_layers`; None: for none."""
         ...
 
-    def run(self, slices: Sequence[Slice]) -> list[list[Step]]:
+    def run(self, slices: Sequence[Slice]) -> list[list[Sampled]]:
         """The tokens after each slice.
 
         Raises:

@@ -6,7 +6,7 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
-from preread.engine.sampling import Sampler, Sampling, Step, is_plain, log_probabilities
+from preread.engine.sampling import Sampled, Sampler, Sampling, is_plain, log_probabilities
 
 Tokens = npt.NDArray[np.int32]
 Row = npt.NDArray[np.float32]
@@ -41,7 +41,7 @@ class Chooser:
         """Whether as many tokens were chosen as were wanted at most."""
         return self._count >= self._sampling.max_tokens
 
-    def choose(self, context: object, index: int) -> Step:
+    def choose(self, context: object, index: int) -> Sampled:
         """Choose the token after the batch's token number `index`."""
         row = self._row(context, index)
         if self._count < self._sampling.min_tokens:
@@ -52,9 +52,9 @@ class Chooser:
         odds: tuple[float | None, tuple[tuple[int, float], ...]] = (None, ())
         if self._top is not None:
             odds = log_probabilities(row, token, self._top)
-        return Step(token, b"" if end else self._piece(token), end, *odds)
+        return Sampled(token, b"" if end else self._piece(token), end, *odds)
 
-    def given(self, context: object, first: int, tokens: Tokens, after: int | None, number: int) -> list[Step]:
+    def given(self, context: object, first: int, tokens: Tokens, after: int | None, number: int) -> list[Sampled]:
         """The prompt's own tokens, each but its first with how likely it was. What was told before is not told again.
 
         Args:
@@ -65,11 +65,11 @@ class Chooser:
         """
         steps = []
         if number == 0 and not self._given:
-            steps.append(Step(int(tokens[0]), self._piece(int(tokens[0]), special=True), end=False, given=True))
+            steps.append(Sampled(int(tokens[0]), self._piece(int(tokens[0]), special=True), end=False, given=True))
         for i, token in enumerate([*tokens[1:].tolist(), *([] if after is None else [after])]):
             if number + i + 1 >= self._given:
                 odds = log_probabilities(self._row(context, first + i), token, self._top or 0)
-                steps.append(Step(token, self._piece(token, special=True), False, *odds, given=True))
+                steps.append(Sampled(token, self._piece(token, special=True), False, *odds, given=True))
         self._given += len(steps)
         return steps
 

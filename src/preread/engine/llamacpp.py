@@ -34,7 +34,7 @@ from preread.engine.ggml import CacheTensors, Embeddings, Queries, Residuals, fi
 from preread.engine.marks import Prompt
 from preread.engine.model import Spec
 from preread.engine.runner import Runner
-from preread.engine.sampling import Sampling, Step, usual
+from preread.engine.sampling import Sampled, Sampling, usual
 from preread.errors import Cancelled, EngineError, UsageError
 from preread.values import KVBlock, Span
 
@@ -410,7 +410,9 @@ class LlamaCpp:
 
     # The request
 
-    def generate(self, prompt: Tokens, sampling: Sampling, *, reuse: int | None = None) -> Generator[Step, None, None]:
+    def generate(
+        self, prompt: Tokens, sampling: Sampling, *, reuse: int | None = None
+    ) -> Generator[Sampled, None, None]:
         """Answer a prompt that follows the context; the prompt's and the answer's KV are dropped at the end.
 
         Args:
@@ -447,9 +449,9 @@ class LlamaCpp:
 
     def _prompted(
         self, prompt: Tokens, position: int, chooser: Chooser, *, echo: bool
-    ) -> Generator[Step, None, list[Step]]:
+    ) -> Generator[Sampled, None, list[Sampled]]:
         """Compute a prompt; its tokens where they are wanted, and at last the first that is chosen."""
-        size, steps = _ECHO_TOKENS if echo else BATCH_TOKENS, list[Step]()
+        size, steps = _ECHO_TOKENS if echo else BATCH_TOKENS, list[Sampled]()
         for start in range(0, len(prompt), size):
             batch, rest = prompt[start : start + size], prompt[start + size :]
             after, echoed = int(rest[0]) if len(rest) else None, start if echo else None

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from preread.engine.base import Chooser, Slice
 from preread.engine.batch import Batch
 from preread.engine.gate import Gate
-from preread.engine.sampling import Step
+from preread.engine.sampling import Sampled
 from preread.errors import Cancelled, EngineError
 
 
@@ -46,7 +46,7 @@ class Runner:
             self._gate.arm()
             self._gate.open(open_layers, self._layers)
 
-    def run(self, slices: Sequence[Slice]) -> list[list[Step]]:
+    def run(self, slices: Sequence[Slice]) -> list[list[Sampled]]:
         """Compute a step that `arm` was called for.
 
         Args:
@@ -104,11 +104,11 @@ class Runner:
         if status:
             raise EngineError(f"llama_decode failed with status {status}")
 
-    def _chosen(self, slices: Sequence[Slice]) -> list[list[Step]]:
+    def _chosen(self, slices: Sequence[Slice]) -> list[list[Sampled]]:
         found, end = [], 0
         for one in slices:
             first, end = end, end + len(one.tokens)
-            steps: list[Step] = []
+            steps: list[Sampled] = []
             if one.echoed is not None and one.chooser is not None:
                 steps += one.chooser.given(self._context, first, one.tokens, one.after, one.echoed)
             if one.chooser is not None and one.after is None:
@@ -116,9 +116,9 @@ class Runner:
             found.append(steps)
         return found
 
-    def _verified(self, one: Slice, chooser: Chooser, end: int) -> list[Step]:
+    def _verified(self, one: Slice, chooser: Chooser, end: int) -> list[Sampled]:
         """The tokens after a slice: as many drafts as are chosen, and one more. The others' cells are taken back."""
-        steps: list[Step] = []
+        steps: list[Sampled] = []
         drafts = one.tokens[len(one.tokens) - one.drafts :].tolist()
         for index, draft in enumerate([*drafts, None]):
             steps.append(chooser.choose(self._context, end - 1 - one.drafts + index))

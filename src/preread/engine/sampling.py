@@ -133,7 +133,7 @@ def is_plain(sampling: Sampling) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class Sampled:
     """One generated token.
 
     Attributes:

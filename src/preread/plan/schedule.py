@@ -28,6 +28,8 @@ from itertools import accumulate
 from typing import Final
 
 from preread.plan.residency import Residency
+from preread.plan.served import Served
+from preread.plan.step import Part, Request, Resumed, Step
 from preread.plan.step_cost import StepCost
 
 STEP_TOKENS: Final = 512
@@ -56,88 +58,6 @@ _GROWTH_CELLS: Final = 64
 """Cells are claimed ahead in such steps, as an answer grows."""
 _PATIENCE_S: Final = 5.0
 """Who has waited so long for cells lets nobody by who came later."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What asks for tokens.
-
-    Attributes:
-        id: of the request.
-        caller: whose it is.
-        prompt_tokens: behind the context.
-        most_tokens: of the answer.
-        context: what it begins with; None: nothing.
-        context_tokens: all of that context; `reuse_tokens`: of which it begins with so many.
-        cost_s: what bringing the context takes, as far as is known.
-        guest: it begins with the context without naming it.
-        echo: the logits of all its prompt are wanted.
-        kept: a conversation whose first `kept_tokens` behind the same context are those of the prompt; None: there is
-            none.
-    """
-
-    id: int
-    caller: str
-    prompt_tokens: int
-    most_tokens: int
-    context: str | None = None
-    context_tokens: int = 0
-    reuse_tokens: int = 0
-    cost_s: float = 1.0
-    guest: bool = False
-    echo: bool = False
-    kept: str | None = None
-    kept_tokens: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Resumed:
-    """A request that begins with so many tokens of a conversation that is kept."""
-
-    id: int
-    kept: str
-    tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """So many tokens of a request, or of a context that is computed, in a step; `chooses`: a token comes after them."""
-
-    id: int
-    tokens: int
-    chooses: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What to do now, in this order.
-
-    Attributes:
-        stop: requests that make way: their cells are given back, and they begin again later.
-        evict: contexts and conversations that leave the cache.
-        bring: contexts that get cells, and are to be loaded or computed.
-        alone: requests that go on without their context: all of what they begin with is theirs now.
-        refuse: requests that waited too long; they are gone.
-        begin: requests that get a sequence.
-        resume: those of them that begin with a conversation.
-        parts: what is computed together.
-        gated: the context whose layers are still coming, where the parts are of requests about it.
-    """
-
-    stop: tuple[int, ...] = ()
-    evict: tuple[str, ...] = ()
-    bring: tuple[str, ...] = ()
-    alone: tuple[int, ...] = ()
-    refuse: tuple[int, ...] = ()
-    begin: tuple[int, ...] = ()
-    resume: tuple[Resumed, ...] = ()
-    parts: tuple[Part, ...] = ()
-    gated: str | None = None
-
-    @property
-    def tokens(self) -> int:
-        """Of all parts."""
-        return sum(part.tokens for part in self.parts)
 
 
 @dataclass(slots=True)
@@ -201,7 +121,7 @@ class Schedule:
         self.residency, self.cost, self._most_answers, self._keep_s = residency, cost, most_answers, keep_s
         self._jobs: dict[int, _Job] = {}
         self._fills: dict[int, _Job] = {}
-        self._served: dict[str, float] = {}
+        self._served = Served()
         self._kept_s: dict[str, float] = {}
         self._dropped: list[str] = []
         self._coming: dict[str, bool] = {}  # and whether its prompt may be computed behind the gate
@@ -213,7 +133,7 @@ class Schedule:
     def arrive(self, request: Request, now_s: float) -> None:
         """Somebody asks."""
         self._count += 1
-        self._lift(request.caller)
+        self._served.come(request.caller, {job.request.caller for job in self._jobs.values()})
         self._jobs[request.id] = _Job(request, self._count, now_s, request.prompt_tokens)
         if request.context is not None:
             self.residency.used(request.context, now_s, guest=request.guest)
@@ -319,7 +239,7 @@ class Schedule:
             job = self._jobs.get(part.id) or self._fills.get(part.id)
             if job is None:
                 continue
-            self._served[job.request.caller] = self._served.get(job.request.caller, 0.0) + part.tokens
+            self._served.add(job.request.caller, part.tokens)
             job.done += part.tokens
             job.drafts = 0
             if count:
@@ -474,7 +394,7 @@ class Schedule:
 
     def _go_alone(self, job: _Job, out: _Out) -> None:
         job.known += job.request.reuse_tokens
-        job.request = _without_context(job.request)
+        job.request = job.request.alone()
         out.alone.append(job.request.id)
 
     def _outgrown(self, job: _Job) -> bool:
@@ -563,17 +483,9 @@ class Schedule:
 
     # Who is served
 
-    def _lift(self, caller: str) -> None:
-        """Who comes back has saved nothing up; and owes what it owed, for as long as anybody is there."""
-        active = {job.request.caller for job in self._jobs.values()}
-        if caller not in active:
-            least = min((self._served.get(each, 0.0) for each in active), default=0.0)
-            owing = {each: tokens for each, tokens in self._served.items() if active and tokens > least}
-            self._served = {**dict.fromkeys({*active, caller}, least), **owing}
-
     def _in_turn(self, jobs: Iterable[_Job]) -> list[_Job]:
         """Callers who had least first, and of each who came first."""
-        return sorted(jobs, key=lambda job: (self._served.get(job.request.caller, 0.0), job.order))
+        return sorted(jobs, key=lambda job: (self._served.of(job.request.caller), job.order))
 
     def _who_waits(self) -> list[_Job]:
         """In turn. Who had a context brought has had its turn: else whoever comes first now might displace that."""
@@ -594,10 +506,10 @@ class Schedule:
         answers = [job for job in self._in_turn(running) if job.decodes]
         others = sorted(
             (job for job in running if not job.decodes),
-            key=lambda job: (self._served.get(job.request.caller, 0.0), job.of is not None, job.order),
+            key=lambda job: (self._served.of(job.request.caller), job.of is not None, job.order),
         )
         parts = self._decoded(answers)
-        left = self._tokens_beside(sum(part.tokens for part in parts), len(others))
+        left = self._tokens_beside(parts, len(others))
         for job in others:
             if left <= 0:
                 break
@@ -619,14 +531,15 @@ class Schedule:
         tokens = min(job.left, most, ECHO_TOKENS if job.request.echo and not job.answered else most)
         return Part(job.request.id, tokens, job.of is None and tokens == job.left)
 
-    def _tokens_beside(self, answers: int, others: int) -> int:
-        """How many tokens of prompts and contexts a step may have beside so many answers."""
-        if not answers:
+    def _tokens_beside(self, decoded: Sequence[Part], others: int) -> int:
+        """How many tokens of prompts and contexts a step may have beside what it decodes."""
+        if not decoded:
             return STEP_TOKENS if others < 2 else SHARED_TOKENS
-        plain_s = self.cost.seconds(answers)
-        crowd = sum(not job.answered for job in self._jobs.values()) / answers
+        tokens = sum(part.tokens for part in decoded)
+        plain_s = self.cost.seconds(tokens)
+        crowd = sum(not job.answered for job in self._jobs.values()) / len(decoded)
         within_s = min((_GAP * plain_s + _GAP_S) * max(1.0, crowd), max(_MOST_GAP_S, plain_s))
-        return min(max(LEAST_TOKENS, self.cost.tokens_within(within_s) - answers), STEP_TOKENS - answers)
+        return min(max(LEAST_TOKENS, self.cost.tokens_within(within_s) - tokens), STEP_TOKENS - tokens)
 
     def _behind_gate(self, now_s: float, out: _Out) -> tuple[list[Part], str | None]:
         """With nothing else to compute: the prompts about one context that is coming, of which nothing is done yet."""
@@ -641,13 +554,3 @@ class Schedule:
             if parts:
                 return parts, context
         return [], None
-
-
-def _without_context(request: Request) -> Request:
-    return Request(
-        request.id,
-        request.caller,
-        request.prompt_tokens + request.reuse_tokens,
-        request.most_tokens,
-        echo=request.echo,
-    )

@@ -15,7 +15,7 @@ import pytest
 
 from preread.engine.base import Chooser, Engine, Slice, Tokens
 from preread.engine.cache import Rows
-from preread.engine.sampling import Sampling, Step
+from preread.engine.sampling import Sampled, Sampling
 from preread.errors import Cancelled, CorruptData, EngineError
 from preread.values import KVBlock, Span
 
@@ -49,7 +49,7 @@ class EngineContract:
         free(engine)
         assert_free(engine, engine.cells)
 
-    def alike(self, expected: Sequence[Step], found: Sequence[Step]) -> None:
+    def alike(self, expected: Sequence[Sampled], found: Sequence[Sampled]) -> None:
         """Assert that two answers are the same, but for rounding; behind a choice that it decided nothing is said."""
         assert len(expected) == len(found)
         for one, other in zip(expected, found, strict=True):
@@ -397,7 +397,7 @@ class EngineContract:
         engine.cache.inject(into, block)
         assert answer(engine, user, prompt, 60) == expected
 
-    def _coming(self, engine: Engine, context: int, user: int, prompt: Tokens) -> tuple[KVBlock, Rows, list[Step]]:
+    def _coming(self, engine: Engine, context: int, user: int, prompt: Tokens) -> tuple[KVBlock, Rows, list[Sampled]]:
         """A context of 60 tokens whose rows are still to come: these, where they go, and the answer behind them."""
         read(engine, context, text(engine, 60))
         engine.cache.share(context, user, Span(0, 60))
@@ -425,7 +425,7 @@ class EngineContract:
         engine.cache.share(context, user, Span(0, 30))
         before = rows(engine, context, 30)
 
-        def again() -> list[list[Step]]:
+        def again() -> list[list[Sampled]]:
             while True:
                 step(engine, Slice(user, prompt, 30))
                 engine.cache.cut(user, 30)
@@ -474,7 +474,7 @@ class EngineContract:
         right: Sequence[int],
         count: int,
         sure: int,
-    ) -> list[Step]:
+    ) -> list[Sampled]:
         """An answer with drafts. After each step exactly the cells are there that plain decoding would have."""
         (found,) = step(engine, Slice(sequence, prompt, 0, choosing))
         while not choosing.ended:
@@ -577,7 +577,7 @@ def wrong(engine: Engine, token: int) -> int:
     return token + 1 if token + 1 < engine.spec.vocab_size else token - 1
 
 
-def step(engine: Engine, *slices: Slice) -> list[list[Step]]:
+def step(engine: Engine, *slices: Slice) -> list[list[Sampled]]:
     """A step that waits for nothing."""
     engine.runner.arm()
     return engine.runner.run(slices)
@@ -601,7 +601,7 @@ def answer(
     position: int = 0,
     most: int = _ANSWER,
     sampling: Sampling | None = None,
-) -> list[Step]:
+) -> list[Sampled]:
     """What is chosen after a prompt that is alone, token by token; it stays in the cache, all but the last."""
     choosing = chooser(engine, most) if sampling is None else engine.chooser(sampling, prompt)
     with closing(choosing):
@@ -612,7 +612,7 @@ def answer(
     return steps
 
 
-def step_of(engine: Engine, sequence: int, prompt: Tokens) -> list[Step]:
+def step_of(engine: Engine, sequence: int, prompt: Tokens) -> list[Sampled]:
     """The first token after a prompt; its cells are freed."""
     with closing(chooser(engine)) as choosing:
         (steps,) = step(engine, Slice(sequence, prompt, 0, choosing))
@@ -622,7 +622,7 @@ def step_of(engine: Engine, sequence: int, prompt: Tokens) -> list[Step]:
 
 def together(
     engine: Engine, prompts: Sequence[Tokens], sequences: Sequence[int] | None = None, position: int = 0
-) -> list[list[Step]]:
+) -> list[list[Sampled]]:
     """What is chosen after prompts that are computed in one step, and go on in the same steps."""
     sequences = engine.sequences[: len(prompts)] if sequences is None else sequences
     choosers = [chooser(engine) for _ in prompts]
@@ -639,9 +639,9 @@ def together(
     return found
 
 
-def told(engine: Engine, sequence: int, prompt: Tokens, choosing: Chooser, size: int) -> list[Step]:
+def told(engine: Engine, sequence: int, prompt: Tokens, choosing: Chooser, size: int) -> list[Sampled]:
     """A prompt's own tokens in slices of `size`, and the first of the answer."""
-    steps: list[Step] = []
+    steps: list[Sampled] = []
     for at in range(0, len(prompt), size):
         stop = min(at + size, len(prompt))
         after = int(prompt[stop]) if stop < len(prompt) else None
@@ -718,9 +718,9 @@ class Running:
     """A step in a thread of its own, which is the engine's as long as it lives."""
 
     def __init__(
-        self, engine: Engine, slices: Sequence[Slice] = (), call: Callable[[], list[list[Step]]] | None = None
+        self, engine: Engine, slices: Sequence[Slice] = (), call: Callable[[], list[list[Sampled]]] | None = None
     ) -> None:
-        self._engine, self._found, self._error = engine, list[list[Step]](), list[BaseException]()
+        self._engine, self._found, self._error = engine, list[list[Sampled]](), list[BaseException]()
         self._call = call or (lambda: engine.runner.run(slices))
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
@@ -743,7 +743,7 @@ class Running:
             assert self.alive and time.monotonic() < deadline_s
             time.sleep(1e-4)
 
-    def result(self) -> list[list[Step]]:
+    def result(self) -> list[list[Sampled]]:
         """What came of it."""
         self._thread.join(_PATIENCE_S)
         assert not self.alive

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from preread.engine.base import Chooser, Engine, Slice, Tokens
 from preread.engine.cache import COMPUTED, Rows
 from preread.engine.model import Spec
-from preread.engine.sampling import Sampling, Step, log_probabilities
+from preread.engine.sampling import Sampled, Sampling, log_probabilities
 from preread.errors import Cancelled, CorruptData, EngineError
 from preread.values import Fingerprint, Geometry, KVBlock, Span
 
@@ -220,7 +220,7 @@ class FakeRunner:
         with self._changed:
             return self._waiting
 
-    def run(self, slices: Sequence[Slice]) -> list[list[Step]]:
+    def run(self, slices: Sequence[Slice]) -> list[list[Sampled]]:
         """See `Runner`."""
         _check(slices, self._cache)
         try:
@@ -258,11 +258,11 @@ class FakeRunner:
         every = np.concatenate(states)[:, None] ^ np.arange(1, 1 + _VOCABULARY, dtype=np.uint64) * _ODD
         return (_mixed(every) * (_SPREAD / 2.0**64)).astype(np.float32)
 
-    def _chosen(self, slices: Sequence[Slice], scores: npt.NDArray[np.float32]) -> list[list[Step]]:
+    def _chosen(self, slices: Sequence[Slice], scores: npt.NDArray[np.float32]) -> list[list[Sampled]]:
         found, end = [], 0
         for one in slices:
             first, end = end, end + len(one.tokens)
-            steps: list[Step] = []
+            steps: list[Sampled] = []
             if one.chooser is not None and one.echoed is not None:
                 steps += one.chooser.given(scores, first, one.tokens, one.after, one.echoed)
             if one.chooser is not None and one.after is None:
@@ -270,7 +270,7 @@ class FakeRunner:
             found.append(steps)
         return found
 
-    def _verified(self, one: Slice, chooser: Chooser, scores: object, end: int) -> list[Step]:
+    def _verified(self, one: Slice, chooser: Chooser, scores: object, end: int) -> list[Sampled]:
         """The tokens after a slice; drafts that were not chosen go."""
         sure = len(one.tokens) - one.drafts
         steps = [chooser.choose(scores, end - 1 - one.drafts)]
@@ -293,7 +293,7 @@ class FakeChooser:
         """See `Chooser`."""
         return self._count >= self._sampling.max_tokens
 
-    def choose(self, scores: object, index: int) -> Step:
+    def choose(self, scores: object, index: int) -> Sampled:
         """See `Chooser`."""
         if self._closed:
             raise EngineError("this answer's chooser was closed")
@@ -310,15 +310,15 @@ class FakeChooser:
         odds: tuple[float | None, tuple[tuple[int, float], ...]] = (None, ())
         if top is not None:
             odds = log_probabilities(row, token, top)
-        return Step(token, b"" if token == END else _piece(token), token == END, *odds)
+        return Sampled(token, b"" if token == END else _piece(token), token == END, *odds)
 
-    def given(self, scores: object, first: int, tokens: Tokens, after: int | None, number: int) -> list[Step]:
+    def given(self, scores: object, first: int, tokens: Tokens, after: int | None, number: int) -> list[Sampled]:
         """See `Chooser`."""
-        steps = [Step(int(tokens[0]), _piece(int(tokens[0])), False, given=True)] if number == 0 else []
+        steps = [Sampled(int(tokens[0]), _piece(int(tokens[0])), False, given=True)] if number == 0 else []
         following = tokens[1:].tolist() + ([] if after is None else [after])
         for i, token in enumerate(following):
             odds = log_probabilities(_row(scores, first + i), token, self._sampling.top_logprobs or 0)
-            steps.append(Step(token, _piece(token), False, *odds, given=True))
+            steps.append(Sampled(token, _piece(token), False, *odds, given=True))
         begins = number if number == 0 else number + 1
         untold = steps[max(0, self._given - begins) :]
         self._given += len(untold)
