@@ -80,7 +80,9 @@ def _engine(engine: "Engine") -> list[tuple[str, str]]:
         ("injection", tested),
         (
             "attention",
-            "of prompts in tiles" if engine.tiles else "llama.cpp's own: prompts behind long contexts are slower",
+            "in tiles that requests share"
+            if engine.tiles
+            else "llama.cpp's own: long contexts, and many requests, are slower",
         ),
         (
             "rates",
