@@ -189,3 +189,21 @@ def test_an_answer_that_repeats_itself_ends_with_the_window(asker: Asker) -> Non
     assert guessed.steps < 0.7 * without.steps
     assert asker.site.core.stats().cells["requests"] == 0
     assert same(*asker.both(max_tokens=4)), "and others are answered as before"
+
+
+def test_a_model_whose_rows_cannot_be_taken_back_guesses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path.home() / ".cache/preread/models/gemma-3-270m-q4_k_m.gguf"
+    if not path.exists():
+        pytest.skip("gemma-3-270m is not in ~/.cache/preread/models: `preread models pull gemma-3-270m` gets it")
+    with Edge(str(path), window_tokens=1024, folder=tmp_path) as edge:
+        asker = Asker(edge, monkeypatch)
+        sampling = Sampling(max_tokens=TOKENS, top_logprobs=1)
+        ask = Ask(prompt=DOCUMENT * 12, sampling=sampling)  # more than its sliding window holds
+        asker.guessing(0)
+        without = edge.portal.call(asker.whole, ask)
+        asker.guessing(drafts.MOST_DRAFTS)
+        guessing = edge.portal.call(asker.whole, ask)
+    assert guessing.data == without.data
+    assert guessing.steps == without.steps

@@ -73,7 +73,10 @@ async def open_site(
     beliefs = Beliefs.of_machine(tested.prefill_tokens_s)
     shelf = Shelf(machine.shelf_bytes(limits.memory_bytes(), options.cache_ram_bytes))
     core = Core(
-        engine, worker, _schedule(engine, tested.prefill_tokens_s, options.keep_conversations_s), drafts=options.drafts
+        engine,
+        worker,
+        _schedule(engine, tested.prefill_tokens_s, options.keep_conversations_s),
+        drafts=options.drafts and engine.no_injection is None,  # a draft that is refused is taken back row by row
     )
     site = Site(engine, worker, core, readers, link, contexts, beliefs, shelf, options)
     residents = Residents(site)
