@@ -123,7 +123,7 @@ def test_who_has_too_much_inside_is_told_when_to_come_again_and_others_are_let_i
     run(edge, story)
 
 
-def test_of_a_caller_who_has_more_than_a_few_inside_none_is_looked_at_at_once(
+def test_of_a_caller_who_wastes_much_and_has_more_than_a_few_inside_none_is_looked_at_at_once(
     edge: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(serving, "FEW", 1)
@@ -135,6 +135,8 @@ def test_of_a_caller_who_has_more_than_a_few_inside_none_is_looked_at_at_once(
         async with edge.opened.site.core.paused():
             asking = [asyncio.create_task(asked(app, SHORT).run())]
             await asyncio.sleep(0)
+            for _ in range(2):
+                assert (await asked(app, wrong).run()).status == 400, "it has wasted little as yet"
             behind, other = asked(app, wrong), asked(app, wrong, "10.0.0.2")
             asking.append(asyncio.create_task(behind.run()))
             await other.run()

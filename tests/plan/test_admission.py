@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preread.errors import Overloaded
-from preread.plan.admission import Admission, Rounds
+from preread.plan.admission import Admission, Rounds, Wasted
 
 CALLERS = st.sampled_from(["a", "b", "c", "d"])
 
@@ -29,6 +29,25 @@ def test_one_caller_has_half_and_all_of_them_all() -> None:
         admission.enter("a", 1, 7.0)
     admission.leave("d", 1)
     admission.enter("a", 1, 7.0)
+
+
+def test_what_was_wasted_is_forgotten_by_halves() -> None:
+    wasted = Wasted()
+    assert wasted.of("a", 0.0) == 0.0
+    for now_s in (0.0, 0.0, 5.0):
+        wasted.note("a", now_s)
+    assert wasted.of("a", 5.0) == 2.0
+    assert wasted.of("a", 10.0) == 1.0
+    assert wasted.of("b", 10.0) == 0.0
+
+
+def test_of_many_callers_those_who_waste_most_are_remembered() -> None:
+    wasted = Wasted()
+    for number in range(5000):
+        wasted.note(str(number), 0.0)
+        wasted.note("much", 0.0)
+    assert wasted.of("much", 0.0) == 5000.0
+    assert sum(wasted.of(str(number), 0.0) > 0 for number in range(5000)) <= 1024
 
 
 def test_what_is_larger_than_all_room_is_let_in_alone() -> None:

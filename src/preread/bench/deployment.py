@@ -98,6 +98,10 @@ class Deployment:
                 return
             await asyncio.sleep(_QUIET_S)
 
+    def resident_bytes(self) -> int:
+        """Memory that the edge's process has resident now; 0 where the system does not say."""
+        return self._edge.resident_bytes()
+
     async def properties(self) -> dict[str, Any]:
         """What the edge says at /props.
 

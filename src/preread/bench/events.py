@@ -3,7 +3,7 @@
 Pure: the lines are read when all of them have come, so that reading takes no time from those who answer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final
@@ -23,9 +23,25 @@ class _Delta(msgspec.Struct):
     reasoning_content: str | None = None
 
 
+class _Top(msgspec.Struct):
+    token: str
+    logprob: float
+
+
+class _Token(msgspec.Struct):
+    token: str
+    logprob: float = 0.0
+    top_logprobs: list[_Top] = []
+
+
+class _Logprobs(msgspec.Struct):
+    content: list[_Token] | None = None
+
+
 class _Choice(msgspec.Struct):
     delta: _Delta | None = None
     finish_reason: str | None = None
+    logprobs: _Logprobs | None = None
 
 
 class _Details(msgspec.Struct):
@@ -61,12 +77,17 @@ class Reply:
         seen: what its client saw.
         text: all of it, as it came.
         prompt_n, cache_n: tokens of the prompt that were computed, and that were not, if the server says.
+        tokens, odds: their texts, and of each the log-probabilities (nats) of the likeliest, where they were asked for.
+        gaps_s: between texts that follow each other.
     """
 
     seen: Answer
     text: str
     prompt_n: int | None
     cache_n: int | None
+    tokens: tuple[str, ...]
+    odds: tuple[Mapping[str, float], ...]
+    gaps_s: tuple[float, ...]
 
 
 def read(lines: Sequence[tuple[float, str]], sent_s: float) -> Reply:
@@ -79,6 +100,7 @@ def read(lines: Sequence[tuple[float, str]], sent_s: float) -> Reply:
         RemoteError: it is an error, it breaks off, or it is not how OpenAI's API answers.
     """
     usage, timings, finished_s, pieces, times_s = _Usage(), _Timings(), None, list[str](), list[float]()
+    tokens = list[_Token]()
     for at_s, line in lines:
         data = line.removeprefix(_DATA).strip()
         if not line.startswith(_DATA) or data == _END:
@@ -95,16 +117,18 @@ def read(lines: Sequence[tuple[float, str]], sent_s: float) -> Reply:
             if said.content or said.reasoning_content:
                 pieces.append(said.content or "")
                 times_s.append(at_s)
+            tokens += (choice.logprobs and choice.logprobs.content) or ()
             if choice.finish_reason is not None:
                 finished_s = at_s
     if finished_s is None:
         last = lines[-1][1][:_TOLD_LETTERS] if lines else ""
         raise RemoteError(f"the answer broke off: its last line is {last!r}")
     times_s = times_s or [finished_s]  # all tokens may be such as have no text
+    gaps_s = tuple(late - early for early, late in pairwise(times_s))
     return Reply(
         Answer(
             ttft_s=times_s[0] - sent_s,
-            longest_gap_s=max((late - early for early, late in pairwise(times_s)), default=0.0),
+            longest_gap_s=max(gaps_s, default=0.0),
             decode_s=times_s[-1] - times_s[0],
             tokens=usage.completion_tokens or timings.predicted_n or len(pieces),
             prompt_tokens=usage.prompt_tokens,
@@ -113,7 +137,14 @@ def read(lines: Sequence[tuple[float, str]], sent_s: float) -> Reply:
         ),
         "".join(pieces),
         *_computed(usage, timings),
+        tuple(token.token for token in tokens),
+        tuple(_odds(token) for token in tokens),
+        gaps_s,
     )
+
+
+def _odds(token: _Token) -> dict[str, float]:
+    return {one.token: one.logprob for one in token.top_logprobs} | {token.token: token.logprob}
 
 
 def _computed(usage: _Usage, timings: _Timings) -> tuple[int | None, int | None]:

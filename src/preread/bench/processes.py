@@ -98,12 +98,19 @@ class Server:
         return self._process is not None and self._process.poll() is None
 
     def peak_bytes(self) -> int:
-        """The most memory that it has had resident so far (VmHWM); 0 where the system does not say."""
+        """The most memory that it has had resident so far; 0 where the system does not say."""
+        return self._status_bytes("VmHWM")
+
+    def resident_bytes(self) -> int:
+        """Memory that it has resident now; 0 where the system does not say."""
+        return self._status_bytes("VmRSS")
+
+    def _status_bytes(self, field: str) -> int:
         if self._process is None:
             return 0
         with suppress(OSError):
             for line in Path(f"/proc/{self._process.pid}/status").read_text().splitlines():
-                if line.startswith("VmHWM:"):
+                if line.startswith(f"{field}:"):
                     return int(line.split()[1]) << 10
         return 0
 

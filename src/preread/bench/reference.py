@@ -5,6 +5,7 @@ link, and computes every context. Its first answer about each document is timed 
 such answers is what local prefill takes at the moment, since the speed of a shared machine wanders.
 """
 
+import math
 import random
 import statistics
 import time
@@ -61,10 +62,15 @@ class Right:
 
     def agrees(self, text: str, tokens: Sequence[str]) -> bool:
         """Whether another answer is right as well: the same, or another from where rounding may decide."""
+        fork_nats = self.fork_nats(tokens)
+        return text == self.text if fork_nats is None else fork_nats <= ROUNDING_NATS
+
+    def fork_nats(self, tokens: Sequence[str]) -> float | None:
+        """By how much the first token that differs is less likely than the right one, in nats; None: none differs."""
         for token, right, odds in zip(tokens, self.tokens, self.odds, strict=False):
             if token != right:
-                return token in odds and odds[token] >= odds[right] - ROUNDING_NATS
-        return text == self.text
+                return odds[right] - odds[token] if token in odds else math.inf
+        return None
 
 
 class Reference:

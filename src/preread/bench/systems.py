@@ -3,6 +3,7 @@
 An edge is told a context's name. Its peers get the document itself as the system message, which makes the same tokens.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -50,24 +51,35 @@ class System:
         """What it is called in tables."""
         return self.runs.name
 
-    def body(self, document: int, messages: Sequence[Message], answer_tokens: int) -> dict[str, Any]:
-        """A request about a document."""
+    def body(
+        self, document: int | None, messages: Sequence[Message], answer_tokens: int, **more: Any
+    ) -> dict[str, Any]:
+        """A request about a document, or about none, with these further fields."""
         if isinstance(self.runs, Deployment):
-            return body(messages, answer_tokens, context=name(document))
-        told = {"role": "system", "content": self.corpus.documents[document]}
+            about = {} if document is None else {"context": name(document)}
+            return body(messages, answer_tokens, **about, **more)
+        told = [] if document is None else [{"role": "system", "content": self.corpus.documents[document]}]
         called = {} if self.runs.model is None else {"model": self.runs.model}
-        return body([told, *messages], answer_tokens, **called)
+        return body([*told, *messages], answer_tokens, **called, **more)
 
     async def ask(
-        self, client: httpx2.AsyncClient, document: int, messages: Sequence[Message], answer_tokens: int
+        self,
+        client: httpx2.AsyncClient,
+        document: int | None,
+        messages: Sequence[Message],
+        answer_tokens: int,
+        begun: asyncio.Event | None = None,
+        **more: Any,
     ) -> Reply:
         """Ask, and wait for all of the answer.
+
+        `begun` is set when its first line has come; `more` are further fields of the request.
 
         Raises:
             RemoteError: it refuses, or the answer is an error or ends early.
             TransportError: it does not answer.
         """
-        request, lines = self.body(document, messages, answer_tokens), list[tuple[float, str]]()
+        request, lines = self.body(document, messages, answer_tokens, **more), list[tuple[float, str]]()
         sent_s = time.monotonic()
         try:
             async with client.stream("POST", f"{self.runs.url}/v1/chat/completions", json=request) as answer:
@@ -77,6 +89,8 @@ class System:
                 async for line in answer.aiter_lines():
                     if line:
                         lines.append((time.monotonic(), line))
+                        if begun is not None:
+                            begun.set()
         except httpx2.HTTPError as error:
             raise TransportError(f"{self.name} does not answer: {error!r}") from error
         return read(lines, sent_s)

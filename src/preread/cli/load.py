@@ -1,4 +1,4 @@
-"""`preread bench serve` and `preread bench chat`: an edge under load, and other OpenAI servers beside it."""
+"""`preread bench serve`, `chat`, `streams` and `gap`: an edge under load, and other OpenAI servers beside it."""
 
 import shlex
 from pathlib import Path
@@ -150,6 +150,59 @@ def chat(
     )
     with token_progress() as report:
         loop.run(bench_chat(chosen, Console(width=WIDE), report))
+
+
+def streams(
+    model: options.Model = DEFAULT,
+    users: Annotated[int, typer.Option("--users", min=1, help="That ask at once.")] = 64,
+    minutes: Annotated[float, typer.Option("--minutes", min=0.01, help="For so long.")] = 10.0,
+    contexts: Annotated[int, typer.Option("--contexts", min=1, help="Documents that are asked about in turn.")] = 4,
+    context_tokens: _ContextTokens = 500,
+    questions: Annotated[int, typer.Option("--questions", min=1, help="Different ones.")] = 64,
+    prompt_tokens: _PromptTokens = 25,
+    answer_tokens: _AnswerTokens = 64,
+    mbps: _Mbps = 100,
+    rtt_ms: _RttMs = 20,
+    rung: _Rungs = _RUNGS,
+    profile: options.Profile = None,
+    kv_memory: _KvMemory = None,
+    edge_option: _EdgeOption = None,
+    seed: Annotated[int, typer.Option("--seed", help="Documents, questions and their order follow from it.")] = 0,
+) -> None:
+    """Many streams for a while: no gaps, memory that stays, and the answers that one user alone gets."""
+    from rich.console import Console
+
+    from preread.bench.streams import Options
+    from preread.bench.streams import bench as bench_streams
+
+    setting = _setting(model, context_tokens, rung, profile, mbps, rtt_ms, kv_memory, edge_option)
+    chosen = Options(setting, users, minutes * 60, contexts, questions, prompt_tokens, answer_tokens, seed)
+    with token_progress() as report:
+        loop.run(bench_streams(chosen, Console(width=WIDE), report))
+
+
+def gap(
+    model: options.Model = DEFAULT,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Each with a context that was not there.")] = 3,
+    context_tokens: _ContextTokens = 4000,
+    stream_tokens: Annotated[int, typer.Option("--stream-tokens", min=8, help="Of the answer beside it.")] = 600,
+    mbps: _Mbps = 20,
+    rtt_ms: _RttMs = 20,
+    rung: _Rungs = _RUNGS,
+    profile: options.Profile = None,
+    kv_memory: _KvMemory = None,
+    edge_option: _EdgeOption = None,
+    seed: Annotated[int, typer.Option("--seed", help="Documents and questions follow from it.")] = 0,
+) -> None:
+    """One user's stream while another user's context comes down a slow link: how long it stands still."""
+    from rich.console import Console
+
+    from preread.bench.gap import Options
+    from preread.bench.gap import bench as bench_gap
+
+    setting = _setting(model, context_tokens, rung, profile, mbps, rtt_ms, kv_memory, edge_option)
+    with token_progress() as report:
+        loop.run(bench_gap(Options(setting, rounds, stream_tokens, seed=seed), Console(width=WIDE), report))
 
 
 def _setting(

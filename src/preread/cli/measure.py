@@ -355,3 +355,5 @@ def hostile(
 
 bench.command("serve")(load.serve)
 bench.command("chat")(load.chat)
+bench.command("streams")(load.streams)
+bench.command("gap")(load.gap)

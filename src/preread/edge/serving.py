@@ -28,7 +28,7 @@ from preread.edge.request import Ask, Done, Piece
 from preread.edge.spans import story
 from preread.edge.understand import Question, understand
 from preread.errors import Cancelled, Overloaded, PrereadError
-from preread.plan.admission import Admission
+from preread.plan.admission import Admission, Wasted
 from preread.store import guard, routes
 
 MAX_BODY_BYTES: Final = 16 * 2**20
@@ -44,8 +44,8 @@ REFUSED_S: Final = 1.0
 
 FEW: Final = 4
 BEHIND_S: Final = 0.5
-"""Of a caller who has more than `FEW` requests inside none is looked at sooner: it would only wait behind the others,
-and who asks and is gone at once, or asks what is refused, again and again, would keep us busy with that."""
+"""Of a caller who has more than `FEW` requests inside, and had more than `FEW` that were refused or given up lately,
+none is looked at sooner: who asks and is gone at once, or asks what is refused, again and again, would keep us busy."""
 
 _MOST_LATER_S: Final = 60.0
 _log = logging.getLogger(__name__)
@@ -91,6 +91,7 @@ class Front:
         self._edge, self._limits = edge, limits
         self._requests = Admission("requests", limits.requests)
         self._bytes = Admission("bytes of requests", MOST_IN_FLIGHT_BYTES)
+        self._wasted = Wasted()
 
     def answering(self, api: Api) -> ASGIApp:
         """The response to a request, as an ASGI application."""
@@ -103,16 +104,19 @@ class Front:
         except Overloaded:
             await asyncio.sleep(REFUSED_S)
             raise
+        answered = False
         try:
-            if self._requests.of(caller) > FEW:
+            if min(self._requests.of(caller), self._wasted.of(caller, time.monotonic())) > FEW:
                 await asyncio.sleep(BEHIND_S)
             with story("answer"):
-                await self._understood(api, caller, Request(scope, receive), send)
+                answered = await self._understood(api, caller, Request(scope, receive), send)
         finally:
             self._requests.leave(caller, 1)
+            if not answered:
+                self._wasted.note(caller, time.monotonic())
 
-    async def _understood(self, api: Api, caller: str, request: Request, send: Send) -> None:
-        """Read the body; what comes after it is given up when the client goes away."""
+    async def _understood(self, api: Api, caller: str, request: Request, send: Send) -> bool:
+        """Read the body; what comes after it is given up when the client goes away: then it was not answered."""
         kept = 0
 
         def account(size_bytes: int) -> None:
@@ -136,7 +140,7 @@ class Front:
         finally:
             self._bytes.leave(caller, kept)
         head = Head(api.prefix + secrets.token_hex(12), int(time.time()), spec.name, call)
-        await _Answering(self._edge, head, caller)(request.receive, send)
+        return await _Answering(self._edge, head, caller).answer(request.receive, send)
 
     @property
     def _later_s(self) -> float:
@@ -152,7 +156,8 @@ class _Answering:
     def __init__(self, edge: AsyncEdge, head: Head, caller: str) -> None:
         self._residents, self._head, self._caller = edge.residents, head, caller
 
-    async def __call__(self, receive: Receive, send: Send) -> None:
+    async def answer(self, receive: Receive, send: Send) -> bool:
+        """Answer; False: it was given up."""
         work = asyncio.create_task(self._work(partial(_send, send)))
         gone = asyncio.create_task(_disconnected(receive))
         try:
@@ -161,11 +166,14 @@ class _Answering:
             for task in (work, gone):
                 task.cancel()
             await asyncio.wait([work, gone])
-        if not work.cancelled():
-            try:
-                work.result()
-            except Cancelled as given_up:
-                _log.info("an answer was given up: %s", given_up)
+        if work.cancelled():
+            return False
+        try:
+            work.result()
+        except Cancelled as given_up:
+            _log.info("an answer was given up: %s", given_up)
+            return False
+        return True
 
     async def _work(self, send: Send) -> None:
         call = self._head.call

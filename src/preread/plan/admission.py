@@ -1,14 +1,19 @@
 """Who is let in, and who comes next, when more is asked of a server than it can do at once.
 
-`Admission` bounds how much is inside, requests or bytes of them: of all callers, and of each. `Rounds` orders what
-waits for one thing: callers in turn, and each caller's requests in the order in which they came, so that who asks much
-waits for itself. (Fair queueing: J. Nagle, RFC 970, 1985.) A caller is whoever has a key of its own, or an address
-where there are no keys. Pure: no clock, nothing waits here.
+`Admission` bounds how much is inside, requests or bytes of them: of all callers, and of each. `Wasted` knows whose
+requests came to nothing lately. `Rounds` orders what waits for one thing: callers in turn, and each caller's requests
+in the order in which they came, so that who asks much waits for itself. (Fair queueing: J. Nagle, RFC 970, 1985.) A
+caller is whoever has a key of its own, or an address where there are no keys. Pure: the time is an argument, and
+nothing waits here.
 """
 
 from collections import Counter, OrderedDict, deque
+from typing import Final
 
 from preread.errors import Overloaded
+
+_HALF_S: Final = 5.0
+_MOST_CALLERS: Final = 1024
 
 
 class Admission:
@@ -46,6 +51,28 @@ class Admission:
         self._inside[caller] -= amount
         if not self._inside[caller]:
             del self._inside[caller]
+
+
+class Wasted:
+    """Requests of each caller that were refused or given up, the older ones counting less: half after 5 seconds.
+
+    Of a thousand callers, those with the fewest are forgotten.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[float, float]] = {}  # of each caller how many, and when that was
+
+    def note(self, caller: str, now_s: float) -> None:
+        """One more."""
+        self._seen[caller] = (self.of(caller, now_s) + 1.0, now_s)
+        if len(self._seen) > _MOST_CALLERS:
+            most = sorted(self._seen, key=lambda one: self.of(one, now_s), reverse=True)[: _MOST_CALLERS // 2]
+            self._seen = {one: self._seen[one] for one in most}
+
+    def of(self, caller: str, now_s: float) -> float:
+        """How many there were lately."""
+        count, at_s = self._seen.get(caller, (0.0, now_s))
+        return float(count * 0.5 ** ((now_s - at_s) / _HALF_S))
 
 
 class Rounds:
