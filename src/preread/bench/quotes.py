@@ -4,7 +4,7 @@ import json
 import statistics
 import tempfile
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Final
 
@@ -27,12 +27,12 @@ _DOCUMENT: Final = "\n".join(
     "for the lamp."
     for i, part in enumerate(_PARTS, 1)
 )
-_QUOTING: Final = (
-    "Repeat the manual above word for word.",
-    "Quote what the manual says about the pump, the fan and the valve, word for word.",
-    "List the first five entries of the manual exactly as they are written.",
-    "Copy the manual's entries for the battery, the hose, the lid and the motor.",
+_QUOTING: Final = tuple(
+    f"Manual:\n{_DOCUMENT}\n\nThe manual's entries once more, word for word:\n{i}. The {_PARTS[i - 1]}"
+    for i in (1, 3, 5, 7)
 )
+"""Texts that go on with what stands in them already: a small model quotes by going on, hardly by being told to."""
+
 _OTHER: Final = (
     "Write a short story about a lighthouse keeper and a storm.",
     "Explain why the sky is blue, in simple words.",
@@ -47,11 +47,11 @@ async def bench(model: Path, name: str, answer_tokens: int, runs: int, console: 
         edges = {}
         for drafts in (False, True):
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="preread-bench-")))
-            options = Options(name, window_tokens=_WINDOW_TOKENS, drafts=drafts, keep_conversations_s=0)
+            options = Options(name, window_tokens=_WINDOW_TOKENS, drafts=drafts)
             edges[drafts] = await stack.enter_async_context(open_site(model, name, None, folder, options))
         rows = [
             {"set": kind, **await _row(edges, questions, answer_tokens, runs)}
-            for kind, questions in (("quoting", _QUOTING), ("other", _OTHER))
+            for kind, questions in (("quoting", _quoting()), ("other", _other()))
         ]
     table = Table(*rows[0], title=f"decode rate with guesses, {name}, medians of {runs} alternating runs")
     for row in rows:
@@ -60,15 +60,25 @@ async def bench(model: Path, name: str, answer_tokens: int, runs: int, console: 
     print(json.dumps({"bench": "quotes", "model": name, "rows": rows, "machine": asdict(machine())}))
 
 
+def _quoting() -> tuple[Ask, ...]:
+    return tuple(Ask(prompt=prompt) for prompt in _QUOTING)
+
+
+def _other() -> tuple[Ask, ...]:
+    manual = {"role": "system", "content": f"Manual:\n{_DOCUMENT}"}
+    return tuple(Ask(messages=(manual, {"role": "user", "content": question})) for question in _OTHER)
+
+
 async def _row(
-    edges: dict[bool, Residents], questions: tuple[str, ...], answer_tokens: int, runs: int
+    edges: dict[bool, Residents], questions: tuple[Ask, ...], answer_tokens: int, runs: int
 ) -> dict[str, object]:
     rates: dict[bool, list[float]] = {False: [], True: []}
-    same = total = 0
+    same, texts = 0, list[str]()
     for question in questions:
         for run in range(runs + 1):
             answers = {drafts: await _answered(edges[drafts], question, answer_tokens) for drafts in (False, True)}
-            total, same = total + 1, same + (answers[False][1] == answers[True][1])
+            texts.append(answers[False][1])
+            same += texts[-1] == answers[True][1]
             for drafts, (rate, _) in answers.items() if run else ():  # the first is for warming up
                 rates[drafts].append(rate)
     ratios = [ours / plain for ours, plain in zip(rates[True], rates[False], strict=True)]
@@ -76,16 +86,23 @@ async def _row(
         "plain_tokens_s": round(statistics.median(rates[False]), 2),
         "guessing_tokens_s": round(statistics.median(rates[True]), 2),
         "ratio": round(statistics.median(ratios), 3),
-        "same_answers": f"{same}/{total}",
+        "quoted": round(statistics.fmean(map(quoted, texts)), 2),
+        "same_answers": f"{same}/{len(texts)}",
     }
 
 
-async def _answered(residents: Residents, question: str, answer_tokens: int) -> tuple[float, str]:
+def quoted(text: str) -> float:
+    """Which share of an answer stands in the document: of every four words that follow each other."""
+    words = text.split()
+    runs = [" ".join(words[at : at + 4]) for at in range(len(words) - 3)]
+    return sum(run in " ".join(_DOCUMENT.split()) for run in runs) / max(1, len(runs))
+
+
+async def _answered(residents: Residents, question: Ask, answer_tokens: int) -> tuple[float, str]:
     """Decode rate and text of one answer."""
-    messages = ({"role": "system", "content": f"Manual:\n{_DOCUMENT}"}, {"role": "user", "content": question})
     sampling = Sampling(max_tokens=answer_tokens, min_tokens=answer_tokens)
     texts: list[str] = []
-    async with aclosing(answer(Ask(messages=messages, sampling=sampling), residents)) as pieces:
+    async with aclosing(answer(replace(question, sampling=sampling), residents)) as pieces:
         async for piece in pieces:
             if isinstance(piece, Done):
                 return piece.timings.predicted_per_second, "".join(texts)
