@@ -111,6 +111,55 @@ def test_of_guests_nothing_is_counted() -> None:
     assert cache.victims(50, 0.0) == ["y"]
 
 
+def test_a_pinned_context_makes_room_last_and_yet_it_does() -> None:
+    cache = Residency(100)
+    cache.enter("x", 50, 1.0, guest=False, pinned=True)
+    cache.enter("y", 50, 9.0, guest=False)
+    for key in "xy":
+        cache.complete(key)
+        cache.used("y", 0.0, guest=False)
+    assert cache.victims(50, 0.0) == ["y"]
+    assert cache.victims(100, 0.0) == ["y", "x"]
+
+
+def test_how_a_context_was_used_is_remembered_while_it_is_away() -> None:
+    cache = Residency(100)
+    for key in ("x", "y"):
+        cache.enter(key, 50, 1.0, guest=False)
+        cache.complete(key)
+    for _ in range(3):
+        cache.used("x", 0.0, guest=False)
+    cache.used("y", 0.0, guest=False)
+    cache.leave("x")
+    cache.enter("x", 50, 1.0, guest=False)
+    cache.complete("x")
+    assert cache.victims(50, 0.0) == ["y"]
+    cache.leave("x")
+    cache.enter("x", 50, 1.0, guest=True)
+    cache.complete("x")
+    assert cache.victims(50, 0.0) == ["x"], "of what a guest begins with nothing is counted"
+
+
+def test_not_more_contexts_are_remembered_than_some() -> None:
+    cache = Residency(100)
+    for number in range(1000):
+        cache.enter(str(number), 1, 1.0, guest=False)
+        cache.used(str(number), 0.0, guest=False)
+        cache.leave(str(number))
+    assert len(cache._left) == 256
+
+
+def test_whoever_keeps_most_makes_room_first() -> None:
+    cache = Residency(100)
+    cache.keep("early", 20, 1.0, 0.0, "ann")
+    for number in range(3):
+        cache.keep(f"late{number}", 20, 1.0, 10.0 + number, "bob")
+    assert cache.victims(60, 20.0) == ["late0", "late1"]
+    cache.leave("late1")
+    cache.leave("late2")
+    assert cache.victims(100, 20.0) == ["early", "late0"], "of as many cells, the one of longer ago"
+
+
 def test_one_more_context_than_may_be_takes_the_place_of_one() -> None:
     cache = residency(most=2, x=10, y=10)
     assert cache.victims(10, 0.0) == []

@@ -136,6 +136,7 @@ def _request(question: Question, site: Site, caller: str) -> Request:
         reuse_tokens=question.reuse,
         cost_s=site.beliefs.prefill.seconds(0, tokens),
         guest=not question.named,
+        pinned=known.entry.name in site.pins,
     )
 
 

@@ -44,6 +44,7 @@ class Site:
         max_dloss: by how much the streamed context's loss may be stated to exceed the exact one's, in nats a token.
         deadline_s: the best rung is loaded whose first token is expected by then; None: the one of fewest bytes.
         refine: rung that a held context is brought to while it is in use; None: it stays as it was loaded.
+        pins: names of contexts that make room last, in the engine's cache as on the disk.
         refinement: how far that has come, for the context that was streamed last.
         beliefs: what is believed of this machine, its link, and where else segments come from.
         streamed_s: when something was last loaded from the cloud, of `time.monotonic`; None: not yet.
@@ -68,6 +69,7 @@ class Site:
         self.contexts, self.beliefs, self.shelf = contexts, beliefs, shelf
         self.rung, self.max_dloss = options.rung, options.max_dloss
         self.refine, self.deadline_s = options.refine, options.deadline_s
+        self.pins = options.near.wishes.pins
         self.preparations = Preparations(engine.embeddings)
         self.refinement: Refinement | None = None
         self.streamed_s: float | None = None

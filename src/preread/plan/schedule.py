@@ -165,7 +165,7 @@ class Schedule:
             return 0
         for victim in victims:
             self._drop(victim)
-        self.residency.keep(key, job.done, self.cost.token_s * job.done, now_s)
+        self.residency.keep(key, job.done, self.cost.token_s * job.done, now_s, job.request.caller)
         self._kept_s[key] = now_s
         return job.done
 
@@ -382,7 +382,9 @@ class Schedule:
         guest = all(each.request.guest for each in self._asking(request.context))
         caller = None if guest else request.caller
         if self._room(request.context_tokens, now_s, out, guest=guest, entering=True, caller=caller):
-            self.residency.enter(request.context, request.context_tokens, request.cost_s, guest=guest)
+            self.residency.enter(
+                request.context, request.context_tokens, request.cost_s, guest=guest, pinned=request.pinned
+            )
             self.residency.used(request.context, now_s, guest=guest)
             self._coming[request.context] = False
             out.bring.append(request.context)

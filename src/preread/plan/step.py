@@ -16,6 +16,7 @@ class Request:
         context_tokens: all of that context; `reuse_tokens`: of which it begins with so many.
         cost_s: what bringing the context takes, as far as is known.
         guest: it begins with the context without naming it.
+        pinned: the context is to stay longer than others.
         echo: the logits of all its prompt are wanted.
         kept: a conversation whose first `kept_tokens` behind the same context are those of the prompt; None: there is
             none.
@@ -30,6 +31,7 @@ class Request:
     reuse_tokens: int = 0
     cost_s: float = 1.0
     guest: bool = False
+    pinned: bool = False
     echo: bool = False
     kept: str | None = None
     kept_tokens: int = 0
