@@ -360,7 +360,7 @@ from preread.errors import UnknownContext
 
 model, cloud, folder = sys.argv[1:]
 with Edge(model, cloud, window_tokens=1024, threads=1, folder=Path(folder)) as edge:
-    edge.asynchronous.site.beliefs = slow_machine(link_bytes_s=None)  # so that nothing is computed instead
+    edge.asynchronous.site.beliefs = slow_machine()  # so that nothing is computed instead
     ways = [edge.ask("What is this?", context="manual", max_tokens=2).timings.way for _ in "ab"]
     ways += [edge.ask("What is this?", max_tokens=2).timings.way]
     try:
