@@ -42,8 +42,8 @@ def files(smollm: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Study
             exchanges.append(Exchange(prompt, answer, answer[:, None], rows, rows[:, 0]))
         of = engine.spec.fingerprint
         study = Study(context_id(of, tokens), of, Fingerprint("b" * 64), tuple(exchanges))
-        engine.prefill(tokens)
-        exact = engine.export(Span(0, len(tokens)), Span(0, engine.spec.geometry.layers))
+        engine.session.prefill(tokens)
+        exact = engine.session.export(Span(0, len(tokens)), Span(0, engine.spec.geometry.layers))
         taught = Taught(exact, study.context, study.context, of, study.large, -0.1, (-0.2, -0.1), 2, 10)
         noise = np.random.default_rng(0).normal(size=exact.v.shape) * exact.v.astype(np.float32).std() / 2
         worse = replace(exact, v=(exact.v + noise).astype(np.float16))

@@ -96,8 +96,8 @@ def test_fitting_that_is_given_up_ends_soon_and_leaves_nothing(
     asyncio.run(main())
     assert all(stage == "fit" and 0 <= done < total == 100 for stage, done, total in reports)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
-    engine.prefill(np.arange(100, 120, dtype=np.int32))  # the engine is none the worse
-    assert engine.context_tokens == 20
+    engine.session.prefill(np.arange(100, 120, dtype=np.int32))  # the engine is none the worse
+    assert engine.session.context_tokens == 20
 
 
 def test_too_little_text_is_a_usage_error(engine: LlamaCpp, worker: Worker) -> None:

@@ -53,12 +53,12 @@ def tokens(tiny: tuple[LlamaCpp, LlamaCpp]) -> Tokens:
 
 
 def held(engine: LlamaCpp, tokens: int) -> KVBlock:
-    return engine.export(Span(0, tokens), Span(0, engine.spec.geometry.layers))
+    return engine.session.export(Span(0, tokens), Span(0, engine.spec.geometry.layers))
 
 
 def test_mapped_kv_takes_the_place_of_exact_kv(tiny: tuple[LlamaCpp, LlamaCpp], kept: Kept, tokens: Tokens) -> None:
     small, large = tiny
-    small.prefill(tokens)
+    small.session.prefill(tokens)
     exact, told = held(small, len(tokens)), []
     reading = read_context(small, Help(large, (kept,)), tokens, "mapped", lambda stage, *_: told.append(stage))
     assert reading.mode == "mapped" and reading.quality is not None and "keeps the budget" in reading.notes[0]
@@ -98,7 +98,7 @@ def test_what_misses_the_budget_is_refused_with_its_numbers(
     tiny: tuple[LlamaCpp, LlamaCpp], kept: Kept, tokens: Tokens, change: dict[str, float], mode: str, why: str
 ) -> None:
     small, large = tiny
-    small.prefill(tokens)
+    small.session.prefill(tokens)
     exact = held(small, len(tokens))
     reading = read_context(small, Help(large, (replace(kept, **change),)), tokens, mode, lambda *_: None)  # type: ignore
     assert (reading.mode, reading.quality) == ("exact", None) and why in reading.notes[0] and "KL" in reading.notes[0]
@@ -132,15 +132,15 @@ def test_contexts_that_cannot_be_judged_stay_exact(tiny: tuple[LlamaCpp, LlamaCp
     small, large = tiny
     short = read_context(small, Help(large, (kept,)), tokens[:150], "mapped", lambda *_: None)
     assert short == Reading(notes=("exact: 150 tokens are too few to measure a mode on",))
-    assert small.context_tokens == 150
+    assert small.session.context_tokens == 150
     assert read_context(small, Help(large, (kept,)), tokens, "exact", lambda *_: None) == Reading()
     assert read_context(small, NO_HELP, tokens, "auto", lambda *_: None) == Reading()
-    assert small.context_tokens == len(tokens)
+    assert small.session.context_tokens == len(tokens)
 
 
 def taught(small: LlamaCpp, tokens: Tokens, change: float) -> Taught:
     """The context's own KV, with values that are a little off: as if it had been taught."""
-    small.prefill(tokens)
+    small.session.prefill(tokens)
     exact = held(small, len(tokens))
     block = replace(exact, v=(exact.v + np.float16(change)).astype(np.float16))
     context = context_id(small.spec.fingerprint, tokens)
@@ -179,10 +179,10 @@ def test_what_was_taught_badly_is_refused(tiny: tuple[LlamaCpp, LlamaCpp], token
     ):
         reading = read_context(small, Help(taught=(wrong,), max_dloss=1e-6), tokens, "taught", lambda *_: None)
         assert reading.mode == "exact" and why in reading.notes[0], reading.notes
-    small.prefill(tokens)
-    exact = small.score(tokens[:8])
+    small.session.prefill(tokens)
+    exact = small.session.score(tokens[:8])
     read_context(small, Help(taught=(taught(small, tokens, 3.0),)), tokens, "taught", lambda *_: None)
-    np.testing.assert_array_equal(small.score(tokens[:8]), exact)
+    np.testing.assert_array_equal(small.session.score(tokens[:8]), exact)
 
 
 def guide(small: LlamaCpp, scale: float) -> KeptGuide:
@@ -200,7 +200,7 @@ def guide(small: LlamaCpp, scale: float) -> KeptGuide:
 
 def test_guided_kv_takes_the_place_of_exact_kv(tiny: tuple[LlamaCpp, LlamaCpp], tokens: Tokens) -> None:
     small, large = tiny
-    small.prefill(tokens)
+    small.session.prefill(tokens)
     exact, one = held(small, len(tokens)), guide(small, 0.001)
     reading = read_context(small, Help(large, guides=(one,)), tokens, "guided", lambda *_: None)
     assert reading.mode == "guided" and reading.quality is not None and abs(reading.quality.dloss) < 0.02

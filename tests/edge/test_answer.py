@@ -355,7 +355,7 @@ def test_leaving_while_the_context_loads_frees_the_engine(bench: Bench, local: A
         asking = asyncio.ensure_future(
             bench.edge.asynchronous.ask(QUESTION, context="manual", max_tokens=8, temperature=0)
         )
-        while bench.site.engine.waiting_for_layer < 0 and not asking.done():
+        while bench.site.engine.session.waiting_for_layer < 0 and not asking.done():
             await asyncio.sleep(0.001)
         assert not asking.done()
         asking.cancel()

@@ -336,8 +336,8 @@ TEXT = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
 def logits(opened: LlamaCpp, tokens: int) -> npt.NDArray[np.float64]:
     """Of 32 tokens behind a context of 300, computed in a batch of so many."""
     text = opened.tokenize(TEXT)
-    opened.prefill(text[:300])
-    return opened.score(text[300 : 300 + tokens])[:32].astype(np.float64)
+    opened.session.prefill(text[:300])
+    return opened.session.score(text[300 : 300 + tokens])[:32].astype(np.float64)
 
 
 def divergence(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> float:
@@ -369,19 +369,19 @@ def test_a_model_predicts_with_it_as_with_llama_cpps_more_precise_attention(
 
 def side_by_side(opened: LlamaCpp, contexts: int, answers: int) -> npt.NDArray[np.float64]:
     """Logits (answers, vocab) of answers that grow side by side for three tokens, behind contexts in one cache."""
-    text, memory, batch = opened.tokenize(TEXT), opened._memory, opened._batch
-    opened.clear()
+    text, memory, batch = opened.tokenize(TEXT), opened.native.memory, opened.native.batch
+    opened.session.clear()
     tokens = 80
     for context in range(contexts):
-        opened._decode(text[context * tokens : (context + 1) * tokens], 0, context)
+        opened.native.decode(text[context * tokens : (context + 1) * tokens], 0, context)
     for answer in range(answers):
         llama_cpp.llama_memory_seq_cp(memory, answer % contexts, contexts + answer, -1, -1)
     for step in range(3):
         batch.clear()
         for answer in range(answers):
             batch.add(text[step + 7 * answer :][:1], tokens + step, contexts + answer, np.ones(1, bool))
-        opened._run_batch(gated=False)
-    return opened._rows(answers).astype(np.float64)
+        opened.native.run(gated=False)
+    return opened.native.rows(answers).astype(np.float64)
 
 
 @tiled
@@ -392,9 +392,9 @@ def test_answers_side_by_side_are_those_of_llama_cpps_own_attention(
     with closing(LlamaCpp.open(tiny_model, window_tokens=512, threads=2)) as opened:
         assert opened.attention
         ours = side_by_side(opened, contexts, answers)
-        opened.clear()
+        opened.session.clear()
         opened.attention.on = False
-        opened.prefill(opened.tokenize(TEXT)[:5])  # so that no graph is used again
+        opened.session.prefill(opened.tokenize(TEXT)[:5])  # so that no graph is used again
         own = side_by_side(opened, contexts, answers)
     assert 0 < divergence(own, ours) < 1e-3
     others = np.roll(own, 1, axis=0) if answers > 1 else own[:, ::-1]

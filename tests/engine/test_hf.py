@@ -40,8 +40,8 @@ def context(engine: LlamaCpp) -> Tokens:
 
 @pytest.fixture
 def exact(engine: LlamaCpp, context: Tokens) -> KVBlock:
-    engine.prefill(context)
-    return engine.export(Span(0, len(context)), Span(0, engine.spec.geometry.layers))
+    engine.session.prefill(context)
+    return engine.session.export(Span(0, len(context)), Span(0, engine.spec.geometry.layers))
 
 
 def exchanges(engine: LlamaCpp) -> list[Exchange]:

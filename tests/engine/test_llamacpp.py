@@ -34,15 +34,15 @@ def engine(smollm: Path) -> Iterator[LlamaCpp]:
 
 @pytest.fixture(autouse=True)
 def empty(engine: LlamaCpp) -> None:
-    engine.clear()
+    engine.session.clear()
 
 
 def answer(
     engine: LlamaCpp, prompt: np.ndarray = PROMPT, count: int = 8, **more: object
 ) -> tuple[list[int], np.ndarray]:
-    steps = engine.generate(prompt, Sampling(max_tokens=count), **more)  # type: ignore[arg-type]
+    steps = engine.session.generate(prompt, Sampling(max_tokens=count), **more)  # type: ignore[arg-type]
     tokens = [next(steps).token]
-    logits = engine.logits()
+    logits = engine.session.logits()
     return tokens + [step.token for step in steps], logits
 
 
@@ -53,16 +53,16 @@ def layers_of(block: KVBlock, start: int, stop: int) -> KVBlock:
 def test_injected_layers_give_the_very_bits_of_local_prefill(engine: LlamaCpp) -> None:
     tokens, layers = 600, engine.spec.geometry.layers  # more than one batch of prefill
     assert tokens > BATCH_TOKENS
-    engine.prefill(document(tokens))
+    engine.session.prefill(document(tokens))
     local = answer(engine)
-    block = engine.export(Span(0, tokens), Span(0, layers))
-    engine.reserve(tokens)
+    block = engine.session.export(Span(0, tokens), Span(0, layers))
+    engine.session.reserve(tokens)
 
     def feed() -> None:
         for start in range(0, layers, 7):
             stop = min(start + 7, layers)
-            engine.inject(layers_of(block, start, stop))
-            engine.open_layers(stop)
+            engine.session.inject(layers_of(block, start, stop))
+            engine.session.open_layers(stop)
 
     feeder = threading.Thread(target=feed)
     feeder.start()
@@ -76,35 +76,35 @@ def test_export_returns_what_was_injected(engine: LlamaCpp) -> None:
     shape = engine.spec.geometry
     source = np.random.default_rng(1)
     k, v = (source.normal(size=(shape.layers, shape.kv_heads, 40, shape.head_dim)).astype(np.float16) for _ in range(2))
-    engine.reserve(40)
-    engine.inject(KVBlock(Span(0, 40), Span(0, shape.layers), k, v))
-    part = engine.export(Span(3, 17), Span(2, 5))
+    engine.session.reserve(40)
+    engine.session.inject(KVBlock(Span(0, 40), Span(0, shape.layers), k, v))
+    part = engine.session.export(Span(3, 17), Span(2, 5))
     assert np.array_equal(part.k, k[2:5, :, 3:17]) and np.array_equal(part.v, v[2:5, :, 3:17])
 
 
 def test_a_context_serves_many_prompts_and_stays_as_it_is(engine: LlamaCpp) -> None:
-    engine.prefill(document(100))
+    engine.session.prefill(document(100))
     first = answer(engine)
     answer(engine, PROMPT[::-1].copy(), 20)
     again = answer(engine)
     assert again[0] == first[0] and np.array_equal(again[1], first[1])
-    assert engine.context_tokens == 100
+    assert engine.session.context_tokens == 100
 
 
 def test_the_engine_waits_for_a_layer_that_is_late(engine: LlamaCpp) -> None:
-    engine.prefill(document(64))
+    engine.session.prefill(document(64))
     layers = engine.spec.geometry.layers
-    block = engine.export(Span(0, 64), Span(0, layers))
-    engine.reserve(64)
-    engine.inject(layers_of(block, 0, layers - 1))
-    engine.open_layers(layers - 1)
+    block = engine.session.export(Span(0, 64), Span(0, layers))
+    engine.session.reserve(64)
+    engine.session.inject(layers_of(block, 0, layers - 1))
+    engine.session.open_layers(layers - 1)
     got: list[int] = []
     running = threading.Thread(target=lambda: got.extend(answer(engine)[0]))
     running.start()
     until_waiting(engine, layers - 1, running)
     assert not got
-    engine.inject(layers_of(block, layers - 1, layers))
-    engine.open_layers(layers)
+    engine.session.inject(layers_of(block, layers - 1, layers))
+    engine.session.open_layers(layers)
     running.join()
     assert len(got) == 8
 
@@ -116,72 +116,38 @@ def fed(engine: LlamaCpp, block: KVBlock, first: int) -> threading.Thread:
         for start in reversed(range(first, len(block.tokens), 50)):
             span = Span(start, min(start + 50, len(block.tokens)))
             part = slice(span.start, span.stop)
-            engine.inject(KVBlock(span, block.layers, block.k[:, :, part], block.v[:, :, part]))
+            engine.session.inject(KVBlock(span, block.layers, block.k[:, :, part], block.v[:, :, part]))
 
     feeder = threading.Thread(target=feed)
     feeder.start()
     return feeder
 
 
-def test_a_computed_head_and_an_injected_tail_give_the_very_bits_of_local_prefill(engine: LlamaCpp) -> None:
-    tokens, layers = 300, engine.spec.geometry.layers
-    engine.prefill(document(tokens))
-    local, block = answer(engine), engine.export(Span(0, tokens), Span(0, layers))
-    engine.reserve(tokens)
-    feeder = fed(engine, block, 200)
-    for start, stop in ((0, 128), (128, 200)):
-        engine.compute(document(tokens)[start:stop], start)
-    feeder.join()
-    engine.open_layers(layers)
-    mixed = engine.export(Span(0, tokens), Span(0, layers))
-    assert np.array_equal(mixed.k, block.k) and np.array_equal(mixed.v, block.v)
-    again = answer(engine)
-    assert again[0] == local[0] and np.array_equal(again[1], local[1])
-
-
-def test_a_computation_that_is_cancelled_leaves_everything_else_as_it_was(engine: LlamaCpp) -> None:
-    tokens, layers = 300, engine.spec.geometry.layers
-    engine.prefill(document(tokens))
-    local, block = answer(engine), engine.export(Span(0, tokens), Span(0, layers))
-    engine.reserve(tokens)
-    engine.compute(document(tokens)[:128], 0)
-    arm, engine._gate.arm_open = engine._gate.arm_open, lambda: (arm(), engine.cancel())[0]  # type: ignore[method-assign]
-    try:
-        with pytest.raises(Cancelled):
-            engine.compute(document(tokens)[128:], 128)
-    finally:
-        engine._gate.arm_open = arm  # type: ignore[method-assign]
-    fed(engine, block, 128).join()
-    engine.open_layers(layers)
-    assert np.array_equal(engine.export(Span(0, tokens), Span(0, layers)).k, block.k)
-    assert np.array_equal(answer(engine)[1], local[1])
-
-
 def test_a_prompt_that_was_cancelled_at_the_gate_can_be_asked_again(engine: LlamaCpp) -> None:
     layers = engine.spec.geometry.layers
-    engine.prefill(document(200))
-    local, block = answer(engine), engine.export(Span(0, 200), Span(0, layers))
-    engine.reserve(200)
-    engine.inject(layers_of(block, 0, 3))
-    engine.open_layers(3)
+    engine.session.prefill(document(200))
+    local, block = answer(engine), engine.session.export(Span(0, 200), Span(0, layers))
+    engine.session.reserve(200)
+    engine.session.inject(layers_of(block, 0, 3))
+    engine.session.open_layers(3)
     canceller = threading.Thread(target=lambda: cancel_at(engine, 3))
     canceller.start()
     with pytest.raises(Cancelled):
         answer(engine)
     canceller.join()
-    engine.compute(document(200), 0)
-    engine.open_layers(layers)
+    engine.session.inject(layers_of(block, 3, layers))
+    engine.session.open_layers(layers)
     assert np.array_equal(answer(engine)[1], local[1])
 
 
 def cancel_at(engine: LlamaCpp, layer: int) -> None:
     until_waiting(engine, layer)
-    engine.cancel()
+    engine.session.cancel()
 
 
 def until_waiting(engine: LlamaCpp, layer: int, thread: threading.Thread | None = None) -> None:
     """Until the engine, which `thread` uses, waits for a layer."""
-    while engine.waiting_for_layer != layer:
+    while engine.session.waiting_for_layer != layer:
         assert thread is None or thread.is_alive()
         time.sleep(1e-3)
 
@@ -192,30 +158,34 @@ LONG_CONTEXT = 950
 
 def test_a_long_prompt_is_answered_alike_behind_streamed_and_computed_contexts(engine: LlamaCpp) -> None:
     layers = engine.spec.geometry.layers
-    engine.prefill(document(LONG_CONTEXT))
-    local, block = answer(engine, LONG_PROMPT), engine.export(Span(0, LONG_CONTEXT), Span(0, layers))
-    engine.reserve(LONG_CONTEXT)
+    engine.session.prefill(document(LONG_CONTEXT))
+    local, block = answer(engine, LONG_PROMPT), engine.session.export(Span(0, LONG_CONTEXT), Span(0, layers))
+    engine.session.reserve(LONG_CONTEXT)
     feeder = threading.Thread(target=lambda: feed_layers(engine, block))
     feeder.start()
     streamed = answer(engine, LONG_PROMPT)
     feeder.join()
     assert streamed[0] == local[0] and np.array_equal(streamed[1], local[1])
-    after = engine.export(Span(0, LONG_CONTEXT), Span(0, layers))
+    after = engine.session.export(Span(0, LONG_CONTEXT), Span(0, layers))
     assert np.array_equal(after.k, block.k) and np.array_equal(after.v, block.v)
 
 
 def feed_layers(engine: LlamaCpp, block: KVBlock) -> None:
     for layer in range(len(block.layers)):
-        engine.inject(layers_of(block, layer, layer + 1))
-        engine.open_layers(layer + 1)
+        engine.session.inject(layers_of(block, layer, layer + 1))
+        engine.session.open_layers(layer + 1)
 
 
 def test_an_answer_ends_where_the_window_does(engine: LlamaCpp) -> None:
-    engine.prefill(document(LONG_CONTEXT))
+    engine.session.prefill(document(LONG_CONTEXT))
     before = answer(engine)
     room = engine.spec.window_tokens - LONG_CONTEXT
     assert len(answer(engine, LONG_PROMPT, 2 * room)[0]) == room - len(LONG_PROMPT)
-    assert [llama_cpp.llama_memory_seq_pos_max(engine._memory, sequence) for sequence in (0, 1, 2)] == [949, -1, -1]
+    assert [llama_cpp.llama_memory_seq_pos_max(engine.native.memory, sequence) for sequence in (0, 1, 2)] == [
+        949,
+        -1,
+        -1,
+    ]
     again = answer(engine)
     assert again[0] == before[0] and np.array_equal(again[1], before[1])
 
@@ -224,30 +194,22 @@ def test_an_answer_ends_where_the_window_does(engine: LlamaCpp) -> None:
     not attends_in_tiles(vector_bits()), reason="llama.cpp's own attention takes short batches in another way"
 )
 def test_where_a_context_is_cut_into_batches_changes_no_bit(engine: LlamaCpp) -> None:
-    count, layers = 300, engine.spec.geometry.layers
-    tokens = document(count)
-    engine.prefill(tokens)
-    expected, whole = answer(engine), engine.export(Span(0, count), Span(0, layers))
+    count, everywhere = 300, Span(0, engine.spec.geometry.layers)
+    tokens, own = document(count), engine.sequences[0]
+    engine.session.prefill(tokens)
+    whole = engine.session.export(Span(0, count), everywhere)
+    engine.session.clear()
     for cuts in ([32], [48, 112, 176], [100, 164], [256]):
-        engine.reserve(count)
         for start, stop in zip([0, *cuts], [*cuts, count], strict=True):
-            engine.compute(tokens[start:stop], start)
-        engine.open_layers(layers)
-        got, cut = answer(engine), engine.export(Span(0, count), Span(0, layers))
+            engine.runner.arm()
+            engine.runner.run([Slice(own, tokens[start:stop], start)])
+        cut = engine.cache.export(own, Span(0, count), everywhere)
+        engine.cache.free(own)
         assert np.array_equal(cut.k, whole.k) and np.array_equal(cut.v, whole.v), cuts
-        assert got[0] == expected[0] and np.array_equal(got[1], expected[1]), cuts
-
-
-def test_only_what_is_reserved_can_be_computed(engine: LlamaCpp) -> None:
-    with pytest.raises(EngineError, match="not reserved"):
-        engine.compute(document(10), 0)
-    engine.reserve(20)
-    with pytest.raises(EngineError, match="tokens 15 to 25"):
-        engine.compute(document(10), 15)
 
 
 def test_cancel_ends_a_wait_and_the_engine_goes_on(engine: LlamaCpp) -> None:
-    engine.reserve(64)
+    engine.session.reserve(64)
     raised: list[Exception] = []
 
     def wait() -> None:
@@ -259,41 +221,41 @@ def test_cancel_ends_a_wait_and_the_engine_goes_on(engine: LlamaCpp) -> None:
     waiting = threading.Thread(target=wait)
     waiting.start()
     until_waiting(engine, 0, waiting)
-    engine.cancel()
+    engine.session.cancel()
     waiting.join()
     assert raised
-    engine.clear()
-    engine.prefill(document(64))
+    engine.session.clear()
+    engine.session.prefill(document(64))
     assert len(answer(engine)[0]) == 8
 
 
 def test_cancel_ends_a_prefill_and_nothing_is_held(engine: LlamaCpp) -> None:
     with pytest.raises(Cancelled):
-        engine.prefill(document(900), progress=lambda done: engine.cancel())
-    assert engine.context_tokens == 0
+        engine.session.prefill(document(900), progress=lambda done: engine.session.cancel())
+    assert engine.session.context_tokens == 0
 
 
 def test_all_but_the_last_token_of_a_context_can_be_reused(engine: LlamaCpp) -> None:
     tokens = document(50)
-    engine.prefill(tokens)
+    engine.session.prefill(tokens)
     whole = answer(engine, tokens[-1:], reuse=49)
-    engine.prefill(tokens[:49])
+    engine.session.prefill(tokens[:49])
     assert answer(engine, tokens[-1:])[0] == whole[0]
 
 
 def test_same_seed_same_tokens_and_another_seed_others(engine: LlamaCpp) -> None:
     def draw(seed: int) -> list[int]:
         sampling = Sampling(max_tokens=12, temperature=1.0, top_k=200, top_p=0.98, min_p=0.01, seed=seed)
-        return [step.token for step in engine.generate(PROMPT, sampling)]
+        return [step.token for step in engine.session.generate(PROMPT, sampling)]
 
     assert draw(1) == draw(1)
     assert draw(1) != draw(2)
 
 
 def test_logprobs_are_those_of_softmax(engine: LlamaCpp) -> None:
-    steps = engine.generate(PROMPT, Sampling(max_tokens=1, top_logprobs=3))
+    steps = engine.session.generate(PROMPT, Sampling(max_tokens=1, top_logprobs=3))
     step = next(steps)
-    logits = engine.logits().astype(np.float64)
+    logits = engine.session.logits().astype(np.float64)
     expected = logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
     assert step.logprob == pytest.approx(expected[step.token])
     assert [token for token, _ in step.top] == list(np.argsort(-expected)[:3])
@@ -301,43 +263,43 @@ def test_logprobs_are_those_of_softmax(engine: LlamaCpp) -> None:
 
 
 def test_logit_bias_forbids_a_token(engine: LlamaCpp) -> None:
-    favourite = next(engine.generate(PROMPT, Sampling(max_tokens=1))).token
-    biased = next(engine.generate(PROMPT, Sampling(max_tokens=1, logit_bias=((favourite, -100.0),))))
+    favourite = next(engine.session.generate(PROMPT, Sampling(max_tokens=1))).token
+    biased = next(engine.session.generate(PROMPT, Sampling(max_tokens=1, logit_bias=((favourite, -100.0),))))
     assert biased.token != favourite
 
 
 def test_what_does_not_fit_is_refused_by_how_much(engine: LlamaCpp) -> None:
     window = engine.spec.window_tokens
     with pytest.raises(UsageError, match="5 more than the window"):
-        engine.prefill(document(window + 5))
+        engine.session.prefill(document(window + 5))
     with pytest.raises(UsageError, match="empty"):
-        next(engine.generate(PROMPT[:0], Sampling()))
+        next(engine.session.generate(PROMPT[:0], Sampling()))
 
 
 def test_blocks_that_do_not_fit_the_reserved_cells_are_refused(engine: LlamaCpp) -> None:
     shape = engine.spec.geometry
-    engine.reserve(32)
+    engine.session.reserve(32)
     rows = np.zeros((1, shape.kv_heads, 16, shape.head_dim), np.float16)
     with pytest.raises(EngineError):
-        engine.inject(KVBlock(Span(20, 36), Span(0, 1), rows, rows))
+        engine.session.inject(KVBlock(Span(20, 36), Span(0, 1), rows, rows))
     with pytest.raises(EngineError):
-        engine.inject(KVBlock(Span(0, 16), Span(shape.layers, shape.layers + 1), rows, rows))
+        engine.session.inject(KVBlock(Span(0, 16), Span(shape.layers, shape.layers + 1), rows, rows))
     with pytest.raises(EngineError):
-        engine.inject(KVBlock(Span(0, 16), Span(0, 1), rows[:, :, :, :-1], rows))
+        engine.session.inject(KVBlock(Span(0, 16), Span(0, 1), rows[:, :, :, :-1], rows))
 
 
 def test_self_test_passes_and_measures(engine: LlamaCpp) -> None:
     tested = self_test(engine)
     assert tested.no_injection is None
     assert tested.prefill_tokens_s > 1
-    assert engine.context_tokens == 0
+    assert engine.session.context_tokens == 0
 
 
 @pytest.mark.skipif(not attends_in_tiles(vector_bits()), reason="this processor has no AVX2")
 def test_self_test_switches_attention_in_tiles_off_where_it_is_not_llama_cpps(
     engine: LlamaCpp, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    export, seen = engine.export, list[bool]()
+    export, seen = engine.session.export, list[bool]()
 
     def wrong(tokens: Span, layers: Span) -> KVBlock:
         block = export(tokens, layers)
@@ -348,7 +310,7 @@ def test_self_test_switches_attention_in_tiles_off_where_it_is_not_llama_cpps(
             block.v[:, :half] = 0
         return block
 
-    monkeypatch.setattr(engine, "export", wrong)
+    monkeypatch.setattr(engine.session, "export", wrong)
     assert engine.attention and engine.attention.on
     try:
         assert self_test(engine).no_injection is None
@@ -382,7 +344,7 @@ def test_self_test_switches_injection_off_when_it_does_not_reproduce(
     try:
         assert "logits differ" in (self_test(engine).no_injection or "")
         with pytest.raises(EngineError, match="cannot be exchanged"):
-            engine.reserve(10)
+            engine.session.reserve(10)
     finally:
         engine.no_injection = None
 
@@ -403,8 +365,8 @@ def test_self_test_notices_rows_that_are_computed_elsewhere(engine: LlamaCpp, mo
 
 def test_self_test_notices_an_engine_that_does_not_wait(engine: LlamaCpp, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("preread.engine.selftest._PATIENCE_S", 0.5)
-    arm = engine._gate.arm
-    monkeypatch.setattr(engine._gate, "arm", lambda layers=0: arm(1 << 30))
+    arm = engine.native.gate.arm
+    monkeypatch.setattr(engine.native.gate, "arm", lambda layers=0: arm(1 << 30))
     try:
         assert "self-test failed" in (self_test(engine).no_injection or "")
     finally:
@@ -453,8 +415,8 @@ def test_gemma_is_refused_for_injection_and_still_answers() -> None:
     try:
         assert "sliding-window" in (self_test(gemma).no_injection or "")
         with pytest.raises(EngineError, match="sliding-window"):
-            gemma.reserve(8)
-        assert len([*gemma.generate(PROMPT, Sampling(max_tokens=3))]) == 3
+            gemma.session.reserve(8)
+        assert len([*gemma.session.generate(PROMPT, Sampling(max_tokens=3))]) == 3
     finally:
         gemma.close()
 

@@ -23,7 +23,7 @@ def engine(tiny_model: Path) -> Iterator[LlamaCpp]:
 
 
 def generated(engine: LlamaCpp, sampling: Sampling) -> list[int]:
-    return [step.token for step in engine.generate(PROMPT, sampling, reuse=0)]
+    return [step.token for step in engine.session.generate(PROMPT, sampling, reuse=0)]
 
 
 def test_what_is_usual_is_what_the_models_file_recommends_as_far_as_it_makes_sense() -> None:
@@ -65,21 +65,21 @@ def test_a_repeat_penalty_counts_prompt_and_answer(engine: LlamaCpp) -> None:
 def test_an_answer_does_not_end_before_its_least_length(engine: LlamaCpp) -> None:
     end = int(engine._loaded.ends[0])
     ending = Sampling(max_tokens=8, logit_bias=((end, 1000.0),), top_logprobs=0)
-    (step,) = engine.generate(PROMPT, ending, reuse=0)
+    (step,) = engine.session.generate(PROMPT, ending, reuse=0)
     assert step.end
-    steps = list(engine.generate(PROMPT, replace(ending, min_tokens=5), reuse=0))
+    steps = list(engine.session.generate(PROMPT, replace(ending, min_tokens=5), reuse=0))
     assert [step.end for step in steps] == [False] * 5 + [True]
     assert all(np.isfinite(step.logprob or 0.0) for step in steps)
 
 
 def test_a_prompts_own_tokens_are_as_likely_as_scoring_says(engine: LlamaCpp) -> None:
     sampling = Sampling(max_tokens=2, top_logprobs=2, prompt_logprobs=True)
-    *given, first, _ = engine.generate(PROMPT, sampling, reuse=0)
+    *given, first, _ = engine.session.generate(PROMPT, sampling, reuse=0)
     assert [step.token for step in given] == list(PROMPT) and all(step.given for step in given) and not first.given
     assert given[0].logprob is None and given[0].top == ()
-    logits = engine.score(PROMPT, reuse=0)
+    logits = engine.session.score(PROMPT, reuse=0)
     for step, row in zip(given[1:], logits, strict=False):
         logprob, top = log_probabilities(row, step.token, 2)
         assert step.logprob == pytest.approx(logprob, abs=0.05) and step.top[0][0] == top[0][0]
-    plain = next(engine.generate(PROMPT, replace(sampling, prompt_logprobs=False), reuse=0))
+    plain = next(engine.session.generate(PROMPT, replace(sampling, prompt_logprobs=False), reuse=0))
     assert first.token == plain.token

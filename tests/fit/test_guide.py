@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from preread.align import guide_bytes
 from preread.codec.profile import normalised
 from preread.engine.llamacpp import LlamaCpp
+from preread.engine.probes import inputs
 from preread.errors import EngineError, UsageError
 from preread.fit.guided import guided, load
 from preread.fit.lessons import lessons
@@ -101,7 +102,7 @@ def test_what_was_learnt_holds_in_the_engine_and_in_its_file(
     assert (block.k[:, :, SINK_TOKENS:] != one.block.k[2:, :, SINK_TOKENS:]).any() and block.layers.start == 2
     hold(models.small, one.block)
     exact = np.concatenate(answers(models.small, lesson.exchanges)).mean()
-    models.small.inject(block)
+    models.small.session.inject(block)
     assert np.concatenate(answers(models.small, lesson.exchanges)).mean() < exact - 0.2
 
 
@@ -136,12 +137,12 @@ def test_the_large_model_says_what_is_to_be_predicted_where_both_read_the_same_t
     np.testing.assert_allclose(shares.sum(dim=1), 1, rtol=1e-5)
     at = 0
     for lesson, rows in zip(some, read, strict=True):
-        models.large.prefill(lesson.tokens)
-        alone = np.concatenate(models.large.inputs(lesson.tokens, (1, 5)), axis=1)
+        models.large.session.prefill(lesson.tokens)
+        alone = np.concatenate(inputs(models.large, lesson.tokens, (1, 5)), axis=1)
         np.testing.assert_allclose(rows.numpy()[:, :width], normalised(alone[:, :width]), atol=0.05)
-        models.large.prefill(lesson.tokens)
+        models.large.session.prefill(lesson.tokens)
         for one in lesson.exchanges:
-            said = log_softmax(models.large.score(one.answer[:-1], reuse=(one.behind or 0) + 1))
+            said = log_softmax(models.large.session.score(one.answer[:-1], reuse=(one.behind or 0) + 1))
             likely = np.exp(np.take_along_axis(said, ids[at + 1 : at + len(one.answer)].numpy(), axis=1))
             its = shares[at + 1 : at + len(one.answer)].numpy()
             np.testing.assert_allclose(likely / likely.sum(axis=1, keepdims=True), its, atol=0.02)

@@ -54,7 +54,7 @@ def test_mapped_layers_replace_all_but_sinks(tiny: LlamaCpp, found: tuple[tuple[
     error = np.square(block.k.astype(np.float32) - exact).sum()
     assert 0 < error < 0.1 * np.square(exact.astype(np.float32)).sum()
     # The small model holds the exact context.
-    np.testing.assert_array_equal(tiny.export(block.tokens, block.layers).k, exact)
+    np.testing.assert_array_equal(tiny.session.export(block.tokens, block.layers).k, exact)
 
 
 def test_a_layers_kv_is_linear_in_what_it_reads(tiny: LlamaCpp) -> None:

@@ -26,7 +26,8 @@ def tokens(engine: LlamaCpp, manual: str) -> np.ndarray:
 
 def blocks(engine: LlamaCpp) -> list[KVBlock]:
     layers = engine.spec.geometry.layers
-    return [engine.export(Span(0, CONTEXT), Span(start, min(start + 8, layers))) for start in range(0, layers, 8)]
+    spans = [Span(start, min(start + 8, layers)) for start in range(0, layers, 8)]
+    return [engine.session.export(Span(0, CONTEXT), span) for span in spans]
 
 
 def random_logits(seed: int, rows: int, vocab: int) -> np.ndarray:
@@ -54,7 +55,7 @@ def test_compare_gives_loss_of_the_next_token_divergence_and_top1() -> None:
 
 
 def test_exact_blocks_change_nothing(engine: LlamaCpp, tokens: np.ndarray) -> None:
-    engine.prefill(tokens[:CONTEXT])
+    engine.session.prefill(tokens[:CONTEXT])
     exact = reference(engine, tokens[CONTEXT:])
     score = measure(engine, CONTEXT, tokens[CONTEXT:], exact, blocks(engine))
     assert score.dloss.shape == (TAIL - 1,) and score.kl.shape == (TAIL,)
@@ -62,7 +63,7 @@ def test_exact_blocks_change_nothing(engine: LlamaCpp, tokens: np.ndarray) -> No
 
 
 def test_worse_blocks_score_worse(engine: LlamaCpp, tokens: np.ndarray) -> None:
-    engine.prefill(tokens[:CONTEXT])
+    engine.session.prefill(tokens[:CONTEXT])
     exact, kept = reference(engine, tokens[CONTEXT:]), blocks(engine)
     kl = []
     for scale in (0.05, 0.5):
@@ -81,11 +82,11 @@ def test_worse_blocks_score_worse(engine: LlamaCpp, tokens: np.ndarray) -> None:
 
 
 def test_a_context_with_a_hole_is_not_measured(engine: LlamaCpp, tokens: np.ndarray) -> None:
-    engine.prefill(tokens[:CONTEXT])
+    engine.session.prefill(tokens[:CONTEXT])
     exact, kept = reference(engine, tokens[CONTEXT:]), blocks(engine)
     with pytest.raises(EngineError, match="off by"):
         measure(engine, CONTEXT, tokens[CONTEXT:], exact, kept[1:])
-    assert engine.context_tokens == 0
+    assert engine.session.context_tokens == 0
 
 
 def test_summary_gives_means_and_intervals_over_windows() -> None:

@@ -10,6 +10,7 @@ import pytest
 from preread.codec.rope import Rope, rotate, unrotate
 from preread.engine.ggml import Queries, library
 from preread.engine.llamacpp import LlamaCpp
+from preread.engine.probes import queries
 from preread.errors import UsageError
 from preread.fit.queries import channel_shares
 from preread.fit.sample import rope
@@ -55,21 +56,21 @@ def test_nothing_looked_at_counts_alike() -> None:
 
 
 def test_queries_of_one_token_differ_by_their_rotation_only(tiny: LlamaCpp) -> None:
-    queries = tiny.queries(np.full(96, 77, np.int32))
+    found = queries(tiny, np.full(96, 77, np.int32))
     shape = tiny.spec.geometry
-    assert queries is not None and tiny.context_tokens == 0
-    assert queries.shape[0] == shape.layers and queries.shape[1] % shape.kv_heads == 0
-    assert queries.shape[2:] == (96, shape.head_dim)
-    upright = unrotate(queries[0], Span(0, 96), rope(tiny))
+    assert found is not None and tiny.session.context_tokens == 0
+    assert found.shape[0] == shape.layers and found.shape[1] % shape.kv_heads == 0
+    assert found.shape[2:] == (96, shape.head_dim)
+    upright = unrotate(found[0], Span(0, 96), rope(tiny))
     np.testing.assert_allclose(
         upright, np.broadcast_to(upright[:, :1], upright.shape), atol=2e-2 * np.abs(upright).max()
     )
-    assert np.abs(queries[0] - upright).max() > 0.1 * np.abs(upright).max(), "they were rotated"
+    assert np.abs(found[0] - upright).max() > 0.1 * np.abs(upright).max(), "they were rotated"
 
 
 def test_more_than_a_batch_is_refused(tiny: LlamaCpp) -> None:
     with pytest.raises(UsageError, match="at most"):
-        tiny.queries(np.zeros(513, np.int32))
+        queries(tiny, np.zeros(513, np.int32))
 
 
 def test_a_graph_that_lacks_some_has_none() -> None:

@@ -35,7 +35,7 @@ def test_a_model_asks_and_answers_itself(model: LlamaCpp, monkeypatch: pytest.Mo
     assert chat is not None
     context = model.tokenize_prompt(chat.system_prefix(TEXT))
     assert found.context == context_id(model.spec.fingerprint, context)
-    model.prefill(context)
+    model.session.prefill(context)
     prompts = [b"".join(map(model.piece, one.prompt)).decode() for one in found.exchanges]
     manners = [next(manner for manner in (BRIEFLY, BARELY) if f"? {manner}" in prompt) for prompt in prompts]
     assert len(set(prompts)) == len(prompts) >= 2 and set(manners) == {BRIEFLY, BARELY}

@@ -63,7 +63,7 @@ def test_what_was_learnt_holds_for_questions_that_were_held_out(
     # The engine holds what is kept, and what is kept is what was learnt.
     path = tmp_path / "a.taught"
     path.write_bytes(taught_bytes.dumps(taught))
-    held = engine.export(Span(0, len(context)), Span(0, engine.spec.geometry.layers))
+    held = engine.session.export(Span(0, len(context)), Span(0, engine.spec.geometry.layers))
     np.testing.assert_array_equal(teaching.load(path).block.k, held.k)
     with pytest.raises(UsageError, match="cannot read"):
         teaching.load(tmp_path / "none.taught")
@@ -72,7 +72,7 @@ def test_what_was_learnt_holds_for_questions_that_were_held_out(
 def test_anchors_are_the_contexts_own_text_as_exact_kv_has_it(
     engine: LlamaCpp, tiny_frozen: "Frozen", context: Tokens
 ) -> None:
-    engine.prefill(context)
+    engine.session.prefill(context)
     found = anchors(engine, context)
     assert [one.behind for one in found] == list(range(ANCHOR_TOKENS, len(context) - ANCHOR_TOKENS + 1, ANCHOR_TOKENS))
     for one in found:
@@ -82,7 +82,7 @@ def test_anchors_are_the_contexts_own_text_as_exact_kv_has_it(
     # Both engines say the same of them: each sees the context up to where it begins.
     from preread.engine.learning import Pupil
 
-    pupil = Pupil(tiny_frozen, engine.export(Span(0, len(context)), Span(0, engine.spec.geometry.layers)))
+    pupil = Pupil(tiny_frozen, engine.session.export(Span(0, len(context)), Span(0, engine.spec.geometry.layers)))
     for one, nats in zip(found, pupil.losses(found), strict=True):
         np.testing.assert_allclose(one.losses, nats, atol=0.05)
     assert anchors(engine, context[:100]) == []

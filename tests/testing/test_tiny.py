@@ -28,13 +28,13 @@ def engine(smollm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[L
 
 
 def answer(engine: LlamaCpp, prompt: Tokens) -> list[int]:
-    return [step.token for step in engine.generate(prompt, SIX)]
+    return [step.token for step in engine.session.generate(prompt, SIX)]
 
 
 def inject(engine: LlamaCpp, block: KVBlock) -> None:
-    engine.reserve(len(block.tokens))
-    engine.inject(block)
-    engine.open_layers(LAYERS)
+    engine.session.reserve(len(block.tokens))
+    engine.session.inject(block)
+    engine.session.open_layers(LAYERS)
 
 
 def test_it_can_be_streamed_and_has_the_other_models_vocabulary(engine: LlamaCpp, smollm: Path) -> None:
@@ -48,20 +48,20 @@ def test_it_can_be_streamed_and_has_the_other_models_vocabulary(engine: LlamaCpp
 def test_its_answers_follow_from_the_contexts_kv(engine: LlamaCpp) -> None:
     tokens = engine.tokenize(text()[:3000], special=False)
     prompt, context = np.ascontiguousarray(tokens[:9]), np.ascontiguousarray(tokens[100:400])
-    engine.prefill(np.ascontiguousarray(tokens[200:500]))
+    engine.session.prefill(np.ascontiguousarray(tokens[200:500]))
     of_another = answer(engine, prompt)
-    engine.prefill(context)
-    right, block = answer(engine, prompt), engine.export(Span(0, 300), Span(0, LAYERS))
-    logits = engine.logits().copy()
+    engine.session.prefill(context)
+    right, block = answer(engine, prompt), engine.session.export(Span(0, 300), Span(0, LAYERS))
+    logits = engine.session.logits().copy()
     assert right != of_another
     inject(engine, block)
     assert answer(engine, prompt) == right
-    assert np.array_equal(engine.logits(), logits)
+    assert np.array_equal(engine.session.logits(), logits)
     spoiled = block.v.copy()
     spoiled[1, :, 150:160] = -spoiled[1, :, 150:160]
     inject(engine, replace(block, v=spoiled))
     answer(engine, prompt)
-    assert not np.array_equal(engine.logits(), logits)
+    assert not np.array_equal(engine.session.logits(), logits)
 
 
 def test_it_is_the_same_for_a_seed(smollm: Path, tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def _others(engine: LlamaCpp, rungs: tuple[str, ...], report: Report) -> dict[st
         windows = cut(engine, calibration(), _COUNTED_WINDOWS, _COUNTED_TOKENS, 0)
         for number, window in enumerate(windows):
             report("count", number, len(windows))
-            engine.prefill(window)
+            engine.session.prefill(window)
             blocks.append(export(engine))
         found |= {codec.rung: codec for codec in cachegen.fit(blocks)}
     return {rung: codec for rung, codec in found.items() if rung in rungs}

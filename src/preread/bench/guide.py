@@ -198,15 +198,15 @@ def _window(
 ) -> Read:
     """Measure all modes on a window; what both models make of it."""
     now = _read(slm, llm, tokens, kept)
-    exact = log_softmax(slm.score(tail))
+    exact = log_softmax(slm.session.score(tail))
     own = _loss(exact, tail)
     for mode, loss, kl in ((_LLM, _large_loss(slm, llm, tail), 0.0), (_SLM, own, 0.0)):
         found.losses.setdefault(mode, []).append(loss)
         found.divergences.setdefault(mode, []).append(kl)
     for mode, block in _modes(slm, now, tokens, kept, before, found):
-        slm.inject(now.block)
-        slm.inject(block)
-        score = compare(slm.score(tail), tail, exact)
+        slm.session.inject(now.block)
+        slm.session.inject(block)
+        score = compare(slm.session.score(tail), tail, exact)
         found.losses.setdefault(mode, []).append(own + score.dloss)
         found.divergences.setdefault(mode, []).append(float(score.kl.mean()))
     return now
@@ -218,7 +218,7 @@ def _asked(slm: LlamaCpp, llm: LlamaCpp, document: Document, kept: _Kept, before
     begun, theirs = _prompts(llm, document)
     now = _read(slm, llm, start, kept)
     if slm.spec.vocabulary != llm.spec.vocabulary or not np.array_equal(start, begun):
-        llm.prefill(begun)  # or it holds that already, and reading takes longest
+        llm.session.prefill(begun)  # or it holds that already, and reading takes longest
 
     def ask(mode: str, engine: LlamaCpp, its: list[Tokens]) -> None:
         found.right.setdefault(mode, []).append(right(engine, document.questions, its))
@@ -227,8 +227,8 @@ def _asked(slm: LlamaCpp, llm: LlamaCpp, document: Document, kept: _Kept, before
     ask(_LLM, llm, theirs)
     ask(_SLM, slm, prompts)
     for mode, block in _modes(slm, now, start, kept, before, found):
-        slm.inject(now.block)
-        slm.inject(block)
+        slm.session.inject(now.block)
+        slm.session.inject(block)
         ask(mode, slm, prompts)
     return now
 
@@ -238,7 +238,7 @@ def _answers(slm: LlamaCpp, engine: LlamaCpp, document: Document, prompts: list[
     spent = []
     for question, prompt in zip(document.questions, prompts, strict=True):
         answer, counted = (_answer(one, question.answer) for one in (engine, slm))
-        rows = log_softmax(engine.score(np.concatenate([prompt, answer[:-1]]))[len(prompt) - 1 :])
+        rows = log_softmax(engine.session.score(np.concatenate([prompt, answer[:-1]]))[len(prompt) - 1 :])
         nats = -rows[np.arange(len(answer)), answer].astype(np.float64)
         spent.append(np.full(len(counted), nats.sum() / len(counted)))
     return np.concatenate(spent)
@@ -263,11 +263,11 @@ def _modes(
         made.append((_GUIDED, guides.guided(kept.guide.guide, now, turn)))
     if kept.guide is not None and kept.profile is not None:
         codec = ladder.codec(kept.rung, prepare(kept.profile, slm.embeddings(tokens)))
-        slm.inject(now.block)
-        slm.inject(made[-1][1])
-        whole = slm.export(now.block.tokens, now.block.layers)
+        slm.session.inject(now.block)
+        slm.session.inject(made[-1][1])
+        whole = slm.session.export(now.block.tokens, now.block.layers)
         size_bytes = sent(slm, codec, tokens, whole, kept.profile.group_layers)
-        made.append((f"{_GUIDED}-{kept.rung}", slm.export(now.block.tokens, now.block.layers)))
+        made.append((f"{_GUIDED}-{kept.rung}", slm.session.export(now.block.tokens, now.block.layers)))
         found.sent.setdefault(made[-1][0], []).append(size_bytes / len(tokens))
     if before is None:
         return made
@@ -294,10 +294,10 @@ def _prompts(engine: LlamaCpp, document: Document) -> tuple[Tokens, list[Tokens]
 def _large_loss(slm: LlamaCpp, llm: LlamaCpp, tail: Tokens) -> Double:
     """What the large model pays for the tail after what it holds: nats for each token of the small one, (tail - 1,)."""
     if slm.spec.vocabulary == llm.spec.vocabulary:
-        return _loss(log_softmax(llm.score(tail)), tail)
+        return _loss(log_softmax(llm.session.score(tail)), tail)
     pieces = [slm.piece(int(token)) for token in tail]
     theirs = llm.tokenize(b"".join(pieces).decode(errors="ignore"), special=False)[:TAIL_TOKENS]
-    spent = _loss(log_softmax(llm.score(theirs)), theirs).sum()
+    spent = _loss(log_softmax(llm.session.score(theirs)), theirs).sum()
     over = sum(len(llm.piece(int(token))) for token in theirs[1:])
     nats = spent / max(over, 1) * np.array([len(piece) for piece in pieces[1:]], np.float64)
     return np.asarray(nats)

@@ -182,7 +182,7 @@ async def _row(
 
 async def _bare_s(engine: LlamaCpp, worker: Worker, tokens: Tokens) -> float:
     started = time.perf_counter()
-    await worker.run(lambda: engine.prefill(tokens), engine.cancel)
+    await worker.run(lambda: engine.session.prefill(tokens), engine.session.cancel)
     return time.perf_counter() - started
 
 

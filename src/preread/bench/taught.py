@@ -113,9 +113,9 @@ def bench(model: tuple[Path, str], options: Options, console: Console) -> dict[s
             losses = [nats.astype(np.float64) for nats in answers(engine, held_out)]
             return _Said(losses, right(engine, asked, prompts), size_bytes)
 
-        engine.prefill(tokens)
+        engine.session.prefill(tokens)
         plain = 2.0 * engine.spec.geometry.values_per_token
-        exact = engine.export(Span(0, len(tokens)), Span(0, engine.spec.geometry.layers))
+        exact = engine.session.export(Span(0, len(tokens)), Span(0, engine.spec.geometry.layers))
         found = {_LLM: _Said([one.losses.astype(np.float64) for one in held_out], [], plain)}
         for mode, block in ((_SLM, exact), ("taught", taught.block)):
             hold(engine, block)

@@ -54,21 +54,21 @@ def cut(engine: LlamaCpp, text: Text, windows: int, context_tokens: int, tail: i
 def contexts(engine: LlamaCpp, window: Tokens, lengths: tuple[int, ...], tail_tokens: int) -> Iterator[Exact]:
     """Every context length on one window; all of them share one prefill, since KV does not depend on what follows."""
     longest = max(lengths)
-    engine.prefill(window[:longest])
+    engine.session.prefill(window[:longest])
     whole = export(engine)
     for count in sorted(set(lengths), reverse=True):
         block = KVBlock(Span(0, count), whole.layers, whole.k[:, :, :count], whole.v[:, :, :count])
         tail = window[count : count + tail_tokens]
         if count < longest:
-            engine.reserve(count)
-            engine.inject(block)
-            engine.open_layers(engine.spec.geometry.layers)
+            engine.session.reserve(count)
+            engine.session.inject(block)
+            engine.session.open_layers(engine.spec.geometry.layers)
         yield Exact(window[:count], tail, block, reference(engine, tail))
 
 
 def export(engine: LlamaCpp) -> KVBlock:
     """KV of all the context that the engine holds."""
-    return engine.export(Span(0, engine.context_tokens), Span(0, engine.spec.geometry.layers))
+    return engine.session.export(Span(0, engine.session.context_tokens), Span(0, engine.spec.geometry.layers))
 
 
 def sample(engine: LlamaCpp, codec: Codec, window: int, exact: Exact, group_layers: int, prepare_s: float) -> Sample:
@@ -85,13 +85,13 @@ def sample(engine: LlamaCpp, codec: Codec, window: int, exact: Exact, group_laye
 
     def decode(header: segment.SegmentHeader, frame: bytes) -> None:
         payload = segment.unpack(frame, header)
-        engine.inject(codec.decode(payload, header.tokens, header.layers, geometry))
+        engine.session.inject(codec.decode(payload, header.tokens, header.layers, geometry))
 
     with ThreadPoolExecutor(engine.threads) as pool:
         started = time.perf_counter()
         frames = list(pool.map(encode, headers))
         encode_s = prepare_s + time.perf_counter() - started
-    engine.reserve(len(exact.tokens))
+    engine.session.reserve(len(exact.tokens))
     decode_s = []
     with ThreadPoolExecutor(_DECODING_THREADS) as pool:
         for _ in range(_DECODINGS):
@@ -99,8 +99,8 @@ def sample(engine: LlamaCpp, codec: Codec, window: int, exact: Exact, group_laye
             for _ in pool.map(decode, headers, frames):
                 pass
             decode_s.append(prepare_s + time.perf_counter() - started)
-    engine.open_layers(geometry.layers)
-    score = compare(engine.score(exact.tail), exact.tail, exact.log_probabilities)
+    engine.session.open_layers(geometry.layers)
+    score = compare(engine.session.score(exact.tail), exact.tail, exact.log_probabilities)
     # What refines another rung is a segment of its own, with a header, where a frame here only has a length.
     more_bytes = segment.HEADER.size - 4 if isinstance(codec, Fitted) and codec.base else 0
     size_bytes, tokens = sum(len(frame) + more_bytes for frame in frames), len(exact.tokens)
@@ -112,21 +112,21 @@ def sent(engine: LlamaCpp, codec: Codec, tokens: Tokens, block: KVBlock, group_l
     """Have the engine hold a context as it comes out of a rung; how many bytes that took on the wire."""
     geometry, context = engine.spec.geometry, context_id(engine.spec.fingerprint, tokens)
     size_bytes = 0
-    engine.reserve(len(tokens))
+    engine.session.reserve(len(tokens))
     for chunk in chunked(len(tokens)):
         for group in _spans(geometry.layers, group_layers):
             payload = codec.encode(_part(block, chunk, group))
             header = segment.SegmentHeader(context, codec.rung, chunk, group, geometry.kv_heads, geometry.head_dim)
             size_bytes += len(segment.pack(header, payload))
-            engine.inject(codec.decode(payload, chunk, group, geometry))
-    engine.open_layers(geometry.layers)
+            engine.session.inject(codec.decode(payload, chunk, group, geometry))
+    engine.session.open_layers(geometry.layers)
     return size_bytes
 
 
 def cached(engine: LlamaCpp, bits: float, window: int, exact: Exact) -> Sample:
     """llama.cpp's own quantised cache: the context is prefilled with it, as llama.cpp's users do."""
-    engine.prefill(exact.tokens)
-    score = compare(engine.score(exact.tail), exact.tail, exact.log_probabilities)
+    engine.session.prefill(exact.tokens)
+    score = compare(engine.session.score(exact.tail), exact.tail, exact.log_probabilities)
     return Sample(window, len(exact.tokens), bits, bits / 8 * engine.spec.geometry.values_per_token, score)
 
 

@@ -112,11 +112,13 @@ class Ways:
         begin()
         started = time.monotonic()
         async with site.core.paused():
-            reserving = asyncio.ensure_future(site.core.call(lambda: engine.reserve(len(known.tokens))))
+            reserving = asyncio.ensure_future(site.core.call(lambda: engine.session.reserve(len(known.tokens))))
             loading = asyncio.create_task(self._load(context, rung, reserving))
 
             def first() -> float:
-                with closing(engine.generate(self.prompt, Sampling(max_tokens=1), reuse=len(known.tokens))) as steps:
+                with closing(
+                    engine.session.generate(self.prompt, Sampling(max_tokens=1), reuse=len(known.tokens))
+                ) as steps:
                     next(steps)
                     return time.monotonic() - started
 
@@ -146,7 +148,7 @@ class Ways:
         complete = 0
 
         def inject(index: int, frames: list[bytes]) -> None:
-            engine.inject(decoded(what, what.places[index], frames))
+            engine.session.inject(decoded(what, what.places[index], frames))
 
         try:
             await asyncio.to_thread(what.codec.ready)
@@ -156,10 +158,10 @@ class Ways:
                     await asyncio.to_thread(inject, index, frames)
                     missing[what.places[index].group] -= 1
                     while complete < len(missing) and not missing[complete]:
-                        engine.open_layers(what.manifest.groups[complete][1])
+                        engine.session.open_layers(what.manifest.groups[complete][1])
                         complete += 1
         except BaseException:
-            engine.cancel()
+            engine.session.cancel()
             raise
 
     def rung(self, context: str) -> str:

@@ -86,7 +86,7 @@ async def fitted(engine: LlamaCpp, worker: Worker, text: Text, progress: Report)
         before, share = _STAGES.get(stage, (0, 0))
         progress("fit", before + share * done // max(total, 1), 100)
 
-    return await worker.run(lambda: fit(engine, text, report), engine.cancel)
+    return await worker.run(lambda: fit(engine, text, report), engine.session.cancel)
 
 
 async def keep(store: Objects, profile: Profile) -> Stored:

@@ -173,7 +173,7 @@ async def _encoded(
     chunks, groups = chunked(len(tokens)), _spans(engine.spec.geometry.layers, layers)
     rows: dict[str, _Rows] = {step.rung: [] for step in codecs}
     for chunk in chunks:
-        blocks = [await worker.run(partial(engine.export, chunk, group)) for group in groups]
+        blocks = [await worker.run(partial(engine.session.export, chunk, group)) for group in groups]
         encode = partial(_frames, context, codecs)
         frames = await asyncio.gather(*[_on(pool, encode, block) for block in blocks])
         for step in codecs:
@@ -242,7 +242,7 @@ def _check_room(engine: LlamaCpp, tokens: int, about: str = "") -> None:
 
 def _cancel(engines: list[LlamaCpp]) -> None:
     for engine in engines:
-        engine.cancel()
+        engine.session.cancel()
 
 
 def _codecs(

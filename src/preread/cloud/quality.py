@@ -129,8 +129,8 @@ async def measure(
         EngineError, RemoteError: the engine or the store failed.
         Cancelled: somebody called `cancel` of the engine.
     """
-    predict = partial(engine.score_windows, tokens, spans)
-    before = exact if exact is not None else await worker.run(predict, engine.cancel)
+    predict = partial(engine.session.score_windows, tokens, spans)
+    before = exact if exact is not None else await worker.run(predict, engine.session.cancel)
     places = manifests.places(manifest, codec.rung)
     await asyncio.gather(*[_put_back(store, engine, pool, manifest, codec, place) for place in places])
 
@@ -140,10 +140,10 @@ async def measure(
             rows = slice(at, at + len(span))
             found.append(compare(changed[rows], tokens[span.start : span.stop], log_softmax(before[rows])))
             at += len(span)
-        engine.clear()  # nobody shall take it for what prefill computes
+        engine.session.clear()  # nobody shall take it for what prefill computes
         return tuple(found)
 
-    return Found(codec.rung, await worker.run(score, engine.cancel))
+    return Found(codec.rung, await worker.run(score, engine.session.cancel))
 
 
 async def _put_back(
@@ -157,7 +157,7 @@ async def _put_back(
 
     def decode() -> None:
         block: KVBlock = codec.decode(payload, place.tokens, place.layers, shape)
-        engine.inject(block)
+        engine.session.inject(block)
 
     await asyncio.get_running_loop().run_in_executor(pool, decode)
 

@@ -152,20 +152,20 @@ def read_context(
             notes.append(f"exact: {error}")
     logits = None
     if both is None:
-        logits = small.prefill(tokens, lambda done: progress("prefill", done, len(tokens)), spans)
+        logits = small.session.prefill(tokens, lambda done: progress("prefill", done, len(tokens)), spans)
     candidates = taught
     if both is not None:
         candidates += _mapped(small, mappings, both, help.max_dloss) + _guided(small, guides, both)
     if not candidates:
         return Reading(notes=tuple(notes), logits=logits)
-    exact = small.export(Span(0, len(tokens)), Span(0, small.spec.geometry.layers))
-    references = [log_softmax(small.score(tokens[at : at + TAIL_TOKENS], reuse=at)) for at in cuts]
+    exact = small.session.export(Span(0, len(tokens)), Span(0, small.spec.geometry.layers))
+    references = [log_softmax(small.session.score(tokens[at : at + TAIL_TOKENS], reuse=at)) for at in cuts]
     judged: list[tuple[tuple[bool, float], _Candidate, KVBlock, Quality]] = []
     for number, one in enumerate(candidates):
         block = one.block()
-        small.inject(block)
+        small.session.inject(block)
         told = summary(_scores(small, tokens, cuts, references))
-        small.inject(exact)
+        small.session.inject(exact)
         progress("measure", number + 1, len(candidates))
         why = one.refused or _refused(one, told.quality, told.dloss_ci[1], help.max_dloss, mode)
         notes.append(f"{_told(one, told.quality)}: {why or 'it keeps the budget'}")
@@ -175,7 +175,7 @@ def read_context(
     if not judged:
         return Reading(notes=tuple(notes))
     _, best, block, quality = min(judged, key=lambda one: one[0])
-    small.inject(block)
+    small.session.inject(block)
     if best.mode != "mapped":  # that other tokens become likelier is what was learnt
         quality = replace(quality, kl=0.0)
     if (costs := max(quality.dloss, quality.kl)) > MAX_DLOSS:
@@ -266,7 +266,7 @@ def _scores(
     found = []
     for at, exact in zip(cuts, references, strict=True):
         tail = tokens[at : at + TAIL_TOKENS]
-        found.append(compare(engine.score(tail, reuse=at), tail, exact))
+        found.append(compare(engine.session.score(tail, reuse=at), tail, exact))
     return found
 
 

@@ -144,7 +144,7 @@ def _engine(model: Path, name: str, threads: int) -> Engine:
         tested = self_test(engine)
         tokens = (np.arange(_PREFILL_TOKENS, dtype=np.int64) * 101 + 7) % engine.spec.vocab_size
         started = time.monotonic()
-        engine.prefill(tokens.astype(np.int32))
+        engine.session.prefill(tokens.astype(np.int32))
         prefill_s = time.monotonic() - started
         tiles = engine.attention is not None and engine.attention.on
         decode_tokens_s = _decode_tokens_s(engine)
@@ -158,7 +158,7 @@ def _engine(model: Path, name: str, threads: int) -> Engine:
 def _decode_tokens_s(engine: LlamaCpp) -> float:
     """Rate after the first token, of a text that any model goes on with."""
     prompt = engine.tokenize("1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12,", start=True)
-    times = [time.monotonic() for _ in engine.generate(prompt, Sampling(max_tokens=_DECODE_TOKENS), reuse=0)]
+    times = [time.monotonic() for _ in engine.session.generate(prompt, Sampling(max_tokens=_DECODE_TOKENS), reuse=0)]
     return (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 0.0
 
 

@@ -43,17 +43,33 @@ class Rows:
 class Cache:
     """Sequences and their cells. Belongs to the engine's thread, but for `inject`.
 
+    Attributes:
+        closed: why nothing is read of it or written to it; None: it is.
+
     Args:
         context: llama.cpp's.
         geometry: of its cache.
-        tensors: the cache's; None: nothing can be read of it or written to it.
+        tensors: the cache's, or why there are none.
         scratch: a sequence that nobody else uses.
     """
 
-    def __init__(self, context: object, geometry: Geometry, tensors: CacheTensors | None, scratch: int) -> None:
-        self._context, self._geometry, self._tensors, self._scratch = context, geometry, tensors, scratch
+    def __init__(self, context: object, geometry: Geometry, tensors: CacheTensors | str, scratch: int) -> None:
+        self._context, self._geometry, self._scratch = context, geometry, scratch
+        self.closed = tensors if isinstance(tensors, str) else None
+        self._tensors = None if isinstance(tensors, str) else tensors
         self._memory = llama_cpp.llama_get_memory(context)
         self._allocations = 0
+
+    @property
+    def tensors(self) -> CacheTensors:
+        """The cache's tensors.
+
+        Raises:
+            EngineError: nothing can be read of this model's cache.
+        """
+        if self._tensors is None or self.closed:
+            raise EngineError(f"this model's KV cannot be exchanged: {self.closed}")
+        return self._tensors
 
     def reserve(self, sequence: int, tokens: int) -> Rows:
         """Give an empty sequence cells for positions 0 … tokens−1, whose rows are zero.
@@ -108,7 +124,7 @@ class Cache:
             CorruptData: "values": it has numbers that are not finite. Attention would spread them to whoever shares a
                 tile of the cache.
         """
-        tensors, shape = self._opened(), self._geometry
+        tensors, shape = self.tensors, self._geometry
         expected = (len(block.layers), shape.kv_heads, len(block.tokens), shape.head_dim)
         inside = 0 <= block.layers.start and block.layers.stop <= shape.layers and block.tokens.stop <= len(rows.cells)
         if block.k.shape != expected or block.v.shape != expected or not inside:
@@ -127,7 +143,7 @@ class Cache:
         Raises:
             EngineError: it lacks some of them, or this model's cache cannot be read.
         """
-        self._opened()
+        _ = self.tensors  # or it cannot be read
         size = llama_cpp.llama_state_seq_get_size(self._context, sequence)
         saved = np.empty(size, np.uint8)
         llama_cpp.llama_state_seq_get_data(
@@ -137,10 +153,5 @@ class Cache:
 
     def _allocated(self, sequence: int, tokens: Span) -> npt.NDArray[np.int32]:
         self._allocations += 1
-        tensors, shape = self._opened(), self._geometry
+        tensors, shape = self.tensors, self._geometry
         return cells.allocate(self._context, shape, tensors, tokens, sequence, self._scratch, self._allocations)
-
-    def _opened(self) -> CacheTensors:
-        if self._tensors is None:
-            raise EngineError("this model's KV cannot be exchanged")
-        return self._tensors

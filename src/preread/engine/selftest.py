@@ -50,16 +50,16 @@ def self_test(engine: LlamaCpp) -> Tested:
     tokens = (np.arange(_CONTEXT_TOKENS + _PROMPT_TOKENS, dtype=np.int64) * 97 + 11) % engine.spec.vocab_size
     context, prompt = tokens[:_CONTEXT_TOKENS].astype(np.int32), tokens[_CONTEXT_TOKENS:].astype(np.int32)
     _check_attention(engine, context[:_COMPUTED_TOKENS])
-    engine.prefill(context[:8])
+    engine.session.prefill(context[:8])
     started = time.monotonic()
-    engine.prefill(context)
+    engine.session.prefill(context)
     rate = _CONTEXT_TOKENS / (time.monotonic() - started)
     if engine.no_injection is None:
         try:
             engine.no_injection = _differs(engine, context, prompt)
         except PrereadError as error:
             engine.no_injection = f"the engine's self-test failed: {error}"
-    engine.clear()
+    engine.session.clear()
     return Tested(rate, engine.no_injection)
 
 
@@ -70,9 +70,11 @@ def _check_attention(engine: LlamaCpp, context: Tokens) -> None:
     values = []
     for tiles in (False, True):
         engine.attention.on = tiles
-        engine.prefill(context[:8])  # of another size, so that llama.cpp does not use its last graph again
-        engine.prefill(context)
-        values.append(engine.export(Span(0, len(context)), Span(0, engine.spec.geometry.layers)).v.astype(np.float32))
+        engine.session.prefill(context[:8])  # of another size, so that llama.cpp does not use its last graph again
+        engine.session.prefill(context)
+        values.append(
+            engine.session.export(Span(0, len(context)), Span(0, engine.spec.geometry.layers)).v.astype(np.float32)
+        )
     off = np.abs(values[1] - values[0]).mean() / np.abs(values[0]).mean()
     if not off < _MOST_ROUNDING:
         engine.attention.on = False
@@ -80,7 +82,7 @@ def _check_attention(engine: LlamaCpp, context: Tokens) -> None:
 
 
 def _differs(engine: LlamaCpp, context: Tokens, prompt: Tokens) -> str | None:
-    engine.clear()
+    engine.session.clear()
     own, request, scratch, *_ = engine.sequences
     everything = Span(0, len(context)), Span(0, engine.spec.geometry.layers)
     _compute(engine, Slice(own, context, 0))
@@ -118,10 +120,10 @@ def _feed(engine: LlamaCpp, rows: Rows, block: KVBlock, late: list[int]) -> None
     """Inject layer after layer, each only when the engine has come to wait for it."""
     for layer in range(engine.spec.geometry.layers):
         deadline = time.monotonic() + _PATIENCE_S
-        while engine.waiting_for_layer != layer:
+        while engine.session.waiting_for_layer != layer:
             if time.monotonic() > deadline:
                 late.append(layer)
-                engine.cancel()
+                engine.session.cancel()
                 return
             time.sleep(1e-4)
         one = slice(layer, layer + 1)
@@ -142,6 +144,6 @@ def _logits(engine: LlamaCpp, context: int, request: int, prompt: Tokens, *, arm
         engine.runner.arm()
     with closing(engine.chooser(Sampling(max_tokens=1), prompt)) as chooser:
         engine.runner.run([Slice(request, prompt, tokens, chooser)])
-    logits = engine.logits()
+    logits = engine.session.logits()
     engine.cache.free(request)
     return logits

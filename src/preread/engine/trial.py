@@ -98,7 +98,7 @@ def _try(path: Path, cpu_s: int) -> None:
     engine = LlamaCpp.open(path, window_tokens=_WINDOW_TOKENS, threads=1, trusted=True)
     tokens = engine.tokenize(_TEXT)[: _WINDOW_TOKENS // 2]
     b"".join(engine.piece(int(token), special=True) for token in tokens)
-    engine.prefill(tokens)
+    engine.session.prefill(tokens)
     engine.close()
 
 

@@ -15,6 +15,7 @@ from preread.align.path import monotone
 from preread.align.similarity import Double, Single, similarities
 from preread.align.spans import matched
 from preread.engine.llamacpp import LlamaCpp, Tokens
+from preread.engine.probes import inputs
 from preread.errors import EngineError, UsageError
 from preread.fit.sample import windows
 from preread.fit.text import Text
@@ -72,8 +73,8 @@ def align(small: LlamaCpp, large: LlamaCpp, text: Text, progress: Report, count:
     its: list[list[Single]] = []
     for number, (tokens, _) in enumerate(chosen):
         theirs, at = matching(small, large, tokens)
-        mine.append([stream[some] for stream in small.inputs(tokens, range(small.spec.geometry.layers))])
-        its.append([stream[at[some]] for stream in large.inputs(theirs, large_layers(large))])
+        mine.append([stream[some] for stream in inputs(small, tokens, range(small.spec.geometry.layers))])
+        its.append([stream[at[some]] for stream in inputs(large, theirs, large_layers(large))])
         progress("read", number + 1, len(chosen))
     alike = similarities(_standard(mine), _standard(its))
     path = tuple(FIRST_LARGE + at for at in monotone(alike))

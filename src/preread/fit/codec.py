@@ -19,6 +19,7 @@ from preread.codec.profile import FittedRung, Prepared, Profile, Quality, Steps,
 from preread.codec.rope import Rope, Single, unrotate
 from preread.codec.symbols import CLASSES, Coder
 from preread.engine.llamacpp import LlamaCpp
+from preread.engine.probes import queries
 from preread.errors import EngineError
 from preread.fit import tables
 from preread.fit.bases import Group, basis, predictors
@@ -91,7 +92,7 @@ class _Fit:
 
 
 def fit(engine: LlamaCpp, text: Text, progress: Report) -> Profile:
-    """Fit a model's codec. Takes minutes; `engine.cancel` ends it; what the engine held is gone.
+    """Fit a model's codec. Takes minutes; `engine.session.cancel` ends it; what the engine held is gone.
 
     Args:
         engine: opened to score at least `sample.TAIL_TOKENS` tokens.
@@ -100,7 +101,7 @@ def fit(engine: LlamaCpp, text: Text, progress: Report) -> Profile:
     Raises:
         UsageError: the text is too short.
         EngineError: the model's KV cannot be exchanged, or the engine failed.
-        Cancelled: somebody called `engine.cancel`.
+        Cancelled: somebody called `engine.session.cancel`.
     """
     if engine.no_injection:
         raise EngineError(f"KV of {engine.spec.name} cannot be coded: {engine.no_injection}")
@@ -140,9 +141,9 @@ def _weights(engine: LlamaCpp, window: Window, costs: npt.NDArray[np.float64]) -
     """What an error in each channel of K (before rotation) and V costs, (2, layers, kv_heads, head_dim)."""
     shape = engine.spec.geometry
     shares = np.ones((2, shape.layers, shape.kv_heads, shape.head_dim))
-    queries = engine.queries(window.tokens)
-    if queries is not None:
-        shares[0] = channel_shares(queries, shape.kv_heads, rope(engine))
+    found = queries(engine, window.tokens)
+    if found is not None:
+        shares[0] = channel_shares(found, shape.kv_heads, rope(engine))
     weights: npt.NDArray[np.float64] = costs[..., None] * shares
     return weights
 

@@ -113,8 +113,10 @@ def fit_guide(
     measured = lessons(small, measures, max(2, min(_HELD_OUT, count // 8)))  # a control reads another one
     tried = _of_both_kinds(found, min(_TRIED, len(found) // 4))
     learnt = [one for one in found if not any(one is other for other in tried)][:count]
-    small.prefill(measured[0].tokens)
-    pupil = Pupil(models.pupil, small.export(Span(0, len(measured[0].tokens)), Span(0, small.spec.geometry.layers)))
+    small.session.prefill(measured[0].tokens)
+    pupil = Pupil(
+        models.pupil, small.session.export(Span(0, len(measured[0].tokens)), Span(0, small.spec.geometry.layers))
+    )
     check_alike(answers(small, measured[0].exchanges), pupil.losses(measured[0].exchanges))
     identity = _identity(models, [*learnt, *measured], first)
     kept = _kept(keep, identity)
@@ -221,7 +223,7 @@ def _measured(
             gaps.append(exact - np.concatenate(answers(large, lesson.exchanges)))
         for one, source, its in ((guide, now, rises[0]), (control, other(now, before), rises[1])):
             hold(small, now.block)
-            small.inject(guided(one, source, rope(small)))
+            small.session.inject(guided(one, source, rope(small)))
             its.append(np.concatenate(answers(small, lesson.exchanges)) - exact)
         before = now
         progress("measure", number + 1, len(measured))

@@ -20,6 +20,7 @@ from preread.codec import fitted
 from preread.codec.profile import normalised
 from preread.codec.rope import Rope, rotate, unrotate
 from preread.engine.llamacpp import LlamaCpp, Tokens
+from preread.engine.probes import inputs
 from preread.fit import files
 from preread.fit.align import SAMPLE_WINDOWS, align, matching
 from preread.fit.kept import kept, name
@@ -155,12 +156,12 @@ def read(
     """
     theirs, at = matching(small, large, tokens)
     count = len(tokens)
-    streams = large.inputs(theirs, layers, lambda done: progress(done * count // len(theirs)) if progress else None)
+    streams = inputs(large, theirs, layers, lambda done: progress(done * count // len(theirs)) if progress else None)
     its = {layer: normalised(stream[at]) for layer, stream in zip(layers, streams, strict=True)}
     inner = [split for split in splits if split]
-    mine = small.inputs(tokens, inner, lambda done: progress(count + done) if progress else None)
+    mine = inputs(small, tokens, inner, lambda done: progress(count + done) if progress else None)
     known = {split: normalised(stream) for split, stream in zip(inner, mine, strict=True)}
-    block = small.export(Span(0, count), Span(0, small.spec.geometry.layers))
+    block = small.session.export(Span(0, count), Span(0, small.spec.geometry.layers))
     return Read(block, known, its, normalised(small.embeddings(tokens)))
 
 
@@ -214,8 +215,8 @@ def _scores(
         hold(small, one.block)
         exact = reference(small, tail)
         for mapping, its in zip(mappings, scores, strict=True):
-            small.inject(one.block)
-            small.inject(mapped(mapping, one, rope(small)))
-            its.append(compare(small.score(tail), tail, exact))
+            small.session.inject(one.block)
+            small.session.inject(mapped(mapping, one, rope(small)))
+            its.append(compare(small.session.score(tail), tail, exact))
         progress("measure", number + 1, len(held_out))
     return scores

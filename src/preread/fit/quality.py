@@ -59,7 +59,7 @@ def reference(engine: LlamaCpp, tail: Tokens) -> Single:
     Raises:
         PrereadError: as `LlamaCpp.score` does.
     """
-    return log_softmax(engine.score(tail))
+    return log_softmax(engine.session.score(tail))
 
 
 def compare(logits: Single, tail: Tokens, exact: Single) -> Score:
@@ -87,17 +87,17 @@ def measure(engine: LlamaCpp, context_tokens: int, tail: Tokens, exact: Single, 
         UsageError: context and tail do not fit the engine's window.
     """
     missing = context_tokens * engine.spec.geometry.layers
-    engine.reserve(context_tokens)
+    engine.session.reserve(context_tokens)
     try:
         for block in blocks:
-            engine.inject(block)
+            engine.session.inject(block)
             missing -= len(block.tokens) * len(block.layers)
         if missing:
             raise EngineError(f"the KV blocks are not the context's: off by {missing} rows of a token in a layer")
-        engine.open_layers(engine.spec.geometry.layers)
-        return compare(engine.score(tail), tail, exact)
+        engine.session.open_layers(engine.spec.geometry.layers)
+        return compare(engine.session.score(tail), tail, exact)
     except BaseException:
-        engine.clear()
+        engine.session.clear()
         raise
 
 

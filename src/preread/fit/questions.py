@@ -101,7 +101,7 @@ def about(source: str) -> tuple[Question, ...]:
 def right(engine: LlamaCpp, questions: Sequence[Question], prompts: Sequence[Tokens]) -> list[bool]:
     """Which greedy answers of an engine are right, after the context that it holds; `prompts`: what is asked."""
     sampling = Sampling(max_tokens=_ANSWER_TOKENS)
-    answers = [b"".join(step.piece for step in engine.generate(prompt, sampling)) for prompt in prompts]
+    answers = [b"".join(step.piece for step in engine.session.generate(prompt, sampling)) for prompt in prompts]
     told = [answer.decode(errors="replace") for answer in answers]
     return [question.right(answer) for question, answer in zip(questions, told, strict=True)]
 

@@ -49,17 +49,17 @@ def take(engine: LlamaCpp, chosen: list[tuple[Tokens, Tokens]], progress: Callab
     taken = []
     every = Span(0, engine.spec.geometry.layers)
     for tokens, tail in chosen:
-        engine.prefill(tokens)
-        taken.append(Window(tokens, tail, engine.export(Span(0, len(tokens)), every)))
+        engine.session.prefill(tokens)
+        taken.append(Window(tokens, tail, engine.session.export(Span(0, len(tokens)), every)))
         progress(len(taken) * WINDOW_TOKENS)
     return taken
 
 
 def hold(engine: LlamaCpp, block: KVBlock) -> None:
     """Put a window's KV into the engine, as if it had just read it."""
-    engine.reserve(len(block.tokens))
-    engine.inject(block)
-    engine.open_layers(len(block.layers))
+    engine.session.reserve(len(block.tokens))
+    engine.session.inject(block)
+    engine.session.open_layers(len(block.layers))
 
 
 def rope(engine: LlamaCpp) -> Rope:

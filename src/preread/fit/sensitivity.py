@@ -52,11 +52,11 @@ def sensitivity(
             exact: Single = exact,
         ) -> float:
             kept = _layer(window.block, layer)
-            engine.inject(_noisy(kept, half, some, share * variances[half, layer, some], sinks, source))
+            engine.session.inject(_noisy(kept, half, some, share * variances[half, layer, some], sinks, source))
             try:
-                return float(compare(engine.score(tail), tail, exact).kl.mean())
+                return float(compare(engine.session.score(tail), tail, exact).kl.mean())
             finally:
-                engine.inject(kept)
+                engine.session.inject(kept)
 
         # llama.cpp rounds activations to 8 bits, so that the smallest change of anything costs about as much as this.
         floor = divergence(half, layers // 2, slice(None), 1e-4)

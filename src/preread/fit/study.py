@@ -69,12 +69,12 @@ def study(small: LlamaCpp, large: LlamaCpp, text: str, progress: Report, rounds:
     """
     mine, its = _chat(small), _chat(large)
     asked = _asked(large, its, text, rounds, progress)
-    large.prefill(large.tokenize_prompt(its.system_prefix(text)))
+    large.session.prefill(large.tokenize_prompt(its.system_prefix(text)))
     found: list[Exchange] = []
     for number, question in enumerate(asked):
         messages = [{"role": "user", "content": question}]
         its_prompt = large.tokenize_prompt(its.after_system(messages), start=False)
-        steps = list(large.generate(its_prompt, Sampling(max_tokens=_ANSWER_TOKENS)))
+        steps = list(large.session.generate(its_prompt, Sampling(max_tokens=_ANSWER_TOKENS)))
         answer = b"".join(step.piece for step in steps).decode(errors="ignore")
         if steps[-1].end and answer.strip():
             prompt = small.tokenize_prompt(mine.after_system(messages), start=False)
@@ -121,7 +121,7 @@ def _asked(large: LlamaCpp, chat: ChatTemplate, text: str, rounds: int, progress
     """Questions, each with how it is to be answered; none is asked twice."""
     parts = passages(text)
     found: dict[str, str] = {}
-    large.clear()
+    large.session.clear()
     for number in range(rounds * len(parts)):
         part = parts[number % len(parts)]
         ask, manner = KINDS[number // len(parts) % len(KINDS)]
@@ -129,7 +129,7 @@ def _asked(large: LlamaCpp, chat: ChatTemplate, text: str, rounds: int, progress
         prompt = large.tokenize_prompt(chat.render([{"role": "user", "content": content}]))
         first = number < len(KINDS) * len(parts)
         sampling = Sampling(_QUESTION_TOKENS, temperature=0.0 if first else 0.8, top_p=0.95, seed=number)
-        reply = b"".join(step.piece for step in large.generate(prompt, sampling))
+        reply = b"".join(step.piece for step in large.session.generate(prompt, sampling))
         for question in questions(reply.decode(errors="ignore")):
             found.setdefault(re.sub(r"\W+", " ", question.lower()).strip(), f"{question} {manner}")
         progress("ask", number + 1, rounds * len(parts))
@@ -141,7 +141,7 @@ def _exchange(small: LlamaCpp, large: LlamaCpp, prompt: Tokens, its_prompt: Toke
     ours, theirs = (np.concatenate([one.tokenize(answer, special=False), _end(one)]) for one in (small, large))
     if max(len(prompt) + len(ours), len(its_prompt) + len(theirs)) > TAIL_TOKENS:
         return None
-    logits = large.score(np.concatenate([its_prompt, theirs[:-1]]))
+    logits = large.session.score(np.concatenate([its_prompt, theirs[:-1]]))
     its = told(its_prompt, theirs, log_softmax(logits[len(its_prompt) - 1 :]))
     if small.spec.vocabulary == large.spec.vocabulary:
         return replace(its, prompt=prompt)

@@ -103,8 +103,8 @@ def teach(
 
     context = context_id(small.spec.fingerprint, tokens)
     _check(small, context, lessons, measured)
-    small.prefill(tokens)
-    exact = small.export(Span(0, len(tokens)), Span(0, small.spec.geometry.layers))
+    small.session.prefill(tokens)
+    exact = small.session.export(Span(0, len(tokens)), Span(0, small.spec.geometry.layers))
     before = answers(small, measured.held_out)
     pupil = Pupil(frozen, exact)
     check_alike(before, pupil.losses(measured.held_out))
@@ -163,7 +163,7 @@ def anchors(small: LlamaCpp, tokens: Tokens) -> list[Exchange]:
     for turn in np.unique(np.linspace(1, room, min(room, MOST_ANCHORS)).round().astype(int)) if room > 0 else ():
         at = int(turn) * ANCHOR_TOKENS
         text = tokens[at : at + ANCHOR_TOKENS]
-        found.append(told(text[:1], text[1:], log_softmax(small.score(text, reuse=at))[:-1], at))
+        found.append(told(text[:1], text[1:], log_softmax(small.session.score(text, reuse=at))[:-1], at))
     return found
 
 
@@ -176,7 +176,7 @@ def answers(engine: LlamaCpp, exchanges: Sequence[Exchange]) -> list[Single]:
     """Nats of each answer's tokens, (A,) for each exchange, after the context that the engine holds."""
     found = []
     for one in exchanges:
-        said = engine.score(np.concatenate([one.prompt, one.answer[:-1]]), reuse=one.behind)
+        said = engine.session.score(np.concatenate([one.prompt, one.answer[:-1]]), reuse=one.behind)
         said = log_softmax(said[len(one.prompt) - 1 :])
         found.append(-said[np.arange(len(one.answer)), one.answer])
     return found
