@@ -501,6 +501,26 @@ def test_leaving_while_computing(phase: str, beside: bool) -> None:
     run(story)
 
 
+def test_a_step_that_all_have_left_one_after_the_other_is_given_up() -> None:
+    async def story(bench: Bench) -> None:
+        mine = Question(seed=2, most=50, context=CONTEXTS[0])
+        await bench.ask(replace(mine, seed=3, most=1))
+        hold = Hold(bench.engine, lambda s, layer: layer == 1 and len(s) == 2 and len(s[-1].tokens) == 1)
+        async with bench.core.paused():
+            asking = [asyncio.ensure_future(bench.steps(replace(mine, seed=seed))) for seed in (1, 2)]
+            await asyncio.sleep(0)
+        await hold.reached()
+        steps = bench.engine.runner.steps
+        for one in asking:
+            one.cancel()
+            await asyncio.wait([one])
+        hold.go()
+        await bench.settle()
+        assert bench.engine.runner.steps == steps
+
+    run(story)
+
+
 class HoldAtArm:
     """Holds the engine's thread when a step is decided, and the gate knows nothing of it yet."""
 

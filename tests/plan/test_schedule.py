@@ -329,6 +329,8 @@ def test_a_step_may_be_given_up_if_it_is_only_for_those_who_left() -> None:
     ask(plan, 2)
     step = plan.next(0.0)
     assert plan.only_for(step, (1, 2, 3)) and not plan.only_for(step, (1,))
+    plan.leave(2)
+    assert plan.only_for(step, (1,)) and not plan.only_for(step, ())
 
 
 # Guests

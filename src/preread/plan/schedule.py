@@ -282,8 +282,9 @@ class Schedule:
         )
 
     def only_for(self, step: Step, ids: Iterable[int]) -> bool:
-        """Whether a step computes nothing but what is asked for under these ids."""
-        return {part.id for part in step.parts} <= {*ids}
+        """Whether a step computes nothing but what is asked for under these ids, or by nobody any more."""
+        wanted = {part.id for part in step.parts if part.id in self._jobs or part.id in self._fills}
+        return wanted <= {*ids}
 
     # What to do
 
