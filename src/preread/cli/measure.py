@@ -353,6 +353,25 @@ def hostile(
     loop.run(bench_hostile(chosen, Console(width=_WIDTH)))
 
 
+@bench.command("hangups")
+def hangups(
+    model: Annotated[
+        str, typer.Option("--model", "-m", metavar="NAME", help="As elsewhere; tiny: random weights.")
+    ] = "tiny",
+    times: Annotated[int, typer.Option("--times", min=1, help="Clients that are killed.")] = 1000,
+    seed: Annotated[int, typer.Option("--seed", help="What they ask and when they are killed follow from it.")] = 0,
+) -> None:
+    """Clients that are killed at random moments: what is still computed for them, and what of them stays."""
+    from preread.bench.hangups import Options
+    from preread.bench.hangups import bench as bench_hangups
+    from preread.testing.tiny import NAME
+
+    path = options.pulled(DEFAULT if model == NAME else model)
+    chosen = Options(path, options.shown_name(model, path), times, seed)
+    with token_progress() as report:
+        loop.run(bench_hangups(chosen, report))
+
+
 bench.command("serve")(load.serve)
 bench.command("chat")(load.chat)
 bench.command("streams")(load.streams)
