@@ -2,15 +2,21 @@
 
 import asyncio
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from typing import Any
 
+import httpx2
 import pytest
 from rich.console import Console
 
-from preread.bench import chaos
+from preread.bench import chaos, verdicts
 from preread.bench.chaos import Options, bench
-from preread.bench.faults import schedule
+from preread.bench.crowd import Query
+from preread.bench.faults import Turn, schedule
+from preread.bench.processes import Server
 from preread.bench.reference import Reference, Right
+from preread.bench.verdicts import Outcome, Said
 
 QUIET = Console(quiet=True)
 
@@ -47,16 +53,60 @@ def test_a_wrong_answer_is_found_and_can_be_played_again(
     monkeypatch.setattr(Reference, "right", other)
     told = asyncio.run(bench(replace(options(smollm, 40), only=30), Console(width=400), lambda *_: None))
     assert (told["requests"], told["wrong"], told["ok_fraction"]) == (1, 1, 0.0)
-    assert "request 30 wrong" in (out := capsys.readouterr().out) and "--seed 4 --only 30" in out
+    assert "turn 30, client 0 wrong" in (out := capsys.readouterr().out)
+    assert "--requests 40 --clients 1 --seed 4 --only 30" in out
 
 
 def test_an_error_and_a_late_answer_are_found(smollm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = chaos.asked
     asked = iter([{"context": "nowhere", "messages": [{"role": "user", "content": "?"}]}])
     monkeypatch.setattr(chaos, "asked", lambda document, number: next(asked, None) or right(document, number))
-    monkeypatch.setattr(chaos, "_bound_s", lambda local_s: local_s / 1e6)
+    monkeypatch.setattr(verdicts, "bound_s", lambda local_s: local_s / 1e6)
     told = asyncio.run(bench(options(smollm, 2), QUIET, lambda *_: None))
     assert (told["errors"], told["late"]) == (1, 1)
+
+
+def test_many_ask_at_once_and_none_is_answered_wrongly(
+    smollm: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kill, replaced, *_ = schedule(478, 5, 100, 250)
+    assert (kill.episode.kind, kill.after_s, replaced.replaces is not None) == ("edge-kill", 0.0, True)
+    newest, judged = dict[tuple[int, str], int](), chaos.judged
+
+    def noted(turn: Turn, query: Query, said: Said, right: dict[int, Right], local_s: float) -> Outcome:
+        newest[turn.index, query.document.name] = max(right)
+        return judged(turn, query, said, right, local_s)
+
+    monkeypatch.setattr(chaos, "judged", noted)
+    chosen = replace(options(smollm, 36, 478), clients=8)
+    told = asyncio.run(bench(chosen, Console(width=200), lambda *_: None))
+    shown = capsys.readouterr().out
+    assert (told["requests"], told["clients"], told["wrong"], told["errors"]) == (36, 8, 0, 0), shown
+    assert told["retried"] == 8, "all were cut off by the kill, and asked again"
+    assert newest[1, replaced.document.name] == 1, "who asks meanwhile may be told of the new text"
+
+
+def test_an_edge_that_is_stuck_is_ended_once_and_one_that_ends_by_itself_is_an_error(
+    smollm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    abort, post, aborted, calls = Server.abort, httpx2.AsyncClient.post, list[Server](), count()
+
+    async def counted(self: Server) -> list[str]:
+        aborted.append(self)
+        return await abort(self)
+
+    async def broken(self: httpx2.AsyncClient, *args: Any, **named: Any) -> httpx2.Response:
+        if (call := next(calls)) < 3:
+            raise httpx2.ReadTimeout("nothing came")
+        if call == 3:
+            aborted[0].kill()
+        return await post(self, *args, **named)
+
+    monkeypatch.setattr(Server, "abort", counted)
+    monkeypatch.setattr(httpx2.AsyncClient, "post", broken)
+    told = asyncio.run(bench(replace(options(smollm, 9), clients=3), QUIET, lambda *_: None))
+    assert (told["requests"], told["errors"], told["wrong"], told["retried"]) == (9, 6, 0, 0)
+    assert len(aborted) == 1
 
 
 def test_another_answer_is_right_only_from_where_rounding_may_decide() -> None:

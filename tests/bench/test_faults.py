@@ -9,8 +9,8 @@ from preread.bench.faults import QUESTIONS, WEIGHTS, Document, Turn, schedule, s
 SEEDS = st.integers(0, 10_000)
 
 
-def drawn(seed: int, requests: int) -> list[Turn]:
-    return list(schedule(seed, requests, 20, 90))
+def drawn(seed: int, turns: int) -> list[Turn]:
+    return list(schedule(seed, turns, 20, 90))
 
 
 def published(turns: list[Turn]) -> dict[str, Document]:
@@ -83,5 +83,5 @@ def test_there_are_all_faults() -> None:
 
 
 def test_a_turn_beyond_the_end_is_refused() -> None:
-    with pytest.raises(ValueError, match="no request 20"):
+    with pytest.raises(ValueError, match="no turn 20"):
         standing(schedule(1, 20, 20, 90), 20)

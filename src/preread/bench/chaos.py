@@ -1,31 +1,42 @@
 """Requests under random faults: is every answer right, and does it come in time?
 
-A cloud, a fault proxy and an edge, each a process of its own; a schedule of faults (`faults.py`); and an engine of
-this process that says what is right (`reference.py`). Each answer of temperature 0 over the lossless rung is compared
-with it, letter by letter. A request is late when it takes more than 1.5 × what computing it here takes, and 0.5 s.
+A cloud, a fault proxy and an edge, each a process of its own; a schedule of faults (`faults.py`), whose turns are each
+played by as many clients as there are, at once (`crowd.py`); and an engine of this process that says what is right
+(`reference.py`), and computes only while no request is under way. Each answer of temperature 0 over the lossless rung
+is compared with it, letter by letter. A request is late when it takes more than 1.5 × what computing all requests of
+its turn one after another takes here, and 0.5 s (`verdicts.py`): with one client, what that request alone takes.
 
 What is not counted against the edge: the time that it is stopped itself (`edge-sleep`); a request that is cut off by a
 kill of the edge, as long as the client's second try, after the restart, is answered; an answer about the text that a
 name had before, shortly after it was replaced ("stale" counts them).
+
+Each client has an address of its own, where the system lets it (on Linux all of 127.0.0.0/8 is this machine): an edge
+tells callers apart by it, and lets one that asks much at once wait.
 """
 
 import asyncio
 import json
+import math
+import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
+from ipaddress import IPv4Address
+from itertools import chain
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final
 
 import httpx2
 from rich.console import Console
 
+from preread.bench import crowd
+from preread.bench.crowd import Query
 from preread.bench.faults import QUESTIONS, Document, Turn, schedule, standing
 from preread.bench.processes import Server
 from preread.bench.reference import TOP, Reference, asked, body, referring
+from preread.bench.verdicts import Outcome, Said, Tally, awake_s, judged, prompt_tokens
 from preread.cloud import client
 from preread.edge.machine import machine
 from preread.errors import TransportError
@@ -34,10 +45,11 @@ from preread.testing.tiny import NAME as TINY
 from preread.testing.tiny import write_tiny
 
 Report = Callable[[str, int, int | None], None]
-Verdict = Literal["ok", "wrong", "error", "late"]
 _PATIENCE_S: Final = 60.0
 _SETTLE_S: Final = 60.0
 _PACE_TURNS: Final = 20
+_HOME: Final = IPv4Address("127.0.0.1")
+_AWAKE: Final = (math.inf, math.inf)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +59,14 @@ class Options:
     Attributes:
         model: GGUF file; with `name` "tiny", the one whose tokenizer the model of random weights gets.
         name: what the model is called.
-        requests, seed: of the schedule.
+        requests: of all clients together.
+        seed: of the schedule.
         context_tokens: fewest and most tokens of a context, more or less.
         answer_tokens: tokens of each answer.
         shelf_mib: the edge's memory for contexts that are not in use; with much of it, few are loaded.
         only: play this turn alone.
         start: begin with this turn.
+        clients: so many ask at once, in each turn.
     """
 
     model: Path
@@ -64,69 +78,7 @@ class Options:
     shelf_mib: int = 1
     only: int | None = None
     start: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How one request went; times in seconds, `local_s` is what computing the answer here takes."""
-
-    index: int
-    fault: str
-    verdict: Verdict
-    seconds: float
-    local_s: float
-    way: str = ""
-    reason: str = ""
-    stale: bool = False
-    tries: int = 1
-
-
-@dataclass(slots=True)
-class Tally:
-    """What a run has counted."""
-
-    outcomes: Counter[Verdict] = field(default_factory=Counter)
-    faults: Counter[str] = field(default_factory=Counter)
-    ways: Counter[str] = field(default_factory=Counter)
-    stale: int = 0
-    retried: int = 0
-    forgotten: int = 0
-
-    def take(self, outcome: Outcome) -> None:
-        """Count one."""
-        self.outcomes[outcome.verdict] += 1
-        self.ways[outcome.way or "none"] += 1
-        self.stale += outcome.stale
-        self.retried += outcome.tries > 1
-
-    def summary(self) -> dict[str, object]:
-        """The bench's last line."""
-        requests = self.outcomes.total()
-        return {
-            "bench": "chaos",
-            "requests": requests,
-            "wrong": self.outcomes["wrong"],
-            "errors": self.outcomes["error"],
-            "late": self.outcomes["late"],
-            "ok_fraction": round(self.outcomes["ok"] / requests, 6) if requests else 0.0,
-            "faults": dict(sorted(self.faults.items())),
-            "ways": dict(sorted(self.ways.items())),
-            "stale": self.stale,
-            "retried": self.retried,
-            "forgotten": self.forgotten,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class _Said:
-    """What came back for a request."""
-
-    seconds: float
-    text: str | None
-    tokens: tuple[str, ...] = ()
-    prompt_tokens: int = 0
-    timings: dict[str, Any] = field(default_factory=dict)
-    failure: str = ""
+    clients: int = 1
 
 
 async def bench(options: Options, console: Console, report: Report) -> dict[str, object]:
@@ -138,24 +90,38 @@ async def bench(options: Options, console: Console, report: Report) -> dict[str,
     with tempfile.TemporaryDirectory(prefix="preread-chaos-") as scratch:
         async with AsyncExitStack() as stack:
             stage = await _stage(options, Path(scratch), stack, console)
-            turns = schedule(options.seed, options.requests, *options.context_tokens)
-            first = options.start if options.only is None else options.only
-            turn = standing(turns, first) if first else next(turns)
-            count = 1 if options.only is not None else options.requests - first
-            began = time.monotonic()
-            for done in range(count):
-                outcome = await stage.play(turn)
-                if outcome.verdict != "ok":
-                    console.print(_told(outcome, options), style="bold red", markup=False, highlight=False)
-                report("requests", done + 1, count)
-                if done + 1 < count:
-                    turn = next(turns)
+            sizes, done, began = _sizes(options), 0, time.monotonic()
+            for size, turn in zip(sizes, _turns(options), strict=False):
+                for outcome in await stage.play(turn, size):
+                    if outcome.verdict != "ok":
+                        console.print(_told(outcome, options), style="bold red", markup=False, highlight=False)
+                done += size
+                report("requests", done, sum(sizes))
             seconds = time.monotonic() - began
     result = stage.tally.summary() | {
-        "model": options.name, "seed": options.seed, "seconds": round(seconds, 1), "machine": asdict(machine())
+        "model": options.name, "seed": options.seed, "clients": options.clients, "seconds": round(seconds, 1),
+        "machine": asdict(machine()),
     }  # fmt: skip
     print(json.dumps(result), flush=True)
     return result
+
+
+def _turns(options: Options) -> Iterator[Turn]:
+    """The turns from the one on that is played first."""
+    turns = schedule(options.seed, crowd.turns(options.requests, options.clients), *options.context_tokens)
+    first = _first(options)
+    return chain([standing(turns, first)], turns) if first else turns
+
+
+def _sizes(options: Options) -> list[int]:
+    """How many requests each turn has that is played."""
+    first, requests, clients = _first(options), options.requests, options.clients
+    end = crowd.turns(requests, clients) if options.only is None else first + 1
+    return [crowd.size(index, requests, clients) for index in range(first, end)]
+
+
+def _first(options: Options) -> int:
+    return options.start if options.only is None else options.only
 
 
 async def _stage(options: Options, scratch: Path, stack: AsyncExitStack, console: Console) -> "_Stage":
@@ -183,16 +149,23 @@ async def _stage(options: Options, scratch: Path, stack: AsyncExitStack, console
     reference = await stack.enter_async_context(
         referring(model, options.name, cloud.url, scratch / "reference", window, threads, options.answer_tokens)
     )
-    http = await stack.enter_async_context(httpx2.AsyncClient(trust_env=False, timeout=_PATIENCE_S))
+    callers = [await stack.enter_async_context(_caller(number)) for number in range(options.clients)]
     await edge.ready()
-    return _Stage(cloud, edge, proxy, reference, http, options.answer_tokens)
+    return _Stage(options, cloud, edge, proxy, reference, callers)
+
+
+def _caller(number: int) -> httpx2.AsyncClient:
+    """A client that the edge tells apart from others, where one machine has many addresses."""
+    address = str(_HOME + number) if sys.platform == "linux" else None
+    transport = httpx2.AsyncHTTPTransport(local_address=address, trust_env=False)
+    return httpx2.AsyncClient(transport=transport, trust_env=False, timeout=_PATIENCE_S)
 
 
 def _told(outcome: Outcome, options: Options) -> str:
     return (
-        f"request {outcome.index} {outcome.verdict}: fault {outcome.fault}, {outcome.seconds:.2f} s "
-        f"(local {outcome.local_s:.2f} s), {outcome.way or 'no answer'}; {outcome.reason}; "
-        f"again: --seed {options.seed} --only {outcome.index}"
+        f"turn {outcome.index}, client {outcome.client} {outcome.verdict}: fault {outcome.fault}, "
+        f"{outcome.seconds:.2f} s (local {outcome.local_s:.2f} s), {outcome.way or 'no answer'}; {outcome.reason}; "
+        f"again: --requests {options.requests} --clients {options.clients} --seed {options.seed} --only {outcome.index}"
     )
 
 
@@ -201,21 +174,22 @@ class _Stage:
 
     def __init__(
         self,
+        options: Options,
         cloud: Server,
         edge: Server,
         proxy: ProxyProcess,
         reference: Reference,
-        http: httpx2.AsyncClient,
-        answer_tokens: int,
+        callers: Sequence[httpx2.AsyncClient],
     ) -> None:
-        self._cloud, self._edge, self._proxy = cloud, edge, proxy
-        self._reference, self._http, self._answer_tokens = reference, http, answer_tokens
+        self._options, self._cloud, self._edge, self._proxy = options, cloud, edge, proxy
+        self._reference, self._callers = reference, callers
         self._published: dict[str, Document] = {}
-        self._slept_s = 0.0
+        self._asleep = _AWAKE
+        self._aborting = asyncio.Lock()
         self.tally = Tally()
 
-    async def play(self, turn: Turn) -> Outcome:
-        """One request, with what happens before and meanwhile, and its outcome."""
+    async def play(self, turn: Turn, clients: int) -> list[Outcome]:
+        """One turn: what happens before, its requests, what happens meanwhile, and how each of them went."""
         if turn.publish or turn.remove:
             await self._change(turn)
         if turn.index % _PACE_TURNS == 0:
@@ -224,74 +198,85 @@ class _Stage:
             self.tally.faults[turn.episode.kind] += 1
             if not turn.after_s:
                 await self._set_in(turn)
-        self._slept_s = 0.0
-        asking = asyncio.create_task(self._ask(turn))
-        await self._meanwhile(turn, asking)
-        said, tries = await asking, 1
-        if not self._edge.runs:
-            await self._restart_edge()
-            if said.text is None:
-                said, tries = await self._ask(turn), 2
-        outcome = await self._judge(turn, said, tries)
+        self._asleep = _AWAKE
+        queries = crowd.queries(self._options.seed, turn, self._published.values(), clients)
+        asking = [asyncio.create_task(self._ask(query)) for query in queries]
+        await self._meanwhile(turn, asking[0])
+        said = await asyncio.gather(*asking)
+        await self._edge_up()
+        if turn.episode.kind == "edge-kill":
+            said = await asyncio.gather(*map(self._again, queries, said))
+            await self._edge_up()
+        if turn.replaces is not None:  # who began late may have been told of it
+            await self._learn(turn.replaces)
+        outcomes = await self._judge(turn, queries, said)
         if turn.last:
             await self._clear(turn)
-        if turn.replaces is not None:
-            await self._learn(turn.replaces)
-        self.tally.take(outcome)
-        return outcome
+        for outcome in outcomes:
+            self.tally.take(outcome)
+        return outcomes
 
-    async def _ask(self, turn: Turn) -> _Said:
-        request = {**asked(turn.document, turn.question), "temperature": 0, "max_tokens": self._answer_tokens}
-        request |= {"logprobs": True, "top_logprobs": TOP}
-        started = time.monotonic()
+    async def _ask(self, query: Query) -> Said:
+        await asyncio.sleep(query.after_s)
+        version = self._published[query.document.name].version
+        request = {**asked(query.document, query.question), "temperature": 0, "logprobs": True, "top_logprobs": TOP}
+        request |= {"max_tokens": self._options.answer_tokens}
+        began = time.monotonic()
         try:
-            answer = await self._http.post(f"{self._edge.url}/v1/chat/completions", json=request)
+            answer = await self._callers[query.client].post(f"{self._edge.url}/v1/chat/completions", json=request)
         except httpx2.TimeoutException:
-            # It is stuck: where, it says at its end, and then it is started again.
-            stuck = "\n".join(await self._edge.abort())
-            await self._restart_edge()
-            return _Said(_PATIENCE_S, None, failure=f"nothing within {_PATIENCE_S:g} s\n{stuck}\n")
+            return Said(version, _PATIENCE_S, failure=f"nothing within {_PATIENCE_S:g} s\n{await self._stuck()}\n")
         except httpx2.HTTPError as error:
-            return _Said(time.monotonic() - started, None, failure=f"{type(error).__name__}: {error}")
-        seconds = time.monotonic() - started - self._slept_s
+            return Said(version, time.monotonic() - began, failure=f"{type(error).__name__}: {error}")
+        seconds = awake_s(began, time.monotonic(), self._asleep)
         if answer.status_code != 200:
-            return _Said(seconds, None, failure=f"{answer.status_code}: {answer.text}")
-        said = answer.json()
-        choice, timings = said["choices"][0], said.get("timings", {})
+            return Said(version, seconds, failure=f"{answer.status_code}: {answer.text}")
+        told = answer.json()
+        choice, timings = told["choices"][0], told.get("timings", {})
         tokens = tuple(one["token"] for one in choice["logprobs"]["content"])
-        return _Said(seconds, choice["message"]["content"], tokens, said["usage"]["prompt_tokens"], timings)
+        return Said(version, seconds, choice["message"]["content"], tokens, told["usage"]["prompt_tokens"], timings)
 
-    async def _judge(self, turn: Turn, said: _Said, tries: int) -> Outcome:
-        way, reason = str(said.timings.get("way", "")), said.failure or str(said.timings.get("reason") or "")
-        tokens = said.prompt_tokens or turn.document.tokens
-        right, local_s = self._reference.right(turn.document.name, turn.question), self._reference.local_s(tokens)
-        verdict: Verdict = "ok"
-        if said.text is None:
-            verdict = "error"
-        elif not (versions := {version for version, one in right.items() if one.agrees(said.text, said.tokens)}):
-            texts = {version: one.text for version, one in right.items()}
-            verdict, reason = "wrong", f"said {said.text!r}, right is {texts}; {reason}"
-        elif said.seconds > _bound_s(local_s):
-            # Perhaps the machine is slower just now: what does the same take here at once?
-            await self._reference.pace(self._published[turn.document.name])
-            local_s = max(local_s, self._reference.last_pace_s * tokens)
-            verdict = "late" if said.seconds > _bound_s(local_s) else "ok"
-        stale = said.text is not None and verdict != "wrong" and turn.document.version not in versions
-        return Outcome(turn.index, turn.episode.kind, verdict, said.seconds, local_s, way, reason, stale, tries)
+    async def _again(self, query: Query, said: Said) -> Said:
+        """The second try of who was cut off by a kill."""
+        if said.text is not None:
+            return said
+        return replace(await self._ask(replace(query, after_s=0.0)), tries=2)
 
-    async def _meanwhile(self, turn: Turn, asking: asyncio.Task[_Said]) -> None:
-        """What happens while the request is under way; or then, if it is answered sooner."""
+    async def _stuck(self) -> str:
+        """End an edge that does not answer, once, whoever waits: where it is stuck, it says at its end."""
+        async with self._aborting:
+            return "\n".join(await self._edge.abort()) if self._edge.runs else "it was ended for another request"
+
+    async def _judge(self, turn: Turn, queries: Sequence[Query], said: Sequence[Said]) -> list[Outcome]:
+        tokens = prompt_tokens(queries, said)
+        local_s = self._reference.local_s(tokens)
+        outcomes = self._judged(turn, queries, said, local_s)
+        if all(outcome.verdict != "late" for outcome in outcomes):
+            return outcomes
+        # Perhaps the machine is slower just now: what does the same take here at once?
+        await self._reference.pace(self._published[turn.document.name])
+        return self._judged(turn, queries, said, max(local_s, self._reference.last_pace_s * tokens))
+
+    def _judged(self, turn: Turn, queries: Sequence[Query], said: Sequence[Said], local_s: float) -> list[Outcome]:
+        right = [self._reference.right(query.document.name, query.question) for query in queries]
+        return [judged(turn, *one, local_s) for one in zip(queries, said, right, strict=True)]
+
+    async def _meanwhile(self, turn: Turn, asking: asyncio.Task[Said]) -> None:
+        """What happens while the turn's own request is under way; or then, if it is answered sooner."""
         await asyncio.wait([asking], timeout=turn.after_s)
         kind = turn.episode.kind
         if turn.fresh and turn.after_s:
             await self._set_in(turn)
         if kind in ("cloud-sleep", "edge-sleep") and turn.fresh:
             server = self._cloud if kind == "cloud-sleep" else self._edge
+            began = time.monotonic()
             server.stop()
-            if server is self._edge and not asking.done():
-                self._slept_s = turn.episode.sleep_s
+            if server is self._edge:
+                self._asleep = began, math.inf
             await asyncio.sleep(turn.episode.sleep_s)
             server.wake()
+            if server is self._edge:
+                self._asleep = began, time.monotonic()
         elif kind == "edge-kill":
             self._edge.kill()
         if turn.replaces is not None:
@@ -343,7 +328,9 @@ class _Stage:
             self._cloud.start()
         await self._cloud.ready()
 
-    async def _restart_edge(self) -> None:
+    async def _edge_up(self) -> None:
+        if self._edge.runs:
+            return
         self._edge.start()
         await self._edge.ready()
         if await self._contexts() < len(self._published):
@@ -368,8 +355,4 @@ class _Stage:
         raise TransportError(f"the edge does not see what the cloud has published: {' | '.join(self._edge.log[-5:])}")
 
     async def _contexts(self) -> int:
-        return int((await self._http.get(f"{self._edge.url}/health")).json()["contexts"])
-
-
-def _bound_s(local_s: float) -> float:
-    return 1.5 * local_s + 0.5
+        return int((await self._callers[0].get(f"{self._edge.url}/health")).json()["contexts"])

@@ -1,11 +1,11 @@
 """What happens in a chaos run, drawn from a seed: which contexts there are, what is asked, what breaks and when.
 
 Pure: no clock, no I/O. Turn *i* depends on the seed and on *i* only through what is drawn before it, so a run of more
-requests begins like one of fewer, and any turn can be played again by itself.
+turns begins like one of fewer, and any turn can be played again by itself.
 
-Faults come in episodes of one to four requests, with none to five calm ones between; half of them are there before
-the request begins, the other half come while it is under way. Contexts are replaced while requests run, removed and
-brought back in calm turns: what is asked for is always published under its name, though perhaps just replaced.
+Faults come in episodes of one to four turns, with none to five calm ones between; half of them are there before
+the turn's request begins, the other half come while it is under way. Contexts are replaced while requests run, removed
+and brought back in calm turns: what is asked for is always published under its name, though perhaps just replaced.
 """
 
 import random
@@ -68,7 +68,7 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One request with all that happens around it.
+    """One request with all that happens around it; others may ask at the same time (`crowd.py`).
 
     Attributes:
         index: 0 for the first.
@@ -96,18 +96,18 @@ class Turn:
 
 
 def schedule(
-    seed: int, requests: int, least_tokens: int, most_tokens: int, contexts: int = 8, questions: int = QUESTIONS
+    seed: int, turns: int, least_tokens: int, most_tokens: int, contexts: int = 8, questions: int = QUESTIONS
 ) -> Iterator[Turn]:
     """The turns of a run.
 
     Args:
         seed: all follows from it.
-        requests: how many.
+        turns: how many.
         least_tokens, most_tokens: of the contexts.
         contexts: how many names there are, at least 2.
         questions: how many each document has.
     """
-    return islice(_turns(random.Random(f"{seed}"), (least_tokens, most_tokens), contexts, questions), requests)
+    return islice(_turns(random.Random(f"{seed}"), (least_tokens, most_tokens), contexts, questions), turns)
 
 
 def standing(turns: Iterator[Turn], index: int) -> Turn:
@@ -125,7 +125,7 @@ def standing(turns: Iterator[Turn], index: int) -> Turn:
             return replace(turn, fresh=True, publish=tuple(there.values()), remove=())
         if turn.replaces is not None:
             there[turn.replaces.name] = turn.replaces
-    raise ValueError(f"the run has no request {index}")
+    raise ValueError(f"the run has no turn {index}")
 
 
 def _turns(source: random.Random, lengths: tuple[int, int], contexts: int, questions: int) -> Iterator[Turn]:

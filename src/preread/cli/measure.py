@@ -303,19 +303,26 @@ def chaos(
     model: Annotated[
         str, typer.Option("--model", "-m", metavar="NAME", help="As elsewhere; tiny: random weights, many requests.")
     ] = "tiny",
-    requests: Annotated[int, typer.Option("--requests", min=1)] = 300,
+    requests: Annotated[int, typer.Option("--requests", min=1, help="Of all clients together.")] = 300,
+    clients: Annotated[
+        int, typer.Option("--clients", min=1, help="So many ask at once, in turns of one request of each.")
+    ] = 1,
     seed: Annotated[int, typer.Option("--seed", help="Contexts, questions and faults follow from it.")] = 0,
     context_tokens: Annotated[
         str, typer.Option("--context-tokens", metavar="FEWEST,MOST", help="Tokens of the contexts, more or less.")
     ] = "64,400",
     answer_tokens: Annotated[int, typer.Option("--answer-tokens", min=1)] = 4,
     cache_ram: Annotated[int, typer.Option(min=0, metavar="MIB", help="As for `preread edge`.")] = 1,
-    only: Annotated[int | None, typer.Option("--only", min=0, metavar="INDEX", help="Play this request alone.")] = None,
-    start: Annotated[int, typer.Option("--from", min=0, metavar="INDEX", help="Begin with this request.")] = 0,
+    only: Annotated[int | None, typer.Option("--only", min=0, metavar="INDEX", help="Play this turn alone.")] = None,
+    start: Annotated[int, typer.Option("--from", min=0, metavar="INDEX", help="Begin with this turn.")] = 0,
 ) -> None:
-    """Requests under random faults and kills: is each answer that of local prefill, and in time?"""
+    """Requests under random faults and kills: is each answer that of local prefill, and in time?
+
+    In time: within 1.5 × what computing all requests of its turn one after another takes here, and 0.5 s.
+    """
     from rich.console import Console
 
+    from preread.bench import crowd
     from preread.bench.chaos import Options
     from preread.bench.chaos import bench as bench_chaos
     from preread.testing.tiny import NAME
@@ -323,11 +330,14 @@ def chaos(
     lengths = options.counts("--context-tokens", context_tokens)
     if len(lengths) != 2 or not 8 <= lengths[0] <= lengths[1]:
         raise UsageError("--context-tokens is the fewest and the most tokens, at least 8")
-    if max(start, only or 0) >= requests:
-        raise UsageError(f"--requests {requests} has no request {max(start, only or 0)}: they count from 0")
+    turn, turns = max(start, only or 0), crowd.turns(requests, clients)
+    if turn >= turns:
+        raise UsageError(f"--requests {requests} with --clients {clients} has no turn {turn}: {turns}, from 0")
     path = options.pulled(DEFAULT if model == NAME else model)
     name = options.shown_name(model, path)
-    chosen = Options(path, name, requests, seed, (lengths[0], lengths[1]), answer_tokens, cache_ram, only, start)
+    chosen = Options(
+        path, name, requests, seed, (lengths[0], lengths[1]), answer_tokens, cache_ram, only, start, clients
+    )
     with token_progress() as report:
         loop.run(bench_chaos(chosen, Console(width=_WIDTH), report))
 
