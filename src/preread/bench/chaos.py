@@ -140,7 +140,9 @@ async def _stage(options: Options, scratch: Path, stack: AsyncExitStack, console
     stack.callback(cloud.kill)
     cloud.start()
     proxy = stack.enter_context(ProxyProcess(cloud.port))
-    flags = ["--rung", "lossless", "--cache-ram", str(options.shelf_mib), "--sync-s", "0.5"]
+    # Of the least memory for KV, so that contexts make room for each other, and come again.
+    memory = ["--kv-memory", "1", "--cache-ram", str(options.shelf_mib)]
+    flags = ["--rung", "lossless", "--sync-s", "0.5", *memory]
     edge = Server(["edge", *common, "--cloud", proxy.url, *flags], scratch / "edge-cache", options.model.parent)
     stack.callback(edge.kill)
     console.print(f"starting a cloud and an edge with {options.name} …", style="dim")
