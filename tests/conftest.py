@@ -195,7 +195,7 @@ class Edge:
 
     def forget(self) -> None:
         """The next question has to get its context anew."""
-        self.run(self.opened.site.forget)
+        self.run(self.opened.node.forget)
 
 
 @pytest.fixture(scope="session")

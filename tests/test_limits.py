@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preread import limits
-from preread.edge.machine import machine, shelf_bytes
+from preread.edge.machine import machine, offload_bytes
 
 GIB = 2**30
 
@@ -84,6 +84,6 @@ def test_the_machine_is_described_by_what_may_be_used(box: Path) -> None:
 
 
 def test_contexts_that_are_not_in_use_get_a_quarter_of_a_small_box() -> None:
-    assert shelf_bytes(None, None) == shelf_bytes(64 * GIB, None) == GIB
-    assert shelf_bytes(2 * GIB, None) == GIB // 2
-    assert shelf_bytes(2 * GIB, 0) == 0 and shelf_bytes(GIB, 3 * GIB) == 3 * GIB
+    assert offload_bytes(None, None) == offload_bytes(64 * GIB, None) == GIB
+    assert offload_bytes(2 * GIB, None) == GIB // 2
+    assert offload_bytes(2 * GIB, 0) == 0 and offload_bytes(GIB, 3 * GIB) == 3 * GIB

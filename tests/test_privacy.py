@@ -225,15 +225,15 @@ class Scene:
 
 def believe_in_the_link(scene: Scene) -> None:
     """Such a short context would be computed otherwise."""
-    site = scene.edge.site
-    site.beliefs = slow_machine(link_bytes_s=1e7)
+    node = scene.edge.node
+    node.beliefs = slow_machine(link_bytes_s=1e7)
 
 
 async def everything(scene: Scene) -> None:
     """Every way of answering, and every way of not answering."""
     ask, private, chat, completions = scene.ask, scene.private, "/v1/chat/completions", "/v1/completions"
     for stream in (False, True):
-        await scene.edge.site.forget()
+        await scene.edge.node.forget()
         believe_in_the_link(scene)
         await ask(chat, "streamed", messages=private.messages(), context="leaflet", stream=stream)
         await ask(chat, "resident", messages=private.messages(LEAFLET), stream=stream)
@@ -243,8 +243,8 @@ async def everything(scene: Scene) -> None:
         await ask(chat, None, 404, messages=private.messages(), context=private.text(), stream=stream)
         await ask(chat, None, 400, messages=private.messages(), top_p=private.text(), stream=stream)
     for fault in (Reset(20_000), Truncate(20_000), Corrupt(20_000)):
-        await scene.edge.site.sync()
-        await scene.edge.site.forget()
+        await scene.edge.node.sync()
+        await scene.edge.node.forget()
         believe_in_the_link(scene)
         scene.proxy.faults = [fault]
         await ask(chat, None, messages=private.messages(), context="leaflet", stream=True)
@@ -280,7 +280,7 @@ async def record(
                 scene = Scene(edge, client, proxy, Private())
                 await act(scene)
             texts = scene.private.canaries
-            ids = [edge.site.engine.tokenize(text).tolist() for text in texts]
+            ids = [edge.node.engine.tokenize(text).tolist() for text in texts]
     return Recording([bytes(sent) for sent in recorder.sent], texts, ids)
 
 
@@ -329,9 +329,9 @@ def test_leak_would_be_seen(cloud: Any, tiny_model: Path, tmp_path: Path, monkey
     """An edge that tells its cloud which name its user asked for, as a careless one might when it is unknown."""
     honest = understand.find_context
 
-    async def careless(name: str, site: Any) -> Any:
-        site.link._headers += (("X-Wanted", base64.b64encode(name.encode()).decode()),)
-        return await honest(name, site)
+    async def careless(name: str, node: Any) -> Any:
+        node.link._headers += (("X-Wanted", base64.b64encode(name.encode()).decode()),)
+        return await honest(name, node)
 
     async def ask_for_unknown(scene: Scene) -> None:
         await scene.ask("/v1/completions", None, 404, prompt="x", context=scene.private.text())
@@ -360,7 +360,7 @@ from preread.errors import UnknownContext
 
 model, cloud, folder = sys.argv[1:]
 with Edge(model, cloud, window_tokens=1024, threads=1, folder=Path(folder)) as edge:
-    edge.asynchronous.site.beliefs = slow_machine()  # so that nothing is computed instead
+    edge.asynchronous.node.beliefs = slow_machine()  # so that nothing is computed instead
     ways = [edge.ask("What is this?", context="manual", max_tokens=2).timings.way for _ in "ab"]
     ways += [edge.ask("What is this?", max_tokens=2).timings.way]
     try:
@@ -441,7 +441,7 @@ async def near_scene(
                     httpx2.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client,
                     serving_here(create_share_app(edge)) as shared,
                 ):
-                    await edge.site.sync()
+                    await edge.node.sync()
                     private = Private()
                     scene = Scene(edge, client, None, private)  # type: ignore[arg-type]  # no faults are wanted
                     believe_in_the_link(scene)
@@ -452,7 +452,7 @@ async def near_scene(
                     await scene.ask(chat, "none", messages=private.messages(private.text()))
                     await scene.ask(chat, None, (404, 503), messages=private.messages(), context=private.text())
                     told = await _asked(shared, edge, key)
-                ids = [edge.site.engine.tokenize(text).tolist() for text in private.canaries]
+                ids = [edge.node.engine.tokenize(text).tolist() for text in private.canaries]
     ports = {"cloud": urlsplit(cloud_url).port, "neighbour": urlsplit(url).port}
     sent = {who: bytes(tap.sent.get(port or 0, b"")) for who, port in ports.items()}
     return {**sent, "asker": told}, private.canaries, ids
@@ -460,12 +460,12 @@ async def near_scene(
 
 async def _asked(url: str, edge: AsyncEdge, key: SiteKey) -> bytes:
     """What an edge answers to a neighbour, and to whoever asks without a right to."""
-    held = edge.site.sources.held
+    held = edge.node.sources.held
     assert held is not None
     async with NeighbourLink(url, "c" * 16, key) as link, httpx2.AsyncClient(trust_env=False) as stranger:
         said = [repr(await link.introduction()).encode()]
         for id in held.ids()[:3]:
-            ref = edge.site.contexts.segment(id)
+            ref = edge.node.contexts.segment(id)
             assert ref is not None
             said.append(await link.get_held(ref))
         for path in ("/", "/health", "/v1/edge", "/v1/models", "/v1/segments/" + "0" * 64):

@@ -69,13 +69,13 @@ async def _compare(options: Options, url: str, folder: Path, console: Console) -
         console.print(f"[bold]4.[/] asking: [italic]{options.question}[/]")
         local = await _ask(edge, options, local=True)
         resident = await _ask(edge, options)
-        await edge.site.sync()
+        await edge.node.sync()
         streamed: dict[str, Answer] = {}
         for rung in options.rungs:
-            await edge.site.forget()
-            assert edge.site.link is not None
-            await edge.site.link.warm(8)
-            edge.site.rung = rung
+            await edge.node.forget()
+            assert edge.node.link is not None
+            await edge.node.link.warm(8)
+            edge.node.rung = rung
             streamed[rung] = await _ask(edge, options)
         console.print(f"\n[bold]answer[/]: {local.text.strip()}\n")
         for rung, answer in streamed.items():

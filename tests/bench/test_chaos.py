@@ -22,7 +22,7 @@ QUIET = Console(quiet=True)
 
 
 def options(smollm: Path, requests: int, seed: int = 4) -> Options:
-    return Options(smollm, "tiny", requests, seed=seed, context_tokens=(100, 250), answer_tokens=3, shelf_mib=0)
+    return Options(smollm, "tiny", requests, seed=seed, context_tokens=(100, 250), answer_tokens=3, offload_mib=0)
 
 
 # How many answers are computed, streamed or asked for again is a matter of time, and not tested.

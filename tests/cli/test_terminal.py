@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from preread import cli
 from preread.cli.terminal import (
+    JsonFormatter,
     LogFormatter,
     byte_progress,
     note,
@@ -116,6 +117,22 @@ def test_a_log_line_is_one_line_that_does_nothing_but_be_seen() -> None:
     except ValueError as error:
         record = logging.LogRecord("p", logging.ERROR, "f.py", 1, "failed", (), (type(error), error, None))
         assert "\x1b" not in formatter.format(record) and "\\x1b[31m" in formatter.format(record)
+
+
+def test_a_log_line_for_machines_is_one_object_with_the_fields_of_its_record() -> None:
+    record = logging.LogRecord("preread.edge", logging.INFO, "f.py", 1, "said %s", (f"{EVIL}\n\ud800",), None)
+    record.fields = {"way": "streamed", "ttft_ms": 12.5}
+    line = JsonFormatter().format(record)
+    told = json.loads(line)
+    assert line.isprintable() and line.isascii()
+    assert told.pop("time").endswith("+00:00")
+    assert (told.pop("level"), told.pop("logger")) == ("info", "preread.edge")
+    assert told == {"message": f"said {EVIL}\n\ud800", "way": "streamed", "ttft_ms": 12.5}
+    try:
+        raise ValueError(EVIL)
+    except ValueError as error:
+        record = logging.LogRecord("p", logging.ERROR, "f.py", 1, "failed", (), (type(error), error, None))
+        assert EVIL in json.loads(JsonFormatter().format(record))["exception"]
 
 
 def test_nothing_in_the_command_line_prints_past_the_terminal_module() -> None:

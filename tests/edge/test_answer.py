@@ -47,8 +47,8 @@ class Bench:
 
     def __init__(self, edge: Edge, proxy: ProxyProcess) -> None:
         self.edge, self.proxy = edge, proxy
-        self.site = edge.asynchronous.site
-        self._found = self.site.beliefs
+        self.node = edge.asynchronous.node
+        self._found = self.node.beliefs
 
     def ask(self, question: str = QUESTION, context: str | None = "manual", *, local: bool = False) -> Answer:
         return self.edge.ask(question, context=context, local=local, max_tokens=8, temperature=0)
@@ -56,24 +56,24 @@ class Bench:
     @property
     def held(self) -> bool:
         """Whether the engine holds a context."""
-        return bool(self.site.core.residents())
+        return bool(self.node.core.residents())
 
     def rows(self) -> KVBlock:
         """All that the engine holds."""
-        (context,) = self.site.core.residents()
-        return self.edge.portal.call(self.site.core.export, context)
+        (context,) = self.node.core.residents()
+        return self.edge.portal.call(self.node.core.export, context)
 
     def cold(self) -> None:
         """A whole link, nothing held, nothing known of the link, and of computing what the self-test found."""
         self.proxy.set_faults([])
         self.proxy.set_link(FAST)
-        self.edge.portal.call(self.site.sync)
-        self.edge.portal.call(self.site.forget)
-        self.site.beliefs = self._found.without_link()
+        self.edge.portal.call(self.node.sync)
+        self.edge.portal.call(self.node.forget)
+        self.node.beliefs = self._found.without_link()
 
     def trust(self) -> None:
         """The link is believed to be far better than computing: nothing is computed unless it fails."""
-        self.site.beliefs = slow_machine()
+        self.node.beliefs = slow_machine()
 
 
 @pytest.fixture(scope="module")
@@ -83,14 +83,14 @@ def bench(tiny_model: Path, cloud: Any, tmp_path_factory: pytest.TempPathFactory
     with ProxyProcess(port, FAST) as proxy:
         options = {"rung": "lossless", "window_tokens": 2048, "kv_memory_bytes": 0, "folder": folder, "sync_s": 3600}
         with Edge(str(tiny_model), proxy.url, **options) as edge:
-            edge.portal.call(edge.asynchronous.site.settled)
+            edge.portal.call(edge.asynchronous.node.settled)
             yield Bench(edge, proxy)
 
 
 @pytest.fixture(scope="module")
 def local(bench: Bench) -> Answer:
     """The answer that this machine computes by itself."""
-    bench.edge.portal.call(bench.site.forget)
+    bench.edge.portal.call(bench.node.forget)
     answer = bench.ask(local=True)
     assert answer.timings.way == "computed" and answer.timings.reason == "it was to be computed here"
     return answer
@@ -119,7 +119,7 @@ def test_a_streamed_context_gives_the_answer_of_local_prefill(bench: Bench, loca
     assert (timings.way, timings.rung, timings.reason) == ("streamed", "lossless", None)
     assert timings.cache_n == timings.context_n > 250
     assert timings.prompt_n == answer.prompt_tokens - timings.context_n
-    manifest = bench.site.contexts.named("manual").manifest
+    manifest = bench.node.contexts.named("manual").manifest
     assert manifest is not None
     assert timings.bytes_received == sum(place.ref.size_bytes for place in manifests.places(manifest, "lossless"))
 
@@ -176,11 +176,11 @@ def test_a_blackout_costs_bounded_time_and_the_second_request_nothing(bench: Ben
     # A machine so slow that the link's own patience ran out meanwhile says that instead.
     assert re.search("nothing (came|more)", answer.timings.reason or "")
     # The black link was noticed, so nothing is asked, or at most a single request that is not waited for.
-    assert bench.site.beliefs.breaker.tripped
-    bench.edge.portal.call(bench.site.forget)
+    assert bench.node.beliefs.breaker.tripped
+    bench.edge.portal.call(bench.node.forget)
     second = bench.ask()
     assert (second.text, second.timings.way) == (local.text, "computed")
-    assert bench.site.beliefs.breaker.tripped
+    assert bench.node.beliefs.breaker.tripped
     bench.cold()
 
 
@@ -194,10 +194,10 @@ def test_a_slow_link_gives_way_to_computing(bench: Bench, local: Answer) -> None
 
 def test_a_links_rate_is_learnt_from_what_takes_long_enough_for_it_to_show(bench: Bench, long: str) -> None:
     bench.cold()
-    bench.site.beliefs = slow_machine(link_bytes_s=None)  # so that nothing is computed instead
+    bench.node.beliefs = slow_machine(link_bytes_s=None)  # so that nothing is computed instead
     bench.proxy.set_link(Link(mbps=8, rtt_ms=2))
     assert bench.ask(context=long).timings.way == "streamed"
-    link = bench.site.beliefs.last_link
+    link = bench.node.beliefs.last_link
     assert link is not None and link.bytes_s < 2e6
 
 
@@ -205,7 +205,7 @@ def test_a_mix_of_computed_and_streamed_gives_the_answer_of_local_prefill(
     bench: Bench, long: str, computed_long: Computed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The link brings the end of the context while its beginning is computed: all rows are those of local prefill."""
-    runner = bench.site.engine.runner
+    runner = bench.node.engine.runner
     run = runner.run
 
     def slowly(slices: Any) -> Any:
@@ -213,7 +213,7 @@ def test_a_mix_of_computed_and_streamed_gives_the_answer_of_local_prefill(
         return run(slices)
 
     bench.cold()
-    bench.site.beliefs = slow_machine(SLOW_TOKENS_S, None)
+    bench.node.beliefs = slow_machine(SLOW_TOKENS_S, None)
     monkeypatch.setattr(runner, "run", slowly)
     bench.proxy.set_link(Link(mbps=8, rtt_ms=2))  # some 600 tokens a second
     mixed = bench.ask(context=long)
@@ -230,26 +230,26 @@ def test_what_is_taken_back_before_the_context_has_its_rows_is_not_computed_besi
     bench: Bench, local: Answer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The plan begins to compute, the link turns out faster, and only then the engine has made room."""
-    reserve = bench.site.core.reserve
+    reserve = bench.node.core.reserve
 
     async def late(context: ContextId) -> Rows:
         await asyncio.sleep(0.5)
         return await reserve(context)
 
     bench.cold()
-    bench.site.beliefs = slow_machine(SLOW_TOKENS_S, None)
-    monkeypatch.setattr(bench.site.core, "reserve", late)
+    bench.node.beliefs = slow_machine(SLOW_TOKENS_S, None)
+    monkeypatch.setattr(bench.node.core, "reserve", late)
     answer = bench.ask()
     assert (answer.text, answer.timings.way) == (local.text, "streamed")
 
 
 def test_a_refused_connection_is_remembered_until_the_next_sync(bench: Bench, local: Answer) -> None:
     bench.cold()
-    bench.edge.portal.call(bench.site.link.aclose)  # type: ignore[union-attr]
+    bench.edge.portal.call(bench.node.link.aclose)  # type: ignore[union-attr]
     bench.proxy.set_faults([Refuse()])
     first = bench.ask()
     assert (first.text, first.timings.way) == (local.text, "computed")
-    assert bench.site.contexts.unreachable
+    assert bench.node.contexts.unreachable
 
 
 def test_the_edge_notices_by_itself_that_a_prompt_begins_with_a_context_that_it_holds(
@@ -273,11 +273,11 @@ def test_a_context_with_another_end_is_taken_as_far_as_it_is_the_same(
     ask = Ask(messages=messages, sampling=Sampling(max_tokens=8))
     bench.ask()
     done, text = bench.edge.portal.call(_collect, bench.edge.asynchronous, ask)
-    known = len(bench.site.contexts.named("manual").tokens)
+    known = len(bench.node.contexts.named("manual").tokens)
     assert (done.timings.context, done.timings.way, done.timings.reason) == ("manual", "resident", None)
     assert known - 4 <= done.timings.cache_n < known
     bench.cold()
-    monkeypatch.setattr(bench.site.contexts, "own", lambda: [])
+    monkeypatch.setattr(bench.node.contexts, "own", lambda: [])
     alone, expected = bench.edge.portal.call(_collect, bench.edge.asynchronous, ask)
     assert alone.timings.way == "none" and text == expected
 
@@ -311,7 +311,7 @@ def test_control_tokens_of_a_published_text_are_matched_in_a_completion(bench: B
 def test_a_prompt_that_is_the_context_itself(bench: Bench) -> None:
     bench.cold()
     bench.ask()
-    tokens = tuple(int(token) for token in bench.site.contexts.named("manual").tokens)
+    tokens = tuple(int(token) for token in bench.node.contexts.named("manual").tokens)
     done, _ = bench.edge.portal.call(
         _collect, bench.edge.asynchronous, Ask(prompt=tokens, sampling=Sampling(max_tokens=4))
     )
@@ -319,7 +319,7 @@ def test_a_prompt_that_is_the_context_itself(bench: Bench) -> None:
     assert done.timings.cache_n == len(tokens) - 1 and done.timings.prompt_n == 1
 
 
-def test_a_context_comes_back_from_the_shelf(bench: Bench, local: Answer, cloud: Any) -> None:
+def test_a_context_comes_back_from_memory(bench: Bench, local: Answer, cloud: Any) -> None:
     bench.cold()
     cloud.publish("other", "The red lamp means that the tank is empty. " * 12)
     bench.ask()
@@ -355,14 +355,14 @@ def test_leaving_while_the_context_loads_frees_the_engine(bench: Bench, local: A
         asking = asyncio.ensure_future(
             bench.edge.asynchronous.ask(QUESTION, context="manual", max_tokens=8, temperature=0)
         )
-        while bench.site.engine.session.waiting_for_layer < 0 and not asking.done():
+        while bench.node.engine.session.waiting_for_layer < 0 and not asking.done():
             await asyncio.sleep(0.001)
         assert not asking.done()
         asking.cancel()
         await asyncio.wait([asking])
-        while not bench.site.core.idle:
+        while not bench.node.core.idle:
             await asyncio.sleep(0.001)
-        assert bench.site.core.residents() == []
+        assert bench.node.core.residents() == []
 
     bench.edge.portal.call(leave)
     bench.proxy.set_link(FAST)
@@ -407,8 +407,8 @@ def test_after_a_restart_without_a_cloud_known_contexts_are_computed(
 ) -> None:
     options = {"rung": "lossless", "window_tokens": 2048, "kv_memory_bytes": 0, "folder": tmp_path}
     with Edge(str(tiny_model), cloud.url, **options) as edge:
-        edge.portal.call(edge.asynchronous.site.settled)
-    (kept,) = tmp_path.glob(f"catalogue/*/{bench.site.contexts.named('manual').entry.tokens.id}")
+        edge.portal.call(edge.asynchronous.node.settled)
+    (kept,) = tmp_path.glob(f"catalogue/*/{bench.node.contexts.named('manual').entry.tokens.id}")
     assert kept.stat().st_mode & 0o077 == 0
     with Edge(str(tiny_model), "http://127.0.0.1:9", **options) as edge:
         answer = edge.ask(QUESTION, context="manual", max_tokens=8, temperature=0)
@@ -426,7 +426,7 @@ def test_contexts_that_cannot_be_streamed_here(
     bench: Bench, local: Answer, cloud: Any, tiny_model: Path, tmp_path: Path
 ) -> None:
     """Of another build of the model, of another model, with a manifest from the future, with a segment missing."""
-    known = bench.site.contexts.named("manual")
+    known = bench.node.contexts.named("manual")
     store = open_store(str(tmp_path / "store"))
     asyncio.run(_strange_contexts(store, cloud.store, known.entry))
     with serving(create_app(store, refuse)) as url:

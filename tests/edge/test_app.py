@@ -89,7 +89,7 @@ def test_completions(client: openai.OpenAI, edge: Any) -> None:
     text = client.completions.create(prompt="The capital of France is", **standard)
     assert text.object == "text_completion" and text.id.startswith("cmpl-") and text.model == MODEL
     assert "Paris" in text.choices[0].text and text.usage.completion_tokens == 4
-    ids = edge.opened.site.engine.tokenize("The capital of France is", start=True).tolist()
+    ids = edge.opened.node.engine.tokenize("The capital of France is", start=True).tolist()
     assert client.completions.create(prompt=ids, **standard).choices[0].text == text.choices[0].text
     chunks = list(client.completions.create(prompt=[ids], stream=True, **standard))
     assert "".join(chunk.choices[0].text for chunk in chunks) == text.choices[0].text
@@ -110,21 +110,21 @@ def test_sampling_parameters(client: openai.OpenAI, edge: Any) -> None:
     assert text(temperature=2, top_p=0) == greedy
     assert text(temperature=2, extra_body={"top_k": 1}) == greedy
     assert text(temperature=2, extra_body={"min_p": 1}) == greedy
-    first = int(edge.opened.site.engine.tokenize(greedy)[0])
+    first = int(edge.opened.node.engine.tokenize(greedy)[0])
     assert not text(logit_bias={first: -100}).startswith(greedy[:3])
 
 
 def test_who_says_nothing_of_sampling_gets_what_the_models_file_recommends(
     edge: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = edge.opened.site.engine
+    engine = edge.opened.node.engine
     greedy = post(edge, max_tokens=16).json()["choices"]
     monkeypatch.setattr(engine, "sampling", replace(engine.sampling, temperature=0.0))
     assert post(edge, max_tokens=16, temperature=None).json()["choices"] == greedy
 
 
 def test_penalties(client: openai.OpenAI, edge: Any) -> None:
-    animals = [int(edge.opened.site.engine.tokenize(f" {word}")[0]) for word in ("dog", "cat", "bird", "fish", "horse")]
+    animals = [int(edge.opened.node.engine.tokenize(f" {word}")[0]) for word in ("dog", "cat", "bird", "fish", "horse")]
 
     def different(**penalty: float) -> int:
         """How many of the animals are in an answer of nothing but animals."""
@@ -138,7 +138,7 @@ def test_penalties(client: openai.OpenAI, edge: Any) -> None:
 
 
 def test_a_repeat_penalty_is_honoured(client: openai.OpenAI, edge: Any) -> None:
-    animals = [int(edge.opened.site.engine.tokenize(f" {word}")[0]) for word in ("dog", "cat", "bird", "fish", "horse")]
+    animals = [int(edge.opened.node.engine.tokenize(f" {word}")[0]) for word in ("dog", "cat", "bird", "fish", "horse")]
 
     def different(**fields: Any) -> int:
         answer = ask(client, logit_bias=dict.fromkeys(animals, 100), max_tokens=5, extra_body=fields)
@@ -163,7 +163,7 @@ def test_several_prompts_and_choices_in_one_request(client: openai.OpenAI) -> No
 
 def test_echo_with_logprobs_scores_a_prompt(client: openai.OpenAI, edge: Any) -> None:
     """As lm-eval's local-completions asks: the tokens of a context and of a continuation, and one more."""
-    tokenize = edge.opened.site.engine.tokenize
+    tokenize = edge.opened.node.engine.tokenize
     context, ends = tokenize("The capital of France is", start=True).tolist(), (" Paris", " cheese")
     prompts = [context + tokenize(end).tolist() for end in ends]
     standard = {"model": MODEL, "temperature": 0, "logprobs": 1, "echo": True, "seed": 1234}
@@ -237,7 +237,7 @@ def test_models_and_health(client: openai.OpenAI, edge: Any) -> None:
     assert model.id == MODEL and model.meta["n_ctx"] == 2048 and model.meta["n_vocab"] == 49152
     assert model.max_model_len == 2048 and f"{MODEL}@manual" in [context.id for context in contexts]
     health = httpx2.get(f"{edge.url}/health", trust_env=False).json()
-    known = len(edge.opened.site.contexts.entries())
+    known = len(edge.opened.node.contexts.entries())
     assert health == {"status": "ok", "model": MODEL, "injection": None, "cloud": None, "contexts": known, "missing": 0}
 
 
@@ -357,7 +357,7 @@ class Watch:
 
 @pytest.fixture
 def watch(edge: Any, monkeypatch: pytest.MonkeyPatch) -> Watch:
-    watch, engine = Watch(), edge.opened.site.engine
+    watch, engine = Watch(), edge.opened.node.engine
     make = engine.chooser
 
     def watched(*args: Any) -> Chooser:
@@ -440,7 +440,7 @@ def free(edge: Any) -> None:
     """Returns when nobody asks for anything; fails when that takes a long time."""
 
     async def idle() -> None:
-        while not edge.opened.site.core.idle:
+        while not edge.opened.node.core.idle:
             await asyncio.sleep(0.001)
 
     edge.run(idle)
@@ -499,7 +499,7 @@ def test_client_that_goes_away_while_it_waits_for_its_turn(edge: Any, watch: Wat
         async def send(message: Any) -> None:
             sent.append(message)
 
-        async with edge.opened.site.core.paused():
+        async with edge.opened.node.core.paused():
             call = asyncio.ensure_future(asgi_call(edge, receive, send))
             asyncio.get_running_loop().call_soon(gone.set)
             await asyncio.wait_for(call, 30)

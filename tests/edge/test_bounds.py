@@ -69,7 +69,7 @@ def test_body_of_what_fits_is_within_its_bound(contents: list[str]) -> None:
 def test_nothing_is_tokenised_of_what_cannot_fit(
     edge: Any, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = edge.opened.site.engine
+    engine = edge.opened.node.engine
     tokenised: list[str] = []
     monkeypatch.setattr(engine, "tokenize_prompt", tokenised.append)
     answer = httpx2.post(f"{edge.url}/v1/chat/completions", json=fields, trust_env=False, timeout=60)
@@ -79,7 +79,7 @@ def test_nothing_is_tokenised_of_what_cannot_fit(
 
 
 def test_of_what_is_far_too_long_only_a_beginning_is_tokenised(edge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine, read = edge.opened.site.engine, [0]
+    engine, read = edge.opened.node.engine, [0]
     tokenize = engine.tokenize
 
     def counted(text: str, **how: bool) -> Any:

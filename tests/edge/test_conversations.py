@@ -51,22 +51,22 @@ class Talk:
     """An edge, and callers who talk to it: answers are of `ANSWER_TOKENS` tokens of printable ASCII, `only` of some."""
 
     def __init__(self, edge: Edge) -> None:
-        self.edge, self.site = edge, edge.asynchronous.site
-        self.core, self.residents = self.site.core, edge.asynchronous.residents
+        self.edge, self.node = edge, edge.asynchronous.node
+        self.core, self.residents = self.node.core, edge.asynchronous.residents
         self.spoken = self.tokens(lambda piece: piece.isascii() and piece.decode().isprintable() and bool(piece))
 
     def tokens(self, wanted: Callable[[bytes], bool]) -> set[int]:
-        engine = self.site.engine
+        engine = self.node.engine
         return {id for id in range(engine.spec.vocab_size) if wanted(engine.piece(id))}
 
     def asked(self, chat: Chat, context: str | None = "manual", only: set[int] | None = None, **more: Any) -> Ask:
-        unspoken = set(range(self.site.engine.spec.vocab_size)) - (only or self.spoken)
+        unspoken = set(range(self.node.engine.spec.vocab_size)) - (only or self.spoken)
         bias = tuple((id, -1000.0) for id in sorted(unspoken))
         sampling = Sampling(max_tokens=ANSWER_TOKENS, logit_bias=bias, top_logprobs=3)
         return Ask(messages=tuple(chat), context=context, sampling=replace(sampling, **more))
 
     async def answer(self, ask: Ask, caller: str = "ann") -> Turn:
-        question, pieces = await understand(ask, self.site, caller), list[Piece]()
+        question, pieces = await understand(ask, self.node, caller), list[Piece]()
         async with aclosing(answered(question, self.residents, caller)) as items:
             async for item in items:
                 if isinstance(item, Done):
@@ -79,7 +79,7 @@ class Talk:
         return self.edge.portal.call(self.answer, self.asked(chat, context, **more), caller)
 
     def forget(self) -> None:
-        self.edge.portal.call(self.site.forget)
+        self.edge.portal.call(self.node.forget)
 
     def cells(self) -> int:
         """Of conversations, once what is to go has gone."""
@@ -120,7 +120,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def open_talk(tiny_model: Path, cloud: Any, folder: Path) -> Iterator[Talk]:
     with opened(tiny_model, cloud.url, folder, kv_memory_bytes=2**24, near=Near(disk_bytes=2**24)) as edge:
-        edge.portal.call(edge.asynchronous.site.settled)
+        edge.portal.call(edge.asynchronous.node.settled)
         yield Talk(edge)
 
 
@@ -165,11 +165,11 @@ def test_an_answer_whose_text_reads_in_other_tokens_is_not_computed_again(talk: 
     """The model spells here what a tokenizer has longer tokens for."""
     letters = talk.tokens(lambda piece: piece in (b"t", b"h", b"e", b"i", b"n"))
     first = talk.turn(said(QUESTIONS[0]), only=letters, temperature=1.0, seed=1)
-    engine, chat = talk.site.engine, said(QUESTIONS[0], first.text, QUESTIONS[1])
+    engine, chat = talk.node.engine, said(QUESTIONS[0], first.text, QUESTIONS[1])
     assert len(engine.tokenize(first.text)) < ANSWER_TOKENS
     second = talk.turn(chat)
     assert second.timings.cache_n == first.kept_tokens
-    other = talk.edge.portal.call(understand, talk.asked(chat), talk.site, "another")
+    other = talk.edge.portal.call(understand, talk.asked(chat), talk.node, "another")
     assert b"".join(map(engine.piece, other.prompt.tolist())) == b"".join(
         map(engine.piece, second.question.prompt.tolist())
     )
@@ -213,7 +213,7 @@ def test_who_goes_away_in_the_middle_finds_what_was_computed(talk: Talk) -> None
     ask = talk.asked(said(QUESTIONS[0]), max_tokens=1000)
 
     async def leave() -> int:
-        question = await understand(ask, talk.site, "ann")
+        question = await understand(ask, talk.node, "ann")
         async with aclosing(answered(question, talk.residents, "ann")) as items:
             await anext(items)
         return question.prompt_tokens
@@ -243,7 +243,7 @@ def test_what_is_being_answered_or_was_left_just_now_is_forgotten_too(talk: Talk
     ask = talk.asked(said(QUESTIONS[0]), max_tokens=1000)
 
     async def forgotten(gone: bool) -> None:
-        question = await understand(ask, talk.site, "ann")
+        question = await understand(ask, talk.node, "ann")
         async with aclosing(answered(question, talk.residents, "ann")) as items:
             await anext(items)
             if not gone:
@@ -256,7 +256,7 @@ def test_what_is_being_answered_or_was_left_just_now_is_forgotten_too(talk: Talk
             talk.edge.portal.call(forgotten, gone)
             talk.until(lambda: talk.core.idle)
             assert talk.turn(said(QUESTIONS[0]), max_tokens=1).timings.cache_n == len(
-                talk.site.contexts.named("manual").tokens
+                talk.node.contexts.named("manual").tokens
             )
             talk.edge.portal.call(talk.core.drop_conversations, "ann")
     talk.until(lambda: talk.cells() == 0)
@@ -299,7 +299,7 @@ def test_nothing_of_a_conversation_is_on_the_disk(talk: Talk, folder: Path) -> N
     written = b"".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
     assert b"manual" in written and len(written) > 10_000
     assert secret.encode() not in written and first.text.encode() not in written
-    for ids in (first.question.prompt, np.array(talk.site.engine.tokenize(first.text))):
+    for ids in (first.question.prompt, np.array(talk.node.engine.tokenize(first.text))):
         for form in ("<H", ">H", "<I", ">I"):
             packed = [struct.pack(form, id) for id in ids.tolist()]
             assert not any(b"".join(packed[at : at + 6]) in written for at in range(len(packed) - 6))

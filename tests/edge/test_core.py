@@ -118,7 +118,7 @@ class Bench:
         self.plan = Schedule(Residency(cells, contexts), StepCost.guessed(2000.0), answers)
         self.core = Core(self.engine, self.worker, self.plan)
         self.way: Callable[[ContextId], Coroutine[Any, Any, None]] = self.computed
-        self.shelf: dict[ContextId, KVBlock] = {}
+        self.offload: dict[ContextId, KVBlock] = {}
         self.brought: list[ContextId] = []
         self.evictions: list[ContextId] = []
         self.keeping = False
@@ -138,7 +138,7 @@ class Bench:
     def evicted(self, context: ContextId, block: KVBlock | None) -> None:
         self.evictions.append(context)
         if block is not None:
-            self.shelf[context] = block
+            self.offload[context] = block
 
     def keeps(self, context: ContextId, size_bytes: int) -> bool:
         return self.keeping
@@ -212,9 +212,9 @@ class Bench:
         await self.core.restart(context)
         await self.core.compute(context, context_tokens(context), 0)
 
-    async def from_shelf(self, context: ContextId) -> None:
+    async def from_offload(self, context: ContextId) -> None:
         rows = await self.core.reserve(context)
-        self.core.inject(rows, self.shelf.pop(context, published(context)))
+        self.core.inject(rows, self.offload.pop(context, published(context)))
 
     async def failing(self, context: ContextId) -> None:
         await self.core.reserve(context)
@@ -336,7 +336,7 @@ def run(story: Callable[[Bench], Coroutine[Any, Any, None]], **sizes: int) -> No
     asyncio.run(asyncio.wait_for(told(), 60))
 
 
-WAYS = ("computed", "streamed", "mixed", "interrupted", "taken_back", "restarted", "from_shelf")
+WAYS = ("computed", "streamed", "mixed", "interrupted", "taken_back", "restarted", "from_offload")
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -366,7 +366,7 @@ def test_contexts_make_way_and_are_brought_again() -> None:
     async def story(bench: Bench) -> None:
         bench.keeping = True
         for context in (*CONTEXTS, *CONTEXTS):
-            bench.way = bench.from_shelf if context in bench.shelf else bench.computed
+            bench.way = bench.from_offload if context in bench.offload else bench.computed
             await bench.ask(Question(context=context))
         assert len(bench.evictions) >= 3 and len(bench.brought) > len(CONTEXTS)
         await bench.settle()
@@ -710,7 +710,7 @@ def test_a_context_that_cannot_be_read_leaves_all_the_same(monkeypatch: pytest.M
         monkeypatch.setattr(bench.engine.cache, "export", refuse)
         for context in CONTEXTS:
             await bench.ask(Question(context=context))
-        assert bench.evictions and not bench.shelf
+        assert bench.evictions and not bench.offload
         monkeypatch.setattr(bench.engine.cache, "export", export)
 
     run(story, cells=200)

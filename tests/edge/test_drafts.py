@@ -46,19 +46,19 @@ class Asker:
     """An edge without a cloud that is asked with guesses, as many as may be, or without any."""
 
     def __init__(self, edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.edge, self.site, self._patch = edge, edge.asynchronous.site, monkeypatch
+        self.edge, self.node, self._patch = edge, edge.asynchronous.node, monkeypatch
 
     def guessing(self, most: int) -> None:
         """From now on so many guesses are worth it, whatever steps take on this machine at the moment."""
         self._patch.setattr(drafts, "worth", lambda *_: most)
 
     async def whole(self, ask: Ask) -> Whole:
-        before, pieces = self.site.core.stats().steps, list[Piece]()
+        before, pieces = self.node.core.stats().steps, list[Piece]()
         async for item in self.edge.asynchronous.answer(ask):
             if isinstance(item, Done):
                 odds = tuple(one for piece in pieces for one in piece.odds)
                 text = "".join(piece.text for piece in pieces)
-                return Whole(text, odds, item, self.site.core.stats().steps - before)
+                return Whole(text, odds, item, self.node.core.stats().steps - before)
             pieces.append(item)
         raise AssertionError("no end")
 
@@ -109,11 +109,11 @@ def test_an_answer_with_guesses_is_the_one_without_in_fewer_steps(asker: Asker, 
 def test_wrong_guesses_change_nothing_either(asker: Asker, monkeypatch: pytest.MonkeyPatch) -> None:
     asker.guessing(0)
     without = asker.ask()
-    before = asker.site.core.stats().tokens
+    before = asker.node.core.stats().tokens
     asker.guessing(4)
     monkeypatch.setattr(drafts.Runs, "after", lambda *_: [1000, 1001, 1002, 1003])
     wrong = asker.ask()
-    counted = {of: count - before[of] for of, count in asker.site.core.stats().tokens.items()}
+    counted = {of: count - before[of] for of, count in asker.node.core.stats().tokens.items()}
     assert counted["answer"] == wrong.timings.predicted_n + (wrong.done.finish == "stop")
     assert counted["wrong_guess"] >= 3 * wrong.timings.predicted_n
     same(without, wrong)
@@ -143,9 +143,9 @@ def test_several_guess_at_once(asker: Asker) -> None:
         asks = [Ask(messages=({"role": "user", "content": prompt},), sampling=chosen) for prompt in prompts]
         return await asyncio.gather(*map(asker.whole, asks))
 
-    before = asker.site.core.stats().steps
+    before = asker.node.core.stats().steps
     together = asker.edge.portal.call(at_once)
-    assert asker.site.core.stats().steps - before < sum(one.timings.predicted_n for one in together)
+    assert asker.node.core.stats().steps - before < sum(one.timings.predicted_n for one in together)
     for one, other in zip(alone, together, strict=True):
         same(one, other)
 
@@ -179,7 +179,7 @@ def test_an_answer_does_not_end_before_it_may(asker: Asker) -> None:
 
 
 def test_an_answer_that_repeats_itself_ends_with_the_window(asker: Asker) -> None:
-    stay = asker.site.engine.tokenize(" yes")
+    stay = asker.node.engine.tokenize(" yes")
     bias = tuple((int(id), 100.0) for id in stay)
     without, guessed = asker.both(prompt=ASKED * 4, max_tokens=10_000, logit_bias=bias)
     for one in (without, guessed):
@@ -187,7 +187,7 @@ def test_an_answer_that_repeats_itself_ends_with_the_window(asker: Asker) -> Non
         assert one.done.finish == "length"
     assert guessed.text == without.text
     assert guessed.steps < 0.7 * without.steps
-    assert asker.site.core.stats().cells["requests"] == 0
+    assert asker.node.core.stats().cells["requests"] == 0
     assert same(*asker.both(max_tokens=4)), "and others are answered as before"
 
 

@@ -91,13 +91,13 @@ async def victim(hostile: Hostile, model: Path, folder: Path, policy: Policy) ->
     near = Near(disk_bytes=1 << 28, wishes=Wishes((), policy))
     options = {"rung": "lossless", "window_tokens": 512, "threads": 2, "folder": folder, "sync_s": 3600}
     async with AsyncEdge(str(model), hostile.url, near=near, **options) as edge:
-        await edge.site.settled()
-        held = edge.site.sources.held
-        assert held is not None and len(edge.site.contexts.own()) == 10
+        await edge.node.settled()
+        held = edge.node.sources.held
+        assert held is not None and len(edge.node.contexts.own()) == 10
         async with asyncio.timeout(60):
             while policy == "all" and not all(id in held for id in map(_id, hostile.segments)):
                 await asyncio.sleep(0.02)
-        await edge.site.sources.flush()
+        await edge.node.sources.flush()
         hostile.seeing.paths.clear()
         yield edge
 
@@ -108,8 +108,8 @@ def _id(path: str) -> str:
 
 async def ask(edge: AsyncEdge, digit: int) -> Timings:
     """A prompt that begins as a guess does, as if computing took for ever."""
-    await edge.site.forget()
-    edge.site.beliefs = slow_machine()
+    await edge.node.forget()
+    edge.node.beliefs = slow_machine()
     question = Ask(prompt=f"{GUESSES[digit]}831. Is that a good one?", sampling=Sampling(max_tokens=1))
     async for piece in edge.answer(question):
         if isinstance(piece, Done):
@@ -143,7 +143,7 @@ def test_a_context_that_was_asked_for_by_name_is_fetched_and_then_matched(
 
     async def main() -> None:
         async with victim(hostile, tiny_model, tmp_path, "off") as edge:
-            edge.site.beliefs = slow_machine()
+            edge.node.beliefs = slow_machine()
             named = Ask(prompt=" 831?", context="guess 4", sampling=Sampling(max_tokens=1))
             ways = [piece.timings.way async for piece in edge.answer(named) if isinstance(piece, Done)]
             assert ways == ["streamed"] and hostile.guess(random.Random(0)) == 4
@@ -161,8 +161,8 @@ def test_what_a_prompt_begins_with_displaces_nothing_that_would_have_to_be_fetch
 
     async def requests(folder: Path, digit: int) -> list[str]:
         async with victim(hostile, tiny_model, folder, "all") as edge:
-            site, held = edge.site, edge.site.sources.held
-            site.shelf = type(site.shelf)(1)  # takes nothing
+            node, held = edge.node, edge.node.sources.held
+            node.offload = type(node.offload)(1)  # takes nothing
             await by_name(edge)
             assert held is not None
             held.drop([ObjectId(_id(path)) for path, digit in hostile.segments.items() if digit == 1])
@@ -173,7 +173,7 @@ def test_what_a_prompt_begins_with_displaces_nothing_that_would_have_to_be_fetch
             return hostile.asked()
 
     async def by_name(edge: AsyncEdge) -> None:
-        edge.site.beliefs = slow_machine()
+        edge.node.beliefs = slow_machine()
         named = Ask(prompt=" 831?", context="guess 1", sampling=Sampling(max_tokens=1))
         assert [piece async for piece in edge.answer(named)]
 

@@ -41,7 +41,7 @@ async def main(model, url, folder):
     async with AsyncEdge(model, url, rung="lossless", window_tokens=8192, folder=pathlib.Path(folder)) as edge:
         await edge.ask("warm up", max_tokens=2)
         pathlib.Path("/proc/self/clear_refs").write_text("5")
-        edge.site.beliefs = slow_machine()
+        edge.node.beliefs = slow_machine()
         before = status("VmRSS")
         answer = await edge.ask("?", context="long", max_tokens=1)
         print(json.dumps({"way": answer.timings.way, "reason": answer.timings.reason, "peak": status("VmHWM") - before,

@@ -114,19 +114,25 @@ def test_cells_are_of_contexts_and_conversations_when_everybody_has_left(watched
     assert now["preread_contexts_loading",] == now["preread_kv_cells", "requests"] == 0
     assert now["preread_kv_cells", "contexts"] > 0 and now["preread_kv_cells", "conversations"] > 0
     cells = {of: now["preread_kv_cells", of] for of in ("contexts", "conversations", "requests", "free")}
-    engine = watched.edge.site.engine
+    engine = watched.edge.node.engine
     assert sum(cells.values()) == engine.cells and min(cells.values()) >= 0
     assert now["preread_kv_bytes", "engine"] == engine.kv_memory_bytes
-    contexts = len(watched.edge.site.core.residents())
+    contexts = len(watched.edge.node.core.residents())
     assert 0 < now["preread_sequences_free",] < len(engine.sequences) - contexts, "conversations have some"
 
 
-def test_nothing_of_what_is_said_or_asked_about_is_told(watched: Watched) -> None:
+def test_nothing_of_what_is_said_or_asked_about_is_told(watched: Watched, caplog: pytest.LogCaptureFixture) -> None:
     secret = f"Zq{secrets.token_hex(8)}"
-    answer = watched.ask(f"My name is {secret}.")["choices"][0]["message"]["content"]
+    with caplog.at_level("DEBUG"):
+        answer = watched.ask(f"My name is {secret}.")["choices"][0]["message"]["content"]
+    (logged,) = (record for record in caplog.records if record.name == "preread.edge.metrics")
+    assert logged.fields["predicted_n"] > 0 and all(
+        isinstance(value, int | float | str) for value in logged.fields.values()
+    )
+    assert secret not in caplog.text and json.dumps(answer)[1:-1] not in caplog.text
     told = watched.text()
     assert secret not in told and "manual" not in told and json.dumps(answer)[1:-1] not in told
-    known = watched.edge.site.contexts.named("manual").entry.context
+    known = watched.edge.node.contexts.named("manual").entry.context
     assert known[:12] not in told, "which contexts are asked about is told to nobody either"
     assert "127.0.0.1" not in told
 

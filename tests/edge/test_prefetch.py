@@ -34,18 +34,18 @@ async def opened(
         "sync_s": 3600,
     }
     async with AsyncEdge(str(model), cloud_url, near=near, **options) as edge:
-        await edge.site.settled()
+        await edge.node.settled()
         yield edge
 
 
 def segments(edge: AsyncEdge, name: str) -> list[ObjectId]:
-    manifest = edge.site.contexts.named(name).manifest
+    manifest = edge.node.contexts.named(name).manifest
     assert manifest is not None
     return [place.ref.id for place in manifests.places(manifest, "lossless")]
 
 
 def missing(edge: AsyncEdge, name: str) -> int:
-    held = edge.site.sources.held
+    held = edge.node.sources.held
     assert held is not None
     return sum(id not in held for id in segments(edge, name))
 
@@ -65,10 +65,10 @@ def test_pinned_contexts_are_fetched_and_a_restart_finds_them(cloud: Any, tiny_m
             await asyncio.sleep(0)
         async with opened(proxy.url, tiny_model, tmp_path) as edge:
             assert missing(edge, "manual") == 0
-            manifest = edge.site.contexts.named("manual").manifest
+            manifest = edge.node.contexts.named("manual").manifest
             assert manifest is not None
             refs = [place.ref for place in manifests.places(manifest, "lossless")]
-            assert all([object_id(await edge.site.sources.get(ref)) == ref.id for ref in refs])
+            assert all([object_id(await edge.node.sources.get(ref)) == ref.id for ref in refs])
 
     asyncio.run(main())
 
@@ -78,7 +78,7 @@ def test_nothing_is_fetched_unasked_by_default(cloud: Any, tiny_model: Path, tmp
         async with opened(cloud.url, tiny_model, tmp_path) as edge:
             for _ in range(50):
                 await asyncio.sleep(0.01)
-            assert missing(edge, "manual") > 0 and edge.site.sources.held.used_bytes == 0  # type: ignore[union-attr]
+            assert missing(edge, "manual") > 0 and edge.node.sources.held.used_bytes == 0  # type: ignore[union-attr]
 
     asyncio.run(main())
 
@@ -104,11 +104,11 @@ def test_what_was_asked_for_by_name_goes_first(cloud: Any, tiny_model: Path, tmp
             Proxy(("127.0.0.1", int(cloud.url.rpartition(":")[2])), link) as proxy,
             opened(proxy.url, tiny_model, tmp_path, "all") as edge,
         ):
-            site, whole = edge.site, len(segments(edge, "manual"))
+            node, whole = edge.node, len(segments(edge, "manual"))
             while missing(edge, "manual") == whole:
                 await asyncio.sleep(0.02)
-            with site.loading():
-                assert site.busy.is_set() and not site.idle.is_set()
+            with node.loading():
+                assert node.busy.is_set() and not node.idle.is_set()
                 proxy.link = Link()
                 for _ in range(30):  # what had arrived by then is still written
                     await asyncio.sleep(0.01)
@@ -116,7 +116,7 @@ def test_what_was_asked_for_by_name_goes_first(cloud: Any, tiny_model: Path, tmp
                 for _ in range(50):
                     await asyncio.sleep(0.01)
                 assert 0 < left == missing(edge, "manual") and proxy.stats.bytes_down == before
-            assert site.idle.is_set() and not site.busy.is_set()
+            assert node.idle.is_set() and not node.busy.is_set()
 
     asyncio.run(main())
 
@@ -144,13 +144,13 @@ def stored(kind: str, id: str) -> Path:
 def test_what_the_cloud_has_taken_back_is_removed(cloud: Any, tiny_model: Path, tmp_path: Path) -> None:
     async def main() -> None:
         async with opened(cloud.url, tiny_model, tmp_path, "off") as edge:
-            held = edge.site.sources.held
+            held = edge.node.sources.held
             assert held is not None
             stray = await cloud_put(b"a segment of no context")
             held.keep(stray, b"a segment of no context")
             async with asyncio.timeout(30):
                 while stray.id in held:
-                    edge.site.idle.set()
+                    edge.node.idle.set()
                     await asyncio.sleep(0.05)
 
     async def cloud_put(data: bytes) -> Any:
@@ -200,12 +200,12 @@ def test_what_is_on_disk_is_streamed_without_the_cloud(cloud: Any, tiny_model: P
             async with opened(proxy.url, tiny_model, tmp_path, "off", ("manual",)) as edge:
                 await until_held(edge, "manual")
         async with opened(proxy.url, tiny_model, tmp_path, "off") as edge:
-            assert edge.site.contexts.unreachable
-            edge.site.beliefs = slow_machine(link_bytes_s=None)  # so that nothing is computed instead
+            assert edge.node.contexts.unreachable
+            edge.node.beliefs = slow_machine(link_bytes_s=None)  # so that nothing is computed instead
             answer = await edge.ask("What is this?", context="manual", max_tokens=6, temperature=0)
             assert answer.timings.way == "streamed" and answer.text == expected.text
-            edge.site.sources.held.drop([*edge.site.sources.held.ids()][:1])  # type: ignore[union-attr]
-            await edge.site.forget()
+            edge.node.sources.held.drop([*edge.node.sources.held.ids()][:1])  # type: ignore[union-attr]
+            await edge.node.forget()
             answer = await edge.ask("What is this?", context="manual", max_tokens=6, temperature=0)
             assert answer.timings.way == "computed" and answer.text == expected.text
 

@@ -12,9 +12,9 @@ import pytest
 from preread import Edge
 from preread.edge.edge import Answer
 from preread.edge.load import load_spec
+from preread.edge.node import Node
 from preread.edge.refine import Refinement
 from preread.edge.residents import refinement
-from preread.edge.site import Site
 from preread.engine.cache import Rows
 from preread.errors import EngineError
 from preread.testing.beliefs import slow_machine
@@ -32,7 +32,7 @@ class Bench:
 
     def __init__(self, edge: Edge, proxy: ProxyProcess) -> None:
         self.edge, self.proxy = edge, proxy
-        self.site = edge.asynchronous.site
+        self.node = edge.asynchronous.node
 
     def ask(
         self,
@@ -48,15 +48,15 @@ class Bench:
         """A whole link, nothing held, and loading is believed to be far better than computing."""
         self.proxy.set_faults([])
         self.proxy.set_link(FAST)
-        self.site.refine = refine
-        self.edge.portal.call(self.site.sync)
-        self.edge.portal.call(self.site.forget)
-        self.site.beliefs = slow_machine()
+        self.node.refine = refine
+        self.edge.portal.call(self.node.sync)
+        self.edge.portal.call(self.node.forget)
+        self.node.beliefs = slow_machine()
 
     @property
     def refinement(self) -> Refinement:
-        assert self.site.refinement is not None
-        return self.site.refinement
+        assert self.node.refinement is not None
+        return self.node.refinement
 
     def refined(self) -> float:
         """The share that is refined, once refining has come to its end."""
@@ -70,21 +70,21 @@ class Bench:
 
     def rows(self) -> KVBlock:
         """All that the engine holds."""
-        (context,) = self.site.core.residents()
-        return self.edge.portal.call(self.site.core.export, context)
+        (context,) = self.node.core.residents()
+        return self.edge.portal.call(self.node.core.export, context)
 
     def hold_partly_refined(self) -> None:
         """Hold the context with some segments refined and others not, and the refinement at it on a slow link."""
         self.cold(refine=None)
         self.ask()
-        self.site.refine = "lossless"
+        self.node.refine = "lossless"
         self.proxy.set_link(SLOW)
 
         async def begin() -> None:
-            site, known = self.site, self.site.contexts.named("manual")
-            thin = load_spec(known.rung("q8"), known.tokens, site.preparations)
-            rows = await rows_of(site, known.entry.context)
-            site.refinement = refinement(known, thin, site, rows)
+            node, known = self.node, self.node.contexts.named("manual")
+            thin = load_spec(known.rung("q8"), known.tokens, node.preparations)
+            rows = await rows_of(node, known.entry.context)
+            node.refinement = refinement(known, thin, node, rows)
             self.refinement.go_on()
             while not self.refinement.share:
                 await asyncio.sleep(0.001)
@@ -107,7 +107,7 @@ def bench(tiny_model: Path, cloud: Any, tmp_path_factory: pytest.TempPathFactory
             "threads": 1,
         }
         with Edge(str(tiny_model), proxy.url, **options) as edge:
-            edge.portal.call(edge.asynchronous.site.settled)
+            edge.portal.call(edge.asynchronous.node.settled)
             yield Bench(edge, proxy)
 
 
@@ -116,7 +116,7 @@ def thin(bench: Bench) -> tuple[Answer, KVBlock]:
     """What q8 gives: an answer, and the rows that it was made with."""
     bench.cold(refine=None)
     answer = bench.ask()
-    assert answer.timings.way == "streamed" and bench.site.refinement is None
+    assert answer.timings.way == "streamed" and bench.node.refinement is None
     assert (answer.timings.refined_to, answer.timings.refined_share) == (None, 0.0)
     return answer, bench.rows()
 
@@ -124,21 +124,21 @@ def thin(bench: Bench) -> tuple[Answer, KVBlock]:
 @pytest.fixture(scope="module")
 def best(bench: Bench, thin: object) -> tuple[Answer, KVBlock]:
     """What this machine computes by itself; that its rows are those of lossless is told by other tests."""
-    bench.edge.portal.call(bench.site.forget)
+    bench.edge.portal.call(bench.node.forget)
     answer = bench.ask(local=True)
     assert answer.timings.way == "computed"
     return answer, bench.rows()
 
 
-async def rows_of(site: Site, context: ContextId) -> Rows:
+async def rows_of(node: Node, context: ContextId) -> Rows:
     """The rows of a context that is in the cache."""
 
     def rows() -> Rows:
-        place = site.core._sequences.place(context)
+        place = node.core._sequences.place(context)
         assert place is not None and place.rows is not None
         return place.rows
 
-    return await site.core.call(rows)
+    return await node.core.call(rows)
 
 
 def same(a: KVBlock, b: KVBlock) -> bool:
@@ -171,7 +171,7 @@ def test_what_was_said_before_is_what_an_unrefined_run_says(bench: Bench, cloud:
     cloud.publish("only thin", manual[: len(manual) // 2])
     bench.cold(refine=None)
     thin, rows = bench.ask(context="only thin"), bench.rows()
-    manifest = bench.site.contexts.named("only thin").manifest
+    manifest = bench.node.contexts.named("only thin").manifest
     assert manifest is not None
     for place in manifests.places(manifest, "lossless"):
         (cloud.folder / "segments" / place.ref.id[:2] / place.ref.id).unlink()
@@ -186,7 +186,7 @@ def test_no_better_rung_no_refinement(bench: Bench, thin: tuple[Answer, KVBlock]
     bench.cold(refine=rung)
     answer = bench.ask()
     assert (answer.text, answer.timings.way, answer.timings.refined_to) == (thin[0].text, "streamed", None)
-    assert bench.site.refinement is None and same(bench.rows(), thin[1])
+    assert bench.node.refinement is None and same(bench.rows(), thin[1])
 
 
 def test_a_question_interrupts_it_and_after_its_first_token_it_goes_on(
@@ -194,17 +194,17 @@ def test_a_question_interrupts_it_and_after_its_first_token_it_goes_on(
 ) -> None:
     bench.hold_partly_refined()
     refinement, seen = bench.refinement, []
-    chooser = bench.site.engine.chooser
+    chooser = bench.node.engine.chooser
 
     def watched(*arguments: Any) -> Any:
         seen.append(refinement.running)
         return chooser(*arguments)
 
-    bench.site.engine.chooser = watched  # type: ignore[method-assign]
+    bench.node.engine.chooser = watched  # type: ignore[method-assign]
     try:
         answer = bench.ask()
     finally:
-        del bench.site.engine.chooser
+        del bench.node.engine.chooser
     assert seen == [False] and answer.timings.way == "resident"
     assert bench.refinement is refinement and 0 < answer.timings.refined_share <= 1
     bench.proxy.set_link(FAST)
@@ -226,15 +226,15 @@ def test_another_context_ends_it_and_gets_none_of_its_rows(bench: Bench, cloud: 
     lamp = bench.rows()
     bench.hold_partly_refined()
     refinement = bench.refinement
-    bench.site.shelf.clear()
+    bench.node.offload.clear()
     bench.proxy.set_link(FAST)
-    bench.site.refine = None
+    bench.node.refine = None
     assert bench.ask("What does the red lamp mean?", "lamp").timings.way == "streamed"
-    assert not refinement.running and refinement.share < 1 and bench.site.refinement is None
+    assert not refinement.running and refinement.share < 1 and bench.node.refinement is None
     assert same(bench.rows(), lamp)
 
 
-def test_a_partly_refined_context_comes_back_from_the_shelf_as_it_was(bench: Bench, cloud: Any) -> None:
+def test_a_partly_refined_context_comes_back_from_memory_as_it_was(bench: Bench, cloud: Any) -> None:
     cloud.publish("lamp", "The red lamp means that the tank is empty. " * 12)
     bench.hold_partly_refined()
     bench.edge.portal.call(bench.refinement.pause)
@@ -266,7 +266,7 @@ def test_a_better_segment_that_is_broken_ends_it_and_nothing_else(
     assert answer.timings.way == "resident" and 0 < answer.timings.refined_share < 1 and answer.text
     assert not bench.refinement.running  # it does not try again
     rows = bench.rows()
-    manifest = bench.site.contexts.named("manual").manifest
+    manifest = bench.node.contexts.named("manual").manifest
     assert manifest is not None
     from_thin, from_best = (
         np.array([(rows.k == other.k)[:, :, start:stop].all(axis=(1, 2, 3)) for start, stop in manifest.chunks])
@@ -292,10 +292,10 @@ def test_closing_the_edge_in_the_middle_of_it(bench: Bench, tiny_model: Path, tm
     bench.cold()
     options = {"rung": "q8", "refine": "lossless", "window_tokens": 2048, "folder": tmp_path, "threads": 1}
     with Edge(str(tiny_model), bench.proxy.url, **options) as edge:
-        edge.asynchronous.site.beliefs = slow_machine()
+        edge.asynchronous.node.beliefs = slow_machine()
         assert edge.ask(QUESTION, context="manual", max_tokens=1).timings.way == "streamed"
         bench.proxy.set_faults([Blackout(None)])
-        refinement = edge.asynchronous.site.refinement
+        refinement = edge.asynchronous.node.refinement
         assert refinement is not None and refinement.running
     assert not refinement.running
 
@@ -304,7 +304,7 @@ def test_an_engine_that_fails_in_the_middle_of_an_answer_does_not_answer_anew(
     bench: Bench, thin: tuple[Answer, KVBlock]
 ) -> None:
     bench.cold()
-    runner, said = bench.site.engine.runner, []
+    runner, said = bench.node.engine.runner, []
     run = runner.run
 
     def failing(slices: Any) -> Any:

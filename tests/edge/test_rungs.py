@@ -20,9 +20,9 @@ from preread.edge.choice import chosen, expected_s
 from preread.edge.contexts import Known
 from preread.edge.edge import Answer
 from preread.edge.load import load_spec
+from preread.edge.node import Node
 from preread.edge.profiles import Profiles
 from preread.edge.rungs import resolved, stated_dloss
-from preread.edge.site import Site
 from preread.engine.llamacpp import LlamaCpp
 from preread.engine.worker import Worker
 from preread.errors import CorruptData, PrereadError
@@ -47,12 +47,12 @@ class Bench:
     published: Published
 
     @property
-    def site(self) -> Site:
-        return self.edge.asynchronous.site
+    def node(self) -> Node:
+        return self.edge.asynchronous.node
 
     @property
     def known(self) -> Known:
-        return self.site.contexts.named("codes")
+        return self.node.contexts.named("codes")
 
     @property
     def manifest(self) -> Manifest:
@@ -66,25 +66,25 @@ class Bench:
     def of(self, rungs: Iterable[Rung]) -> Known:
         """The context with these rungs."""
         manifest = msgspec.structs.replace(self.manifest, rungs=tuple(rungs))
-        return replace(self.known, manifest=manifest, rungs=resolved(manifest, self.site.contexts.profiles))
+        return replace(self.known, manifest=manifest, rungs=resolved(manifest, self.node.contexts.profiles))
 
     def chosen(self, known: Known | None = None, prompt_s: float = 0.0) -> str:
         """The rung that is chosen of the context."""
-        return chosen(known or self.known, self.site.terms(prompt_s)).name
+        return chosen(known or self.known, self.node.terms(prompt_s)).name
 
     def expected_s(self, rung: str) -> float:
         """With a prompt of half a second."""
-        return expected_s(self.known.rung(rung), self.site.terms(0.5))
+        return expected_s(self.known.rung(rung), self.node.terms(0.5))
 
     def ask(self) -> Answer:
         """Cold, and as if computing here took for ever."""
-        self.site.beliefs = slow_machine()
-        self.edge.portal.call(self.site.forget)
+        self.node.beliefs = slow_machine()
+        self.edge.portal.call(self.node.forget)
         return self.edge.ask("What code has the fan?", context="codes", max_tokens=6, temperature=0)
 
     def rows(self) -> KVBlock:
         """What the engine holds."""
-        return self.edge.portal.call(self.site.core.export, self.known.entry.context)
+        return self.edge.portal.call(self.node.core.export, self.known.entry.context)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def bench(smollm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Be
         assert isinstance(published, Published)
         options = {"window_tokens": 512, "folder": tmp_path_factory.mktemp("edge"), "sync_s": 3600}
         with Edge("smollm2-135m-instruct", url, **options) as edge:
-            edge.portal.call(edge.asynchronous.site.settled)
+            edge.portal.call(edge.asynchronous.node.settled)
             yield Bench(edge, published)
     worker.close()
     engine.close()
@@ -107,10 +107,10 @@ def bench(smollm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Be
 
 @pytest.fixture(autouse=True)
 def _as_it_was(bench: Bench) -> Iterator[None]:
-    site, contexts = bench.site, bench.site.contexts
-    before = site.rung, site.max_dloss, site.deadline_s, contexts.profiles, contexts._rungs
+    node, contexts = bench.node, bench.node.contexts
+    before = node.rung, node.max_dloss, node.deadline_s, contexts.profiles, contexts._rungs
     yield
-    site.rung, site.max_dloss, site.deadline_s, contexts.profiles, contexts._rungs = before
+    node.rung, node.max_dloss, node.deadline_s, contexts.profiles, contexts._rungs = before
 
 
 def test_the_default_is_to_publish_lossless_and_all_that_is_fitted(bench: Bench) -> None:
@@ -122,7 +122,7 @@ def test_the_default_is_to_publish_lossless_and_all_that_is_fitted(bench: Bench)
     plain = {"dloss_interval_micronats": None, "kl_interval_micronats": None}
     assert msgspec.structs.replace(quality, **plain) == Quality(1_500, 1_500, 900_000, 1000)
     (profile,) = {rung.profile for rung in bench.manifest.rungs[1:]}
-    assert profile is not None and profile.id in bench.site.contexts.profiles
+    assert profile is not None and profile.id in bench.node.contexts.profiles
     assert bench.manifest.groups[1] == (GROUP_LAYERS, 2 * GROUP_LAYERS)
 
 
@@ -140,7 +140,7 @@ def test_the_default_is_to_publish_lossless_and_all_that_is_fitted(bench: Bench)
 def test_an_edge_streams_the_fewest_bytes_within_its_budget(
     bench: Bench, rung: str | None, max_dloss: float, streamed: str
 ) -> None:
-    bench.site.rung, bench.site.max_dloss = rung, max_dloss
+    bench.node.rung, bench.node.max_dloss = rung, max_dloss
     timings = bench.ask().timings
     assert (timings.way, timings.rung, timings.reason) == ("streamed", streamed, None)
     assert timings.bytes_received == bench.published.rung_bytes[streamed]
@@ -148,7 +148,7 @@ def test_an_edge_streams_the_fewest_bytes_within_its_budget(
 
 @pytest.mark.parametrize("rung", [None, "lossless"])
 def test_four_bits_that_are_called_lossless_are_not_taken_for_exact(bench: Bench, rung: str | None) -> None:
-    bench.site.rung, bench.site.max_dloss = rung, 0.0
+    bench.node.rung, bench.node.max_dloss = rung, 0.0
     assert bench.chosen() == "lossless"
     for codec in ("q4/1", "fitted/2"):
         with pytest.raises(PrereadError, match="never called so"):
@@ -164,7 +164,7 @@ def test_four_bits_that_are_called_lossless_are_not_taken_for_exact(bench: Bench
     ],
 )
 def test_a_deadline_takes_the_best_rung_that_keeps_it(bench: Bench, deadline_s: float | None, streamed: str) -> None:
-    bench.site.deadline_s = deadline_s
+    bench.node.deadline_s = deadline_s
     timings = bench.ask().timings
     assert (timings.way, timings.rung) == ("streamed", streamed)
 
@@ -172,28 +172,28 @@ def test_a_deadline_takes_the_best_rung_that_keeps_it(bench: Bench, deadline_s: 
 def test_what_is_expected_follows_from_the_link_the_size_and_what_is_on_disk(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    site, tokens = bench.site, bench.manifest.tokens.count
-    site.beliefs = Beliefs.of_machine(1.0)
+    node, tokens = bench.node, bench.manifest.tokens.count
+    node.beliefs = Beliefs.of_machine(1.0)
     nothing_known = [bench.expected_s(rung) for rung in ("lossless", "b2")]
     assert nothing_known[0] == nothing_known[1] > tokens  # all is computed, whatever the rung
-    site.beliefs = site.beliefs.flowed(2**20, 10_000, 1000.0)
+    node.beliefs = node.beliefs.flowed(2**20, 10_000, 1000.0)
     lossless, b2 = (bench.expected_s(rung) for rung in ("lossless", "b2"))
     assert 0.5 < b2 < lossless < nothing_known[0]
     for deadline_s, rung in (((b2 + lossless) / 2, "b4"), (lossless, "lossless"), (0.0, "b2")):
-        site.deadline_s = deadline_s
+        node.deadline_s = deadline_s
         assert bench.chosen(prompt_s=0.5) == rung
-    assert site.beliefs.link(1e4) is None  # the plan begins with what is sure; the choice takes what was seen last
+    assert node.beliefs.link(1e4) is None  # the plan begins with what is sure; the choice takes what was seen last
     assert bench.expected_s("b2") == b2
-    monkeypatch.setattr(site.sources.disk, "holds", lambda _: True)
-    site.deadline_s = b2
+    monkeypatch.setattr(node.sources.disk, "holds", lambda _: True)
+    node.deadline_s = b2
     assert bench.chosen(prompt_s=0.5) == "lossless"
 
 
 def test_a_fitted_rung_gives_nearly_the_rows_of_local_prefill(bench: Bench) -> None:
-    bench.site.rung = "lossless"
+    bench.node.rung = "lossless"
     bench.ask()
     exact = bench.rows()
-    bench.site.rung = "b4"
+    bench.node.rung = "b4"
     bench.ask()
     near = bench.rows()
     for name in ("k", "v"):
@@ -203,19 +203,19 @@ def test_a_fitted_rung_gives_nearly_the_rows_of_local_prefill(bench: Bench) -> N
 
 
 def test_a_rung_asked_for_by_name_that_is_not_there_is_computed(bench: Bench) -> None:
-    bench.site.rung = "q8"
+    bench.node.rung = "q8"
     timings = bench.ask().timings
     assert timings.way == "computed" and timings.reason and "has no rung 'q8'; it has: lossless, b4" in timings.reason
 
 
 def test_without_the_profile_the_next_choice_is_lossless(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    bench.site.contexts.profiles = Profiles(bench.site.engine.spec.fingerprint)
-    bench.site.contexts.profiles_changed()
+    bench.node.contexts.profiles = Profiles(bench.node.engine.spec.fingerprint)
+    bench.node.contexts.profiles_changed()
     timings = bench.ask().timings
     assert (timings.way, timings.rung) == ("streamed", "lossless")
     assert "b2: profile" in caplog.text and "is not here yet" in caplog.text
-    bench.site.rung = "b2"
+    bench.node.rung = "b2"
     timings = bench.ask().timings
     assert timings.way == "computed" and timings.reason and "is not here yet" in timings.reason
 
@@ -231,7 +231,7 @@ def test_when_nothing_can_be_read_the_reasons_are_told(bench: Bench) -> None:
 
 
 def test_when_nothing_keeps_the_budget_that_is_told(bench: Bench) -> None:
-    bench.site.max_dloss = 0.00001
+    bench.node.max_dloss = 0.00001
     only = tuple(rung for rung in bench.manifest.rungs if rung.name in ("b2", "b4"))
     known = bench.of(only)
     best = min(cost for cost in map(stated_dloss, only) if cost is not None)
@@ -263,20 +263,20 @@ def test_unstated_quality_is_a_last_resort(bench: Bench) -> None:
 
 
 def test_a_profile_is_prepared_once_for_a_context(bench: Bench) -> None:
-    bench.edge.portal.call(bench.site.forget)
-    rung, site = chosen(bench.known, bench.site.terms()), bench.site
-    first, second = (load_spec(rung, bench.known.tokens, site.preparations).codec.ready() for _ in range(2))
+    bench.edge.portal.call(bench.node.forget)
+    rung, node = chosen(bench.known, bench.node.terms()), bench.node
+    first, second = (load_spec(rung, bench.known.tokens, node.preparations).codec.ready() for _ in range(2))
     assert first.prepared is second.prepared  # type: ignore[attr-defined]
 
 
 def test_segments_under_a_wrong_profile_are_never_injected(bench: Bench) -> None:
-    engine, manifest = bench.site.engine, bench.manifest
+    engine, manifest = bench.node.engine, bench.manifest
     rung: Rung = manifest.rungs[2]
     assert rung.profile is not None
     width = engine.embeddings(bench.known.tokens).shape[1]
     profile = plain_profile(engine.spec.fingerprint, engine.spec.geometry, width, {"b3": (0.1, 0.0), "b2": (0.1, 0.0)})
-    bench.site.contexts.profiles._read[rung.profile.id] = profile  # as if the digest were of this one
-    bench.site.contexts.profiles_changed()
-    bench.site.rung = "b1"
+    bench.node.contexts.profiles._read[rung.profile.id] = profile  # as if the digest were of this one
+    bench.node.contexts.profiles_changed()
+    bench.node.rung = "b1"
     timings = bench.ask().timings
     assert timings.way == "computed" and timings.reason and "has no rung b1" in timings.reason

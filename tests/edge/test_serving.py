@@ -76,7 +76,7 @@ def test_stream_says_at_once_that_it_is_understood_and_something_every_few_secon
 
     async def story() -> None:
         call = asked(create_app(edge.opened), {**SHORT, "stream": True})
-        async with edge.opened.site.core.paused():
+        async with edge.opened.node.core.paused():
             asking = asyncio.create_task(call.run())
             await call.heard.wait()
             assert call.status == 200 and call.answered[b"content-type"].startswith(b"text/event-stream")
@@ -92,7 +92,7 @@ def test_stream_says_at_once_that_it_is_understood_and_something_every_few_secon
 def test_what_is_wrong_with_a_stream_has_a_status_while_others_are_answered(edge: Any) -> None:
     async def story() -> None:
         app = create_app(edge.opened)
-        async with edge.opened.site.core.paused():
+        async with edge.opened.node.core.paused():
             unknown = await asked(app, {**SHORT, "stream": True, "context": "manuel"}).run()
             assert (unknown.status, json.loads(unknown.text)["error"]["code"]) == (404, "unknown_context")
 
@@ -108,7 +108,7 @@ def test_who_has_too_much_inside_is_told_when_to_come_again_and_others_are_let_i
         app = create_app(edge.opened, limits=Limits(requests=4))
         many = [asked(app, SHORT) for _ in range(5)]
         other = asked(app, {**SHORT, "stream": True}, "10.0.0.2")
-        async with edge.opened.site.core.paused():
+        async with edge.opened.node.core.paused():
             asking = [asyncio.create_task(call.run()) for call in [*many, other]]
             await other.heard.wait()
             for call in many[2:]:
@@ -132,7 +132,7 @@ def test_of_a_caller_who_wastes_much_and_has_more_than_a_few_inside_none_is_look
     async def story() -> None:
         app = create_app(edge.opened)
         wrong = {"messages": "no list"}
-        async with edge.opened.site.core.paused():
+        async with edge.opened.node.core.paused():
             asking = [asyncio.create_task(asked(app, SHORT).run())]
             await asyncio.sleep(0)
             for _ in range(2):
@@ -153,7 +153,7 @@ def test_who_asks_much_does_not_keep_others_waiting(edge: Any) -> None:
         app = create_app(edge.opened)
         many = [asked(app, LONG) for _ in range(6)]
         asking = [asyncio.create_task(call.run()) for call in many]
-        while edge.opened.site.core.idle:
+        while edge.opened.node.core.idle:
             await asyncio.sleep(0.001)
         one = await asked(app, SHORT, "10.0.0.2").run()
         assert one.status == 200 and not any(call.text for call in many)
@@ -206,15 +206,15 @@ async def _nothing(message: Any) -> None:
 
 def test_chat_that_names_no_number_of_tokens_leaves_the_context_where_it_is(edge: Any) -> None:
     async def story() -> None:
-        app, site = create_app(edge.opened, limits=Limits(answer_tokens=8)), edge.opened.site
+        app, node = create_app(edge.opened, limits=Limits(answer_tokens=8)), edge.opened.node
         about = await asked(app, {**SHORT, "context": "manual"}).run()
         assert about.status == 200
-        held = site.core.residents()
+        held = node.core.residents()
         assert held
         ends = {"logit_bias": LONG["logit_bias"], "messages": QUESTION}
         answer = json.loads((await asked(app, ends).run()).text)
         assert answer["usage"]["completion_tokens"] == 8 and answer["choices"][0]["finish_reason"] == "length"
-        assert site.core.residents() == held
+        assert node.core.residents() == held
 
     run(edge, story)
 

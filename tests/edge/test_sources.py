@@ -32,7 +32,7 @@ SIZES: dict[str, int] = {}
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
+class Node:
     """Edges behind one uplink."""
 
     uplink: Proxy
@@ -59,16 +59,16 @@ def cloud_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @asynccontextmanager
-async def site(cloud_url: str, folder: Path, link: Link | None = None) -> AsyncGenerator[Site, None]:
+async def node(cloud_url: str, folder: Path, link: Link | None = None) -> AsyncGenerator[Node, None]:
     async with AsyncExitStack() as stack:
         port = int(cloud_url.rpartition(":")[2])
         uplink = await stack.enter_async_context(Proxy(("127.0.0.1", port), link or Link()))
-        yield Site(uplink, folder, stack)
+        yield Node(uplink, folder, stack)
 
 
-def run(cloud_url: str, folder: Path, work: Callable[[Site], Awaitable[None]], link: Link | None = None) -> None:
+def run(cloud_url: str, folder: Path, work: Callable[[Node], Awaitable[None]], link: Link | None = None) -> None:
     async def main() -> None:
-        async with asyncio.timeout(60), site(cloud_url, folder, link) as here:
+        async with asyncio.timeout(60), node(cloud_url, folder, link) as here:
             await work(here)
 
     asyncio.run(main())
@@ -76,7 +76,7 @@ def run(cloud_url: str, folder: Path, work: Callable[[Site], Awaitable[None]], l
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_a_cold_context_comes_over_the_uplink_once(cloud_url: str, tmp_path: Path, count: int) -> None:
-    async def work(here: Site) -> None:
+    async def work(here: Node) -> None:
         alone = await here.edge(99)
         before = here.uplink.stats.bytes_down
         whole = await alone.load("manual")
@@ -91,7 +91,7 @@ def test_a_cold_context_comes_over_the_uplink_once(cloud_url: str, tmp_path: Pat
 
 
 def test_one_after_the_other_needs_the_uplink_once_too(cloud_url: str, tmp_path: Path) -> None:
-    async def work(here: Site) -> None:
+    async def work(here: Node) -> None:
         edges = await here.edges(4)
         before = here.uplink.stats.bytes_down
         whole = {await edge.load("manual") for edge in edges}
@@ -102,7 +102,7 @@ def test_one_after_the_other_needs_the_uplink_once_too(cloud_url: str, tmp_path:
 
 
 def test_an_edge_that_joins_gets_what_the_others_hold(cloud_url: str, tmp_path: Path) -> None:
-    async def work(here: Site) -> None:
+    async def work(here: Node) -> None:
         first = await here.edge(1)
         whole = await first.load("manual")
         second = await here.edge(2)
@@ -115,7 +115,7 @@ def test_an_edge_that_joins_gets_what_the_others_hold(cloud_url: str, tmp_path: 
 
 
 def test_disk_comes_first_and_survives_a_restart(cloud_url: str, tmp_path: Path) -> None:
-    async def work(here: Site) -> None:
+    async def work(here: Node) -> None:
         async with bare_edge(here.uplink.url, tmp_path, 1) as edge:
             await edge.load("leaflet")
         async with bare_edge(here.uplink.url, tmp_path, 1) as edge:
@@ -164,7 +164,7 @@ def test_a_disk_rests_while_somebody_waits_for_a_first_token(monkeypatch: pytest
 
 
 def test_what_a_planner_sees(cloud_url: str, tmp_path: Path) -> None:
-    async def work(here: Site) -> None:
+    async def work(here: Node) -> None:
         edges = await here.edges(3)
         mine = edges[0].sources
         disk, *near, cloud = mine.supplies()
@@ -228,7 +228,7 @@ def test_what_has_just_arrived_is_not_asked_for_again(tmp_path: Path, turns: int
 
 
 def test_neighbours_give_what_they_hold_when_the_cloud_is_gone(cloud_url: str, tmp_path: Path) -> None:
-    async def work(here: Site) -> None:
+    async def work(here: Node) -> None:
         first, second = await here.edges(2)
         await first.load("leaflet")
         await second.load("leaflet")
@@ -313,7 +313,7 @@ def test_a_bad_neighbour_costs_little_and_is_left_alone(
     monkeypatch.setattr("preread.store.egress._NEAR", Patience(0.5, 3600, 3600, 1))  # so that only the cloud's helps
     seen: list[Request] = []
 
-    async def work(here: Site) -> None:
+    async def work(here: Node) -> None:
         edge = await here.edge(1)
         async with serving_here(neighbour(answer, seen)) as url:
             owned = await owned_by_liar(edge, url)
@@ -336,7 +336,7 @@ def test_a_neighbour_that_was_quick_is_not_waited_for_as_if_it_had_been_slow(
     monkeypatch.setattr(sources_module, "_SILENCE_S", 3600)
     monkeypatch.setattr("preread.store.egress._NEAR", Patience(0.5, 3600, 3600, 1))
 
-    async def work(here: Site) -> None:
+    async def work(here: Node) -> None:
         edge = await here.edge(1)
         async with serving_here(neighbour(answer)) as url:
             ref, *_ = await owned_by_liar(edge, url)
@@ -359,7 +359,7 @@ def test_what_a_planner_learns_of_a_bad_neighbour(
 ) -> None:
     monkeypatch.setattr("preread.store.egress._NEAR", Patience(0.5, 0.5, 0.5, 10**6))
 
-    async def work(here: Site) -> None:
+    async def work(here: Node) -> None:
         edge = await here.edge(1)
         async with serving_here(neighbour(answer)) as url:
             ref = (await owned_by_liar(edge, url))[0]
@@ -375,7 +375,7 @@ def test_what_a_planner_learns_of_a_bad_neighbour(
 def test_a_neighbour_never_sees_the_clouds_key(cloud_url: str, tmp_path: Path) -> None:
     seen: list[Request] = []
 
-    async def work(here: Site) -> None:
+    async def work(here: Node) -> None:
         for number, site_key in enumerate((None, "site-secret-0123456789")):
             async with (
                 bare_edge(here.uplink.url, tmp_path, number, api_key="cloud-secret", site_key=site_key) as edge,
@@ -401,7 +401,7 @@ def test_edges_of_other_models_and_oneself_are_no_neighbours(cloud_url: str, tmp
     async def nonsense(request: Request) -> Response:
         return Response(b'{"edge": 5}')
 
-    async def work(here: Site) -> None:
+    async def work(here: Node) -> None:
         edge = await here.edge(1)
         for answer in (introduce_other, nonsense):
             async with serving_here(Starlette(routes=[Route("/v1/edge", answer)])) as url:
@@ -416,7 +416,7 @@ def test_edges_of_other_models_and_oneself_are_no_neighbours(cloud_url: str, tmp
 
 
 def test_a_neighbour_that_comes_back_is_used_again(cloud_url: str, tmp_path: Path) -> None:
-    async def work(here: Site) -> None:
+    async def work(here: Node) -> None:
         first = await here.edge(1)
         async with bare_edge(here.uplink.url, tmp_path, 2) as second:
             await introduce(first, second)

@@ -37,13 +37,13 @@ def exporter(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
 def opened(tiny_model: Path, cloud: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edge]:
     folder = tmp_path_factory.mktemp("edge")
     with Edge(str(tiny_model), cloud.url, rung="lossless", window_tokens=2048, folder=folder) as edge:
-        edge.portal.call(edge.asynchronous.site.settled)
+        edge.portal.call(edge.asynchronous.node.settled)
         yield edge
 
 
 def asked(edge: Edge, content: str = SECRET, **fields: Any) -> dict[str, Any]:
     """The answer over HTTP to a question about the manual, which is not in the cache."""
-    edge.portal.call(edge.asynchronous.site.forget)
+    edge.portal.call(edge.asynchronous.node.forget)
     body = {"messages": [{"role": "user", "content": content}], "max_tokens": 8, "temperature": 0, "context": "manual"}
 
     async def post() -> dict[str, Any]:
@@ -63,7 +63,7 @@ def noted(span: ReadableSpan, name: str) -> Any:
 
 
 def test_an_answer_about_a_streamed_context_is_one_trace(opened: Edge, exporter: InMemorySpanExporter) -> None:
-    opened.asynchronous.site.beliefs = slow_machine()  # nothing is computed that can be streamed
+    opened.asynchronous.node.beliefs = slow_machine()  # nothing is computed that can be streamed
     timings = asked(opened)["timings"]
     assert timings["way"] == "streamed"
     found = {name: named(exporter, name) for name in ("answer", "match", "plan", "prefill", "generate")}
@@ -76,7 +76,7 @@ def test_an_answer_about_a_streamed_context_is_one_trace(opened: Edge, exporter:
     for span in (match, plan, prefill, generate):
         assert span.parent is not None and span.parent.span_id == answer.context.span_id
     assert sum(noted(span, "bytes") for span in named(exporter, "fetch")) == noted(plan, "bytes")
-    assert noted(plan, "context") == opened.asynchronous.site.contexts.named("manual").entry.context
+    assert noted(plan, "context") == opened.asynchronous.node.contexts.named("manual").entry.context
     assert noted(match, "prompt_tokens") == timings["prompt_n"] + timings["cache_n"]
     assert noted(match, "shared_tokens") == timings["cache_n"]
     assert noted(prefill, "tokens") == timings["prompt_n"]
@@ -87,8 +87,8 @@ def test_an_answer_about_a_streamed_context_is_one_trace(opened: Edge, exporter:
 
 
 def test_a_context_that_is_computed_is_prefilled(opened: Edge, exporter: InMemorySpanExporter) -> None:
-    whole = len(opened.asynchronous.site.contexts.named("manual").tokens)
-    opened.portal.call(opened.asynchronous.site.forget)
+    whole = len(opened.asynchronous.node.contexts.named("manual").tokens)
+    opened.portal.call(opened.asynchronous.node.forget)
     opened.ask("?", context="manual", local=True, max_tokens=1)
     assert whole in [noted(span, "tokens") for span in named(exporter, "prefill")]
     assert not named(exporter, "fetch") and not named(exporter, "answer"), "there was no request over HTTP"
@@ -99,7 +99,7 @@ def test_spans_have_numbers_and_ids_and_nothing_of_what_is_said(opened: Edge, ex
     asked(opened, context="no such context " + SECRET)
     told = exporter.get_finished_spans()
     assert len(told) > 5
-    known = opened.asynchronous.site.contexts.named("manual").entry.context
+    known = opened.asynchronous.node.contexts.named("manual").entry.context
     for span in told:
         for name, value in (span.attributes or {}).items():
             assert isinstance(value, int | float) or (name, value) == ("preread.context", known)

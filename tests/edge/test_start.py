@@ -42,9 +42,9 @@ def test_a_silent_cloud_keeps_no_edge_from_answering(tiny_model: Path, tmp_path:
         port = server.sockets[0].getsockname()[1]
         async with server, opened(tiny_model, f"http://127.0.0.1:{port}", tmp_path) as edge:
             answer = await edge.ask("Who are you?", max_tokens=1)
-            assert answer.timings.way == "none" and not edge.site.contexts.asked_cloud.is_set()
-            assert edge.site.contexts.unreachable == "the cloud was not asked yet"
-            assert not await edge.site.settled(0.01)
+            assert answer.timings.way == "none" and not edge.node.contexts.asked_cloud.is_set()
+            assert edge.node.contexts.unreachable == "the cloud was not asked yet"
+            assert not await edge.node.settled(0.01)
 
     asyncio.run(main())
 
@@ -55,25 +55,25 @@ def test_why_a_context_cannot_be_looked_up_is_said(tiny_model: Path, tmp_path: P
     store = open_store(str(tmp_path / "store"))
 
     async def why(edge: AsyncEdge, cloud: str | None) -> str:
-        site = edge.site
-        site.link = None if cloud is None else CloudLink(cloud)
+        node = edge.node
+        node.link = None if cloud is None else CloudLink(cloud)
         try:
-            site.contexts.unreachable = None
+            node.contexts.unreachable = None
             with pytest.raises((Unavailable, UnknownContext)) as caught:
-                await find_context("manual", site)
+                await find_context("manual", node)
             return f"{type(caught.value).__name__}: {caught.value}"
         finally:
-            if site.link is not None:
-                await site.link.aclose()
-            site.link = None
+            if node.link is not None:
+                await node.link.aclose()
+            node.link = None
 
     async def main(other: str, cloud: str) -> list[str]:
         async with opened(tiny_model, None, tmp_path / "edge") as edge:
             clouds = ["http://127.0.0.1:9", other, f"{cloud}/prefix", cloud.replace("http:", "https:"), cloud]
             told = [await why(edge, url) for url in clouds]
-            await edge.site.sync()
+            await edge.node.sync()
             with pytest.raises(Unavailable, match="start it with --cloud URL"):
-                await find_context("manual", edge.site)
+                await find_context("manual", edge.node)
             return told
 
     with serving(page) as other, serving(create_app(store, RandomPublisher(store))) as cloud:

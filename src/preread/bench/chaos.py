@@ -63,7 +63,7 @@ class Options:
         seed: of the schedule.
         context_tokens: fewest and most tokens of a context, more or less.
         answer_tokens: tokens of each answer.
-        shelf_mib: the edge's memory for contexts that are not in use; with much of it, few are loaded.
+        offload_mib: the edge's memory for contexts that are not in use; with much of it, few are loaded.
         only: play this turn alone.
         start: begin with this turn.
         clients: so many ask at once, in each turn.
@@ -75,7 +75,7 @@ class Options:
     seed: int
     context_tokens: tuple[int, int] = (64, 400)
     answer_tokens: int = 4
-    shelf_mib: int = 1
+    offload_mib: int = 1
     only: int | None = None
     start: int = 0
     clients: int = 1
@@ -141,7 +141,7 @@ async def _stage(options: Options, scratch: Path, stack: AsyncExitStack, console
     cloud.start()
     proxy = stack.enter_context(ProxyProcess(cloud.port))
     # Of the least memory for KV, so that contexts make room for each other, and come again.
-    memory = ["--kv-memory", "1", "--cache-ram", str(options.shelf_mib)]
+    memory = ["--kv-memory", "1", "--cache-ram", str(options.offload_mib)]
     flags = ["--rung", "lossless", "--sync-s", "0.5", *memory]
     edge = Server(["edge", *common, "--cloud", proxy.url, *flags], scratch / "edge-cache", options.model.parent)
     stack.callback(edge.kill)

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from preread.edge.answer import answer
 from preread.edge.machine import machine
-from preread.edge.opening import open_site
+from preread.edge.opening import open_node
 from preread.edge.options import Options
 from preread.edge.request import Ask, Done
 from preread.engine.plain import PlainLoop
@@ -27,10 +27,10 @@ async def bench(model: Path, name: str, prompt_tokens: int, answer_tokens: int, 
     edge_rates, plain_rates, predicted = [], [], 0
     with tempfile.TemporaryDirectory(prefix="preread-bench-") as scratch:
         options = Options(name, window_tokens=_WINDOW_TOKENS, keep_conversations_s=0)
-        async with open_site(model, name, None, Path(scratch), options) as residents:
+        async with open_node(model, name, None, Path(scratch), options) as residents:
             prompt = [1000 + 7 * i for i in range(prompt_tokens)]
             ask = Ask(prompt=tuple(prompt), sampling=Sampling(max_tokens=answer_tokens))
-            plain = PlainLoop(model, _WINDOW_TOKENS, residents.site.engine.threads)
+            plain = PlainLoop(model, _WINDOW_TOKENS, residents.node.engine.threads)
             for run in range(runs + 1):
                 async with aclosing(answer(ask, residents)) as pieces:
                     done = [piece async for piece in pieces][-1]

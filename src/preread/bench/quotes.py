@@ -13,7 +13,7 @@ from rich.table import Table
 
 from preread.edge.answer import answer
 from preread.edge.machine import machine
-from preread.edge.opening import open_site
+from preread.edge.opening import open_node
 from preread.edge.options import Options
 from preread.edge.request import Ask, Done
 from preread.edge.residents import Residents
@@ -48,7 +48,7 @@ async def bench(model: Path, name: str, answer_tokens: int, runs: int, console: 
         for drafts in (False, True):
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="preread-bench-")))
             options = Options(name, window_tokens=_WINDOW_TOKENS, drafts=drafts)
-            edges[drafts] = await stack.enter_async_context(open_site(model, name, None, folder, options))
+            edges[drafts] = await stack.enter_async_context(open_node(model, name, None, folder, options))
         rows = [
             {"set": kind, **await _row(edges, questions, answer_tokens, runs)}
             for kind, questions in (("quoting", _quoting()), ("other", _other()))

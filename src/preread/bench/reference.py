@@ -19,7 +19,7 @@ from typing import Any, Final
 from preread.bench.faults import Document
 from preread.bench.ttft import text
 from preread.edge.answer import answer
-from preread.edge.opening import open_site
+from preread.edge.opening import open_node
 from preread.edge.options import Options
 from preread.edge.request import Ask, Done, TokenOdds
 from preread.edge.residents import Residents
@@ -77,14 +77,14 @@ class Reference:
     """Right answers, by document and question."""
 
     def __init__(self, residents: Residents, cloud: CloudLink, answer_tokens: int) -> None:
-        self._residents, self._site, self._cloud, self._answer_tokens = residents, residents.site, cloud, answer_tokens
+        self._residents, self._node, self._cloud, self._answer_tokens = residents, residents.node, cloud, answer_tokens
         self._answers: dict[tuple[str, int], dict[int, Right]] = {}
         self._paces_s: deque[float] = deque(maxlen=_PACED)
 
     async def learn(self, document: Document, questions: Sequence[int]) -> None:
         """Answer these questions about a document that is published now, the first one from cold."""
         await self._sync()
-        await self._site.forget()
+        await self._node.forget()
         found = self._answers.setdefault((document.name, document.version), {})
         for number in dict.fromkeys(questions):
             started = time.monotonic()
@@ -94,7 +94,7 @@ class Reference:
 
     async def pace(self, document: Document) -> None:
         """Answer about a document that is published now from cold once more, for the time that it takes."""
-        await self._site.forget()
+        await self._node.forget()
         started = time.monotonic()
         done, _ = await self._ask(document, 0)
         self._paces_s.append((time.monotonic() - started) / done.prompt_tokens)
@@ -117,11 +117,11 @@ class Reference:
         }
 
     async def _sync(self) -> None:
-        self._site.link = self._cloud
+        self._node.link = self._cloud
         try:
-            await self._site.sync()
+            await self._node.sync()
         finally:
-            self._site.link = None
+            self._node.link = None
 
     async def _ask(self, document: Document, number: int) -> tuple[Done, Right]:
         texts, odds = list[str](), list[TokenOdds]()
@@ -153,6 +153,6 @@ async def referring(
     options = Options(name, window_tokens=window_tokens, threads=threads, cache_ram_bytes=0, keep_conversations_s=0)
     async with (
         CloudLink(cloud) as link,
-        open_site(model, name, None, folder, options) as residents,
+        open_node(model, name, None, folder, options) as residents,
     ):
         yield Reference(residents, link, answer_tokens)

@@ -119,7 +119,7 @@ async def _request(
         async with asyncio.timeout(_CUT_OFF * local_s + _LEAD_S):
             loaded_s = await ways.loaded_or_never_s(context, name, begin)
     except TimeoutError:
-        await ways.site.forget()
+        await ways.node.forget()
     oracle_s = min(local_s, loaded_s)
     return Row(
         trace=trace,

@@ -29,7 +29,7 @@ from preread.cloud.profiles import Stored, keep, profile_for
 from preread.cloud.publish import Tokens, needed, publish
 from preread.codec import profile_bytes as profiles
 from preread.edge.machine import machine
-from preread.edge.opening import open_site
+from preread.edge.opening import open_node
 from preread.edge.options import Options
 from preread.engine.llamacpp import LlamaCpp
 from preread.engine.worker import Worker
@@ -160,8 +160,8 @@ async def staged(
         with served(store) as port, ProxyProcess(port) as proxy:
             link = CloudLink(proxy.url)
             options = Options(name, window_tokens=_window(grid), cache_ram_bytes=0, keep_conversations_s=0, sync_s=3600)
-            async with open_site(model, name, link, cache, options) as residents:
-                await residents.site.settled()
+            async with open_node(model, name, link, cache, options) as residents:
+                await residents.node.settled()
                 yield Ways(residents, link, prompt, grid.answer_tokens), proxy
 
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from preread.edge.answer import answer
 from preread.edge.choice import chosen
 from preread.edge.load import Segments, decoded, load_spec
+from preread.edge.node import Node
 from preread.edge.request import Ask, Done, Timings
 from preread.edge.residents import Residents
-from preread.edge.site import Site
 from preread.engine.sampling import Sampling
 from preread.errors import EngineError, PrereadError
 from preread.plan.match import Tokens
@@ -52,9 +52,9 @@ class Ways:
     answer_tokens: int
 
     @property
-    def site(self) -> Site:
+    def node(self) -> Node:
         """The edge's parts."""
-        return self.residents.site
+        return self.residents.node
 
     async def local(self, context: str) -> Run:
         """Computed here from cold, without a cloud."""
@@ -69,8 +69,8 @@ class Ways:
 
         `begin` is called right before it is asked.
         """
-        self.site.rung = rung
-        await self.site.forget()
+        self.node.rung = rung
+        await self.node.forget()
         await self.warm()
         begin()
         return await self._answered(context, local=False, cold=False)
@@ -80,7 +80,7 @@ class Ways:
 
         What was asked for on an earlier, black link may have to drain first: an edge tries again and again, too.
         """
-        self.site.beliefs = self.site.beliefs.without_link()
+        self.node.beliefs = self.node.beliefs.without_link()
         for _ in range(_SYNCS):
             if await self.sync():
                 return
@@ -89,7 +89,7 @@ class Ways:
         """As the edge does every few seconds; in vain, which is False, where the link is black."""
         with suppress(PrereadError, TimeoutError):
             async with asyncio.timeout(_DEAD_S):
-                await self.site.sync()
+                await self.node.sync()
                 return True
         return False
 
@@ -105,14 +105,14 @@ class Ways:
         Raises:
             PrereadError: it cannot be loaded.
         """
-        site, engine = self.site, self.site.engine
-        known = site.contexts.named(context)
-        await site.forget()
+        node, engine = self.node, self.node.engine
+        known = node.contexts.named(context)
+        await node.forget()
         await self.warm()
         begin()
         started = time.monotonic()
-        async with site.core.paused():
-            reserving = asyncio.ensure_future(site.core.call(lambda: engine.session.reserve(len(known.tokens))))
+        async with node.core.paused():
+            reserving = asyncio.ensure_future(node.core.call(lambda: engine.session.reserve(len(known.tokens))))
             loading = asyncio.create_task(self._load(context, rung, reserving))
 
             def first() -> float:
@@ -124,12 +124,12 @@ class Ways:
 
             try:
                 await asyncio.shield(reserving)
-                seconds = await site.core.call(first)
+                seconds = await node.core.call(first)
                 await loading
             finally:
                 loading.cancel()
                 await asyncio.wait([loading, reserving])
-        await site.forget()
+        await node.forget()
         return seconds
 
     async def loaded_or_never_s(self, context: str, rung: str, begin: Begin = lambda: None) -> float:
@@ -141,9 +141,9 @@ class Ways:
 
     async def _load(self, context: str, rung: str, reserving: asyncio.Future[None]) -> None:
         """All segments, in layer order, into the engine once it has made room."""
-        site, engine = self.site, self.site.engine
-        known = site.contexts.named(context)
-        what = load_spec(known.rung(rung), known.tokens, site.preparations)
+        node, engine = self.node, self.node.engine
+        known = node.contexts.named(context)
+        what = load_spec(known.rung(rung), known.tokens, node.preparations)
         missing = [len(what.manifest.chunks)] * len(what.manifest.groups)
         complete = 0
 
@@ -170,16 +170,16 @@ class Ways:
         Raises:
             PrereadError: there is none.
         """
-        self.site.rung = None
-        return chosen(self.site.contexts.named(context), self.site.terms()).name
+        self.node.rung = None
+        return chosen(self.node.contexts.named(context), self.node.terms()).name
 
     def size_bytes(self, context: str, rung: str) -> int:
         """Bytes of a whole context at a rung."""
-        return self.site.contexts.named(context).rung(rung).size_bytes
+        return self.node.contexts.named(context).rung(rung).size_bytes
 
     async def _answered(self, context: str, *, local: bool, cold: bool) -> Run:
         if cold:
-            await self.site.forget()
+            await self.node.forget()
         prompt, sampling = tuple(map(int, self.prompt)), Sampling(self.answer_tokens)
         ask = Ask(prompt=prompt, context=context, sampling=sampling, local=local)
         texts: list[str] = []

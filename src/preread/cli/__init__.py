@@ -14,11 +14,12 @@ import typer
 
 from preread import tls
 from preread.cli import chat, contexts, doctor, fitting, measure, models, serve, teaching
-from preread.cli.terminal import LogFormatter, note, say
+from preread.cli.terminal import JsonFormatter, LogFormatter, note, say
 from preread.engine.barrier import wait_briefly
 from preread.errors import PrereadError
 
 LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["text", "json"]
 _SERVERS = {"cloud", "edge"}
 
 app = typer.Typer(
@@ -70,6 +71,9 @@ def _options(
     log_level: Annotated[
         LogLevel | None, typer.Option(help="What to log on stderr; servers: info, other commands: warning.")
     ] = None,
+    log_format: Annotated[
+        LogFormat, typer.Option(help="How: lines of text, or a JSON object a line, for machines.")
+    ] = "text",
     ca: Annotated[
         Path | None,
         typer.Option("--ca", metavar="FILE", help="Trust the authorities of this file in TLS, as SSL_CERT_FILE does."),
@@ -80,6 +84,7 @@ def _options(
         tls.trust(ca)
     level = log_level or ("info" if context.invoked_subcommand in _SERVERS else "warning")
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    lines = LogFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler.setFormatter(lines if log_format == "text" else JsonFormatter())
     logging.basicConfig(handlers=[handler])
     logging.getLogger("preread").setLevel(level.upper())

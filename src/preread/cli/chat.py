@@ -122,11 +122,11 @@ def run(
         "threads": threads,
     }
     with open_edge(model, cloud, **chosen) as opened:
-        if opened.asynchronous.site.engine.chat is None:
+        if opened.asynchronous.node.engine.chat is None:
             raise UsageError(f"{model} has no chat template: use `preread ask`, or a model that can chat")
         if context is not None:
             find(opened, context)
-        usual = opened.asynchronous.site.engine.sampling
+        usual = opened.asynchronous.node.engine.sampling
         sampling = replace(usual, max_tokens=max_tokens, temperature=temperature, seed=seed)
         Talk(opened, context, sampling, local=local, verbose=verbose).loop()
 

@@ -33,4 +33,4 @@ def find(edge: Edge, context: str) -> None:
     Raises:
         UnknownContext, Unavailable, UsageError: as for a question about it.
     """
-    edge.portal.call(find_context, context, edge.asynchronous.site)
+    edge.portal.call(find_context, context, edge.asynchronous.node)

@@ -317,14 +317,14 @@ async def _serve_edge(
     from preread.edge.share import create_share_app
 
     def ready() -> None:
-        site, cloud = opened.site, opened.options.cloud
-        away = " (cannot be reached)" if site.contexts.unreachable else ""
-        if not site.contexts.asked_cloud.is_set():
+        node, cloud = opened.node, opened.options.cloud
+        away = " (cannot be reached)" if node.contexts.unreachable else ""
+        if not node.contexts.asked_cloud.is_set():
             away = " (being asked)"
         link = f"cloud {cloud}{away}" if cloud else "no cloud"
         sharing = f", sharing on {listen.url(shared)}" if shared else ""
-        where = f"{listen.urls(sockets)}, {link}, {_contexts(len(site.contexts.entries()))}{sharing}"
-        say(f"preread edge: {site.engine.spec.name} on {where}")
+        where = f"{listen.urls(sockets)}, {link}, {_contexts(len(node.contexts.entries()))}{sharing}"
+        say(f"preread edge: {node.engine.spec.name} on {where}")
 
     @asynccontextmanager
     async def sharing() -> AsyncGenerator[None, None]:

@@ -75,14 +75,14 @@ class Talk:
                 note(f"unknown command {command}; /? lists all")
 
     def _show(self) -> None:
-        site = self._edge.asynchronous.site
-        spec, cloud = site.engine.spec, self._edge.asynchronous.options.cloud
+        node = self._edge.asynchronous.node
+        spec, cloud = node.engine.spec, self._edge.asynchronous.options.cloud
         note(f"model     {spec.name}, window {spec.window_tokens:,} tokens")
-        away = cloud and site.contexts.asked_cloud.is_set() and site.contexts.unreachable
+        away = cloud and node.contexts.asked_cloud.is_set() and node.contexts.unreachable
         note(f"cloud     {cloud or 'none'}{' (cannot be reached)' if away else ''}")
         note(f"context   {self._context or 'none'}")
         note(f"said      {len(self._said)} messages")
-        for entry in site.contexts.entries():
+        for entry in node.contexts.entries():
             note(f"known     {entry.name}: {entry.token_count:,} tokens, {entry.model}")
 
 

@@ -4,11 +4,13 @@ All that a command prints or logs goes through here, since much of it was writte
 terminal, or change how other letters are seen, is shown as an escape, such as \\x1b.
 """
 
+import json
 import logging
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime
 from typing import Final
 
 import msgspec
@@ -135,6 +137,18 @@ class LogFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return shown_prose(super().format(record))
+
+
+class JsonFormatter(logging.Formatter):
+    """A JSON object a line: time, level, logger, message, whatever `fields` a record brings, and a traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        told: dict[str, object] = {"time": at, "level": record.levelname.lower(), "logger": record.name}
+        told |= {"message": record.getMessage(), **getattr(record, "fields", {})}
+        if record.exc_info:
+            told["exception"] = self.formatException(record.exc_info)
+        return json.dumps(told)  # in ASCII, whatever letters there are
 
 
 def _shown_letter(letter: str) -> str:

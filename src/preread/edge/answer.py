@@ -10,10 +10,10 @@ from dataclasses import replace
 
 from preread.edge.at_hand import usable
 from preread.edge.core import Generation
+from preread.edge.node import Node
 from preread.edge.record import Record
 from preread.edge.request import Ask, Done, Piece
 from preread.edge.residents import Asking, Residents
-from preread.edge.site import Site
 from preread.edge.spans import past, span
 from preread.edge.text import Echo, Writer
 from preread.edge.understand import Question, understand
@@ -28,7 +28,7 @@ async def answer(ask: Ask, residents: Residents) -> AsyncGenerator[Piece | Done,
     Raises:
         UsageError, EngineError, Overloaded: as `understand` and `answered` do.
     """
-    question = await understand(ask, residents.site)
+    question = await understand(ask, residents.node)
     async with aclosing(answered(question, residents)) as items:
         async for item in items:
             yield item
@@ -48,10 +48,10 @@ async def answered(question: Question, residents: Residents, caller: str = "") -
         EngineError: the local engine failed.
         Overloaded: it had to wait too long.
     """
-    site, record, ask = residents.site, Record(question.arrived_s), question.ask
+    node, record, ask = residents.node, Record(question.arrived_s), question.ask
     # One token is generated even where none is wanted: that the context has come shows with it.
     wanted, question = ask.sampling.max_tokens, replace(question, ask=_of_one_token_at_least(ask))
-    writer = Writer(site.engine, ask.stop)
+    writer = Writer(node.engine, ask.stop)
     echo = Echo(ask, writer) if ask.echo else None
     async with aclosing(_sampled(question, residents, record, caller)) as steps:
         async for step in steps:
@@ -70,7 +70,7 @@ async def answered(question: Question, residents: Residents, caller: str = "") -
                 break
     if piece := writer.rest():
         yield piece
-    record.note_refinement(site.refinement, question)
+    record.note_refinement(node.refinement, question)
     residents.metrics.answered(record.timings)
     yield Done(writer.finish, question.prompt_tokens, record.timings)
 
@@ -83,14 +83,14 @@ async def _sampled(
     question: Question, residents: Residents, record: Record, caller: str
 ) -> AsyncGenerator[Sampled, None]:
     """The answer's tokens, once the context's KV is there."""
-    site, begun, tokens = residents.site, False, 0
+    node, begun, tokens = residents.node, False, 0
     await residents.begin()
     try:
-        question = _possible(question, site, record)
+        question = _possible(question, node, record)
         with residents.asking(question) as asking, span("generate") as generating:
             prompt, beginning, sampling = question.prompt, _beginning(question), question.ask.sampling
-            request = _request(question, site, caller)
-            async with site.core.generation(request, prompt, beginning, sampling) as generation:
+            request = _request(question, node, caller)
+            async with node.core.generation(request, prompt, beginning, sampling) as generation:
                 while (steps := await generation.steps.get()) is not None:
                     if isinstance(steps, BaseException):
                         raise steps
@@ -107,21 +107,21 @@ async def _sampled(
             residents.begun()
 
 
-def _possible(question: Question, site: Site, record: Record) -> Question:
+def _possible(question: Question, node: Node, record: Record) -> Question:
     """The question as it can be answered now: without its context where that cannot be shared, or has gone."""
     record.begin(question)
     if question.known is None:
         return question
-    if site.engine.no_injection:
-        record.note(way="computed", reason=site.engine.no_injection)
+    if node.engine.no_injection:
+        record.note(way="computed", reason=node.engine.no_injection)
         return question.alone()
-    if question.named or usable(question.known, site):
+    if question.named or usable(question.known, node):
         return question
     record.begin(alone := question.alone())  # what it begins with was displaced meanwhile
     return alone
 
 
-def _request(question: Question, site: Site, caller: str) -> Request:
+def _request(question: Question, node: Node, caller: str) -> Request:
     """What the schedule has to know of a question."""
     known, sampling = question.known, question.ask.sampling
     echo = sampling.prompt_logprobs and sampling.top_logprobs is not None
@@ -134,9 +134,9 @@ def _request(question: Question, site: Site, caller: str) -> Request:
         context=known.entry.context,
         context_tokens=tokens,
         reuse_tokens=question.reuse,
-        cost_s=site.beliefs.prefill.seconds(0, tokens),
+        cost_s=node.beliefs.prefill.seconds(0, tokens),
         guest=not question.named,
-        pinned=known.entry.name in site.pins,
+        pinned=known.entry.name in node.pins,
     )
 
 

@@ -81,7 +81,7 @@ def create_app(
 
 
 async def _health(edge: AsyncEdge, request: Request) -> Response:
-    engine, contexts = edge.site.engine, edge.site.contexts
+    engine, contexts = edge.node.engine, edge.node.contexts
     body = {
         "status": "ok",
         "model": engine.spec.name,
@@ -94,7 +94,7 @@ async def _health(edge: AsyncEdge, request: Request) -> Response:
 
 
 async def _models(edge: AsyncEdge, started: int, request: Request) -> Response:
-    listed = models.models(edge.site.engine.spec, edge.site.contexts.entries(), started)
+    listed = models.models(edge.node.engine.spec, edge.node.contexts.entries(), started)
     wanted = request.path_params.get("id")
     if wanted is None:
         return JSONResponse({"object": "list", "data": listed}, headers={"Cache-Control": "no-store"})
@@ -111,12 +111,12 @@ async def _metrics(edge: AsyncEdge, request: Request) -> Response:
 
 async def _drop_conversations(edge: AsyncEdge, request: Request) -> Response:
     """Nothing of what this caller said is kept for a next turn any more."""
-    await edge.site.core.drop_conversations(guard.caller(request.scope))
+    await edge.node.core.drop_conversations(guard.caller(request.scope))
     return Response(status_code=204)
 
 
 async def _properties(edge: AsyncEdge, request: Request) -> Response:
-    engine = edge.site.engine
+    engine = edge.node.engine
     return JSONResponse(
         models.properties(engine.spec, engine.sampling, engine.kv_memory_bytes), headers={"Cache-Control": "no-store"}
     )

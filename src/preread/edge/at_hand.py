@@ -8,29 +8,29 @@ asked for, and from subscriptions (`prefetch.py`).
 
 from preread.edge.choice import chosen
 from preread.edge.contexts import Known
-from preread.edge.site import Site
+from preread.edge.node import Node
 from preread.errors import PrereadError
 
 
-def beginnings(site: Site) -> list[Known]:
+def beginnings(node: Node) -> list[Known]:
     """The contexts that a prompt may be compared with now."""
-    return [known for known in site.contexts.own() if usable(known, site)]
+    return [known for known in node.contexts.own() if usable(known, node)]
 
 
-def usable(known: Known, site: Site) -> bool:
+def usable(known: Known, node: Node) -> bool:
     """Whether the context's KV is here, in memory or whole on the disk, and can be used unseen."""
     context = known.entry.context
-    if site.core.present(context):
+    if node.core.present(context):
         return True
-    return (context in site.shelf or on_disk(known, site)) and site.core.takes_guest(len(known.tokens))
+    return (context in node.offload or on_disk(known, node)) and node.core.takes_guest(len(known.tokens))
 
 
-def on_disk(known: Known, site: Site) -> bool:
+def on_disk(known: Known, node: Node) -> bool:
     """Whether the disk alone has a rung that this edge would stream."""
-    if site.engine.no_injection or known.manifest is None or site.sources.held is None:
+    if node.engine.no_injection or known.manifest is None or node.sources.held is None:
         return False
     try:
-        chosen(known, site.terms(), here=True)
+        chosen(known, node.terms(), here=True)
     except PrereadError:
         return False
     return True

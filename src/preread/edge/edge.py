@@ -21,11 +21,11 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from preread.edge.answer import answer
 from preread.edge.near import open_near
-from preread.edge.opening import open_site
+from preread.edge.node import Node
+from preread.edge.opening import open_node
 from preread.edge.options import OptionFields, Options
 from preread.edge.request import Ask, Done, Piece, Timings
 from preread.edge.residents import Residents
-from preread.edge.site import Site
 from preread.engine import arenas
 from preread.engine.download import pull
 from preread.engine.sampling import SamplingFields
@@ -65,10 +65,10 @@ class AsyncEdge:
         link = CloudLink(options.cloud, api_key=options.api_key) if options.cloud else None
         folder = options.folder or _folder(options.cloud)
         residents = await self._stack.enter_async_context(
-            open_site(path, path.stem if options.model.endswith(".gguf") else options.model, link, folder, options)
+            open_node(path, path.stem if options.model.endswith(".gguf") else options.model, link, folder, options)
         )
         try:
-            near = open_near(residents.site, options.near, folder / "held")
+            near = open_near(residents.node, options.near, folder / "held")
             self._introduction = await self._stack.enter_async_context(near)
         except BaseException:
             await self._stack.aclose()
@@ -105,13 +105,13 @@ class AsyncEdge:
         return self._residents
 
     @property
-    def site(self) -> Site:
+    def node(self) -> Node:
         """The open edge's parts.
 
         Raises:
             UsageError: it is not open.
         """
-        return self.residents.site
+        return self.residents.node
 
     def answer(self, ask: Ask) -> AsyncGenerator[Piece | Done, None]:
         """Answer a prepared question; see `preread.edge.answer.answer`."""
@@ -172,8 +172,8 @@ class AsyncEdge:
         local: bool = False,
     ) -> Ask:
         """The `Ask` for a plain question."""
-        chosen = replace(replace(self.site.engine.sampling, seed=secrets.randbits(31)), **sampling)
-        if self.site.engine.chat is None:
+        chosen = replace(replace(self.node.engine.sampling, seed=secrets.randbits(31)), **sampling)
+        if self.node.engine.chat is None:
             return Ask(prompt=prompt, context=context, stop=stop, sampling=chosen, local=local)
         messages = ({"role": "user", "content": prompt},)
         return Ask(messages=messages, context=context, stop=stop, sampling=chosen, local=local)

@@ -15,7 +15,7 @@ _TELLING: Final = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", 
 """Instruction sets that change how fast a quantised model is read."""
 
 
-_MOST_SHELF_BYTES: Final = 1 << 30
+_MOST_OFFLOAD_BYTES: Final = 1 << 30
 
 
 _MOST_KV_BYTES: Final = 1 << 29
@@ -28,11 +28,11 @@ def kv_memory_bytes(memory_bytes: int | None, chosen_bytes: int | None) -> int:
     return _MOST_KV_BYTES if memory_bytes is None else min(_MOST_KV_BYTES, memory_bytes // 8)
 
 
-def shelf_bytes(memory_bytes: int | None, chosen_bytes: int | None) -> int:
+def offload_bytes(memory_bytes: int | None, chosen_bytes: int | None) -> int:
     """Memory for the KV of contexts that are not in use: what was chosen, else a quarter of all, and at most 1 GiB."""
     if chosen_bytes is not None:
         return chosen_bytes
-    return _MOST_SHELF_BYTES if memory_bytes is None else min(_MOST_SHELF_BYTES, memory_bytes // 4)
+    return _MOST_OFFLOAD_BYTES if memory_bytes is None else min(_MOST_OFFLOAD_BYTES, memory_bytes // 4)
 
 
 @dataclass(frozen=True, slots=True)

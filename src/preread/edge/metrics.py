@@ -3,6 +3,7 @@
 What the engine's loop counts is read when somebody asks; what answers took is noted when they end.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -14,6 +15,12 @@ from preread.edge.core import Stats
 from preread.edge.request import Timings
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
+
+_LOGGED: Final = (
+    "way", "prompt_n", "cache_n", "predicted_n", "bytes_received", "queue_ms", "load_ms", "context_ms", "ttft_ms",
+    "predicted_ms",
+)  # fmt: skip
+_log = logging.getLogger(__name__)
 
 _TTFT_S: Final = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0)
 _TPOT_S: Final = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0)
@@ -56,7 +63,13 @@ class Metrics:
         self._answers = Counter("preread_answers", "Answers that came to their end.", ["way"], registry=self._registry)
 
     def answered(self, timings: Timings) -> None:
-        """An answer has come to its end."""
+        """An answer has come to its end. The log tells of it what the metrics do."""
+        fields = {name: getattr(timings, name) for name in _LOGGED}
+        _log.info(
+            "answered: %s, %d tokens computed before it and %d not, %d tokens, the first after %.2f s",
+            timings.way, timings.prompt_n, timings.cache_n, timings.predicted_n, timings.ttft_ms / 1e3,
+            extra={"fields": fields},
+        )  # fmt: skip
         self._answers.labels(timings.way).inc()
         self._ttft.labels(timings.way).observe(timings.ttft_ms / 1e3)
         if timings.predicted_n > 1:

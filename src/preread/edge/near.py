@@ -1,4 +1,4 @@
-"""What an edge holds on disk and which neighbours it has, opened together around a site that is already open."""
+"""What an edge holds on disk and which neighbours it has, opened together around an edge that is already open."""
 
 import asyncio
 import logging
@@ -11,9 +11,9 @@ from typing import Any
 
 from preread import files
 from preread.edge.neighbours import Neighbours
+from preread.edge.node import Node
 from preread.edge.options import Near
 from preread.edge.prefetch import Prefetch
-from preread.edge.site import Site
 from preread.edge.sources import Sources
 from preread.edge.uses import Uses
 from preread.errors import UsageError
@@ -26,18 +26,18 @@ _log = logging.getLogger(__name__)
 
 
 @asynccontextmanager
-async def open_near(site: Site, near: Near, folder: Path) -> AsyncGenerator[Introduction, None]:
-    """Give a site its disk and its neighbours, as `site.sources`; who it is to them.
+async def open_near(node: Node, near: Near, folder: Path) -> AsyncGenerator[Introduction, None]:
+    """Give a node its disk and its neighbours, as `node.sources`; who it is to them.
 
     Args:
-        site: an open one; `site.sources` and `site.uses` are replaced.
+        node: an open one; `node.sources` and `node.uses` are replaced.
         near: what is wanted.
         folder: where segments and counts of uses are kept, a folder for each model below it.
 
     Raises:
         UsageError: a neighbour's URL is none, or `mdns` cannot be used.
     """
-    fingerprint = site.engine.spec.fingerprint
+    fingerprint = node.engine.spec.fingerprint
     below = folder / fingerprint[:16]
     edge = await asyncio.to_thread(_edge_id, below) if near.disk_bytes else secrets.token_hex(8)
     async with AsyncExitStack() as stack:
@@ -54,12 +54,12 @@ async def open_near(site: Site, near: Near, folder: Path) -> AsyncGenerator[Intr
         if neighbours is not None and near.mdns:
             announced = Announced(edge, fingerprint, near.share)
             await stack.enter_async_context(discovering(announced, _telling(neighbours)))
-        site.sources = Sources(site.link, held, neighbours)
-        stack.push_async_callback(site.sources.flush)
+        node.sources = Sources(node.link, held, neighbours)
+        stack.push_async_callback(node.sources.flush)
         if held is not None:
-            site.uses = Uses(below / "uses.json")
-            await asyncio.to_thread(site.uses.restore)
-            prefetch = Prefetch(site, site.sources, held, site.uses, near.wishes)
+            node.uses = Uses(below / "uses.json")
+            await asyncio.to_thread(node.uses.restore)
+            prefetch = Prefetch(node, node.sources, held, node.uses, near.wishes)
             stack.push_async_callback(prefetch.save)
             await stack.enter_async_context(_running(prefetch.keep_going()))
         yield Introduction(edge, fingerprint)

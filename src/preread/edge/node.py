@@ -11,11 +11,11 @@ from typing import Final
 from preread.edge.choice import Terms
 from preread.edge.contexts import Contexts
 from preread.edge.core import Core
+from preread.edge.offload import Offload
 from preread.edge.options import Options
 from preread.edge.profiles import Preparations
 from preread.edge.readers import Readers
 from preread.edge.refine import Refinement
-from preread.edge.shelf import Shelf
 from preread.edge.sources import Sources
 from preread.edge.uses import Uses
 from preread.engine.llamacpp import LlamaCpp
@@ -33,7 +33,7 @@ _LOOK_S = 1.0
 _log = logging.getLogger(__name__)
 
 
-class Site:
+class Node:
     """Everything that answering needs.
 
     Attributes:
@@ -62,11 +62,11 @@ class Site:
         link: CloudLink | None,
         contexts: Contexts,
         beliefs: Beliefs,
-        shelf: Shelf,
+        offload: Offload,
         options: Options,
     ) -> None:
         self.engine, self.worker, self.core, self.readers, self.link = engine, worker, core, readers, link
-        self.contexts, self.beliefs, self.shelf = contexts, beliefs, shelf
+        self.contexts, self.beliefs, self.offload = contexts, beliefs, offload
         self.rung, self.max_dloss = options.rung, options.max_dloss
         self.refine, self.deadline_s = options.refine, options.deadline_s
         self.pins = options.near.wishes.pins
@@ -155,12 +155,12 @@ class Site:
         return 0
 
     async def forget(self) -> None:
-        """Hold no context any more, neither in the engine's cache nor on the shelf, once nobody asks anything."""
+        """Hold no context any more, neither in the engine's cache nor in memory, once nobody asks anything."""
         if self.refinement is not None:
             await self.refinement.pause()
         await self.core.forget()
         self.refinement = None
-        self.shelf.clear()
+        self.offload.clear()
         self.preparations.clear()
 
     async def close(self) -> None:

@@ -5,8 +5,8 @@ from collections import OrderedDict
 from preread.values import ContextId, KVBlock
 
 
-class Shelf:
-    """Least recently used goes first when there is no room. A context taken down leaves it: its KV exists once."""
+class Offload:
+    """Least recently used goes first when there is no room. A context that is taken leaves it: its KV exists once."""
 
     def __init__(self, room_bytes: int) -> None:
         self._room_bytes, self._used_bytes = room_bytes, 0
@@ -17,20 +17,15 @@ class Shelf:
 
     @property
     def used_bytes(self) -> int:
-        """Of all that is up."""
+        """Of all that is kept."""
         return self._used_bytes
 
     def takes(self, size_bytes: int) -> bool:
-        """Whether something of this size can be put up at all."""
+        """Whether something of this size can be kept at all."""
         return size_bytes <= self._room_bytes
 
-    def has_room(self, size_bytes: int, without: ContextId) -> bool:
-        """Whether something of this size can be put up so that nothing has to go, once `without` is taken down."""
-        taken = self._blocks.get(without)
-        return self._used_bytes - (0 if taken is None else _size_bytes(taken)) + size_bytes <= self._room_bytes
-
     def put(self, context: ContextId, block: KVBlock) -> None:
-        """Put a whole context up; others make room."""
+        """Keep a whole context; others make room."""
         self.take(context)
         size_bytes = _size_bytes(block)
         while self._blocks and self._used_bytes + size_bytes > self._room_bytes:
@@ -40,14 +35,14 @@ class Shelf:
             self._used_bytes += size_bytes
 
     def take(self, context: ContextId) -> KVBlock | None:
-        """Take a context down, if it is there."""
+        """Take a context out, if it is there."""
         block = self._blocks.pop(context, None)
         if block is not None:
             self._used_bytes -= _size_bytes(block)
         return block
 
     def clear(self) -> None:
-        """Take everything down."""
+        """Keep nothing any more."""
         self._blocks.clear()
         self._used_bytes = 0
 

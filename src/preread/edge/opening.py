@@ -11,12 +11,12 @@ from preread import limits
 from preread.edge import machine
 from preread.edge.contexts import Contexts
 from preread.edge.core import Core
+from preread.edge.node import Node
+from preread.edge.offload import Offload
 from preread.edge.options import Options
 from preread.edge.published import OwnModel
 from preread.edge.readers import Readers
 from preread.edge.residents import Residents
-from preread.edge.shelf import Shelf
-from preread.edge.site import Site
 from preread.engine.llamacpp import LlamaCpp
 from preread.engine.selftest import self_test
 from preread.engine.worker import Worker
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 
 @asynccontextmanager
-async def open_site(
+async def open_node(
     model: Path,
     name: str,
     link: CloudLink | None,
@@ -42,7 +42,7 @@ async def open_site(
 ) -> AsyncGenerator[Residents, None]:
     """Load the model, test that KV can be injected, restore the catalogue; close everything at the end.
 
-    The catalogue is synced beside: a slow cloud keeps no edge from starting, see `Site.settled`. The link is closed
+    The catalogue is synced beside: a slow cloud keeps no edge from starting, see `Node.settled`. The link is closed
     too.
 
     Args:
@@ -71,27 +71,27 @@ async def open_site(
     contexts = Contexts(folder, own)
     await asyncio.to_thread(contexts.restore)
     beliefs = Beliefs.of_machine(tested.prefill_tokens_s)
-    shelf = Shelf(machine.shelf_bytes(limits.memory_bytes(), options.cache_ram_bytes))
+    offload = Offload(machine.offload_bytes(limits.memory_bytes(), options.cache_ram_bytes))
     core = Core(
         engine,
         worker,
         _schedule(engine, tested.prefill_tokens_s, options.keep_conversations_s),
         drafts=options.drafts and engine.no_injection is None,  # a draft that is refused is taken back row by row
     )
-    site = Site(engine, worker, core, readers, link, contexts, beliefs, shelf, options)
-    residents = Residents(site)
+    node = Node(engine, worker, core, readers, link, contexts, beliefs, offload, options)
+    residents = Residents(node)
     syncing = None
     try:
         if link is not None:
-            syncing = asyncio.create_task(site.keep_in_sync(options.sync_s))
+            syncing = asyncio.create_task(node.keep_in_sync(options.sync_s))
         else:
-            await site.sync()
+            await node.sync()
         yield residents
     finally:
         if syncing is not None:
             syncing.cancel()
             await asyncio.wait([syncing])
-        await site.close()
+        await node.close()
         if link is not None:
             await link.aclose()
 

@@ -12,9 +12,9 @@ from typing import Final
 
 from preread.edge.choice import chosen
 from preread.edge.contexts import Known
+from preread.edge.node import Node
 from preread.edge.options import Wishes
 from preread.edge.rungs import Streamable
-from preread.edge.site import Site
 from preread.edge.sources import Sources
 from preread.edge.uses import Uses
 from preread.errors import Absent, CorruptData, PrereadError
@@ -36,18 +36,18 @@ class Prefetch:
     Nothing that is fetched here, and no moment of it, follows from what prompts say: see `at_hand.py`.
     """
 
-    def __init__(self, site: Site, sources: Sources, held: Held, uses: Uses, wishes: Wishes) -> None:
-        self._site, self._sources, self._held, self._uses, self._wishes = site, sources, held, uses, wishes
+    def __init__(self, node: Node, sources: Sources, held: Held, uses: Uses, wishes: Wishes) -> None:
+        self._node, self._sources, self._held, self._uses, self._wishes = node, sources, held, uses, wishes
         self._chosen: dict[ObjectId, Streamable] = {}
         self._failing = False
 
     async def keep_going(self, every_s: float = EVERY_S) -> None:
         """Look for ever, and fetch while nobody loads what was asked for by name."""
-        await self._site.contexts.asked_cloud.wait()
+        await self._node.contexts.asked_cloud.wait()
         while True:
             pause_s = every_s
             try:
-                await self._site.idle.wait()
+                await self._node.idle.wait()
                 await self.save()
                 if not await self._fetch(await self.look()):
                     pause_s = _NOT_KEPT_S
@@ -87,7 +87,7 @@ class Prefetch:
         if not lacking:
             return True
         fetching = asyncio.ensure_future(self._fetch_each(lacking))
-        busy = asyncio.ensure_future(self._site.busy.wait())
+        busy = asyncio.ensure_future(self._node.busy.wait())
         try:
             await asyncio.wait([fetching, busy], return_when=asyncio.FIRST_COMPLETED)
             return fetching.result() if fetching.done() else True
@@ -120,10 +120,10 @@ class Prefetch:
 
     def _streamable(self) -> dict[ContextId, tuple[Known, Streamable]]:
         """The contexts that this edge could stream, at the rung that it would."""
-        site, found = self._site, dict[ContextId, tuple[Known, Streamable]]()
-        if site.engine.no_injection:
+        node, found = self._node, dict[ContextId, tuple[Known, Streamable]]()
+        if node.engine.no_injection:
             return found
-        for known in site.contexts.own():
+        for known in node.contexts.own():
             if known.manifest is None:
                 continue
             with suppress(PrereadError):
@@ -133,7 +133,7 @@ class Prefetch:
 
     def _rung(self, known: Known) -> Streamable:
         what = self._chosen.get(known.entry.manifest.id)
-        return chosen(known, self._site.terms()) if what is None else what
+        return chosen(known, self._node.terms()) if what is None else what
 
     def _candidate(self, known: Known, what: Streamable) -> Candidate:
         context = known.entry.context
@@ -143,7 +143,7 @@ class Prefetch:
     def _pinned(self) -> set[ContextId]:
         pinned = set()
         for name in self._wishes.pins:
-            entry = self._site.contexts.entry(name)
+            entry = self._node.contexts.entry(name)
             if entry is not None:
                 pinned.add(entry.context)
         return pinned
@@ -152,6 +152,6 @@ class Prefetch:
         """What makes room, and what the cloud has taken back."""
         gone = {ref.id for context in placement.drop for piece in found[context][1].places for ref in piece.refs}
         wanted = {ref.id for context in placement.hold for piece in found[context][1].places for ref in piece.refs}
-        if self._site.contexts.complete:
-            gone |= {id for id in self._held.ids() if self._site.contexts.segment(id) is None}
+        if self._node.contexts.complete:
+            gone |= {id for id in self._held.ids() if self._node.contexts.segment(id) is None}
         return [id for id in gone - wanted if id in self._held]

@@ -17,8 +17,8 @@ from preread.edge.choice import chosen
 from preread.edge.contexts import Known
 from preread.edge.load import Loaded, Loading, LoadSpec, load_spec
 from preread.edge.metrics import Memory, Metrics
+from preread.edge.node import Node
 from preread.edge.refine import Refinement
-from preread.edge.site import Site
 from preread.edge.sources import Supply, holder
 from preread.edge.spans import story
 from preread.edge.understand import Question
@@ -76,15 +76,15 @@ class Asking:
 class Residents:
     """Belongs to the event loop. See `Bringer` in `core.py` for what the engine's loop calls."""
 
-    def __init__(self, site: Site) -> None:
-        self.site = site
+    def __init__(self, node: Node) -> None:
+        self.node = node
         self._asking: dict[ContextId, list[Asking]] = {}
         self._coming: dict[ContextId, Coming] = {}
         self._tasks: dict[ContextId, asyncio.Task[None]] = {}
         self._decoders = asyncio.Semaphore(INJECTIONS)
         self._unanswered = 0
-        site.core.begin(self)
-        self.metrics = Metrics(site.core.stats, self._memory)
+        node.core.begin(self)
+        self.metrics = Metrics(node.core.stats, self._memory)
 
     @contextmanager
     def asking(self, question: Question) -> Iterator[Asking]:
@@ -109,27 +109,27 @@ class Residents:
     async def begin(self) -> None:
         """A question comes: what is brought to a better rung waits until it has its first token."""
         self._unanswered += 1
-        if self.site.refinement is not None:
-            await self.site.refinement.pause()
+        if self.node.refinement is not None:
+            await self.node.refinement.pause()
 
     def begun(self) -> None:
         """It has it, or is gone."""
         self._unanswered -= 1
-        if not self._unanswered and self.site.refinement is not None:
-            self.site.refinement.go_on()
+        if not self._unanswered and self.node.refinement is not None:
+            self.node.refinement.go_on()
 
     def _memory(self) -> Memory:
-        site = self.site
-        held = site.sources.held
-        received = {supply.name: supply.received_bytes for supply in site.sources.supplies()}
-        return Memory(site.shelf.used_bytes, 0 if held is None else held.used_bytes, received)
+        node = self.node
+        held = node.sources.held
+        received = {supply.name: supply.received_bytes for supply in node.sources.supplies()}
+        return Memory(node.offload.used_bytes, 0 if held is None else held.used_bytes, received)
 
     # What the engine's loop calls
 
     def bring(self, context: ContextId) -> None:
         asked = self._asking.get(context)
         if not asked:
-            self.site.core.lost(context)
+            self.node.core.lost(context)
             return
         coming = Coming(time.monotonic())
         for asking in asked:
@@ -140,23 +140,23 @@ class Residents:
         self._tasks[context] = asyncio.create_task(brought, context=first.within)
 
     def observed(self, position: int, tokens: int, seconds: float) -> None:
-        self.site.beliefs = self.site.beliefs.prompted(position, tokens, seconds)
+        self.node.beliefs = self.node.beliefs.prompted(position, tokens, seconds)
 
     def keeps(self, context: ContextId, size_bytes: int) -> bool:
-        return self.site.shelf.takes(size_bytes)
+        return self.node.offload.takes(size_bytes)
 
     def evicted(self, context: ContextId, block: KVBlock | None) -> None:
         if block is not None:
-            self.site.shelf.put(context, block)
-        refinement = self.site.refinement
+            self.node.offload.put(context, block)
+        refinement = self.node.refinement
         if refinement is not None and refinement.context == context:
             refinement.stop()
-            self.site.refinement = None
+            self.node.refinement = None
 
     # How a context comes
 
     async def _brought(self, question: Question, context: ContextId, coming: Coming) -> None:
-        core = self.site.core
+        core = self.node.core
         try:
             await self._bring(question, context, coming)
             core.ready(context)
@@ -173,14 +173,14 @@ class Residents:
 
     async def _bring(self, question: Question, context: ContextId, coming: Coming) -> None:
         """From memory, or as the plan says, or all of it computed here."""
-        site, known = self.site, question.known
+        node, known = self.node, question.known
         assert known is not None
-        block = site.shelf.take(context)
+        block = node.offload.take(context)
         if block is not None:
-            rows = await site.core.reserve(context)
-            await asyncio.to_thread(site.core.inject, rows, block)
+            rows = await node.core.reserve(context)
+            await asyncio.to_thread(node.core.inject, rows, block)
             return
-        way = _way(question, known, site)
+        way = _way(question, known, node)
         if isinstance(way, Stream):
             try:
                 await self._stream(question, known, way.spec, coming)
@@ -189,10 +189,10 @@ class Residents:
                 if not isinstance(error, PrereadError):
                     _log.exception("loading a context failed in a way that nobody foresaw")
                 way = Compute(str(error))
-                await site.core.restart(context)
+                await node.core.restart(context)
         coming.spec, coming.loaded, coming.reason = None, None, way.reason
         _log.info("context %r is computed here: %s", known.entry.name, way.reason)
-        coming.context_s = await site.core.compute(context, known.tokens, 0)
+        coming.context_s = await node.core.compute(context, known.tokens, 0)
 
     async def _stream(self, question: Question, known: Known, spec: LoadSpec, coming: Coming) -> None:
         """Get a context from the cloud, neighbours and this machine, and compute what comes no sooner.
@@ -200,51 +200,51 @@ class Residents:
         Raises:
             Exception: what went wrong that is not the links' fault.
         """
-        site, done = self.site, Loaded()
+        node, done = self.node, Loaded()
         coming.spec, coming.loaded = spec, done
-        supplies = site.sources.supplies() if question.named else site.sources.here()
-        task = _task(question, spec, supplies, site)
-        loading = Loading(spec, known.tokens, task, supplies, site.core, self._decoders, done)
+        supplies = node.sources.supplies() if question.named else node.sources.here()
+        task = _task(question, spec, supplies, node)
+        loading = Loading(spec, known.tokens, task, supplies, node.core, self._decoders, done)
         try:
             with ExitStack() as while_loading:
                 of = known.entry.context if question.named else None
                 while_loading.enter_context(story("plan", of, bytes=spec.size_bytes, segments=len(spec.places)))
-                while_loading.enter_context(site.sources.disk.resting())
+                while_loading.enter_context(node.sources.disk.resting())
                 if question.named:
-                    while_loading.enter_context(site.loading())
+                    while_loading.enter_context(node.loading())
                 async with loading:
                     await loading.complete()
         finally:
             if question.named:
-                _learn(site, spec, supplies, loading, done)
+                _learn(node, spec, supplies, loading, done)
         if question.named:
-            site.refinement = refinement(known, spec, site, loading.rows)
+            node.refinement = refinement(known, spec, node, loading.rows)
 
 
-def _way(question: Question, known: Known, site: Site) -> Stream | Compute:
+def _way(question: Question, known: Known, node: Node) -> Stream | Compute:
     """What to stream, or why to compute. For a context that nobody named there is only what is here."""
-    entry, spec = known.entry, site.engine.spec
+    entry, spec = known.entry, node.engine.spec
     if question.ask.local:
         return Compute("it was to be computed here")
     if entry.fingerprint != spec.fingerprint:
         return Compute(
             f"it was published for {entry.model}, and {spec.name} of this edge has other weights or settings"
         )
-    away = "this edge has no cloud" if site.link is None else site.contexts.unreachable
-    prompt_s = site.beliefs.prompt_s(question.reuse, len(question.prompt))
+    away = "this edge has no cloud" if node.link is None else node.contexts.unreachable
+    prompt_s = node.beliefs.prompt_s(question.reuse, len(question.prompt))
     try:
-        rung = chosen(known, site.terms(prompt_s), here=not question.named)
+        rung = chosen(known, node.terms(prompt_s), here=not question.named)
     except PrereadError as error:
         return Compute(away or str(error))
-    if away and not site.sources.without_cloud(rung.places):
+    if away and not node.sources.without_cloud(rung.places):
         return Compute(away)
-    return Stream(load_spec(rung, known.tokens, site.preparations))
+    return Stream(load_spec(rung, known.tokens, node.preparations))
 
 
-def _task(question: Question, what: LoadSpec, supplies: tuple[Supply, ...], site: Site) -> Task:
+def _task(question: Question, what: LoadSpec, supplies: tuple[Supply, ...], node: Node) -> Task:
     """What the plan has to know of a load. The first supply that has a segment, or can get it, is to be asked."""
     chunks = tuple(stop - start for start, stop in what.manifest.chunks)
-    beliefs, at_s = site.beliefs, time.monotonic()
+    beliefs, at_s = node.beliefs, time.monotonic()
     prompt_s = beliefs.prompt_s(question.reuse, len(question.prompt))
     decode_bytes_s = min(INJECTIONS, limits.cpus()) * beliefs.decode_bytes_s(what.rung)
     sources = tuple(beliefs.source(supply.name, at_s) for supply in supplies)
@@ -252,23 +252,23 @@ def _task(question: Question, what: LoadSpec, supplies: tuple[Supply, ...], site
     return Task(chunks, what.cells, beliefs.prefill, prompt_s, decode_bytes_s, sources, first)
 
 
-def refinement(known: Known, loaded: LoadSpec, site: Site, rows: Rows) -> Refinement | None:
+def refinement(known: Known, loaded: LoadSpec, node: Node, rows: Rows) -> Refinement | None:
     """How to bring the context that the engine holds from the rung that was loaded to the one that the site wants.
 
     None where that is no better rung of this context, or cannot be read here.
     """
     names = [rung.name for rung in loaded.manifest.rungs]  # best first
-    if site.link is None or site.refine not in names or names.index(site.refine) >= names.index(loaded.rung):
+    if node.link is None or node.refine not in names or names.index(node.refine) >= names.index(loaded.rung):
         return None
     try:
-        what = load_spec(known.rung(site.refine), known.tokens, site.preparations)
+        what = load_spec(known.rung(node.refine), known.tokens, node.preparations)
     except PrereadError as error:
         _log.info("context %r stays at %s: %s", known.entry.name, loaded.rung, error)
         return None
-    return Refinement(what, site.core, rows, site.sources)
+    return Refinement(what, node.core, rows, node.sources)
 
 
-def _learn(site: Site, what: LoadSpec, supplies: tuple[Supply, ...], loading: Loading, done: Loaded) -> None:
+def _learn(node: Node, what: LoadSpec, supplies: tuple[Supply, ...], loading: Loading, done: Loaded) -> None:
     """Remember how the links and this machine did."""
     plan, now_s = loading.plan, time.monotonic()
     heard = [
@@ -276,9 +276,9 @@ def _learn(site: Site, what: LoadSpec, supplies: tuple[Supply, ...], loading: Lo
         for number, (supply, flow, breaker) in enumerate(zip(supplies, plan.flows, plan.breakers, strict=True))
     ]
     if any(one.name == CLOUD and one.seen_bytes for one in heard):
-        site.streamed_s = now_s
-    beliefs = site.beliefs.loaded(heard, now_s - done.started, now_s)
-    site.beliefs = beliefs.decoded(what.rung, done.decoded_bytes, done.decoded_s)
-    if isinstance(done.failure, TransportError) and site.beliefs.breaker.tripped:
+        node.streamed_s = now_s
+    beliefs = node.beliefs.loaded(heard, now_s - done.started, now_s)
+    node.beliefs = beliefs.decoded(what.rung, done.decoded_bytes, done.decoded_s)
+    if isinstance(done.failure, TransportError) and node.beliefs.breaker.tripped:
         # The next request need not find out again; the catalogue's sync notices when the cloud is back.
-        site.contexts.unreachable = str(done.failure)
+        node.contexts.unreachable = str(done.failure)

@@ -124,7 +124,7 @@ class Front:
             self._bytes.enter(caller, size_bytes, self._later_s)
             kept += size_bytes
 
-        spec = self._edge.site.engine.spec
+        spec = self._edge.node.engine.spec
         fitting_bytes = most_body_bytes(spec.window_tokens, spec.token_characters)
         beyond = too_long(spec.window_tokens, f"more than {fitting_bytes} bytes")
         try:
@@ -133,7 +133,7 @@ class Front:
             else:
                 body = await guard.read_body(request, MAX_BODY_BYTES, account=account)
             answer_tokens = min(self._limits.answer_tokens, spec.window_tokens // 4)
-            usual = self._edge.site.engine.sampling
+            usual = self._edge.node.engine.sampling
             bounds = Bounds(spec.window_tokens, spec.vocab_size, answer_tokens, spec.name, usual)
             call = api.read(body, bounds, secrets.randbits(31))
             del body
@@ -144,7 +144,7 @@ class Front:
 
     @property
     def _later_s(self) -> float:
-        return min(_MOST_LATER_S, max(1.0, self._edge.site.wait_s))
+        return min(_MOST_LATER_S, max(1.0, self._edge.node.wait_s))
 
 
 class _Answering:
@@ -178,14 +178,14 @@ class _Answering:
     async def _work(self, send: Send) -> None:
         call = self._head.call
         if call.stream:
-            await self._stream(await understand(call.asks[0], self._residents.site, self._caller), send)
+            await self._stream(await understand(call.asks[0], self._residents.node, self._caller), send)
             return
         body = reply.whole(self._head, [await self._gathered(ask) for ask in call.asks])
         await send(_start(200, {**_JSON, "Content-Length": str(len(body))}))
         await send(_body(body))
 
     async def _gathered(self, ask: Ask) -> tuple[list[Piece], Done]:
-        question, pieces = await understand(ask, self._residents.site, self._caller), []
+        question, pieces = await understand(ask, self._residents.node, self._caller), []
         async with aclosing(answered(question, self._residents, self._caller)) as items:
             async for item in items:
                 if isinstance(item, Done):

@@ -154,8 +154,8 @@ def create_share_app(edge: AsyncEdge, *, bytes_s: float | None = None) -> Starle
 
     Bodies are sent no faster than `bytes_s`, in bytes a second, all together.
     """
-    site, near = edge.site, edge.options.near
-    return create_app(edge.introduction, site.sources, site.contexts, site_key=near.site_key, bytes_s=bytes_s)
+    node, near = edge.node, edge.options.near
+    return create_app(edge.introduction, node.sources, node.contexts, site_key=near.site_key, bytes_s=bytes_s)
 
 
 def create_app(

@@ -13,8 +13,8 @@ import numpy as np
 from preread.edge.at_hand import beginnings
 from preread.edge.bounds import check_size, too_long
 from preread.edge.contexts import Known
+from preread.edge.node import Node
 from preread.edge.request import Ask
-from preread.edge.site import Site
 from preread.edge.spans import span
 from preread.engine import length
 from preread.engine.llamacpp import LlamaCpp
@@ -61,7 +61,7 @@ class Question:
         return replace(self, known=None, reuse=0, prompt=np.concatenate([beginning, self.prompt]).astype(np.int32))
 
 
-async def understand(ask: Ask, site: Site, caller: str = "") -> Question:
+async def understand(ask: Ask, node: Node, caller: str = "") -> Question:
     """Find the context and tokenise the rest, in turn with what others ask.
 
     Raises:
@@ -70,23 +70,23 @@ async def understand(ask: Ask, site: Site, caller: str = "") -> Question:
         TooLong: the prompt does not fit the model's window.
         UsageError: the messages cannot be rendered.
     """
-    arrived_s, spec = time.monotonic(), site.engine.spec
+    arrived_s, spec = time.monotonic(), node.engine.spec
     check_size(ask, spec.window_tokens, spec.token_characters)
-    known = None if ask.context is None else await find_context(ask.context, site)
-    here = beginnings(site) if known is None else []
+    known = None if ask.context is None else await find_context(ask.context, node)
+    here = beginnings(node) if known is None else []
     with span("match", contexts=len(here)) as matching:
-        question = await site.readers.run(
-            ask, caller, lambda: _as_said(_tokenised(ask, known, here, site), caller, site)
+        question = await node.readers.run(
+            ask, caller, lambda: _as_said(_tokenised(ask, known, here, node), caller, node)
         )
         matching.note(prompt_tokens=question.prompt_tokens, shared_tokens=question.reuse)
     if question.prompt_tokens >= spec.window_tokens:
         raise too_long(spec.window_tokens, f"{question.prompt_tokens} tokens")
-    if question.known is not None and question.named and site.uses is not None:
-        site.uses.used(question.known.entry.context, time.time())
+    if question.known is not None and question.named and node.uses is not None:
+        node.uses.used(question.known.entry.context, time.time())
     return replace(question, arrived_s=arrived_s)
 
 
-async def find_context(name: str, site: Site) -> Known:
+async def find_context(name: str, node: Node) -> Known:
     """The context of this name, got from the cloud as far as it is not here.
 
     Raises:
@@ -95,8 +95,8 @@ async def find_context(name: str, site: Site) -> Known:
         TooLong: this edge's window has no room for it.
         UsageError: it is not for this edge's model.
     """
-    contexts, spec = site.contexts, site.engine.spec
-    entry = contexts.entry(name) or await _told(name, site)
+    contexts, spec = node.contexts, node.engine.spec
+    entry = contexts.entry(name) or await _told(name, node)
     if entry.vocabulary != spec.vocabulary:
         raise UsageError(
             f"context {name!r} was published for {entry.model}, whose tokens differ from those of {spec.name}: "
@@ -106,18 +106,18 @@ async def find_context(name: str, site: Site) -> Known:
         raise too_long(spec.window_tokens, f"a context of {entry.token_count} tokens")
     try:
         async with asyncio.timeout(_FETCH_S):
-            return await contexts.get(name, site.link)
+            return await contexts.get(name, node.link)
     except TimeoutError as error:
         raise Unavailable(f"context {name!r} is still on its way from the cloud after {_FETCH_S:g} s") from error
 
 
-async def _told(name: str, site: Site) -> Entry:
+async def _told(name: str, node: Node) -> Entry:
     """What the cloud says of a name that is unknown here: it may have been published a moment ago."""
-    contexts = site.contexts
-    settled = await site.settled()
-    if site.link is not None and settled and not contexts.unreachable and contexts.entry(name) is None:
+    contexts = node.contexts
+    settled = await node.settled()
+    if node.link is not None and settled and not contexts.unreachable and contexts.entry(name) is None:
         try:
-            await asyncio.wait_for(site.sync(), _RESYNC_S)
+            await asyncio.wait_for(node.sync(), _RESYNC_S)
         except TimeoutError:
             settled = False
         except PrereadError:
@@ -126,20 +126,20 @@ async def _told(name: str, site: Site) -> Entry:
     if entry is not None:
         return entry
     cause = contexts.unreachable if settled else "the cloud's catalogue is still on its way"
-    if cause is not None and site.link is None:
+    if cause is not None and node.link is None:
         cause = "this edge has no cloud: start it with --cloud URL"
     if cause is not None:
         raise Unavailable(f"context {name!r} is not known here, and the cloud cannot be asked for it: {cause}")
     raise UnknownContext(name, tuple(entry.name for entry in contexts.entries()))
 
 
-def _tokenised(ask: Ask, known: Known | None, here: list[Known], site: Site) -> Question:
-    engine = site.engine
+def _tokenised(ask: Ask, known: Known | None, here: list[Known], node: Node) -> Question:
+    engine = node.engine
     if known is None:
         tokens = _whole(ask, engine)
         if ask.sampling.prompt_logprobs and ask.sampling.top_logprobs is not None:
             return _question(ask, None, 0, tokens)  # what is reused has no logits
-        return _matched(ask, tokens, here, site.engine)
+        return _matched(ask, tokens, here, node.engine)
     if ask.messages is None:
         following = _continued(ask, engine)
     elif known.entry.form == "chat" and engine.chat is not None:
@@ -149,15 +149,15 @@ def _tokenised(ask: Ask, known: Known | None, here: list[Known], site: Site) -> 
     return _question(ask, known, len(known.tokens), following)
 
 
-def _as_said(question: Question, caller: str, site: Site) -> Question:
+def _as_said(question: Question, caller: str, node: Node) -> Question:
     """The question in the tokens of the caller's conversation so far, where that is kept: so it need not be read anew.
 
     Whoever gives token ids gets these, and whoever asks for the prompt's odds those of its text as it is read. The
     window may have room for a text in one way of reading it alone.
     """
-    engine, context = site.engine, None if question.known is None else question.known.entry.context
+    engine, context = node.engine, None if question.known is None else question.known.entry.context
     exact = isinstance(question.ask.prompt, tuple) or question.ask.sampling.prompt_logprobs
-    said = [] if exact else site.core.said(caller, context, question.reuse)
+    said = [] if exact else node.core.said(caller, context, question.reuse)
     room = engine.spec.window_tokens - question.reuse
     most, best = 0, question.prompt
     for tokens in said:
