@@ -26,9 +26,8 @@ def options(smollm: Path, requests: int, seed: int = 4) -> Options:
 
 
 # How many answers are computed, streamed or asked for again is a matter of time, and not tested.
-@pytest.mark.parametrize(
-    ("requests", "seed", "kinds"), [(30, 231, 9), pytest.param(300, 4, 12, marks=pytest.mark.long)], ids=str
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("requests", "seed", "kinds"), [(30, 231, 9), (300, 4, 12)], ids=str)
 def test_no_answer_is_wrong_or_missing_whatever_breaks(
     smollm: Path, capsys: pytest.CaptureFixture[str], requests: int, seed: int, kinds: int
 ) -> None:

@@ -111,7 +111,8 @@ def test_wrong_guesses_change_nothing_either(asker: Asker, monkeypatch: pytest.M
     without = asker.ask()
     before = asker.node.core.stats().tokens
     asker.guessing(4)
-    monkeypatch.setattr(drafts.Runs, "after", lambda *_: [1000, 1001, 1002, 1003])
+    monkeypatch.setattr(drafts._Place, "tokens", lambda *_: [1000, 1001, 1002, 1003])
+    monkeypatch.setattr(drafts.Drafts, "_found", lambda self: drafts._Place(self._own, 0))
     wrong = asker.ask()
     counted = {of: count - before[of] for of, count in asker.node.core.stats().tokens.items()}
     assert counted["answer"] == wrong.timings.predicted_n + (wrong.done.finish == "stop")
@@ -128,7 +129,8 @@ def test_wrong_guesses_draw_no_lots(asker: Asker, monkeypatch: pytest.MonkeyPatc
         without = asker.ask(**how)
         with monkeypatch.context() as patch:
             patch.setattr(drafts, "worth", lambda *_: 2)
-            patch.setattr(drafts.Runs, "after", lambda *_: [1000, 1001])
+            patch.setattr(drafts._Place, "tokens", lambda *_: [1000, 1001])
+            patch.setattr(drafts.Drafts, "_found", lambda self: drafts._Place(self._own, 0))
             alike += same(without, asker.ask(**how))
     assert alike >= 4
 

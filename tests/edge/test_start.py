@@ -12,13 +12,16 @@ from starlette.routing import Route
 
 from preread.cloud import client
 from preread.cloud.app import create_app
+from preread.edge import residents
 from preread.edge.contexts import Contexts
 from preread.edge.edge import AsyncEdge
 from preread.edge.understand import find_context
 from preread.errors import Unavailable, UnknownContext
+from preread.plan.beliefs import Beliefs
 from preread.plan.poll import SYNC_S
 from preread.store.egress import CloudLink
 from preread.store.objects import open_store
+from preread.testing.beliefs import slow_machine
 from preread.testing.cloud import RandomPublisher, serving
 from preread.testing.edges import OWN
 from preread.testing.proxy import Proxy
@@ -47,6 +50,40 @@ def test_a_silent_cloud_keeps_no_edge_from_answering(tiny_model: Path, tmp_path:
             assert not await edge.node.settled(0.01)
 
     asyncio.run(main())
+
+
+def test_who_asks_right_after_a_start_waits_for_the_first_answer_of_the_cloud(
+    cloud: Any, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The catalogue is here from the last time, and what the cloud has now is being asked for."""
+    sync, asked, answered = Contexts.sync, asyncio.Event(), asyncio.Event()
+
+    async def slow(self: Contexts, link: CloudLink) -> float:
+        asked.set()
+        await answered.wait()
+        return await sync(self, link)
+
+    async def main() -> tuple[str, str]:
+        async with opened(tiny_model, cloud.url, tmp_path) as edge:
+            await edge.node.settled()
+        monkeypatch.setattr(Contexts, "sync", slow)
+        monkeypatch.setattr(residents, "_MOST_SETTLE_S", 60.0)
+        async with opened(tiny_model, cloud.url, tmp_path) as edge:
+            edge.node.beliefs = slow_machine()
+            await asked.wait()
+            asking = asyncio.create_task(edge.ask("Who are you?", context="manual", max_tokens=1))
+            while not edge.node.core.stats().loading:
+                await asyncio.sleep(0.001)
+            answered.set()
+            streamed = (await asking).timings.way
+            answered.clear()
+            edge.node.contexts.asked_cloud.clear()
+            edge.node.beliefs = Beliefs.of_machine(1e9)
+            await edge.node.forget()
+            edge.node.contexts.unreachable = "the cloud was not asked yet"
+            return streamed, (await edge.ask("Who are you?", context="manual", max_tokens=1)).timings.way
+
+    assert asyncio.run(main()) == ("streamed", "computed"), "but not for longer than computing takes"
 
 
 def test_why_a_context_cannot_be_looked_up_is_said(tiny_model: Path, tmp_path: Path) -> None:

@@ -20,20 +20,20 @@ CHEAP = cost(0.1, 1e-4)
 """A step takes as long for a dozen tokens as for one."""
 
 
-def searched(tokens: list[int], run: tuple[int, ...], most: int) -> list[int]:
-    """What came after a run when it came last, found by looking everywhere; not where nothing has come after it yet."""
+def searched(tokens: list[int], run: tuple[int, ...]) -> int | None:
+    """Where what came after a run when it came last is, found by looking everywhere; not where nothing has come yet."""
     for at in range(len(tokens) - RUN - 1, -1, -1):
         if tuple(tokens[at : at + RUN]) == run:
-            return tokens[at + RUN : at + RUN + most]
-    return []
+            return at + RUN
+    return None
 
 
 # Runs
 
 
-@given(TOKENS, st.lists(st.integers(0, 3), min_size=RUN, max_size=RUN), st.integers(0, 20))
-def test_what_came_after_a_run_is_what_a_search_finds(tokens: list[int], run: list[int], most: int) -> None:
-    assert list(Runs(tokens).after(tuple(run), most)) == searched(tokens, tuple(run), most)
+@given(TOKENS, st.lists(st.integers(0, 3), min_size=RUN, max_size=RUN))
+def test_what_came_after_a_run_is_what_a_search_finds(tokens: list[int], run: list[int]) -> None:
+    assert Runs(tokens).after(tuple(run)) == searched(tokens, tuple(run))
 
 
 @given(TOKENS, TOKENS)
@@ -42,12 +42,12 @@ def test_tokens_may_come_at_once_or_one_by_one(first: list[int], then: list[int]
     for token in then:
         grown.append(token)
     ends = {tuple(whole.tokens[at : at + RUN]) for at in range(len(whole.tokens))}
-    assert all(grown.after(run, 5) == whole.after(run, 5) for run in ends)
+    assert all(grown.after(run) == whole.after(run) for run in ends)
 
 
 def test_a_run_that_never_came_has_nothing_after_it() -> None:
-    assert Runs([1, 2, 3, 4]).after((2, 3, 9), 5) == []
-    assert Runs().after((), 5) == []
+    assert Runs([1, 2, 3, 4]).after((2, 3, 9)) is None
+    assert Runs().after(()) is None
 
 
 # What is guessed
@@ -58,6 +58,27 @@ def test_a_guess_is_what_came_after_the_same_tokens_in_the_context() -> None:
     for token in (2, 3, 4):
         drafts.chosen(token)
     assert drafts.guesses(2) == [5, 6]
+
+
+def test_a_place_is_followed_as_long_as_it_is_right() -> None:
+    """Entries that are alike but for their numbers: what came last after the same tokens is another entry."""
+    entries = [1, 7, 7, 7, 2, 7, 7, 7, 3, 7, 7, 7, 4]
+    drafts = Drafts(Runs([0, 0, *entries]), [], [0, 0, 1])
+    for token in (7, 7, 7):
+        drafts.chosen(token)
+    assert drafts.guesses(3) == [2, 7, 7]
+    drafts.chosen(9)
+    assert drafts.guesses(3) == []
+    for token in (7, 7, 7):
+        drafts.chosen(token)
+    assert drafts.guesses(3) == [9, 7, 7], "it was wrong: what came last is taken"
+
+
+def test_a_place_ends_where_what_was_read_does() -> None:
+    drafts = Drafts(Runs([1, 2, 3, 4, 5]), [], [1, 2, 3])
+    for token in (4, 5):
+        drafts.chosen(token)
+    assert drafts.guesses(3) == []
 
 
 def test_what_was_said_comes_before_what_the_context_says() -> None:

@@ -97,7 +97,9 @@ async def _edge(options: Options, scratch: Path, keys: Sequence[str]) -> AsyncGe
     file = scratch / "keys"
     file.write_text("".join(f"ask:{key}\n" for key in keys))
     file.chmod(0o600)
-    arguments = ["edge", "--model", str(model), "-c", str(_WINDOW), "--api-key-file", str(file), "--host", "127.0.0.1"]
+    # What is kept of conversations would answer the honest one's next round.
+    arguments = ["edge", "--model", str(model), "-c", str(_WINDOW), "--keep-conversations", "0"]
+    arguments += ["--api-key-file", str(file), "--host", "127.0.0.1"]
     edge = Server(["--log-level", "error", *arguments], scratch / "edge", model.parent)
     edge.start()
     try:

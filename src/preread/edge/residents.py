@@ -29,6 +29,9 @@ from preread.plan.plan import INJECTIONS
 from preread.plan.task import Task
 from preread.values import ContextId, KVBlock
 
+_MOST_SETTLE_S, _SETTLE_SHARE = 3.0, 0.3
+"""For so long at most a context waits for the first answer of the cloud, and for this share of what computing takes."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -180,6 +183,7 @@ class Residents:
             rows = await node.core.reserve(context)
             await asyncio.to_thread(node.core.inject, rows, block)
             return
+        await self._first_sync(question, known)
         way = _way(question, known, node)
         if isinstance(way, Stream):
             try:
@@ -193,6 +197,15 @@ class Residents:
         coming.spec, coming.loaded, coming.reason = None, None, way.reason
         _log.info("context %r is computed here: %s", known.entry.name, way.reason)
         coming.context_s = await node.core.compute(context, known.tokens, 0)
+
+    async def _first_sync(self, question: Question, known: Known) -> None:
+        """Right after a start the cloud is being asked what there is, and profiles are fetched: wait a moment for that.
+
+        Else all of a context would be computed for want of an answer that takes a few round trips.
+        """
+        if self.node.link is not None and question.named and not question.ask.local:
+            local_s = self.node.beliefs.prefill.seconds(0, len(known.tokens))
+            await self.node.settled(min(_MOST_SETTLE_S, _SETTLE_SHARE * local_s))
 
     async def _stream(self, question: Question, known: Known, spec: LoadSpec, coming: Coming) -> None:
         """Get a context from the cloud, neighbours and this machine, and compute what comes no sooner.

@@ -1,5 +1,7 @@
 """Guessing an answer's next tokens from what was read: those that came after the same few tokens before.
 
+Once found, the place is followed as long as it is right, also where the same few tokens came elsewhere later.
+
 An answer about a document quotes it. Guesses are computed in the step of the token before them, and checked there, so a
 right one costs much less than a step of its own, and a wrong one is computed for nothing (prompt lookup decoding;
 Saxena, 2023). How often guesses are right is seen without making any; whether one pays follows from that, and from what
@@ -38,10 +40,9 @@ class Runs:
             self._next[tuple(self.tokens[-RUN:])] = len(self.tokens)
         self.tokens.append(token)
 
-    def after(self, run: Run, most: int) -> Sequence[int]:
-        """What came after a run when it came last, up to so many tokens; nothing if it never came."""
-        at = self._next.get(run)
-        return [] if at is None else self.tokens[at : at + most]
+    def after(self, run: Run) -> int | None:
+        """Where the token is that came after a run when it came last; None: it never came."""
+        return self._next.get(run)
 
 
 class Drafts:
@@ -56,23 +57,54 @@ class Drafts:
     def __init__(self, context: Runs, last: Sequence[int], prompt: Iterable[int]) -> None:
         self._context, self._own = context, Runs([*last[-RUN:], *prompt])
         self._right = 0.5  # how often guesses are
-        self._guess: int | None = None
+        self._place: _Place | None = None
 
     def chosen(self, token: int) -> None:
         """A token of the answer has come."""
-        if self._guess is not None:
-            self._right += _RATE * ((token == self._guess) - self._right)
+        place, right = self._place, self._place is not None and self._place.token == token
+        if place is not None:
+            self._right += _RATE * (right - self._right)
         self._own.append(token)
-        self._guess = next(iter(self.guesses(1)), None)
+        self._place = place.next if place is not None and right and place.next.is_there else self._found()
 
     def guesses(self, most: int) -> Sequence[int]:
-        """The next tokens as they are guessed: from what was said, or else from the context; none without a guess."""
-        run = tuple(self._own.tokens[-RUN:])
-        return self._own.after(run, most) or self._context.after(run, most)
+        """The next tokens as they are guessed, up to so many."""
+        return [] if self._place is None else self._place.tokens(most)
 
     def proposed(self, beside: int, cost: StepCost) -> Sequence[int]:
         """Those that pay in a step which has so many tokens besides the answer's own."""
-        return self.guesses(worth(self._right, beside, cost)) if self._guess is not None else []
+        return [] if self._place is None else self._place.tokens(worth(self._right, beside, cost))
+
+    def _found(self) -> "_Place | None":
+        """Where the last tokens came last: in what was said, or else in the context."""
+        run = tuple(self._own.tokens[-RUN:])
+        for runs in (self._own, self._context):
+            if (at := runs.after(run)) is not None:
+                return _Place(runs, at)
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Token number `at` of what was read: the one that is guessed."""
+
+    runs: Runs
+    at: int
+
+    @property
+    def token(self) -> int:
+        return self.runs.tokens[self.at]
+
+    @property
+    def next(self) -> "_Place":
+        return _Place(self.runs, self.at + 1)
+
+    @property
+    def is_there(self) -> bool:
+        return self.at < len(self.runs.tokens)
+
+    def tokens(self, most: int) -> Sequence[int]:
+        return self.runs.tokens[self.at : self.at + most]
 
 
 @dataclass(frozen=True, slots=True)

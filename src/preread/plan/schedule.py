@@ -36,7 +36,7 @@ STEP_TOKENS: Final = 512
 """Tokens of the largest step: of one prompt or context, with nobody beside it."""
 SHARED_TOKENS: Final = 128
 """Tokens of a step in which several prompts or contexts are computed, and no answer is under way."""
-LEAST_TOKENS: Final = 8
+LEAST_TOKENS: Final = 4
 """So many of a step are for prompts and contexts in any case."""
 MOST_ANSWERS: Final = 64
 """Requests that are computed at once."""
@@ -51,9 +51,11 @@ LOADS: Final = 2
 MOST_WAIT_S: Final = 600.0
 """Who waited so long is told to come again: no client waits longer, and its answer would be made for nobody."""
 
-_GAP, _GAP_S, _MOST_GAP_S = 2.5, 0.05, 1.0
-"""A step with prompts takes so many times as long as one without, and so many seconds more. Where more wait for their
-first token than read along, it takes so many times longer again, but never more than the last of these."""
+_GAP, _GAP_S, _MOST_GAP_S = 1.5, 0.03, 1.0
+"""A step with prompts takes so many times as long as one without, and so many seconds more; where several wait for
+their first token, so many times longer again, but never more than the last of these."""
+_DEAR: Final = 2.0
+"""A token of a small step may take so many times as long as one of a large step, and more while contexts load."""
 _GROWTH_CELLS: Final = 64
 """Cells are claimed ahead in such steps, as an answer grows."""
 _PATIENCE_S: Final = 5.0
@@ -540,9 +542,10 @@ class Schedule:
             return STEP_TOKENS if others < 2 else SHARED_TOKENS
         tokens = sum(part.tokens for part in decoded)
         plain_s = self.cost.seconds(tokens)
-        crowd = sum(not job.answered for job in self._jobs.values()) / len(decoded)
-        within_s = min((_GAP * plain_s + _GAP_S) * max(1.0, crowd), max(_MOST_GAP_S, plain_s))
-        return min(max(LEAST_TOKENS, self.cost.tokens_within(within_s) - tokens), STEP_TOKENS - tokens)
+        crowd = max(1, sum(not job.answered for job in self._jobs.values()))
+        within_s = min((_GAP * plain_s + _GAP_S) * crowd, max(_MOST_GAP_S, plain_s))
+        spare = self.cost.tokens_within(within_s) - tokens
+        return min(max(LEAST_TOKENS, int(spare / _DEAR)), STEP_TOKENS - tokens)
 
     def _behind_gate(self, now_s: float, out: _Out) -> tuple[list[Part], str | None]:
         """With nothing else to compute: the prompts about one context that is coming, of which nothing is done yet."""
