@@ -10,8 +10,8 @@ from collections.abc import MutableMapping
 from typing import Final
 
 SPINS: Final = 2_000
-"""Rounds in that loop before a thread sleeps, some 0.1 ms; of themselves they are 300,000. None at all make every token
-of an answer dearer, since a thread that sleeps has to be woken; with 10,000 an answer beside a load stood still longer."""
+"""Rounds in that loop before a thread sleeps, some 0.1 ms; of themselves they are 300,000. With none every token of an
+answer is dearer, since who sleeps has to be woken; with 10,000 an answer beside a load stood still longer."""
 
 
 def wait_briefly(environment: MutableMapping[str, str] = os.environ) -> None:
