@@ -16,7 +16,8 @@ from preread.plan.step_cost import StepCost
 
 RUN: Final = 3
 """A guess is what came after so many tokens like the last ones."""
-MOST_DRAFTS: Final = 12
+MOST_DRAFTS: Final = 7
+"""So that a step brings at most eight tokens of an answer: who leaves meanwhile costs no more than these."""
 
 _RATE: Final = 0.25
 _LEAST_GAIN: Final = 1.03
