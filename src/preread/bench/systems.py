@@ -33,9 +33,9 @@ def body(messages: Sequence[Message], answer_tokens: int, **more: Any) -> dict[s
 
 
 def http() -> httpx2.AsyncClient:
-    """A client that keeps nobody waiting for a connection. Take one for each block: servers close idle connections."""
+    """A client that keeps nobody waiting for a connection, and has one for each request: servers close idle ones."""
     return httpx2.AsyncClient(
-        trust_env=False, timeout=_PATIENCE_S, limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None)
+        trust_env=False, timeout=_PATIENCE_S, limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0)
     )
 
 
