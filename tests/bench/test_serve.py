@@ -28,8 +28,9 @@ from preread.testing.proxy import Link, ProxyProcess
 QUIET = Console(quiet=True)
 SEEN = "seen"
 SERVER = r"""
-import http.server, json, sys
+import http.server, json, sys, threading
 from pathlib import Path
+lock = threading.Lock()
 port, seen, refuse = int(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -50,9 +51,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with seen.open("a") as file:
-            file.write(json.dumps(body) + "\n")
-        if len(seen.read_text().splitlines()) == refuse:
+        with lock:
+            with seen.open("a") as file:
+                file.write(json.dumps(body) + "\n")
+            line = len(seen.read_text().splitlines())
+        if line == refuse:
             return self.answer(500, b"out of order", "text/plain")
         said = [{"delta": {"content": f"{number} "}} for number in range(body["max_tokens"])]
         chunks = [{"choices": [choice]} for choice in (*said, {"delta": {}, "finish_reason": "length"})]
