@@ -1,7 +1,16 @@
 """What the engine's next step is after single events."""
 
 from preread.plan.residency import Residency
-from preread.plan.schedule import ECHO_TOKENS, LEAST_TOKENS, LOADS, MOST_WAIT_S, SHARED_TOKENS, STEP_TOKENS, Schedule
+from preread.plan.schedule import (
+    ECHO_TOKENS,
+    LEAST_TOKENS,
+    LOADS,
+    MANY_ANSWERS,
+    MOST_WAIT_S,
+    SHARED_TOKENS,
+    STEP_TOKENS,
+    Schedule,
+)
 from preread.plan.step import Part, Request, Step
 from preread.plan.step_cost import StepCost
 
@@ -131,6 +140,34 @@ def test_where_many_wait_for_their_first_token_steps_are_longer() -> None:
     for id in (2, 3, 4):
         ask(plan, id, prompt=600)
     assert go(plan).tokens == 12
+
+
+def test_who_streams_much_is_passed_over_every_second_time_for_somebodys_prompt() -> None:
+    plan = schedule(cells=2000, prefill_tokens_s=1000.0)
+    for id in range(1, MANY_ANSWERS + 1):
+        ask(plan, id, caller="much")
+        go(plan)
+    ask(plan, 10, prompt=600, caller="much")
+    ask(plan, 11, prompt=600, caller="one")
+    steps = [go(plan).parts for _ in range(4)]
+    answers = [[part.id for part in parts if part.id <= MANY_ANSWERS] for parts in steps]
+    assert answers == [[], [1, 2, 3, 4], [], [1, 2, 3, 4]]
+    assert all(11 in {part.id for part in parts} for parts in steps), "it comes before the prompts of who has many"
+
+
+def test_who_streams_little_is_not_passed_over_nor_anybody_for_ones_own_prompt() -> None:
+    plan = schedule(cells=2000, prefill_tokens_s=1000.0)
+    for id in range(1, MANY_ANSWERS):
+        ask(plan, id, caller="little")
+        go(plan)
+    ask(plan, 11, prompt=600, caller="one")
+    assert {1, 2, 3} < {part.id for part in go(plan).parts}
+    plan = schedule(cells=2000, prefill_tokens_s=1000.0)
+    for id in range(1, MANY_ANSWERS + 1):
+        ask(plan, id, caller="much")
+        go(plan)
+    ask(plan, 10, prompt=600, caller="much")
+    assert all({1, 2, 3, 4} < {part.id for part in go(plan).parts} for _ in range(3))
 
 
 def test_a_prompt_takes_no_more_of_a_step_than_those_who_read_along_can_wait_for() -> None:

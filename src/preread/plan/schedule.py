@@ -22,7 +22,7 @@ Pure: no clock, no I/O; times are arguments, and never go back. What is said in 
 import math
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Final
@@ -40,6 +40,8 @@ LEAST_TOKENS: Final = 4
 """So many of a step are for prompts and contexts in any case."""
 MOST_ANSWERS: Final = 64
 """Requests that are computed at once."""
+MANY_ANSWERS: Final = 4
+"""A caller who has so many under way comes after one who has not, and may be passed over for a step."""
 MOST_DECODED: Final = 96
 """Tokens of a step that are answers' last ones, or guesses of the next: each needs logits."""
 ECHO_TOKENS: Final = 16
@@ -128,7 +130,7 @@ class Schedule:
         self._dropped: list[str] = []
         self._coming: dict[str, bool] = {}  # and whether its prompt may be computed behind the gate
         self._shut: set[str] = set()  # whose prompt may not any more
-        self._count = 0
+        self._count, self._passed_over = 0, False
 
     # What happens
 
@@ -509,11 +511,18 @@ class Schedule:
         able = (job for job in (*self._jobs.values(), *self._fills.values()) if self._may_compute(job))
         running = [job for job in able if job.running and job.left > 0]
         answers = [job for job in self._in_turn(running) if job.decodes]
+        counts = Counter(job.request.caller for job in answers)
         others = sorted(
             (job for job in running if not job.decodes),
-            key=lambda job: (self._served.of(job.request.caller), job.of is not None, job.order),
+            key=lambda job: (
+                counts[job.request.caller] >= MANY_ANSWERS,
+                self._served.of(job.request.caller),
+                job.of is not None,
+                job.order,
+            ),
         )
-        parts = self._decoded(answers)
+        self._passed_over = self._passes_over(counts, others)
+        parts = [] if self._passed_over else self._decoded(answers)
         left = self._tokens_beside(parts, len(others))
         for job in others:
             if left <= 0:
@@ -521,6 +530,16 @@ class Schedule:
             parts.append(self._part(job, left))
             left -= parts[-1].tokens
         return parts
+
+    def _passes_over(self, counts: Mapping[str, int], others: Sequence[_Job]) -> bool:
+        """Whether all answers under way pause for a step, for a prompt of a caller who has not many.
+
+        So they do every second time, if all are of callers who have many: who streams much at once has no more of the
+        engine for that than who asks one thing.
+        """
+        if self._passed_over or not counts or not others:
+            return False
+        return counts.get(others[0].request.caller, 0) < MANY_ANSWERS <= min(counts.values())
 
     def _decoded(self, answers: Sequence[_Job]) -> list[Part]:
         """A token of each answer, and its drafts as far as there is room for them."""
