@@ -12,7 +12,7 @@ from preread.bench.hangups import Options, bench, tell
 from preread.edge.core import Stats
 from preread.edge.metrics import Memory, Metrics
 from preread.errors import RemoteError
-from preread.plan.schedule import STEP_TOKENS
+from preread.plan.share import STEP_TOKENS
 
 START = Reading(0, 0, 0, free_sequences=9, context_cells=400, other_cells=0, answer_tokens=10, read_tokens=100)
 LAST = replace(START, running=2, free_sequences=7, other_cells=60, answer_tokens=50, read_tokens=900)

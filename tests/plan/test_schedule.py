@@ -1,16 +1,8 @@
 """What the engine's next step is after single events."""
 
 from preread.plan.residency import Residency
-from preread.plan.schedule import (
-    ECHO_TOKENS,
-    LEAST_TOKENS,
-    LOADS,
-    MANY_ANSWERS,
-    MOST_WAIT_S,
-    SHARED_TOKENS,
-    STEP_TOKENS,
-    Schedule,
-)
+from preread.plan.schedule import ECHO_TOKENS, LOADS, MOST_WAIT_S, Schedule
+from preread.plan.share import LEAST_TOKENS, MANY_ANSWERS, SHARED_TOKENS, STEP_TOKENS
 from preread.plan.step import Part, Request, Step
 from preread.plan.step_cost import StepCost
 

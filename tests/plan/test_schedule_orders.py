@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preread.plan.residency import Residency
-from preread.plan.schedule import ECHO_TOKENS, LOADS, MANY_ANSWERS, MOST_WAIT_S, STEP_TOKENS, Schedule
+from preread.plan.schedule import ECHO_TOKENS, LOADS, MOST_WAIT_S, Schedule
+from preread.plan.share import MANY_ANSWERS, STEP_TOKENS
 from preread.plan.step import Part, Request, Step
 from preread.plan.step_cost import StepCost
 

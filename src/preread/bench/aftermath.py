@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from preread.plan.schedule import STEP_TOKENS
+from preread.plan.share import STEP_TOKENS
 
 MOST_TOKENS: Final = 8
 """So many tokens may still be computed of the answer to a client that is gone."""

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from preread.bench.corpus import draw
-from preread.bench.deployment import Report, Setting
+from preread.bench.deployment import Report, Setting, window_tokens
 from preread.bench.peers import Beside
 from preread.bench.systems import Message, System, http, started
 from preread.edge.machine import machine
@@ -42,7 +42,7 @@ class Options:
     def window_tokens(self) -> int:
         """KV cache that the whole conversation takes, at least."""
         turns = self.turns * (self.prompt_tokens + self.answer_tokens + _TURN_TOKENS)
-        return (self.setting.context_tokens + turns + 255) // 256 * 256
+        return window_tokens(self.setting.context_tokens + turns)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ Report = Callable[[str, int, int | None], None]
 _KNOWN_S: Final = 120.0
 _QUIET_S, _MOST_QUIET_S = 0.2, 10.0
 _LEAST_CLOUD_TOKENS: Final = 1024
+_TEMPLATE_TOKENS, _BLOCK_TOKENS = 128, 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,11 @@ class Setting:
         memory = [] if self.kv_memory_bytes is None else ["--kv-memory", str(self.kv_memory_bytes >> 20)]
         own = ["--model", str(self.model.resolve()), "-c", str(window_tokens), "--cloud", cloud, *memory]
         return ["--log-level", "warning", "edge", *own, *self.edge_options]
+
+
+def window_tokens(tokens: int) -> int:
+    """KV cache for one request of so many tokens, and for what a chat's template adds to it."""
+    return (tokens + _TEMPLATE_TOKENS + _BLOCK_TOKENS - 1) // _BLOCK_TOKENS * _BLOCK_TOKENS
 
 
 class Deployment:

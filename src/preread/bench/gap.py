@@ -12,19 +12,17 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
 
 from rich.console import Console
 from rich.table import Table
 
 from preread.bench.corpus import Corpus, draw
-from preread.bench.deployment import Deployment, Report, Setting, deployed
+from preread.bench.deployment import Deployment, Report, Setting, deployed, window_tokens
 from preread.bench.events import Reply
 from preread.bench.systems import System, http
 from preread.edge.machine import machine
 from preread.errors import RemoteError
 
-_TEMPLATE_TOKENS: Final = 128
 _FACTOR, _MORE_S = 3.0, 0.1
 
 
@@ -51,7 +49,7 @@ class Options:
     def window_tokens(self) -> int:
         """KV cache that one request takes, at least."""
         longest = max(self.setting.context_tokens + self.answer_tokens, self.stream_tokens)
-        return (longest + self.prompt_tokens + _TEMPLATE_TOKENS + 255) // 256 * 256
+        return window_tokens(longest + self.prompt_tokens)
 
 
 @dataclass(frozen=True, slots=True)

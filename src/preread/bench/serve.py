@@ -33,7 +33,7 @@ from rich.console import Console
 
 from preread.bench import plot
 from preread.bench.corpus import draw
-from preread.bench.deployment import Report, Setting
+from preread.bench.deployment import Report, Setting, window_tokens
 from preread.bench.load import (
     OURS,
     STATES,
@@ -53,9 +53,6 @@ from preread.bench.peers import Beside
 from preread.bench.systems import System, http, started
 from preread.edge.machine import machine
 from preread.errors import PrereadError, RemoteError, TransportError, UsageError
-
-_TEMPLATE_TOKENS: Final = 128
-"""What a chat's template may add to a prompt, and then some."""
 
 _TOLD_FAILURES: Final = 3
 
@@ -94,8 +91,7 @@ class Options:
     @property
     def window_tokens(self) -> int:
         """KV cache that one request takes, at least."""
-        need = self.setting.context_tokens + self.prompt_tokens + self.answer_tokens + _TEMPLATE_TOKENS
-        return (need + 255) // 256 * 256
+        return window_tokens(self.setting.context_tokens + self.prompt_tokens + self.answer_tokens)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ import httpx2
 from rich.console import Console
 
 from preread.bench.corpus import draw
-from preread.bench.deployment import Deployment, Report, Setting
+from preread.bench.deployment import Deployment, Report, Setting, window_tokens
 from preread.bench.events import Reply
 from preread.bench.load import percentile
 from preread.bench.peers import Beside
@@ -34,7 +34,6 @@ from preread.edge.machine import machine
 from preread.errors import PrereadError, RemoteError
 
 _SAMPLE_S: Final = 2.0
-_TEMPLATE_TOKENS: Final = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +60,7 @@ class Options:
     @property
     def window_tokens(self) -> int:
         """KV cache that one request takes, at least."""
-        need = self.setting.context_tokens + self.prompt_tokens + self.answer_tokens + _TEMPLATE_TOKENS
-        return (need + 255) // 256 * 256
+        return window_tokens(self.setting.context_tokens + self.prompt_tokens + self.answer_tokens)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,26 +22,19 @@ Pure: no clock, no I/O; times are arguments, and never go back. What is said in 
 import math
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Final
 
 from preread.plan.residency import Residency
 from preread.plan.served import Served
+from preread.plan.share import MANY_ANSWERS, SHARED_TOKENS, STEP_TOKENS, pause_for, tokens_beside
 from preread.plan.step import Part, Request, Resumed, Step
 from preread.plan.step_cost import StepCost
 
-STEP_TOKENS: Final = 512
-"""Tokens of the largest step: of one prompt or context, with nobody beside it."""
-SHARED_TOKENS: Final = 128
-"""Tokens of a step in which several prompts or contexts are computed, and no answer is under way."""
-LEAST_TOKENS: Final = 4
-"""So many of a step are for prompts and contexts in any case."""
 MOST_ANSWERS: Final = 64
 """Requests that are computed at once."""
-MANY_ANSWERS: Final = 4
-"""A caller who has so many under way comes after one who has not, and may be passed over for a step."""
 MOST_DECODED: Final = 96
 """Tokens of a step that are answers' last ones, or guesses of the next: each needs logits."""
 ECHO_TOKENS: Final = 16
@@ -53,11 +46,6 @@ LOADS: Final = 2
 MOST_WAIT_S: Final = 600.0
 """Who waited so long is told to come again: no client waits longer, and its answer would be made for nobody."""
 
-_GAP, _GAP_S, _MOST_GAP_S = 1.5, 0.03, 1.0
-"""A step with prompts takes so many times as long as one without, and so many seconds more; where several wait for
-their first token, so many times longer again, but never more than the last of these."""
-_DEAR: Final = 2.0
-"""A token of a small step may take so many times as long as one of a large step, and more while contexts load."""
 _GROWTH_CELLS: Final = 64
 """Cells are claimed ahead in such steps, as an answer grows."""
 _PATIENCE_S: Final = 5.0
@@ -130,7 +118,7 @@ class Schedule:
         self._dropped: list[str] = []
         self._coming: dict[str, bool] = {}  # and whether its prompt may be computed behind the gate
         self._shut: set[str] = set()  # whose prompt may not any more
-        self._count, self._passed_over = 0, False
+        self._count, self._paused = 0, False
 
     # What happens
 
@@ -521,25 +509,17 @@ class Schedule:
                 job.order,
             ),
         )
-        self._passed_over = self._passes_over(counts, others)
-        parts = [] if self._passed_over else self._decoded(answers)
-        left = self._tokens_beside(parts, len(others))
+        # Every second time: nobody's answer stands still for long.
+        self._paused = not self._paused and bool(others) and pause_for(others[0].request.caller, counts)
+        parts = [] if self._paused else self._decoded(answers)
+        waiting = sum(not job.answered for job in self._jobs.values())
+        left = tokens_beside(self.cost, sum(part.tokens for part in parts), len(others), waiting)
         for job in others:
             if left <= 0:
                 break
             parts.append(self._part(job, left))
             left -= parts[-1].tokens
         return parts
-
-    def _passes_over(self, counts: Mapping[str, int], others: Sequence[_Job]) -> bool:
-        """Whether all answers under way pause for a step, for a prompt of a caller who has not many.
-
-        So they do every second time, if all are of callers who have many: who streams much at once has no more of the
-        engine for that than who asks one thing.
-        """
-        if self._passed_over or not counts or not others:
-            return False
-        return counts.get(others[0].request.caller, 0) < MANY_ANSWERS <= min(counts.values())
 
     def _decoded(self, answers: Sequence[_Job]) -> list[Part]:
         """A token of each answer, and its drafts as far as there is room for them."""
@@ -554,17 +534,6 @@ class Schedule:
         """The next tokens of a prompt or a context."""
         tokens = min(job.left, most, ECHO_TOKENS if job.request.echo and not job.answered else most)
         return Part(job.request.id, tokens, job.of is None and tokens == job.left)
-
-    def _tokens_beside(self, decoded: Sequence[Part], others: int) -> int:
-        """How many tokens of prompts and contexts a step may have beside what it decodes."""
-        if not decoded:
-            return STEP_TOKENS if others < 2 else SHARED_TOKENS
-        tokens = sum(part.tokens for part in decoded)
-        plain_s = self.cost.seconds(tokens)
-        crowd = max(1, sum(not job.answered for job in self._jobs.values()))
-        within_s = min((_GAP * plain_s + _GAP_S) * crowd, max(_MOST_GAP_S, plain_s))
-        spare = self.cost.tokens_within(within_s) - tokens
-        return min(max(LEAST_TOKENS, int(spare / _DEAR)), STEP_TOKENS - tokens)
 
     def _behind_gate(self, now_s: float, out: _Out) -> tuple[list[Part], str | None]:
         """With nothing else to compute: the prompts about one context that is coming, of which nothing is done yet."""
