@@ -2,6 +2,7 @@
 
 import asyncio
 import ctypes
+import logging
 import platform
 import shutil
 import subprocess
@@ -47,6 +48,15 @@ settings.load_profile("untimed")
 WINDOW_TOKENS = 2048
 VOCABULARY = 4096
 PARTS = ("filter", "pump", "fan", "valve", "sensor", "display", "battery", "hose", "lid", "motor")
+
+
+@pytest.fixture(autouse=True)
+def _log_level() -> Iterator[None]:
+    """A command that a test runs in this process chooses what is logged; that is not to last."""
+    logger = logging.getLogger("preread")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 @pytest.fixture(params=VECTOR_BITS)

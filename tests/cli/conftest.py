@@ -1,7 +1,6 @@
 """Running the command line as a shell does, in this process: what it prints, and its exit code."""
 
 import io
-import logging
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,12 +27,10 @@ Run = Callable[..., Ran]
 
 
 @pytest.fixture
-def preread(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+def preread(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
     """`preread("publish", "-", stdin=b"...")`. No environment variable of preread's is set."""
     for name in ("PREREAD_CLOUD", "PREREAD_API_KEY", "PREREAD_API_KEYS", "PREREAD_MODEL"):
         monkeypatch.delenv(name, raising=False)
-    logger = logging.getLogger("preread")
-    level = logger.level
 
     def run(*arguments: str, stdin: bytes = b"") -> Ran:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
@@ -44,8 +41,7 @@ def preread(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
         assert isinstance(code, int)
         return Ran(code, captured.out, captured.err)
 
-    yield run
-    logger.setLevel(level)
+    return run
 
 
 @pytest.fixture
