@@ -49,11 +49,32 @@ class TokenOdds:
 
 
 @dataclass(frozen=True, slots=True)
+class CallPart:
+    """A part of a tool call in an answer. The first one of a call has its id and name, further ones only arguments.
+
+    Attributes:
+        index: which call of the answer, from 0.
+        arguments: how the JSON text of its arguments goes on.
+        id: what the client names the call by when it brings the result.
+        name: of the function.
+    """
+
+    index: int
+    arguments: str = ""
+    id: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Piece:
-    """Some text of the answer. `odds` are those of the tokens that were chosen since the last piece, when asked for."""
+    """Some text of the answer, or parts of the tool calls in it.
+
+    `odds` are those of the tokens that were chosen since the last piece, when asked for.
+    """
 
     text: str
     odds: tuple[TokenOdds, ...] = ()
+    calls: tuple[CallPart, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +126,11 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The end of an answer. `finish` is OpenAI's: "stop" (the model ended, or a stop text came) or "length"."""
+    """The end of an answer.
 
-    finish: Literal["stop", "length"]
+    `finish` is OpenAI's: "stop" (the model ended, or a stop text came), "length", or "tool_calls" (it calls tools).
+    """
+
+    finish: Literal["stop", "length", "tool_calls"]
     prompt_tokens: int
     timings: Timings
