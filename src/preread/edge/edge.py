@@ -39,7 +39,7 @@ class Answer:
     """A whole answer, and what came from where."""
 
     text: str
-    finish: Literal["stop", "length"]
+    finish: Literal["stop", "length", "tool_calls"]
     prompt_tokens: int
     timings: Timings
 
