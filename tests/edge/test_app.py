@@ -17,6 +17,7 @@ import pytest
 from preread.edge import serving
 from preread.edge.app import create_app
 from preread.edge.edge import AsyncEdge
+from preread.edge.forms.openai import ChatForm
 from preread.engine.chooser import Chooser
 from preread.engine.sampling import Sampled
 from preread.errors import EngineError
@@ -156,6 +157,10 @@ def test_several_prompts_and_choices_in_one_request(client: openai.OpenAI) -> No
     assert [choice.text for choice in both.choices] == [one.choices[0].text for one in alone]
     assert both.usage.prompt_tokens == sum(one.usage.prompt_tokens for one in alone)
     assert both.usage.completion_tokens == 6
+    texts = ["", ""]
+    for chunk in client.completions.create(prompt=prompts, stream=True, **standard):
+        texts[chunk.choices[0].index] += chunk.choices[0].text
+    assert texts == [choice.text for choice in both.choices]
     twice = ask(client, n=2, temperature=1.5, seed=1)
     assert twice.choices[0].message.content != twice.choices[1].message.content
     assert twice.choices[1].message.content == ask(client, temperature=1.5, seed=2).choices[0].message.content
@@ -411,9 +416,8 @@ def test_unforeseen_failure_tells_no_details(edge: Any, stream: bool, monkeypatc
     def broken(*args: Any) -> None:
         raise ZeroDivisionError("secret detail")
 
-    monkeypatch.setattr(serving.reply, "whole", broken)
-    monkeypatch.setattr(serving.reply, "closing", broken)
-    monkeypatch.setattr(serving.reply, "part", broken)
+    monkeypatch.setattr(ChatForm, "whole", broken)
+    monkeypatch.setattr(ChatForm, "event", broken)
     answer = post(edge, stream=stream)
     assert "internal_error" in answer.text and "secret" not in answer.text
     assert answer.status_code == (200 if stream else 500)

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preread.edge import reply
 from preread.edge.body import Refused
+from preread.edge.forms.form import Head
+from preread.edge.forms.openai import ChatForm, CompletionForm
 from preread.edge.openai import BadRequest, Bounds, Call, read_chat, read_completion
-from preread.edge.reply import Head
 from preread.edge.request import Ask, Done, Piece, Timings, TokenOdds
 from preread.engine.sampling import Sampling
 
@@ -34,9 +34,9 @@ def sampled(call: Call) -> Sampling:
 
 def test_length_is_openais_default_and_sampling_llama_servers() -> None:
     wanted = Sampling(max_tokens=500, temperature=0.8, top_k=40, top_p=0.95, min_p=0.05, seed=7)
-    assert chat() == Call((Ask(messages=tuple(HELLO), sampling=wanted),), 1, True, False, False)
+    assert chat() == Call((Ask(messages=tuple(HELLO), sampling=wanted),), 1, False, False)
     wanted = replace(wanted, max_tokens=16)
-    assert completion() == Call((Ask(prompt="Hello", sampling=wanted),), 1, False, False, False)
+    assert completion() == Call((Ask(prompt="Hello", sampling=wanted),), 1, False, False)
 
 
 def test_sampling_is_as_the_models_file_recommends_where_a_request_does_not_say() -> None:
@@ -238,7 +238,6 @@ def test_prompts(prompt: object, read: object) -> None:
         ({"logit_bias": {"-1": 1}}, "logit_bias"),
         ({"frequency_penalty": 3}, "frequency_penalty"),
         ({"presence_penalty": -3}, "presence_penalty"),
-        ({"n": 2, "stream": True}, "n"),
         ({"n": 129}, "n"),
         ({"n": 0}, "n"),
         ({"context": 5}, "context"),
@@ -263,7 +262,6 @@ def test_chats_that_are_refused(fields: dict[str, Any], param: str) -> None:
     [
         ({"prompt": None}, "prompt"),
         ({"prompt": 5}, "prompt"),
-        ({"prompt": ["a", "b"], "stream": True}, "prompt"),
         ({"prompt": ["a"] * 129}, "prompt"),
         ({"prompt": [1, "b"]}, "prompt"),
         ({"prompt": [[1], [2000]]}, "prompt"),
@@ -408,7 +406,7 @@ def events(data: bytes) -> list[Any]:
 
 
 def test_whole_chat() -> None:
-    answer = json.loads(reply.whole(head(chat()), [([Piece("Hél"), Piece("lo")], DONE)]))
+    answer = json.loads(ChatForm(head(chat())).whole([([Piece("Hél"), Piece("lo")], DONE)]))
     message = {"role": "assistant", "content": "Héllo", "refusal": None}
     assert answer == {
         "id": "id-1",
@@ -422,7 +420,7 @@ def test_whole_chat() -> None:
 
 
 def test_whole_completion() -> None:
-    answer = json.loads(reply.whole(head(completion()), [([Piece("a"), Piece("b")], DONE)]))
+    answer = json.loads(CompletionForm(head(completion())).whole([([Piece("a"), Piece("b")], DONE)]))
     assert answer["object"] == "text_completion" and answer["usage"] == USAGE and answer["timings"] == TOLD
     assert answer["choices"] == [{"index": 0, "text": "ab", "logprobs": None, "finish_reason": "stop"}]
 
@@ -431,23 +429,25 @@ def test_logprobs_in_both_forms() -> None:
     pieces = [Piece("é", (ODDS,)), Piece("é", (ODDS,))]
     first = {"token": "é", "logprob": -0.5, "bytes": [195, 169]}
     other = {"token": "x", "logprob": -9999.0, "bytes": [120]}
-    (choice,) = json.loads(reply.whole(head(chat(logprobs=True)), [(pieces, DONE)]))["choices"]
+    (choice,) = json.loads(ChatForm(head(chat(logprobs=True))).whole([(pieces, DONE)]))["choices"]
     assert choice["logprobs"] == {"content": [{**first, "top_logprobs": [first, other]}] * 2, "refusal": None}
-    (choice,) = json.loads(reply.whole(head(completion(logprobs=2)), [(pieces, DONE)]))["choices"]
+    (choice,) = json.loads(CompletionForm(head(completion(logprobs=2))).whole([(pieces, DONE)]))["choices"]
     assert choice["logprobs"] == {
         "tokens": ["é", "é"],
         "token_logprobs": [-0.5, -0.5],
         "top_logprobs": [{"é": -0.5, "x": -9999.0}] * 2,
         "text_offset": [0, 1],
     }
-    (event,) = events(reply.part(head(completion(logprobs=2)), pieces[1], 41))
-    assert event["choices"][0]["logprobs"]["text_offset"] == [41]
+    form = CompletionForm(head(completion(logprobs=2)))
+    for at in (0, 1):
+        (event,) = events(form.event(0, pieces[0]))
+        assert event["choices"][0]["logprobs"]["text_offset"] == [at]
 
 
 def test_several_answers_are_several_choices() -> None:
     call = completion(prompt=["a", "b"], n=2)
     answers = [([Piece(text)], DONE) for text in ("a1", "a2", "b1", "b2")]
-    answer = json.loads(reply.whole(head(call), answers))
+    answer = json.loads(CompletionForm(head(call)).whole(answers))
     assert [(choice["index"], choice["text"]) for choice in answer["choices"]] == [
         (0, "a1"), (1, "a2"), (2, "b1"), (3, "b2"),
     ]  # fmt: skip
@@ -458,15 +458,15 @@ def test_several_answers_are_several_choices() -> None:
 def test_echoed_tokens_have_odds_but_the_first() -> None:
     first = TokenOdds("a", b"a", None, ())
     pieces = [Piece("aé", (first, replace(ODDS, top=ODDS.top[1:])))]
-    (choice,) = json.loads(reply.whole(head(completion(logprobs=1, echo=True)), [(pieces, DONE)]))["choices"]
+    (choice,) = json.loads(CompletionForm(head(completion(logprobs=1, echo=True))).whole([(pieces, DONE)]))["choices"]
     assert choice["logprobs"]["token_logprobs"] == [None, -0.5]
     assert choice["logprobs"]["top_logprobs"] == [None, {"x": -9999.0, "é": -0.5}], "also the one that came"
     assert choice["logprobs"]["text_offset"] == [0, 1]
 
 
 def test_streamed_chat() -> None:
-    top = head(chat(stream=True))
-    told = events(reply.opening(top) + reply.part(top, Piece("a"), 0) + reply.part(top, Piece("\n\n"), 1))
+    form = ChatForm(head(chat(stream=True)))
+    told = events(form.event(0, Piece("a")) + form.event(0, Piece("\n\n")))
     assert [event["choices"][0]["delta"] for event in told] == [
         {"role": "assistant", "content": ""},
         {"content": "a"},
@@ -475,29 +475,45 @@ def test_streamed_chat() -> None:
     assert {(event["id"], event["object"], event["model"]) for event in told} == {
         ("id-1", "chat.completion.chunk", "tiny")
     }
-    last, done = events(reply.closing(top, DONE))
+    last, done = events(form.event(0, DONE))
     assert last["choices"] == [{"index": 0, "delta": {}, "logprobs": None, "finish_reason": "stop"}]
     assert last["timings"] == TOLD and "usage" not in last and done == "[DONE]"
 
 
 def test_streamed_completion() -> None:
-    top = head(completion(stream=True))
-    assert reply.opening(top) == b""
-    (event,) = events(reply.part(top, Piece("a"), 0))
+    form = CompletionForm(head(completion(stream=True)))
+    (event,) = events(form.event(0, Piece("a")))
     assert event["object"] == "text_completion"
     assert event["choices"] == [{"index": 0, "text": "a", "logprobs": None, "finish_reason": None}]
-    last, _ = events(reply.closing(top, DONE))
+    last, _ = events(form.event(0, DONE))
     assert last["choices"] == [{"index": 0, "text": "", "logprobs": None, "finish_reason": "stop"}]
 
 
-@pytest.mark.parametrize("make", [chat, completion])
-def test_usage_is_the_last_chunk_where_it_is_asked_for(make: Any) -> None:
-    last, usage, done = events(reply.closing(head(make(stream=True, stream_options={"include_usage": True})), DONE))
+def test_streamed_choices_have_their_index_and_an_end_each() -> None:
+    form = ChatForm(head(chat(n=2, stream=True)))
+    told = events(form.event(1, Piece("b")) + form.event(0, Piece("a")) + form.event(1, DONE))
+    said = [(choice["index"], choice["delta"].get("content")) for event in told for choice in event["choices"]]
+    assert said == [(1, ""), (1, "b"), (0, ""), (0, "a"), (1, None)]
+    last, done = events(form.event(0, replace(DONE, finish="length")))
+    assert (last["choices"][0]["index"], last["choices"][0]["finish_reason"], done) == (0, "length", "[DONE]")
+    wanted = completion(prompt=["a", "b"], n=2, stream=True, stream_options={"include_usage": True})
+    text = CompletionForm(head(wanted))
+    *ends, usage, _ = events(b"".join(text.event(choice, DONE) for choice in (3, 0, 2, 1)))
+    assert [end["choices"][0]["index"] for end in ends] == [3, 0, 2, 1] and not any("timings" in end for end in ends)
+    assert usage["usage"]["prompt_tokens"] == 200 and usage["usage"]["completion_tokens"] == 12
+
+
+@pytest.mark.parametrize(("make", "form"), [(chat, ChatForm), (completion, CompletionForm)])
+def test_usage_is_the_last_chunk_where_it_is_asked_for(make: Any, form: Any) -> None:
+    asked = form(head(make(stream=True, stream_options={"include_usage": True})))
+    asked.event(0, Piece("a"))
+    last, usage, done = events(asked.event(0, DONE))
     assert last["choices"][0]["finish_reason"] == "stop" and "timings" not in last
     assert usage["choices"] == [] and usage["usage"] == USAGE and usage["timings"] == TOLD and done == "[DONE]"
-    last, _ = events(reply.closing(head(make(stream=True, stream_options={})), DONE))
+    last, _ = events(form(head(make(stream=True, stream_options={}))).event(0, DONE))[-2:]
     assert "usage" not in last
 
 
 def test_failure_after_the_beginning_is_an_event() -> None:
-    assert events(reply.failing({"error": {"message": "m"}})) == [{"error": {"message": "m"}}]
+    for form in (ChatForm(head(chat())), CompletionForm(head(completion()))):
+        assert events(form.failing({"error": {"message": "m"}})) == [{"error": {"message": "m"}}]

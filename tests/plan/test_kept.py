@@ -47,6 +47,7 @@ def test_what_was_computed_is_kept_and_the_next_turn_computes_what_is_new() -> N
 def test_little_is_not_kept_and_nothing_where_nothing_is_to_be() -> None:
     assert said(schedule(), 1, LEAST_KEPT_TOKENS - 1) == 0
     assert said(schedule(), 1, LEAST_KEPT_TOKENS) == LEAST_KEPT_TOKENS
+    assert schedule().keeps and not schedule(keep_s=0.0).keeps
     assert said(schedule(keep_s=0.0), 1) == 0
 
 

@@ -12,7 +12,7 @@ from preread.edge.at_hand import usable
 from preread.edge.core import Generation
 from preread.edge.node import Node
 from preread.edge.record import Record
-from preread.edge.request import Ask, Done, Piece
+from preread.edge.request import Ask, Done, Piece, Timings
 from preread.edge.residents import Asking, Residents
 from preread.edge.spans import past, span
 from preread.edge.text import Echo, Writer
@@ -73,6 +73,23 @@ async def answered(question: Question, residents: Residents, caller: str = "") -
     record.note_refinement(node.refinement, question)
     residents.metrics.answered(record.timings)
     yield Done(writer.finish, question.prompt_tokens, record.timings)
+
+
+async def read(question: Question, residents: Residents, caller: str) -> Timings:
+    """Compute the prompt of a question. It is kept as a conversation is, so that answers to it go on from there.
+
+    Returns:
+        What came from where, and how long that took.
+
+    Raises:
+        EngineError, Overloaded: as `answered` does.
+    """
+    record = Record(question.arrived_s)
+    async with aclosing(
+        _sampled(replace(question, ask=_of_one_token_at_least(question.ask)), residents, record, caller)
+    ) as steps:
+        record.token(replace(await anext(steps), end=True))
+    return record.timings
 
 
 def _of_one_token_at_least(ask: Ask) -> Ask:

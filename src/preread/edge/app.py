@@ -1,8 +1,8 @@
 """The edge's HTTP side: OpenAI's API in front of an `AsyncEdge`, which opens when the server starts.
 
-It knows routes, keys and statuses. How a request is answered is in `serving.py`, what bodies mean in `openai.py` and
-`reply.py`, how answers come about in `answer.py`. Every route answers from this machine alone: nothing here opens a
-connection.
+It knows routes, keys and statuses. How a request is answered is in `serving.py`, what bodies mean in `openai.py`, how
+answers are written in `forms/`, how they come about in `answer.py`. Every route answers from this machine alone:
+nothing here opens a connection.
 """
 
 import re
@@ -21,13 +21,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from preread.edge import metrics, models
 from preread.edge.edge import AsyncEdge
+from preread.edge.forms.openai import ChatForm, CompletionForm
 from preread.edge.openai import read_chat, read_completion
 from preread.edge.serving import DEFAULT, Api, Front, Limits
 from preread.errors import PrereadError
 from preread.store import guard, routes
 from preread.store.guard import LOOPBACK, Access
 
-_CHAT, _COMPLETION = Api("chatcmpl-", read_chat), Api("cmpl-", read_completion)
+_CHAT, _COMPLETION = Api("chatcmpl-", read_chat, ChatForm), Api("cmpl-", read_completion, CompletionForm)
 
 
 def create_app(

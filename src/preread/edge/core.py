@@ -196,6 +196,11 @@ class Core:
                 self._calls.append(lambda: self._leave(generation.id, kept or 0))
             self._usual_s += (time.monotonic() - began_s - self._usual_s) / 8
 
+    @property
+    def keeps(self) -> bool:
+        """Whether conversations are kept."""
+        return self._plan.keeps
+
     def said(self, caller: str, context: ContextId | None, position: int) -> list[Tokens]:
         """What is kept of somebody's conversations behind the first `position` tokens of a context, or behind none."""
         return self._conversations.said(caller, context, position)

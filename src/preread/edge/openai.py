@@ -1,4 +1,4 @@
-"""The requests of OpenAI's API: a body becomes `Ask`s. What goes back is in `reply.py`, what a body is in `body.py`.
+"""The requests of OpenAI's API: a body becomes `Ask`s. What goes back is in `forms/`, what a body is in `body.py`.
 
 Pure. Defaults are OpenAI's where it has some that mean something here: 16 tokens for a completion without `max_tokens`,
 while a chat goes on until the model ends it, or for so many tokens as the edge's operator allows. How tokens are chosen
@@ -66,15 +66,13 @@ class Call:
     """A request, understood.
 
     Attributes:
-        asks: a question for each choice of the answer; exactly one where it is streamed.
-        prompts: how many prompts these are; of each there are equally many choices.
-        chat: in which of the two forms the answer is wanted.
+        asks: a question for each choice of the answer.
+        prompts: how many prompts these are; of each there are equally many choices, one after the other.
         stream, include_usage: whether in events, and whether one of them says what was used.
     """
 
     asks: tuple[Ask, ...]
     prompts: int
-    chat: bool
     stream: bool
     include_usage: bool
 
@@ -161,10 +159,9 @@ def _call(request: Request, asks: list[Ask]) -> Call:
     choices, stream = request.n or 1, bool(request.stream)
     many, param = len(asks) * choices, "n" if choices > 1 else "prompt"
     _refuse(many > MOST_CHOICES, param, f"{many} answers were asked for: at most {MOST_CHOICES} go into one request")
-    _refuse(stream and many > 1, param, "only one answer can be streamed: leave stream out, or ask for each by itself")
     wants_usage = request.stream_options is not None and bool(request.stream_options.include_usage)
     each = tuple(_seeded(ask, number) for ask in asks for number in range(choices))
-    return Call(each, len(asks), isinstance(request, Chat), stream, wants_usage)
+    return Call(each, len(asks), stream, wants_usage)
 
 
 def _seeded(ask: Ask, number: int) -> Ask:

@@ -9,24 +9,23 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from preread.edge import reply
-from preread.edge.answer import answered
 from preread.edge.bounds import most_body_bytes, too_long
 from preread.edge.edge import AsyncEdge
+from preread.edge.forms.form import Answer, Form, Head
 from preread.edge.openai import Bounds, Call
-from preread.edge.reply import Head
-from preread.edge.request import Ask, Done, Piece
+from preread.edge.request import Done, Piece
+from preread.edge.several import Item, Prompt, answers, understood
 from preread.edge.spans import story
-from preread.edge.understand import Question, understand
 from preread.errors import Cancelled, Overloaded, PrereadError
 from preread.plan.admission import Admission, Wasted
 from preread.store import guard, routes
@@ -47,6 +46,9 @@ BEHIND_S: Final = 0.5
 """Of a caller who has more than `FEW` requests inside, and had more than `FEW` that were refused or given up lately,
 none is looked at sooner: who asks and is gone at once, or asks what is refused, again and again, would keep us busy."""
 
+AT_ONCE: Final = 32
+"""Answers to one request that are made at a time, as far as there is room for each of them."""
+
 _MOST_LATER_S: Final = 60.0
 _log = logging.getLogger(__name__)
 _JSON: Final = {"Content-Type": "application/json", "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
@@ -58,14 +60,24 @@ _EVENTS: Final = {
 _PING: Final = b": ping\n\n"
 
 Read = Callable[[bytes, Bounds, int], Call]
+Error = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Api:
-    """One of OpenAI's APIs: how its answers' ids begin, and how a body is read."""
+    """An API for answers.
+
+    Attributes:
+        prefix: how its answers' ids begin.
+        read: a request's body.
+        form: of an answer.
+        error: how the body of an error with this status looks, given OpenAI's form of it.
+    """
 
     prefix: str
     read: Read
+    form: Callable[[Head], Form]
+    error: Callable[[int, Error], Error] = lambda status, error: error
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +152,23 @@ class Front:
         finally:
             self._bytes.leave(caller, kept)
         head = Head(api.prefix + secrets.token_hex(12), int(time.time()), spec.name, call)
-        return await _Answering(self._edge, head, caller).answer(request.receive, send)
+        more = self._let_in_more(caller, min(len(call.asks), AT_ONCE) - 1)
+        try:
+            return await _Answering(self._edge, api, head, caller, 1 + more).answer(request.receive, send)
+        finally:
+            self._requests.leave(caller, more)
+
+    def _let_in_more(self, caller: str, most: int) -> int:
+        """Let in further answers to a request as if they were asked for by themselves; how many there was room for.
+
+        The others wait until one of them is made.
+        """
+        for count in range(most):
+            try:
+                self._requests.enter(caller, 1, self._later_s)
+            except Overloaded:
+                return count
+        return most
 
     @property
     def _later_s(self) -> float:
@@ -148,13 +176,11 @@ class Front:
 
 
 class _Answering:
-    """Makes an answer while it sends it, and gives it up when the client goes away.
+    """Makes an answer while it sends it, and gives it up when the client goes away."""
 
-    Of several answers, which are never streamed, one is made after the other.
-    """
-
-    def __init__(self, edge: AsyncEdge, head: Head, caller: str) -> None:
-        self._residents, self._head, self._caller = edge.residents, head, caller
+    def __init__(self, edge: AsyncEdge, api: Api, head: Head, caller: str, at_once: int) -> None:
+        self._residents, self._api, self._head = edge.residents, api, head
+        self._caller, self._at_once = caller, at_once
 
     async def answer(self, receive: Receive, send: Send) -> bool:
         """Answer; False: it was given up."""
@@ -176,48 +202,51 @@ class _Answering:
         return True
 
     async def _work(self, send: Send) -> None:
-        call = self._head.call
-        if call.stream:
-            await self._stream(await understand(call.asks[0], self._residents.node, self._caller), send)
+        prompts, form = (
+            await understood(self._head.call, self._residents.node, self._caller),
+            self._api.form(self._head),
+        )
+        if self._head.call.stream:
+            await send(_start(200, _EVENTS))
+            async with aclosing(self._answers(prompts)) as items:
+                last = await self._events(items, form, send)
+            await send(_body(last))
             return
-        body = reply.whole(self._head, [await self._gathered(ask) for ask in call.asks])
+        body = form.whole(await self._gathered(prompts))
         await send(_start(200, {**_JSON, "Content-Length": str(len(body))}))
         await send(_body(body))
 
-    async def _gathered(self, ask: Ask) -> tuple[list[Piece], Done]:
-        question, pieces = await understand(ask, self._residents.node, self._caller), []
-        async with aclosing(answered(question, self._residents, self._caller)) as items:
-            async for item in items:
+    def _answers(self, prompts: Sequence[Prompt]) -> AsyncGenerator[Item, None]:
+        return answers(prompts, self._residents, self._caller, self._at_once)
+
+    async def _gathered(self, prompts: Sequence[Prompt]) -> list[Answer]:
+        pieces, ends = defaultdict[int, list[Piece]](list), dict[int, Done]()
+        async with aclosing(self._answers(prompts)) as items:
+            async for number, item in items:
                 if isinstance(item, Done):
-                    done = item
+                    ends[number] = item
                 else:
-                    pieces.append(item)
-        return pieces, done
+                    pieces[number].append(item)
+        return [(pieces[number], ends[number]) for number in range(len(ends))]
 
-    async def _stream(self, question: Question, send: Send) -> None:
-        await send(_start(200, _EVENTS))
-        async with aclosing(answered(question, self._residents, self._caller)) as items:
-            last = await self._events(items, send)
-        await send(_body(last))
-
-    async def _events(self, items: AsyncGenerator[Piece | Done, None], send: Send) -> bytes:
+    async def _events(self, items: AsyncGenerator[Item, None], form: Form, send: Send) -> bytes:
         """Send all events but the last ones, which are returned: when they are sent, the engine is free for others."""
-        before, offset = reply.opening(self._head), 0
         try:
             async with _pings(send):
-                item = await anext(items)
-            while isinstance(item, Piece):
-                await send(_body(before + reply.part(self._head, item, offset), more=True))
-                before, offset = b"", offset + len(item.text)
-                item = await anext(items)
+                number, item = await anext(items)
+            left = len(self._head.call.asks)
+            while left := left - isinstance(item, Done):
+                await send(_body(form.event(number, item), more=True))
+                number, item = await anext(items)
+            return form.event(number, item)
         except Cancelled:
             raise
         except PrereadError as error:
-            return _failing(error)
+            status, body = routes.status_and_code(error)[0], routes.body_of(error)
         except Exception:
             _log.exception("an answer failed after it had begun")
-            return reply.failing(routes.error_body(*routes.UNFORESEEN))
-        return before + reply.closing(self._head, item)
+            status, body = routes.UNFORESEEN[0], routes.error_body(*routes.UNFORESEEN)
+        return form.failing(self._api.error(status, body))
 
 
 async def _send(send: Send, message: Message) -> None:
@@ -250,11 +279,6 @@ async def _pings(send: Send) -> AsyncGenerator[None, None]:
         await asyncio.wait([pinging])
         if not pinging.cancelled():
             pinging.exception()  # taken: the next thing that is sent meets it too
-
-
-def _failing(error: PrereadError) -> bytes:
-    status, code = routes.status_and_code(error)
-    return reply.failing(routes.error_body(status, str(error), code))
 
 
 async def _disconnected(receive: Receive) -> None:

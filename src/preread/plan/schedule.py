@@ -257,6 +257,11 @@ class Schedule:
         return len(self._coming)
 
     @property
+    def keeps(self) -> bool:
+        """Whether what was computed for a request is kept at all when it ends."""
+        return self._keep_s > 0
+
+    @property
     def idle(self) -> bool:
         """Whether nobody asks for anything."""
         return not self._jobs and not self._fills and not self._coming
