@@ -48,5 +48,6 @@ def preread(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
 def quick_cloud(tmp_path: Path) -> Iterator[str]:
     """URL of a cloud without a model: every letter is a token, and there is room for 4,096."""
     store = open_store(str(tmp_path / "store"))
-    with serving(create_app(store, RandomPublisher(store))) as url:
+    publisher = RandomPublisher(store)
+    with serving(create_app(store, publisher, counter=publisher.counted)) as url:
         yield url

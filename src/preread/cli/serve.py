@@ -183,6 +183,7 @@ async def _serve_cloud(
 ) -> bool:
     from preread.cli import listen
     from preread.cloud.app import create_app
+    from preread.cloud.counting import EngineCounter
     from preread.cloud.serve import EnginePublisher
     from preread.engine.worker import Worker
 
@@ -193,11 +194,13 @@ async def _serve_cloud(
             where = f"{listen.urls(sockets)}, store {store}, {_contexts(count)}"
             say(f"preread cloud: {engine.spec.name} on {where}")
 
-        worker = Worker()
-        app = create_app(objects, EnginePublisher(engine, worker, objects, rungs, help), access)
+        worker, reader = Worker(), Worker("reader")
+        publisher = EnginePublisher(engine, worker, objects, rungs, help)
+        app = create_app(objects, publisher, access, EngineCounter(engine, reader, objects, rungs))
         try:
             return await listen.serve(app, sockets, ready)
         finally:
+            reader.close()
             worker.close()
 
 

@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from preread.cloud import events
-from preread.cloud.events import Failed, Problem, Progress, Published
+from preread.cloud.events import Counted, Failed, Problem, Progress, Published
 from preread.cloud.turns import Turns
 from preread.errors import PrereadError, UnknownContext, UsageError
 from preread.store import guard, routes
@@ -61,13 +61,24 @@ class Publisher(Protocol):
     ) -> Published: ...
 
 
-def create_app(store: Objects, publisher: Publisher, access: Access = LOOPBACK) -> Starlette:
+Counter = Callable[[events.Request], Coroutine[None, None, Counted]]
+"""Says what a document would be, published. UsageError: it could not be."""
+
+
+async def refuse_count(ask: events.Request) -> Counted:
+    """The counter of a cloud without a model."""
+    raise UsageError("this cloud only serves what was published before: it runs no model")
+
+
+def create_app(
+    store: Objects, publisher: Publisher, access: Access = LOOPBACK, counter: Counter = refuse_count
+) -> Starlette:
     """The cloud as an ASGI application.
 
     Where `access` has keys, everything but /health needs one as bearer token: reading one with the scope `read`,
     publishing and removing one with `publish`.
     """
-    contexts = _Contexts(store, publisher)
+    contexts, counts = _Contexts(store, publisher), Turns("counted")
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncGenerator[None, None]:
@@ -80,6 +91,7 @@ def create_app(store: Objects, publisher: Publisher, access: Access = LOOPBACK) 
             *routes.object_routes(store, routes.SHARED if access.keys is None else routes.PRIVATE),
             routes.catalogue_route(store.listing),
             Route("/v1/contexts", partial(_publish, contexts), methods=["POST"]),
+            Route("/v1/count", partial(_count, counter, counts), methods=["POST"]),
             Route("/v1/contexts/{name}", partial(_remove, contexts), methods=["DELETE"]),
         ],
         middleware=access.middleware("cloud", reads="read", writes="publish"),
@@ -155,6 +167,17 @@ async def _remove(contexts: _Contexts, request: Request) -> Response:
     name = request.path_params["name"]
     await contexts.remove(name, guard.caller(request.scope))
     return JSONResponse({"removed": name}, headers={"Cache-Control": "no-store"})
+
+
+async def _count(counter: Counter, turns: Turns, request: Request) -> Response:
+    """Count beside what is being published: nobody who only wants to know waits for that."""
+    body = await guard.read_body(request, MAX_BODY_BYTES)
+    size_bytes, ask = len(body), _parse(body)
+    del body
+    async with turns.turn(guard.caller(request.scope), size_bytes, lambda ahead: None):
+        counted = await counter(ask)
+    headers = {"Cache-Control": "no-store"}
+    return Response(msgspec.json.encode(counted), headers=headers, media_type="application/json")
 
 
 async def _publish(contexts: _Contexts, request: Request) -> Response:

@@ -9,8 +9,8 @@ import httpx2
 import msgspec
 
 from preread import tls
-from preread.cloud.events import Event, Failed, Mode, Problem, Progress, Published, Request
-from preread.errors import CorruptData, RemoteError, TransportError, UsageError
+from preread.cloud.events import Counted, Event, Failed, Mode, Problem, Progress, Published, Request
+from preread.errors import Absent, CorruptData, Overloaded, PrereadError, RemoteError, TransportError, UsageError
 from preread.store.http11 import parse_origin
 from preread.values import Form
 from preread.wire import catalogue as wire
@@ -18,6 +18,8 @@ from preread.wire.fields import MAX_CATALOGUE_BYTES
 from preread.wire.pages import Pages
 
 _LINE_BYTES: Final = 2**20
+_LONGEST_S: Final = 600.0
+"""A cloud that says to try again later than this is not believed."""
 _QUIET_S: Final = 900.0
 """A publication waits its turn, and then for its model, without a word."""
 
@@ -57,6 +59,31 @@ def publish(
             if isinstance(event, Published):
                 return
     raise TransportError(f"cloud {url} closed the connection before it had published: look at its log, then try again")
+
+
+def count(
+    url: str,
+    name: str,
+    *,
+    text: str | None = None,
+    tokens: list[int] | None = None,
+    form: Form | Literal["auto"] = "auto",
+    mode: Mode = "exact",
+    api_key: str | None = None,
+) -> Counted:
+    """What a document would be, published as `publish` would: its tokens, and whether it is there already.
+
+    Raises:
+        Absent: the cloud is of before it could tell.
+        UsageError, RemoteError, TransportError, CorruptData: as for `publish`.
+    """
+    body = msgspec.json.encode(Request(name, text, tokens, form, mode))
+    with _answer(url, "POST", "/v1/count", api_key, body) as response:
+        data = _read(response, _LINE_BYTES)
+    try:
+        return msgspec.json.decode(data, type=Counted)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise CorruptData("json", f"this is not how a cloud answers: {error}; check the address") from error
 
 
 def remove(url: str, name: str, *, api_key: str | None = None) -> None:
@@ -99,7 +126,8 @@ def _answer(
             client.stream(method, f"{parse_origin(url)}{path}", headers=headers, content=body) as response,
         ):
             if response.status_code != 200:
-                raise _failure(url, response.status_code, _problem(_read(response, _LINE_BYTES)))
+                problem = _problem(_read(response, _LINE_BYTES))
+                raise _failure(url, response.status_code, problem, response.headers.get("retry-after", ""))
             yield response
     except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
         why = tls.cause(error) or f"{error}; is `preread cloud` running there?"
@@ -140,11 +168,16 @@ def _problem(body: bytes) -> Problem:
         return Problem("no reason given: it may not be a preread cloud", "", "")
 
 
-def _failure(url: str, status: int, problem: Problem) -> UsageError | RemoteError:
+def _failure(url: str, status: int, problem: Problem, retry_after: str = "") -> PrereadError:
     """The error that a cloud's answer stands for; its words are shown, its control characters are not."""
     words = "".join(letter if letter.isprintable() else " " for letter in problem.message[:2000])
     if problem.code == "unknown_context":
         return UsageError(words)
+    if status in (429, 503) and retry_after.isascii() and retry_after.isdecimal():
+        message = f"cloud {url} has too much to do: {words}"
+        return Overloaded(message, retry_after_s=min(int(retry_after[:9]), _LONGEST_S), by_caller=status == 429)
+    if problem.code == "not_found":
+        return Absent(f"cloud {url} does not know what it was asked for: {words}; it may be older than this command")
     if 400 <= status < 500:
         key = "; give a key with --api-key-file or PREREAD_API_KEY" if status in (401, 403) else ""
         return UsageError(f"cloud {url} refuses: {words}{key}")

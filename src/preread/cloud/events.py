@@ -6,6 +6,7 @@ import msgspec
 
 from preread.values import Form
 from preread.wire.catalogue import Entry
+from preread.wire.fields import ContextIdField
 
 Mode = Literal["exact", "mapped", "guided", "taught", "auto"]
 """How a document is to be read; see `preread.cloud.reading`."""
@@ -55,6 +56,24 @@ class Published(
     mode: Literal["exact", "mapped", "guided", "taught"] = "exact"
     notes: tuple[str, ...] = ()
     bases: dict[str, str] = {}
+
+
+class Counted(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Answer of POST /v1/count: what a document would be, if it were published now.
+
+    Attributes:
+        model: that would read it.
+        token_count: how many tokens it has; where `context` is missing, how many it has at least.
+        most_tokens: how many a context may have.
+        context: its id; missing where the document is so much too long that not all of it was read.
+        current: whether just this is published under its name already, in the rungs and with the profile of today.
+    """
+
+    model: str
+    token_count: int
+    most_tokens: int
+    context: ContextIdField | None = None
+    current: bool = False
 
 
 class Problem(msgspec.Struct, frozen=True):

@@ -94,7 +94,8 @@ def read_document(engine: LlamaCpp, text: str | None, tokens: Tokens | None, for
         return tokens, "chat" if form == "chat" else "text"
     if not text or not text.strip():
         raise UsageError("the document is empty")
-    _check_length(engine, text)
+    if (least := least_tokens(engine, text)) is not None:
+        _check_room(engine, least, "at least ")
     if form == "text" or (form == "auto" and engine.chat is None):
         return engine.tokenize(text, special=False, start=True), "text"
     if engine.chat is None:
@@ -218,17 +219,12 @@ def check(engine: LlamaCpp, name: str, tokens: int) -> None:
     _check_room(engine, tokens)
 
 
-def _check_length(engine: LlamaCpp, text: str) -> None:
-    """Refuse what cannot fit before it is tokenised."""
-    window = engine.spec.window_tokens
-    if len(text) > window * engine.spec.token_characters:
-        raise TooLong(
-            f"the document has {len(text)} characters, more than {window} tokens can stand for, the window of "
-            f"{engine.spec.name}"
-        )
-    known = length.at_least(text, window, partial(engine.tokenize, special=False))
-    if known is not None:
-        _check_room(engine, known, "at least ")
+def least_tokens(engine: LlamaCpp, text: str) -> int | None:
+    """A number of tokens above the window that a text surely has; None if it may have fewer. Not all of it is read."""
+    window, widest = engine.spec.window_tokens, engine.spec.token_characters
+    if len(text) > window * widest:
+        return -(-len(text) // widest)
+    return length.at_least(text, window, partial(engine.tokenize, special=False))
 
 
 def _check_room(engine: LlamaCpp, tokens: int, about: str = "") -> None:

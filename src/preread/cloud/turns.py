@@ -28,10 +28,11 @@ class _Ticket:
 
 
 class Turns:
-    """A line of those who wait; the first has its turn."""
+    """A line of those whose documents wait to be `treated`; the first has its turn."""
 
-    def __init__(self) -> None:
+    def __init__(self, treated: str = "published") -> None:
         self._line: list[_Ticket] = []
+        self._treated = treated
 
     @asynccontextmanager
     async def turn(self, caller: str, size_bytes: int, told: Callable[[int], None]) -> AsyncGenerator[None, None]:
@@ -64,10 +65,10 @@ class Turns:
     def _check(self, caller: str, size_bytes: int) -> None:
         of_caller = sum(ticket.caller == caller for ticket in self._line)
         if of_caller >= MOST_OF_A_CALLER:
-            message = f"{of_caller} documents of yours wait to be published: wait for one of them"
+            message = f"{of_caller} documents of yours wait to be {self._treated}: wait for one of them"
             raise Overloaded(message, retry_after_s=_LATER_S, by_caller=True)
         waiting_bytes = sum(ticket.size_bytes for ticket in self._line)
         if len(self._line) >= MOST or (self._line and waiting_bytes + size_bytes > MOST_BYTES):
             raise Overloaded(
-                f"{len(self._line)} documents wait to be published: try again later", retry_after_s=_LATER_S
+                f"{len(self._line)} documents wait to be {self._treated}: try again later", retry_after_s=_LATER_S
             )

@@ -134,6 +134,12 @@ class Objects:
         await self._read_names()
         return sorted([named.entry for named in self._index.values()], key=lambda entry: entry.name)
 
+    async def entry(self, name: str) -> Entry | None:
+        """What is published under a name; None if nothing is."""
+        await self._read_names()
+        named = self._index.get(_name_key(name))
+        return None if named is None else named.entry
+
     async def remove_name(self, name: str) -> bool:
         """Forget a name, and all objects that no other name needs; whether there was such a name."""
         await self._read_names()

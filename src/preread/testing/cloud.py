@@ -14,7 +14,7 @@ import numpy.typing as npt
 import uvicorn
 from starlette.types import ASGIApp
 
-from preread.cloud.events import Published
+from preread.cloud.events import Counted, Published, Request
 from preread.codec import fitted
 from preread.codec.ladder import codec
 from preread.errors import UsageError
@@ -75,6 +75,16 @@ class RandomPublisher:
         entry = await self._put_entry(name, "chat" if form == "chat" else "text", ids, chunks, groups, tuple(rungs))
         sizes = {rung.name: sum(cell.size_bytes for row in rung.segments for cell in row) for rung in rungs}
         return Published(entry, sizes, 0.0)
+
+    async def counted(self, ask: Request) -> Counted:
+        """What a document would be, as `preread.cloud.app.Counter` tells it."""
+        ids = np.array(ask.tokens if ask.tokens is not None else [ord(letter) for letter in ask.text or ""], np.int32)
+        if len(ids) > self.window_tokens:
+            return Counted(MODEL, len(ids), self.window_tokens)
+        context, entry = context_id(FINGERPRINT, ids), await self.store.entry(ask.name)
+        form = "chat" if ask.form == "chat" else "text"
+        current = entry is not None and (entry.context, entry.form) == (context, form)
+        return Counted(MODEL, len(ids), self.window_tokens, context, current)
 
     async def _put_entry(
         self,
