@@ -72,7 +72,7 @@ async def answered(question: Question, residents: Residents, caller: str = "") -
         yield piece
     record.note_refinement(node.refinement, question)
     residents.metrics.answered(record.timings)
-    yield Done(writer.finish, question.prompt_tokens, record.timings)
+    yield Done(writer.finish, question.prompt_tokens, record.timings, writer.stop)
 
 
 async def read(question: Question, residents: Residents, caller: str) -> Timings:

@@ -21,14 +21,21 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from preread.edge import metrics, models
 from preread.edge.edge import AsyncEdge
+from preread.edge.forms import messages as anthropic
+from preread.edge.forms.messages import MessageForm
 from preread.edge.forms.openai import ChatForm, CompletionForm
+from preread.edge.forms.responses import ResponseForm
+from preread.edge.messages import read_messages
 from preread.edge.openai import read_chat, read_completion
+from preread.edge.responses import read_response
 from preread.edge.serving import DEFAULT, Api, Front, Limits
 from preread.errors import PrereadError
 from preread.store import guard, routes
 from preread.store.guard import LOOPBACK, Access
 
 _CHAT, _COMPLETION = Api("chatcmpl-", read_chat, ChatForm), Api("cmpl-", read_completion, CompletionForm)
+_RESPONSE = Api("resp_", read_response, ResponseForm)
+_MESSAGES = Api("msg_", read_messages, MessageForm, anthropic.error)
 
 
 def create_app(
@@ -69,6 +76,8 @@ def create_app(
             *_both("/conversations", partial(_drop_conversations, edge), "DELETE"),
             *_both("/chat/completions", partial(_complete, front, _CHAT), "POST"),
             *_both("/completions", partial(_complete, front, _COMPLETION), "POST"),
+            *_both("/responses", partial(_complete, front, _RESPONSE), "POST"),
+            *_both("/messages", partial(_complete, front, _MESSAGES), "POST"),
         ],
         middleware=[Middleware(_SingleSlashes), *access.middleware("edge", reads="ask", writes="ask")],
         exception_handlers={

@@ -8,12 +8,13 @@ silently lacks it would be wrong. It must not know HTTP or models, nor which con
 """
 
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
 import msgspec
 
-from preread.edge.body import Chat, Completion, Message, Part, Refused, Request, ToolCall
+from preread.edge.body import Chat, Common, Completion, Message, Part, Refused, Request, ToolCall
 from preread.edge.bounds import check_messages
 from preread.edge.request import Ask
 from preread.engine.sampling import USUAL, Sampling
@@ -68,6 +69,7 @@ class Call:
     Attributes:
         asks: a question for each choice of the answer.
         prompts: how many prompts these are; of each there are equally many choices, one after the other.
+        told: what the answer repeats of the request, where its form does.
         stream, include_usage: whether in events, and whether one of them says what was used.
     """
 
@@ -75,9 +77,10 @@ class Call:
     prompts: int
     stream: bool
     include_usage: bool
+    told: Mapping[str, Any] = field(default_factory=dict)
 
 
-T = TypeVar("T", Chat, Completion)
+T = TypeVar("T", bound=Common)
 
 
 def read_chat(body: bytes, bounds: Bounds, seed: int) -> Call:
@@ -87,7 +90,7 @@ def read_chat(body: bytes, bounds: Bounds, seed: int) -> Call:
         BadRequest: it is not such a body, or asks for what cannot be done.
     """
     check_messages(body.count(_ROLE), bounds.window_tokens)  # reading them takes the longer the more there are
-    request = _decoded(body, Chat)
+    request = decoded(body, Chat)
     check_messages(len(request.messages), bounds.window_tokens)
     _refuse_tools(request)
     _refuse(request.add_generation_prompt is False, "add_generation_prompt", "an answer is what is given here")
@@ -113,7 +116,7 @@ def read_completion(body: bytes, bounds: Bounds, seed: int) -> Call:
     Raises:
         BadRequest: it is not such a body, or asks for what cannot be done.
     """
-    request = _decoded(body, Completion)
+    request = decoded(body, Completion)
     _refuse(request.suffix, "suffix", "text cannot be inserted before a suffix: leave it out")
     _refuse(request.best_of not in (None, request.n or 1), "best_of", "all answers are given: leave best_of out")
     most = _first(request.max_tokens, request.n_predict, None if _endless(request) else _COMPLETION_TOKENS)
@@ -127,7 +130,12 @@ def read_completion(body: bytes, bounds: Bounds, seed: int) -> Call:
     return _call(request, [replace(ask, prompt=prompt) for prompt in _prompts(request.prompt, bounds)])
 
 
-def _decoded(body: bytes, kind: type[T]) -> T:
+def decoded(body: bytes, kind: type[T]) -> T:
+    """A body of this kind.
+
+    Raises:
+        BadRequest: it is not, or asks for what cannot be honoured.
+    """
     try:
         request = msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:

@@ -128,9 +128,12 @@ class Timings:
 class Done:
     """The end of an answer.
 
-    `finish` is OpenAI's: "stop" (the model ended, or a stop text came), "length", or "tool_calls" (it calls tools).
+    Attributes:
+        finish: OpenAI's: "stop" (the model ended, or a stop text came), "length", or "tool_calls" (it calls tools).
+        stop: the stop text that came, if one did.
     """
 
     finish: Literal["stop", "length", "tool_calls"]
     prompt_tokens: int
     timings: Timings
+    stop: str | None = None

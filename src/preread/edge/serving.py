@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
+import msgspec
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -107,7 +109,18 @@ class Front:
 
     def answering(self, api: Api) -> ASGIApp:
         """The response to a request, as an ASGI application."""
-        return partial(self._admitted, api)
+        return partial(self._answered, api)
+
+    async def _answered(self, api: Api, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or refuse in the API's own way."""
+        try:
+            await self._admitted(api, scope, receive, send)
+        except (PrereadError, HTTPException) as error:
+            refusal = await routes.refusal(Request(scope), error)
+            body = api.error(refusal.status_code, msgspec.json.decode(refusal.body))
+            refusal.body = msgspec.json.encode(body)
+            refusal.headers["Content-Length"] = str(len(refusal.body))
+            await refusal(scope, receive, send)
 
     async def _admitted(self, api: Api, scope: Scope, receive: Receive, send: Send) -> None:
         caller = guard.caller(scope)

@@ -12,6 +12,7 @@ class Writer:
     """Turns the steps of one answer into pieces of text.
 
     Attributes:
+        stop: the stop text that came, if one did.
         finish: how the answer ended, as far as is known: "length" until an end or a stop text comes.
     """
 
@@ -20,6 +21,7 @@ class Writer:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
         self._odds: list[TokenOdds] = []
+        self.stop: str | None = None
         self.finish: Literal["stop", "length"] = "length"
 
     @property
@@ -35,9 +37,10 @@ class Writer:
         if step.logprob is not None:
             self._odds.append(self.odds(step))
         self._held += self._decoder.decode(step.piece)
-        found = [at for at in (self._held.find(text) for text in self._stop) if at >= 0]
+        found = [(at, text) for text in self._stop if (at := self._held.find(text)) >= 0]
         if found:
-            self._held, self.finish = self._held[: min(found)], "stop"
+            at, self.stop = min(found)
+            self._held, self.finish = self._held[:at], "stop"
             return self._release(len(self._held))
         return self._release(len(self._held) - self._may_begin_stop())
 

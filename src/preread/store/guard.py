@@ -82,8 +82,7 @@ class KeyHolders:
         if scope["type"] != "http" or scope["path"] == "/health":
             await self._app(scope, receive, send)
             return
-        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        principal = self._keys.identify(given)
+        principal = self._keys.identify(_given(scope))
         needed = self._reads if scope["method"] in _SAFE else self._writes
         if principal is None:
             message = f"this {self._server} needs an API key: send Authorization: Bearer KEY"
@@ -98,6 +97,13 @@ class KeyHolders:
             await refusal(scope, receive, send)
         else:
             await self._app({**scope, _PRINCIPAL: principal}, receive, send)
+
+
+def _given(scope: Scope) -> bytes:
+    """The key that came, as an Authorization header has it. Clients of Anthropic's API send theirs as X-Api-Key."""
+    headers: dict[bytes, bytes] = dict(reversed(scope["headers"]))
+    other = headers.get(b"x-api-key")
+    return headers.get(b"authorization") or (b"" if other is None else b"Bearer " + other)
 
 
 class KnownHosts:

@@ -173,6 +173,11 @@ async def on_http_error(request: Request, error: Exception) -> Response:
     return error_response(refusal.status_code, message, code, headers=dict(refusal.headers or {}))
 
 
+async def refusal(request: Request, error: PrereadError | HTTPException) -> Response:
+    """The answer to a request that ended with this error."""
+    return await (on_error if isinstance(error, PrereadError) else on_http_error)(request, error)
+
+
 async def on_bug(request: Request, error: Exception) -> Response:
     """Exception handler for everything that nobody foresaw; the server logs it with its traceback."""
     return error_response(*UNFORESEEN)

@@ -123,7 +123,7 @@ def _wants_odds(head: Head) -> bool:
 
 def _chat_odds(head: Head, piece: Piece) -> dict[str, Any] | None:
     """How likely the tokens were; None where it was not asked for."""
-    return {"content": [_with_top(odds) for odds in piece.odds], "refusal": None} if _wants_odds(head) else None
+    return {"content": [with_top(odds) for odds in piece.odds], "refusal": None} if _wants_odds(head) else None
 
 
 def _text_odds(head: Head, piece: Piece, offset: int) -> dict[str, Any] | None:
@@ -149,7 +149,8 @@ def _top(odds: TokenOdds) -> dict[str, float | None] | None:
     return {text: _finite(logprob) for text, _, logprob in (*odds.top, (odds.text, odds.data, odds.logprob))}
 
 
-def _with_top(odds: TokenOdds) -> dict[str, Any]:
+def with_top(odds: TokenOdds) -> dict[str, Any]:
+    """The token and the likeliest ones, as OpenAI's newer APIs have them."""
     top = [_one(*each) for each in odds.top]
     return _one(odds.text, odds.data, odds.logprob) | {"top_logprobs": top}
 
