@@ -190,3 +190,37 @@ def test_guesses_go_into_the_next_step_as_far_as_there_are_cells() -> None:
     assert step.parts == (Part(1, 4, True),)
     plan.stepped(step, [2], None)
     assert plan.next(0.0).parts == (Part(1, 1, True),), "guesses are for one step"
+
+
+def test_a_stem_is_kept_for_its_family_however_short_until_it_is_dropped_and_its_family_leaves_nothing() -> None:
+    plan = schedule(keep_s=0.0)
+    plan.arrive(Request(1, "ann", 3, 1, family="f", stem=True), 0.0)
+    go(plan)
+    assert plan.end(1, "stem", 0.0) == 3
+    for id in (2, 3):
+        plan.arrive(Request(id, "ann", 43, 1, family="f", kept="stem", kept_tokens=3), 2 * KEEP_S)
+    step = go(plan, 2 * KEEP_S)
+    assert step.resume == (Resumed(2, "stem", 3), Resumed(3, "stem", 3))
+    assert step.parts == (Part(2, 40, True), Part(3, 40, True))
+    plan.drop("stem")
+    assert plan.end(2, "c2", 2 * KEEP_S) == 0
+    assert plan.next(2 * KEEP_S).evict == (), "another computes with it"
+    assert plan.end(3, "c3", 2 * KEEP_S) == 0
+    assert plan.next(2 * KEEP_S) == Step(evict=("stem",)) and not plan.residency.sizes
+
+
+def test_a_stem_makes_room_as_conversations_do() -> None:
+    plan = schedule(cells=100)
+    plan.arrive(Request(1, "ann", 40, 1, family="f", stem=True), 0.0)
+    go(plan)
+    assert plan.end(1, "stem", 0.0) == 40
+    plan.arrive(Request(2, "bob", 90, 1), 0.0)
+    assert plan.next(0.0).evict == ("stem",)
+
+
+def test_nothing_of_a_family_is_kept_for_who_has_everything_forgotten() -> None:
+    plan = schedule()
+    plan.arrive(Request(1, "ann", 40, 1, family="f", stem=True), 0.0)
+    go(plan)
+    plan.forget("ann")
+    assert plan.end(1, "stem", 0.0) == 0

@@ -103,10 +103,10 @@ async def _sampled(
     node, begun, tokens = residents.node, False, 0
     await residents.begin()
     try:
-        question = _possible(question, node, record)
+        question = possible(question, node, record)
         with residents.asking(question) as asking, span("generate") as generating:
-            prompt, beginning, sampling = question.prompt, _beginning(question), question.ask.sampling
-            request = _request(question, node, caller)
+            prompt, beginning, sampling = question.prompt, begun_with(question), question.ask.sampling
+            request = request_of(question, node, caller)
             async with node.core.generation(request, prompt, beginning, sampling) as generation:
                 while (steps := await generation.steps.get()) is not None:
                     if isinstance(steps, BaseException):
@@ -116,7 +116,7 @@ async def _sampled(
                     if not begun:
                         begun = True
                         residents.begun()
-                        _note(question, asking, generation, record)
+                        note_way(question, asking, generation, record)
                     for step in steps:
                         yield step
     finally:
@@ -124,7 +124,7 @@ async def _sampled(
             residents.begun()
 
 
-def _possible(question: Question, node: Node, record: Record) -> Question:
+def possible(question: Question, node: Node, record: Record) -> Question:
     """The question as it can be answered now: without its context where that cannot be shared, or has gone."""
     record.begin(question)
     if question.known is None:
@@ -138,7 +138,7 @@ def _possible(question: Question, node: Node, record: Record) -> Question:
     return alone
 
 
-def _request(question: Question, node: Node, caller: str) -> Request:
+def request_of(question: Question, node: Node, caller: str) -> Request:
     """What the schedule has to know of a question."""
     known, sampling = question.known, question.ask.sampling
     echo = sampling.prompt_logprobs and sampling.top_logprobs is not None
@@ -157,12 +157,12 @@ def _request(question: Question, node: Node, caller: str) -> Request:
     )
 
 
-def _beginning(question: Question) -> Tokens:
+def begun_with(question: Question) -> Tokens:
     """The context's tokens that the prompt goes on from."""
     return question.prompt[:0] if question.known is None else question.known.tokens[: question.reuse]
 
 
-def _note(question: Question, asking: Asking, generation: Generation, record: Record) -> None:
+def note_way(question: Question, asking: Asking, generation: Generation, record: Record) -> None:
     """Note how the context came, now that the first token is there."""
     coming, begun_s = asking.coming, generation.begun_s
     record.begun(begun_s if coming is None else min(coming.began_s, begun_s or coming.began_s))

@@ -20,6 +20,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from preread.edge import metrics, models
+from preread.edge.decisions import openai as decisions
+from preread.edge.decisions import systemone
 from preread.edge.edge import AsyncEdge
 from preread.edge.forms import messages as anthropic
 from preread.edge.forms.messages import MessageForm
@@ -28,7 +30,7 @@ from preread.edge.forms.responses import ResponseForm
 from preread.edge.messages import read_messages
 from preread.edge.openai import read_chat, read_completion
 from preread.edge.responses import read_response
-from preread.edge.serving import DEFAULT, Api, Front, Limits
+from preread.edge.serving import DEFAULT, Api, DecisionApi, Front, Limits
 from preread.errors import PrereadError
 from preread.store import guard, routes
 from preread.store.guard import LOOPBACK, Access
@@ -36,6 +38,8 @@ from preread.store.guard import LOOPBACK, Access
 _CHAT, _COMPLETION = Api("chatcmpl-", read_chat, ChatForm), Api("cmpl-", read_completion, CompletionForm)
 _RESPONSE = Api("resp_", read_response, ResponseForm)
 _MESSAGES = Api("msg_", read_messages, MessageForm, anthropic.error)
+_DECISIONS = DecisionApi(decisions.read, decisions.write)
+_SYSTEMONE = DecisionApi(systemone.read, systemone.write)
 
 
 def create_app(
@@ -78,6 +82,8 @@ def create_app(
             *_both("/completions", partial(_complete, front, _COMPLETION), "POST"),
             *_both("/responses", partial(_complete, front, _RESPONSE), "POST"),
             *_both("/messages", partial(_complete, front, _MESSAGES), "POST"),
+            *_both("/decisions", partial(_decide, front, _DECISIONS), "POST"),
+            *_both("/systemone", partial(_decide, front, _SYSTEMONE), "POST"),
         ],
         middleware=[Middleware(_SingleSlashes), *access.middleware("edge", reads="ask", writes="ask")],
         exception_handlers={
@@ -142,6 +148,10 @@ def _both(path: str, endpoint: Callable[[Request], Awaitable[ASGIApp]], method: 
 
 async def _complete(front: Front, api: Api, request: Request) -> ASGIApp:
     return front.answering(api)
+
+
+async def _decide(front: Front, api: DecisionApi, request: Request) -> ASGIApp:
+    return front.deciding(api)
 
 
 class _SingleSlashes:

@@ -196,6 +196,32 @@ class Core:
                 self._calls.append(lambda: self._leave(generation.id, kept or 0))
             self._usual_s += (time.monotonic() - began_s - self._usual_s) / 8
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What is asked for while this is open comes to the schedule at once. Open it for as long as that takes."""
+        with self._lock:
+            self._pauses += 1
+        try:
+            yield
+        finally:
+            with self._changing():
+                self._pauses -= 1
+
+    @contextmanager
+    def family(self, name: str) -> Iterator[None]:
+        """When this is left, nothing of the stems of a family is kept any more."""
+
+        def drop() -> None:
+            with self._lock:
+                for key in self._conversations.disown(name):
+                    self._plan.drop(key)
+
+        try:
+            yield
+        finally:
+            with self._changing():
+                self._calls.append(drop)  # behind what its stems leave
+
     @property
     def keeps(self) -> bool:
         """Whether conversations are kept."""
@@ -548,7 +574,8 @@ class Core:
     def _arrive(self, live: Live) -> None:
         """A request comes, with the conversation that is kept and has most in common with its prompt, if one has."""
         request, position = live.request, len(live.context_tokens)
-        tokens, key = self._conversations.nearest(request.caller, request.context, position, live.tokens[:-1])
+        whose = request.family or request.caller
+        tokens, key = self._conversations.nearest(whose, request.context, position, live.tokens[:-1])
         if tokens and not request.echo:
             live.request = replace(request, kept=key, kept_tokens=tokens)
         with self._lock:

@@ -20,7 +20,6 @@ ELSEWHERE: Final = {
     "/detokenize": "texts are tokenised as part of a request only",
     "/apply-template": "templates are applied as part of a request only: ask /v1/chat/completions",
     "/slots": "how many are waiting is in each answer's timings",
-    "/v1/decisions": "ask /v1/chat/completions",
     "/v1/embeddings": "this model generates text",
     "/v1/rerank": "this model generates text",
 }

@@ -11,6 +11,7 @@ from typing import Final
 from preread.edge.choice import Terms
 from preread.edge.contexts import Contexts
 from preread.edge.core import Core
+from preread.edge.decisions.odds import UNFITTED, Calibration
 from preread.edge.offload import Offload
 from preread.edge.options import Options
 from preread.edge.profiles import Preparations
@@ -44,6 +45,7 @@ class Node:
         max_dloss: by how much the streamed context's loss may be stated to exceed the exact one's, in nats a token.
         deadline_s: the best rung is loaded whose first token is expected by then; None: the one of fewest bytes.
         refine: rung that a held context is brought to while it is in use; None: it stays as it was loaded.
+        calibration: how the probabilities of decisions are scaled.
         pins: names of contexts that make room last, in the engine's cache as on the disk.
         refinement: how far that has come, for the context that was streamed last.
         beliefs: what is believed of this machine, its link, and where else segments come from.
@@ -64,11 +66,13 @@ class Node:
         beliefs: Beliefs,
         offload: Offload,
         options: Options,
+        calibration: Calibration = UNFITTED,
     ) -> None:
         self.engine, self.worker, self.core, self.readers, self.link = engine, worker, core, readers, link
         self.contexts, self.beliefs, self.offload = contexts, beliefs, offload
         self.rung, self.max_dloss = options.rung, options.max_dloss
         self.refine, self.deadline_s = options.refine, options.deadline_s
+        self.calibration = calibration
         self.pins = options.near.wishes.pins
         self.preparations = Preparations(engine.embeddings)
         self.refinement: Refinement | None = None

@@ -81,6 +81,7 @@ class Call:
 
 
 T = TypeVar("T", bound=Common)
+Body = TypeVar("Body")
 
 
 def read_chat(body: bytes, bounds: Bounds, seed: int) -> Call:
@@ -103,7 +104,7 @@ def read_chat(body: bytes, bounds: Bounds, seed: int) -> Call:
     ask = Ask(
         messages=tuple(_message(message, i) for i, message in enumerate(request.messages)),
         template=request.chat_template_kwargs or {},
-        context=_context(request, bounds),
+        context=context_named(request.model, request.context, bounds),
         sampling=_sampling(request, bounds, seed, most, top),
         stop=_stop(request),
     )
@@ -122,12 +123,27 @@ def read_completion(body: bytes, bounds: Bounds, seed: int) -> Call:
     most = _first(request.max_tokens, request.n_predict, None if _endless(request) else _COMPLETION_TOKENS)
     sampling = _sampling(request, bounds, seed, bounds.window_tokens if most is None else most, request.logprobs)
     ask = Ask(
-        context=_context(request, bounds),
+        context=context_named(request.model, request.context, bounds),
         sampling=replace(sampling, prompt_logprobs=bool(request.echo)),
         stop=_stop(request),
         echo=bool(request.echo),
     )
     return _call(request, [replace(ask, prompt=prompt) for prompt in _prompts(request.prompt, bounds)])
+
+
+def read_json(body: bytes, kind: type[Body]) -> Body:
+    """A body of this type.
+
+    Raises:
+        BadRequest: it is none; and which field is at fault.
+    """
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        at = _AT.search(str(error))
+        raise BadRequest(str(error), at[1] or None if at else None) from error
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise BadRequest(f"the body is not JSON: {error}") from error
 
 
 def decoded(body: bytes, kind: type[T]) -> T:
@@ -136,13 +152,7 @@ def decoded(body: bytes, kind: type[T]) -> T:
     Raises:
         BadRequest: it is not, or asks for what cannot be honoured.
     """
-    try:
-        request = msgspec.json.decode(body, type=kind)
-    except msgspec.ValidationError as error:
-        at = _AT.search(str(error))
-        raise BadRequest(str(error), at[1] or None if at else None) from error
-    except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise BadRequest(f"the body is not JSON: {error}") from error
+    request = read_json(body, kind)
     for name in Refused.__struct_fields__:
         _refuse(getattr(request, name), name, f"{name} cannot be honoured here: leave it out")
     return request
@@ -225,16 +235,19 @@ def _repeats(request: Request, bounds: Bounds) -> dict[str, Any]:
     return given
 
 
-def _context(request: Request, bounds: Bounds) -> str | None:
+def context_named(asked: str | None, context: str | None, bounds: Bounds) -> str | None:
     """The context's name: from its own field, or behind an @ of the model's name, for clients that know only that.
 
     What else stands there as a model's name does not matter: there is one.
+
+    Raises:
+        BadRequest: the two do not agree.
     """
-    model, at, name = (request.model or "").partition("@")
+    model, at, name = (asked or "").partition("@")
     if not at or model not in (bounds.name, "preread"):
-        return request.context
-    if request.context not in (None, name):
-        raise BadRequest(f"model asks for context {name!r}, and context for {request.context!r}", "context")
+        return context
+    if context not in (None, name):
+        raise BadRequest(f"model asks for context {name!r}, and context for {context!r}", "context")
     return name
 
 

@@ -11,6 +11,7 @@ from preread import limits
 from preread.edge import machine
 from preread.edge.contexts import Contexts
 from preread.edge.core import Core
+from preread.edge.decisions.kept import found
 from preread.edge.node import Node
 from preread.edge.offload import Offload
 from preread.edge.options import Options
@@ -57,6 +58,7 @@ async def open_node(
     worker, readers = Worker(), Readers()
     try:
         engine = await worker.run(lambda: _engine(model, name, options))
+        calibration = await asyncio.to_thread(found, options.decisions, engine.spec.fingerprint)
         tested = await worker.run(lambda: self_test(engine))
     except BaseException:
         readers.close()
@@ -78,7 +80,7 @@ async def open_node(
         _schedule(engine, tested.prefill_tokens_s, options.keep_conversations_s),
         drafts=options.drafts and engine.no_injection is None,  # a draft that is refused is taken back row by row
     )
-    node = Node(engine, worker, core, readers, link, contexts, beliefs, offload, options)
+    node = Node(engine, worker, core, readers, link, contexts, beliefs, offload, options, calibration)
     residents = Residents(node)
     syncing = None
     try:

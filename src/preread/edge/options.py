@@ -71,6 +71,7 @@ class Options:
         folder: where the catalogue is kept; by default in the user's cache folder.
         sync_s: how often the catalogue is asked for.
         refine: rung that a streamed context is brought to after the first token; None: it stays as it was streamed.
+        decisions: what `preread fit decisions` wrote for the model; None: where it writes that by itself, if it has.
         near: what is kept on disk, and which neighbours are asked; by default none of either.
     """
 
@@ -89,6 +90,7 @@ class Options:
     sync_s: float = SYNC_S
     refine: str | None = None
     deadline_s: float | None = None
+    decisions: Path | None = None
     near: Near = field(default_factory=Near)
 
 
@@ -108,4 +110,5 @@ class OptionFields(TypedDict, total=False):
     sync_s: float
     refine: str | None
     deadline_s: float | None
+    decisions: Path | None
     near: Near

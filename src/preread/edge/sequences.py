@@ -252,7 +252,8 @@ class Sequences:
         position, own = len(live.context_tokens), self._free.pop()
         self._cache.share(live.sequence, own, Span(position, position + tokens))
         self.stop(live)
-        return Conversation(live.request.caller, live.request.context, position, live.tokens[:tokens], own)
+        whose = live.request.family or live.request.caller
+        return Conversation(whose, live.request.context, position, live.tokens[:tokens], own)
 
     def let_go(self, kept: Conversation) -> None:
         """A conversation is kept no more."""

@@ -10,11 +10,11 @@ import logging
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -22,6 +22,9 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from preread.edge.bounds import most_body_bytes, too_long
+from preread.edge.decisions.decide import decide
+from preread.edge.decisions.question import Inquiry, prompts_of
+from preread.edge.decisions.reply import Decided
 from preread.edge.edge import AsyncEdge
 from preread.edge.forms.form import Answer, Form, Head
 from preread.edge.openai import Bounds, Call
@@ -51,6 +54,9 @@ none is looked at sooner: who asks and is gone at once, or asks what is refused,
 AT_ONCE: Final = 32
 """Answers to one request that are made at a time, as far as there is room for each of them."""
 
+DECIDED_AS_ONE: Final = 8
+"""So many prompts of a request for decisions count as one answer: each is short, and none goes on."""
+
 _MOST_LATER_S: Final = 60.0
 _log = logging.getLogger(__name__)
 _JSON: Final = {"Content-Type": "application/json", "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
@@ -61,8 +67,11 @@ _EVENTS: Final = {
 }
 _PING: Final = b": ping\n\n"
 
-Read = Callable[[bytes, Bounds, int], Call]
+T = TypeVar("T")
+Read = Callable[[bytes, Bounds, int], T]
 Error = dict[str, Any]
+Answering = Callable[[str, Request, Send], Awaitable[bool]]
+"""Answers a caller's request; False: it was given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +86,17 @@ class Api:
     """
 
     prefix: str
-    read: Read
+    read: Read[Call]
     form: Callable[[Head], Form]
     error: Callable[[int, Error], Error] = lambda status, error: error
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionApi:
+    """An API for decisions: how a body is read, and what was decided is written."""
+
+    read: Callable[[bytes, Bounds], Inquiry]
+    write: Callable[[Decided], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +131,7 @@ class Front:
     async def _answered(self, api: Api, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or refuse in the API's own way."""
         try:
-            await self._admitted(api, scope, receive, send)
+            await self._admitted(partial(self._understood, api), scope, receive, send)
         except (PrereadError, HTTPException) as error:
             refusal = await routes.refusal(Request(scope), error)
             body = api.error(refusal.status_code, msgspec.json.decode(refusal.body))
@@ -122,7 +139,11 @@ class Front:
             refusal.headers["Content-Length"] = str(len(refusal.body))
             await refusal(scope, receive, send)
 
-    async def _admitted(self, api: Api, scope: Scope, receive: Receive, send: Send) -> None:
+    def deciding(self, api: DecisionApi) -> ASGIApp:
+        """The response to a request for decisions, as an ASGI application."""
+        return partial(self._admitted, partial(self._decided, api))
+
+    async def _admitted(self, answer: Answering, scope: Scope, receive: Receive, send: Send) -> None:
         caller = guard.caller(scope)
         try:
             self._requests.enter(caller, 1, self._later_s)
@@ -134,14 +155,14 @@ class Front:
             if min(self._requests.of(caller), self._wasted.of(caller, time.monotonic())) > FEW:
                 await asyncio.sleep(BEHIND_S)
             with story("answer"):
-                answered = await self._understood(api, caller, Request(scope, receive), send)
+                answered = await answer(caller, Request(scope, receive), send)
         finally:
             self._requests.leave(caller, 1)
             if not answered:
                 self._wasted.note(caller, time.monotonic())
 
-    async def _understood(self, api: Api, caller: str, request: Request, send: Send) -> bool:
-        """Read the body; what comes after it is given up when the client goes away: then it was not answered."""
+    async def _body(self, caller: str, request: Request, read: Read[T]) -> T:
+        """What a request's body says."""
         kept = 0
 
         def account(size_bytes: int) -> None:
@@ -160,14 +181,32 @@ class Front:
             answer_tokens = min(self._limits.answer_tokens, spec.window_tokens // 4)
             usual = self._edge.node.engine.sampling
             bounds = Bounds(spec.window_tokens, spec.vocab_size, answer_tokens, spec.name, usual)
-            call = api.read(body, bounds, secrets.randbits(31))
-            del body
+            return read(body, bounds, secrets.randbits(31))
         finally:
             self._bytes.leave(caller, kept)
-        head = Head(api.prefix + secrets.token_hex(12), int(time.time()), spec.name, call)
+
+    async def _understood(self, api: Api, caller: str, request: Request, send: Send) -> bool:
+        """Read the body; what comes after it is given up when the client goes away: then it was not answered."""
+        call = await self._body(caller, request, api.read)
+        head = Head(api.prefix + secrets.token_hex(12), int(time.time()), self._edge.node.engine.spec.name, call)
         more = self._let_in_more(caller, min(len(call.asks), AT_ONCE) - 1)
         try:
             return await _Answering(self._edge, api, head, caller, 1 + more).answer(request.receive, send)
+        finally:
+            self._requests.leave(caller, more)
+
+    async def _decided(self, api: DecisionApi, caller: str, request: Request, send: Send) -> bool:
+        """Decide what a body asks, in as few steps as there is room for."""
+        inquiry = await self._body(caller, request, lambda body, bounds, _: api.read(body, bounds))
+        more = self._let_in_more(caller, min(-(-prompts_of(inquiry) // DECIDED_AS_ONE), AT_ONCE) - 1)
+        residents, calibration = self._edge.residents, self._edge.node.calibration
+
+        async def work() -> None:
+            decided = await decide(inquiry, residents, calibration, caller, (1 + more) * DECIDED_AS_ONE)
+            await _whole(partial(_send, send), api.write(decided))
+
+        try:
+            return await _unless_gone(work(), request.receive)
         finally:
             self._requests.leave(caller, more)
 
@@ -197,22 +236,7 @@ class _Answering:
 
     async def answer(self, receive: Receive, send: Send) -> bool:
         """Answer; False: it was given up."""
-        work = asyncio.create_task(self._work(partial(_send, send)))
-        gone = asyncio.create_task(_disconnected(receive))
-        try:
-            await asyncio.wait([work, gone], return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in (work, gone):
-                task.cancel()
-            await asyncio.wait([work, gone])
-        if work.cancelled():
-            return False
-        try:
-            work.result()
-        except Cancelled as given_up:
-            _log.info("an answer was given up: %s", given_up)
-            return False
-        return True
+        return await _unless_gone(self._work(partial(_send, send)), receive)
 
     async def _work(self, send: Send) -> None:
         prompts, form = (
@@ -225,9 +249,7 @@ class _Answering:
                 last = await self._events(items, form, send)
             await send(_body(last))
             return
-        body = form.whole(await self._gathered(prompts))
-        await send(_start(200, {**_JSON, "Content-Length": str(len(body))}))
-        await send(_body(body))
+        await _whole(send, form.whole(await self._gathered(prompts)))
 
     def _answers(self, prompts: Sequence[Prompt]) -> AsyncGenerator[Item, None]:
         return answers(prompts, self._residents, self._caller, self._at_once)
@@ -260,6 +282,30 @@ class _Answering:
             _log.exception("an answer failed after it had begun")
             status, body = routes.UNFORESEEN[0], routes.error_body(*routes.UNFORESEEN)
         return form.failing(self._api.error(status, body))
+
+
+async def _unless_gone(answering: Coroutine[Any, Any, None], receive: Receive) -> bool:
+    """Answer unless the client goes away; False: it did, or took nothing."""
+    work, gone = asyncio.create_task(answering), asyncio.create_task(_disconnected(receive))
+    try:
+        await asyncio.wait([work, gone], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in (work, gone):
+            task.cancel()
+        await asyncio.wait([work, gone])
+    if work.cancelled():
+        return False
+    try:
+        work.result()
+    except Cancelled as given_up:
+        _log.info("an answer was given up: %s", given_up)
+        return False
+    return True
+
+
+async def _whole(send: Send, body: bytes) -> None:
+    await send(_start(200, {**_JSON, "Content-Length": str(len(body))}))
+    await send(_body(body))
 
 
 async def _send(send: Send, message: Message) -> None:

@@ -143,7 +143,7 @@ def _tokenised(ask: Ask, known: Known | None, here: list[Known], node: Node) -> 
     if ask.messages is None:
         following = _continued(ask, engine)
     elif known.entry.form == "chat" and engine.chat is not None:
-        following = _prompt(engine.chat.after_system(ask.messages, ask.template), engine, start=False)
+        following = chat_tokens(engine.chat.after_system(ask.messages, ask.template), engine, start=False)
     else:
         following = _whole(ask, engine)
     return _question(ask, known, len(known.tokens), following)
@@ -234,14 +234,14 @@ def _whole(ask: Ask, engine: LlamaCpp) -> Tokens:
     if ask.messages is None:
         if not isinstance(ask.prompt, str):
             return _continued(ask, engine)
-        _check_length(ask.prompt, engine)
+        check_length(ask.prompt, engine)
         return engine.tokenize(ask.prompt, start=True)
     if engine.chat is None:
         raise UsageError(f"{engine.spec.name} has no chat template: use /v1/completions")
-    return _prompt(engine.chat.render(ask.messages, ask.template), engine, start=True)
+    return chat_tokens(engine.chat.render(ask.messages, ask.template), engine, start=True)
 
 
-def _prompt(rendered: Prompt, engine: LlamaCpp, *, start: bool) -> Tokens:
+def chat_tokens(rendered: Prompt, engine: LlamaCpp, *, start: bool) -> Tokens:
     """Tokens of a rendered chat. Of one that is too long, no more is read than it takes to know.
 
     Raises:
@@ -249,14 +249,14 @@ def _prompt(rendered: Prompt, engine: LlamaCpp, *, start: bool) -> Tokens:
     """
     window = engine.spec.window_tokens
     for text, own in engine.chat.controls.parts(rendered) if engine.chat else ():
-        _check_length(text, engine, control=own)
+        check_length(text, engine, control=own)
     tokens = engine.tokenize_prompt(rendered, start=start, most=window)
     if len(tokens) > window:
         raise too_long(window, f"at least {len(tokens)} tokens")
     return tokens
 
 
-def _check_length(text: str, engine: LlamaCpp, *, control: bool = True) -> None:
+def check_length(text: str, engine: LlamaCpp, *, control: bool = True) -> None:
     window = engine.spec.window_tokens
     known = length.at_least(text, window, partial(engine.tokenize, special=control))
     if known is not None:
@@ -266,7 +266,7 @@ def _check_length(text: str, engine: LlamaCpp, *, control: bool = True) -> None:
 def _continued(ask: Ask, engine: LlamaCpp) -> Tokens:
     """Tokens of a prompt that continues something."""
     if isinstance(ask.prompt, str):
-        _check_length(ask.prompt, engine)
+        check_length(ask.prompt, engine)
         return engine.tokenize(ask.prompt)
     ids = np.array(ask.prompt or (), np.int32)
     engine.check_tokens(ids)

@@ -6,7 +6,7 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
-from preread.engine.sampling import Sampled, Sampler, Sampling, is_plain, log_probabilities
+from preread.engine.sampling import Sampled, Sampler, Sampling, is_plain, log_probabilities, reported_probabilities
 
 Tokens = npt.NDArray[np.int32]
 Row = npt.NDArray[np.float32]
@@ -50,7 +50,9 @@ class Chooser:
         self._count += 1
         end = bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
         odds: tuple[float | None, tuple[tuple[int, float], ...]] = (None, ())
-        if self._top is not None:
+        if self._sampling.reported:
+            odds = reported_probabilities(row, token, self._sampling.reported)
+        elif self._top is not None:
             odds = log_probabilities(row, token, self._top)
         return Sampled(token, b"" if end else self._piece(token), end, *odds)
 

@@ -26,6 +26,7 @@ class Sampling:
         logit_bias: (token id, bias) pairs added to the logits.
         top_logprobs: how many alternatives to report with each token; None: report no log-probabilities at all.
         prompt_logprobs: report those of the prompt's tokens as well, if of any.
+        reported: ids of tokens whose log-probabilities are reported with each token instead of the likeliest ones'.
         min_tokens: the model does not end its answer before so many tokens.
         repeat_penalty: logits of tokens among the last `repeat_last_n` of prompt and answer are divided by it where
             they are positive, multiplied where not; 1 is off. A context's tokens do not count.
@@ -48,6 +49,7 @@ class Sampling:
     logit_bias: tuple[tuple[int, float], ...] = ()
     top_logprobs: int | None = None
     prompt_logprobs: bool = False
+    reported: tuple[int, ...] = ()
     min_tokens: int = 0
     repeat_penalty: float = 1.0
     repeat_last_n: int = 64
@@ -141,7 +143,7 @@ class Sampled:
         piece: its bytes; may end in the middle of a UTF-8 character.
         end: the model says that the answer ends here (the token itself is not part of the answer).
         logprob: its log-probability (nats), when asked for.
-        top: the likeliest tokens with theirs, when asked for.
+        top: the likeliest tokens with theirs, or those that were to be reported, when asked for.
         given: it is one of the prompt's own, not a generated one.
     """
 
@@ -236,3 +238,15 @@ def log_probabilities(
     normaliser = peak + np.log(np.exp(wide - peak).sum())
     best = np.argsort(-wide)[:top] if top else np.empty(0, np.int64)
     return float(wide[token] - normaliser), tuple((int(i), float(wide[i] - normaliser)) for i in best)
+
+
+def reported_probabilities(
+    logits: npt.NDArray[np.float32], token: int, reported: tuple[int, ...]
+) -> tuple[float, tuple[tuple[int, float], ...]]:
+    """Log-probability of `token`, and those of given tokens in the order in which they are given; logits (vocab,).
+
+    Nothing is sorted: the likeliest of a large vocabulary take ten times as long to find.
+    """
+    peak = logits.max()
+    normaliser = float(peak) + float(np.log(np.exp(logits - peak).sum(dtype=np.float64)))
+    return float(logits[token]) - normaliser, tuple((id, float(logits[id]) - normaliser) for id in reported)

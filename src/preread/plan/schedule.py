@@ -145,7 +145,7 @@ class Schedule:
         job = self._jobs.get(id)
         if job is None:
             return None
-        if not job.running or job.done < LEAST_KEPT_TOKENS or not self._keep_s or job.forgotten:
+        if not job.running or not self._stays(job):
             self.leave(id)
             return 0
         resumed, shared = job.resumed, job.shared
@@ -158,8 +158,14 @@ class Schedule:
         for victim in victims:
             self._drop(victim)
         self.residency.keep(key, job.done, self.cost.token_s * job.done, now_s, job.request.caller)
-        self._kept_s[key] = now_s
+        self._kept_s[key] = math.inf if job.request.stem else now_s
         return job.done
+
+    def _stays(self, job: _Job) -> bool:
+        """Whether what was computed for a request is to stay when it ends."""
+        if job.forgotten or job.request.family is not None:
+            return job.request.stem and not job.forgotten
+        return job.done >= LEAST_KEPT_TOKENS and self._keep_s > 0
 
     def propose(self, id: int, drafts: int) -> None:
         """So many of an answer's next tokens are guessed: they may go into its next step."""

@@ -1,6 +1,6 @@
 """The words between the schedule and whoever does what it says: requests, and steps."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +18,8 @@ class Request:
         guest: it begins with the context without naming it.
         pinned: the context is to stay longer than others.
         echo: the logits of all its prompt are wanted.
+        stem: it is what others of its `family` begin with, and is kept for them until it is dropped. Those of a family
+            begin with nothing else that is kept, and leave nothing; None: it is of none, a caller's own.
         kept: a conversation whose first `kept_tokens` behind the same context are those of the prompt; None: there is
             none.
     """
@@ -33,13 +35,16 @@ class Request:
     guest: bool = False
     pinned: bool = False
     echo: bool = False
+    family: str | None = None
+    stem: bool = False
     kept: str | None = None
     kept_tokens: int = 0
 
     def alone(self) -> "Request":
         """The same without the context: what it begins with is part of the prompt."""
         prompt_tokens = self.prompt_tokens + self.reuse_tokens
-        return Request(self.id, self.caller, prompt_tokens, self.most_tokens, echo=self.echo)
+        alone = Request(self.id, self.caller, prompt_tokens, self.most_tokens, echo=self.echo)
+        return replace(alone, family=self.family, stem=self.stem)
 
 
 @dataclass(frozen=True, slots=True)

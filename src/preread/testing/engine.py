@@ -519,6 +519,23 @@ class EngineContract:
             self.alike(plain[i][: 1 + len(more)], begun[i] + more)
             assert_lacks(engine, sequences[i], len(prompts[i]) + len(more))
 
+    # The odds of given tokens
+
+    def test_given_tokens_are_reported_with_the_odds_that_the_likeliest_have(self, engine: Engine) -> None:
+        first, second, *_ = engine.sequences
+        prompt = text(engine, 9)
+        (likeliest,) = answer(engine, first, prompt, most=1)
+        wanted = tuple(token for token, _ in reversed(likeliest.top))
+        sampling = Sampling(max_tokens=1, min_tokens=1, reported=wanted)
+        with closing(engine.chooser(sampling, prompt)) as choosing:
+            ((reported,),) = step(engine, Slice(second, prompt, 0, choosing))
+        assert [token for token, _ in reported.top] == [*wanted]
+        assert reported.token == likeliest.token and likeliest.logprob is not None and reported.logprob is not None
+        rounding_nats = max(self.rounding_nats, 1e-5)  # sums of single precision
+        assert abs(reported.logprob - likeliest.logprob) <= rounding_nats
+        for (_, one), (_, other) in zip(reversed(likeliest.top), reported.top, strict=True):
+            assert abs(one - other) <= rounding_nats
+
     # The prompt's own
 
     @pytest.mark.parametrize("size", [5, 8, 16])

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from preread.engine.base import Chooser, Engine, Slice, Tokens
 from preread.engine.cache import COMPUTED, Rows
 from preread.engine.model import Spec
-from preread.engine.sampling import Sampled, Sampling, log_probabilities
+from preread.engine.sampling import Sampled, Sampling, log_probabilities, reported_probabilities
 from preread.errors import Cancelled, CorruptData, EngineError
 from preread.values import Fingerprint, Geometry, KVBlock, Span
 
@@ -308,7 +308,9 @@ class FakeChooser:
         self._count += 1
         top = self._sampling.top_logprobs
         odds: tuple[float | None, tuple[tuple[int, float], ...]] = (None, ())
-        if top is not None:
+        if self._sampling.reported:
+            odds = reported_probabilities(row, token, self._sampling.reported)
+        elif top is not None:
             odds = log_probabilities(row, token, top)
         return Sampled(token, b"" if token == END else _piece(token), token == END, *odds)
 
