@@ -16,7 +16,6 @@ from preread.cloud.profiles import Stored, keep
 from preread.cloud.publish import publish
 from preread.cloud.quality import LONGEST_TOKENS, Found, measured_rung, stated, windows
 from preread.codec.profile import Profile, Quality
-from preread.edge.rungs import stated_dloss
 from preread.engine.context import WINDOWS
 from preread.engine.llamacpp import LlamaCpp, Tokens
 from preread.engine.worker import Worker
@@ -27,6 +26,7 @@ from preread.store.objects import Objects, open_store
 from preread.testing.profile import plain_profile
 from preread.values import Fingerprint, Geometry
 from preread.wire import catalogue, manifest
+from preread.wire.manifest import stated_dloss
 
 CLAIMED = {"b4": (0.02, 0.0001), "b2": (0.2, 0.001), "b1": (2.0, 0.002)}
 """A fit that found its coarsest rung harmless: on other text it is not."""

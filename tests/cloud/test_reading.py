@@ -21,7 +21,6 @@ from preread.cloud import reading as reading_module
 from preread.cloud.publish import publish
 from preread.cloud.reading import NO_HELP, Help, Reading, check_models, read_context, windows
 from preread.cloud.serve import EnginePublisher
-from preread.edge.rungs import stated_dloss
 from preread.engine.llamacpp import LlamaCpp, Tokens
 from preread.engine.worker import Worker
 from preread.errors import UsageError
@@ -30,6 +29,7 @@ from preread.store.objects import open_store
 from preread.values import ContextId, Fingerprint, KVBlock, Span
 from preread.wire import catalogue, manifest
 from preread.wire.digest import context_id
+from preread.wire.manifest import stated_dloss
 
 
 @pytest.fixture(scope="module")

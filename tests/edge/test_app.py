@@ -264,7 +264,7 @@ def test_what_other_servers_have_is_here_or_named(edge: Any) -> None:
         return httpx2.get(f"{edge.url}{path}", trust_env=False)
 
     assert get("/props").json()["default_generation_settings"]["n_ctx"] == 2048
-    for path in ("/", "/tokenize", "/v1/embeddings"):
+    for path in ("/tokenize", "/v1/embeddings"):
         for answer in (get(path), httpx2.post(f"{edge.url}{path}", json={}, trust_env=False)):
             error = answer.json()["error"]
             assert answer.status_code == 501 and error["code"] == "not_supported"

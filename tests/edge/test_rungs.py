@@ -22,7 +22,7 @@ from preread.edge.edge import Answer
 from preread.edge.load import load_spec
 from preread.edge.node import Node
 from preread.edge.profiles import Profiles
-from preread.edge.rungs import resolved, stated_dloss
+from preread.edge.rungs import resolved
 from preread.engine.llamacpp import LlamaCpp
 from preread.engine.worker import Worker
 from preread.errors import CorruptData, PrereadError
@@ -32,7 +32,7 @@ from preread.testing.beliefs import slow_machine
 from preread.testing.cloud import serving
 from preread.testing.profile import GROUP_LAYERS, plain_profile
 from preread.values import KVBlock
-from preread.wire.manifest import Manifest, Quality, Rung
+from preread.wire.manifest import Manifest, Quality, Rung, stated_dloss
 
 TEXT = "The pump has code 107, the fan has code 114, and the lid has code 121."
 FITTED = {"b4": (0.02, 0.0001), "b2": (0.2, 0.0015), "b1": (2.0, 0.15)}

@@ -150,7 +150,7 @@ async def serve(app: Starlette, sockets: list[socket.socket], ready: Callable[[]
         PrereadError: as the application's start does.
     """
     coredumps.forbid()
-    server = _Server(_config(app), sockets[0].getsockname()[:2], ready)
+    server = _Server(app, sockets[0].getsockname()[:2], ready)
     with ExitStack() as stack:
         for sock in sockets:
             stack.enter_context(sock)
@@ -202,9 +202,9 @@ class _Second(uvicorn.Server):
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, address: tuple[str, int], ready: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._address, self._ready, self.interrupted = address, ready, False
+    def __init__(self, app: Starlette, address: tuple[str, int], ready: Callable[[], None]) -> None:
+        super().__init__(_config(app))
+        self._app, self._address, self._ready, self.interrupted = app, address, ready, False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         try:
@@ -213,6 +213,11 @@ class _Server(uvicorn.Server):
             host, port = self._address
             raise _not_bound(host, port, error) from error
         self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, which waits for all that is being sent: what would go on for ever is told to end."""
+        self._app.state.leaving = True
+        await super().shutdown(sockets)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -19,8 +19,10 @@ from starlette.routing import Route
 
 from preread.cloud import events
 from preread.cloud.events import Counted, Failed, Problem, Progress, Published
+from preread.cloud.page import CloudPage
 from preread.cloud.turns import Turns
 from preread.errors import PrereadError, UnknownContext, UsageError
+from preread.page.routes import OPEN, page_routes
 from preread.store import guard, routes
 from preread.store.guard import LOOPBACK, Access
 from preread.store.objects import Objects
@@ -88,13 +90,14 @@ def create_app(
     return Starlette(
         routes=[
             Route("/health", _health, methods=["GET"]),
+            *page_routes("cloud", CloudPage(store, contexts.under_way).look, keys=access.keys is not None),
             *routes.object_routes(store, routes.SHARED if access.keys is None else routes.PRIVATE),
             routes.catalogue_route(store.listing),
             Route("/v1/contexts", partial(_publish, contexts), methods=["POST"]),
             Route("/v1/count", partial(_count, counter, counts), methods=["POST"]),
             Route("/v1/contexts/{name}", partial(_remove, contexts), methods=["DELETE"]),
         ],
-        middleware=access.middleware("cloud", reads="read", writes="publish"),
+        middleware=access.middleware("cloud", reads="read", writes="publish", open=OPEN),
         exception_handlers={
             PrereadError: routes.on_error,
             HTTPException: routes.on_http_error,
@@ -112,6 +115,8 @@ class _Contexts:
         self._store, self._publisher = store, publisher
         self._turns = Turns()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._under_way: dict[int, tuple[str, Progress]] = {}
+        self._count = 0
 
     def start_publishing(
         self, ask: events.Request, caller: str, size_bytes: int, emit: Callable[[News], None]
@@ -127,6 +132,10 @@ class _Contexts:
             if not await self._store.remove_name(name):
                 raise UnknownContext(name, tuple(entry.name for entry in await self._store.names()))
 
+    def under_way(self) -> tuple[tuple[str, Progress], ...]:
+        """Names that are being published, in the order in which they came, and how far each has come."""
+        return tuple(self._under_way.values())
+
     async def aclose(self) -> None:
         """Give up what is being published, and wait until that has ended."""
         for task in self._tasks:
@@ -134,15 +143,17 @@ class _Contexts:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _publish(self, ask: events.Request, caller: str, size_bytes: int, emit: Callable[[News], None]) -> None:
-        most_ahead = 0
+        most_ahead, self._count = 0, self._count + 1
+        number = self._count
+
+        def progress(stage: str, done: int, total: int) -> None:
+            self._under_way[number] = ask.name, Progress(stage, done, total)
+            emit(Progress(stage, done, total))
 
         def place(ahead: int) -> None:
             nonlocal most_ahead
             most_ahead = max(most_ahead, ahead)
-            emit(Progress("queue", most_ahead - ahead, most_ahead))
-
-        def progress(stage: str, done: int, total: int) -> None:
-            emit(Progress(stage, done, total))
+            progress("queue", most_ahead - ahead, most_ahead)
 
         last: News = PrereadError("publishing was given up: its caller went away, or the cloud is stopping")
         try:
@@ -156,6 +167,7 @@ class _Contexts:
             _log.exception("publishing %r failed", ask.name)
             last = PrereadError("publishing failed in a way that nobody foresaw: look at the cloud's log")
         finally:
+            self._under_way.pop(number, None)
             emit(last)
 
 

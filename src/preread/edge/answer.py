@@ -9,11 +9,12 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from preread.edge.at_hand import usable
+from preread.edge.coming import Asking
 from preread.edge.core import Generation
 from preread.edge.node import Node
 from preread.edge.record import Record
 from preread.edge.request import Ask, Done, Piece, Timings
-from preread.edge.residents import Asking, Residents
+from preread.edge.residents import Residents
 from preread.edge.spans import past, span
 from preread.edge.text import Echo, Writer
 from preread.edge.understand import Question, understand
@@ -104,7 +105,11 @@ async def _sampled(
     await residents.begin()
     try:
         question = possible(question, node, record)
-        with residents.asking(question) as asking, span("generate") as generating:
+        with (
+            residents.asking(question) as asking,
+            residents.history.answering(caller, asking, record),
+            span("generate") as generating,
+        ):
             prompt, beginning, sampling = question.prompt, begun_with(question), question.ask.sampling
             request = request_of(question, node, caller)
             async with node.core.generation(request, prompt, beginning, sampling) as generation:

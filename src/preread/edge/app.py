@@ -29,9 +29,11 @@ from preread.edge.forms.openai import ChatForm, CompletionForm
 from preread.edge.forms.responses import ResponseForm
 from preread.edge.messages import read_messages
 from preread.edge.openai import read_chat, read_completion
+from preread.edge.page import EdgePage
 from preread.edge.responses import read_response
 from preread.edge.serving import DEFAULT, Api, DecisionApi, Front, Limits
 from preread.errors import PrereadError
+from preread.page.routes import OPEN, page_routes
 from preread.store import guard, routes
 from preread.store.guard import LOOPBACK, Access
 
@@ -51,7 +53,8 @@ def create_app(
 ) -> Starlette:
     """The edge as an ASGI application.
 
-    Where `access` has keys, everything but /health needs one with the scope `ask` as bearer token.
+    Where `access` has keys, everything but /health, and the page as long as it is empty, needs one with the scope `ask`
+    as bearer token.
 
     Every path is served without `/v1` too, and with slashes doubled, as llama-server does: clients differ in what they
     take a base URL to be.
@@ -69,6 +72,7 @@ def create_app(
     return Starlette(
         routes=[
             Route("/health", partial(_health, edge), methods=["GET"]),
+            *page_routes("edge", EdgePage(edge).look, keys=access.keys is not None),
             *_both("/models", partial(_models, edge, started), "GET"),
             *_both("/models/{id:path}", partial(_models, edge, started), "GET"),
             Route("/metrics", partial(_metrics, edge), methods=["GET"]),
@@ -85,7 +89,7 @@ def create_app(
             *_both("/decisions", partial(_decide, front, _DECISIONS), "POST"),
             *_both("/systemone", partial(_decide, front, _SYSTEMONE), "POST"),
         ],
-        middleware=[Middleware(_SingleSlashes), *access.middleware("edge", reads="ask", writes="ask")],
+        middleware=[Middleware(_SingleSlashes), *access.middleware("edge", reads="ask", writes="ask", open=OPEN)],
         exception_handlers={
             PrereadError: routes.on_error,
             HTTPException: routes.on_http_error,

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from preread.codec.fitted import joined
 from preread.edge.core import Core
@@ -31,6 +31,9 @@ from preread.wire import segment
 from preread.wire.manifest import Manifest, SegmentPlace
 
 T = TypeVar("T")
+
+HERE: Final = "here"
+"""Where cells come from that are computed."""
 
 _TICK_S = 0.02
 _FIRST_TICK_S, _FIRST_S = 0.005, 0.2
@@ -78,6 +81,7 @@ class Loaded:
         seen_bytes: of all that arrived, unfinished segments included.
         computed_tokens, computed_s: what was computed here, and how long that took.
         decoded_bytes, decoded_s: what was decoded, and how much processor time that took.
+        origins: where the cells that are in place came from: a source's name, or `HERE`.
         failure: the last thing that went wrong, if anything did.
         seconds: until everything was in place; None before that.
     """
@@ -89,6 +93,7 @@ class Loaded:
     computed_s: float = 0.0
     decoded_bytes: int = 0
     decoded_s: float = 0.0
+    origins: dict[Cell, str] = field(default_factory=dict)
     failure: PrereadError | None = None
     seconds: float | None = None
 
@@ -147,7 +152,7 @@ class Loading:
         self.plan = Plan(task, time.monotonic())
         self._places = {(place.chunk, place.group): place for place in what.places}
         self._before = [link.received_bytes for link in links]
-        self._frames: dict[Cell, list[bytes]] = {}
+        self._frames: dict[Cell, tuple[list[bytes], str]] = {}  # and the source
         self._fetching: dict[tuple[Cell, int], asyncio.Task[None]] = {}
         self._working: set[asyncio.Task[Any]] = set()
         self._changed, self._computing, self._stopping = asyncio.Event(), False, False
@@ -204,7 +209,7 @@ class Loading:
             case events.Abandon(cell, source):
                 self._fetching.pop((cell, source)).cancel()
             case events.Inject(cell):
-                self._work(self._inject(cell, self._frames.pop(cell)))
+                self._work(self._inject(cell, *self._frames.pop(cell)))
             case events.Compute(start, stop):
                 self._computing, self._stopping = True, False
                 self._work(self._compute(start, stop))
@@ -265,7 +270,7 @@ class Loading:
         self._progress()
         if self._fetching.pop((cell, source), None) is not None:  # or it was given up just now
             if isinstance(event, events.Arrived):
-                self._frames[cell] = frames
+                self._frames[cell] = frames, self._links[source].name
             self._tell(event)
 
     async def _reserve(self) -> Rows:
@@ -280,7 +285,7 @@ class Loading:
     async def _prepare(self) -> None:
         await _in_thread(self._what.codec.ready)  # while the first segments are on their way
 
-    async def _inject(self, cell: Cell, frames: list[bytes]) -> None:
+    async def _inject(self, cell: Cell, frames: list[bytes], source: str) -> None:
         await asyncio.wait([self._reserved, self._ready])
         rows, _ = self._reserved.result(), self._ready.result()
         try:
@@ -292,6 +297,7 @@ class Loading:
             return
         self._done.decoded_bytes += sum(map(len, frames))
         self._done.decoded_s += took_s
+        self._done.origins[cell] = source
         self._tell(events.Placed(cell))
 
     async def _compute(self, start: int, stop: int) -> None:
@@ -310,6 +316,8 @@ class Loading:
         self._computing = False
         self._done.computed_tokens += last - first
         self._done.computed_s += seconds
+        groups = range(len(self._what.manifest.groups))
+        self._done.origins |= {(chunk, group): HERE for chunk in range(start, stop) for group in groups}
         self._tell(events.Computed(seconds))
 
     def _injected(self, cell: Cell, frames: list[bytes], rows: Rows) -> float:

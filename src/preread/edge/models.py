@@ -13,7 +13,6 @@ from preread.plan.schedule import MOST_ANSWERS
 from preread.wire.catalogue import Entry
 
 ELSEWHERE: Final = {
-    "/": "an edge has no page: its API is at /v1",
     "/completion": "ask /v1/completions",
     "/infill": "text cannot be inserted in the middle",
     "/tokenize": "texts are tokenised as part of a request only",

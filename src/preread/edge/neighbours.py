@@ -237,6 +237,10 @@ class Neighbours:
                 del self._penalties[other]
         return penalty
 
+    def all(self) -> list[Neighbour]:
+        """Every one that is known, however it is."""
+        return list(self._known.values())
+
     def usable(self) -> list[Neighbour]:
         """Those that can be asked now; one that goes by several addresses is there once, and this edge never."""
         found: dict[str, Neighbour] = {}

@@ -4,10 +4,10 @@ import time
 from dataclasses import replace
 from typing import Any
 
+from preread.edge.coming import Coming
 from preread.edge.load import Loaded, LoadSpec
 from preread.edge.refine import Refinement
 from preread.edge.request import Timings
-from preread.edge.residents import Coming
 from preread.edge.understand import Question
 from preread.engine.sampling import Sampled
 

@@ -13,6 +13,7 @@ from preread.edge.core import Core
 from preread.edge.load import LoadSpec, Segments, decoded
 from preread.engine.cache import Rows
 from preread.errors import PrereadError
+from preread.plan.events import Cell
 from preread.store.fetch import Source, fetch_all
 from preread.values import ContextId, KVBlock, ObjectRef
 from preread.wire.manifest import SegmentPlace
@@ -52,6 +53,12 @@ class Refinement:
     def share(self) -> float:
         """Share of the context's segments that are at that rung, 0 to 1."""
         return 1 - len(self._left) / len(self._what.places)
+
+    @property
+    def replaced(self) -> frozenset[Cell]:
+        """Its segments that are at that rung."""
+        left = {(place.chunk, place.group) for place in self._left}
+        return frozenset((place.chunk, place.group) for place in self._what.places) - left
 
     @property
     def running(self) -> bool:

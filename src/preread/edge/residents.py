@@ -9,12 +9,13 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from contextvars import Context, copy_context
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from preread import limits
 from preread.edge.choice import chosen
+from preread.edge.coming import Asking, Coming
 from preread.edge.contexts import Known
+from preread.edge.history import History
 from preread.edge.load import Loaded, Loading, LoadSpec, load_spec
 from preread.edge.metrics import Memory, Metrics
 from preread.edge.node import Node
@@ -49,33 +50,6 @@ class Compute:
     reason: str
 
 
-@dataclass(slots=True)
-class Coming:
-    """How a context came, or comes.
-
-    Attributes:
-        began_s: when it began to, of `time.monotonic`.
-        spec, loaded: what is streamed, and how far that is; None: it comes from memory, or is computed.
-        reason: why all of it is computed here, if it is.
-        context_s: what that took.
-    """
-
-    began_s: float
-    spec: LoadSpec | None = None
-    loaded: Loaded | None = None
-    reason: str | None = None
-    context_s: float = 0.0
-
-
-@dataclass(slots=True, eq=False)
-class Asking:
-    """A question under way, and how its context came; None: it was there. `within`: what its spans are part of."""
-
-    question: Question
-    coming: Coming | None = None
-    within: Context = field(default_factory=copy_context)
-
-
 class Residents:
     """Belongs to the event loop. See `Bringer` in `core.py` for what the engine's loop calls."""
 
@@ -88,6 +62,7 @@ class Residents:
         self._unanswered = 0
         node.core.begin(self)
         self.metrics = Metrics(node.core.stats, self._memory)
+        self.history = History(node.engine.spec.geometry.layers)
 
     @contextmanager
     def asking(self, question: Question) -> Iterator[Asking]:

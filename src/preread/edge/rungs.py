@@ -12,8 +12,6 @@ from preread.plan.choose import Offer
 from preread.wire import manifest as manifests
 from preread.wire.manifest import Manifest, Rung, SegmentPlace
 
-_LOSSLESS = "lossless"
-
 
 class NotStreamable(PrereadError):
     """A rung cannot be streamed to this edge; the message says why."""
@@ -28,7 +26,7 @@ class Streamable:
         name: of the rung.
         base: name of the rung that it refines; None: it stands alone.
         size_bytes: of all its segments, with those that they refine.
-        stated_dloss: as `stated_dloss`, nats a token.
+        stated_dloss: as `manifests.stated_dloss`, nats a token.
         places: its segments in layer order.
         decoder: what decodes them, or why this edge cannot.
     """
@@ -59,31 +57,11 @@ def reread(rungs: Iterable[Streamable], profiles: Profiles) -> tuple[Streamable,
     )
 
 
-def stated_dloss(rung: Rung) -> float | None:
-    """Change of the loss that a rung is taken to cost, nats a token; None: nothing is stated.
-
-    The larger of what was measured and the KL divergence. The measured mean of a few hundred tokens scatters by more
-    than any sensible budget; the divergence hardly does, and is what the loss would rise by on text that the model
-    itself finds as likely as it says. Where intervals are stated, it is the upper end of the divergence's, and of the
-    change itself by what it rises beyond doubt.
-    """
-    if (quality := rung.quality) is not None:
-        (dloss, _), (_, kl) = (
-            interval or (mean, mean)
-            for mean, interval in (
-                (quality.dloss_micronats, quality.dloss_interval_micronats),
-                (quality.kl_micronats, quality.kl_interval_micronats),
-            )
-        )
-        return max(dloss, kl) * 1e-6
-    return 0.0 if rung.name == _LOSSLESS else None
-
-
 def _resolved(manifest: Manifest, rung: Rung, profiles: Profiles) -> Streamable:
     places = tuple(manifests.places(manifest, rung.name))
     size_bytes = sum(place.size_bytes for place in places)
     decoder = _decoder(manifest, rung, profiles)
-    return Streamable(manifest, rung.name, rung.base, size_bytes, stated_dloss(rung), places, decoder)
+    return Streamable(manifest, rung.name, rung.base, size_bytes, manifests.stated_dloss(rung), places, decoder)
 
 
 def _decoder(manifest: Manifest, rung: Rung, profiles: Profiles) -> Decoder | str:

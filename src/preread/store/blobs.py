@@ -8,6 +8,7 @@ on the disk then, as the pointer is when its call returns.
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Final, Literal, NoReturn, TypeVar
 
@@ -90,6 +91,11 @@ class Blobs:
         """How many bytes there are; None if absent."""
         head = await self._found(obstore.head_async(self._backend, key))
         return None if head is None else head["size"]
+
+    async def changed(self, key: str) -> datetime | None:
+        """When it was written; None if absent."""
+        head = await self._found(obstore.head_async(self._backend, key))
+        return None if head is None else head["last_modified"]
 
     async def put_object(self, key: str, data: bytes) -> None:
         """Write bytes that a key stands for for ever, whole or not at all; what is damaged is healed."""

@@ -37,18 +37,21 @@ class Access:
     hosts: frozenset[str] = frozenset()
     origins: frozenset[str] = frozenset()
 
-    def middleware(self, server: str, *, reads: auth.Scope, writes: auth.Scope) -> list[Middleware]:
+    def middleware(
+        self, server: str, *, reads: auth.Scope, writes: auth.Scope, open: frozenset[str] = frozenset()
+    ) -> list[Middleware]:
         """What decides, outermost first.
 
         Args:
             server: its name, for messages.
             reads: the scope of a key that GET and HEAD need.
             writes: the scope that every other method needs.
+            open: paths besides /health that nobody needs a key for.
         """
         if self.keys is None:
             layers = [Middleware(KnownHosts, allowed=self.hosts)]
         else:
-            layers = [Middleware(KeyHolders, keys=self.keys, server=server, reads=reads, writes=writes)]
+            layers = [Middleware(KeyHolders, keys=self.keys, server=server, reads=reads, writes=writes, open=open)]
         if self.origins:
             # A preflight comes without a key; what the page then asks for needs one, as any request does.
             # Pages from the internet that ask this machine say so, and want to be told that they may.
@@ -69,17 +72,25 @@ LOOPBACK: Final = Access()
 
 
 class KeyHolders:
-    """ASGI middleware: who has a key for what is asked is let in; anybody may ask for /health.
+    """ASGI middleware: who has a key for what is asked is let in; anybody may ask for /health, and `open`.
 
     It decides before any route does, so that a new route is closed until somebody has a key for it.
     """
 
-    def __init__(self, app: ASGIApp, keys: Keys, server: str, reads: auth.Scope, writes: auth.Scope) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: Keys,
+        server: str,
+        reads: auth.Scope,
+        writes: auth.Scope,
+        open: frozenset[str] = frozenset(),
+    ) -> None:
         self._app, self._keys, self._server = app, keys, server
-        self._reads, self._writes = reads, writes
+        self._reads, self._writes, self._open = reads, writes, open | {"/health"}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] == "/health":
+        if scope["type"] != "http" or scope["path"] in self._open:
             await self._app(scope, receive, send)
             return
         principal = self._keys.identify(_given(scope))

@@ -18,6 +18,7 @@ import asyncio
 import logging
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
 from preread.errors import CorruptData, Full, RemoteError, UsageError
@@ -139,6 +140,10 @@ class Objects:
         await self._read_names()
         named = self._index.get(_name_key(name))
         return None if named is None else named.entry
+
+    async def published_at(self, name: str) -> datetime | None:
+        """When a name was published; None if it is not."""
+        return await self._blobs.changed(_name_key(name))
 
     async def remove_name(self, name: str) -> bool:
         """Forget a name, and all objects that no other name needs; whether there was such a name."""

@@ -28,6 +28,7 @@ from preread.wire.fields import (
 
 FORMAT: Final = "preread-manifest"
 VERSION: Final = 1
+LOSSLESS: Final = "lossless"
 
 Pair = tuple[Annotated[int, msgspec.Meta(ge=0)], Annotated[int, msgspec.Meta(ge=1)]]
 """A span on the wire: [start, stop], half-open."""
@@ -209,6 +210,26 @@ def rung_named(manifest: Manifest, name: str) -> Rung:
             return rung
     known = ", ".join(rung.name for rung in manifest.rungs)
     raise UsageError(f"context {manifest.context[:12]} has no rung {name!r}; it has: {known}")
+
+
+def stated_dloss(rung: Rung) -> float | None:
+    """Change of the loss that a rung is taken to cost, nats a token; None: nothing is stated.
+
+    The larger of what was measured and the KL divergence. The measured mean of a few hundred tokens scatters by more
+    than any sensible budget; the divergence hardly does, and is what the loss would rise by on text that the model
+    itself finds as likely as it says. Where intervals are stated, it is the upper end of the divergence's, and of the
+    change itself by what it rises beyond doubt.
+    """
+    if (quality := rung.quality) is not None:
+        (dloss, _), (_, kl) = (
+            interval or (mean, mean)
+            for mean, interval in (
+                (quality.dloss_micronats, quality.dloss_interval_micronats),
+                (quality.kl_micronats, quality.kl_interval_micronats),
+            )
+        )
+        return max(dloss, kl) * 1e-6
+    return 0.0 if rung.name == LOSSLESS else None
 
 
 def places(manifest: Manifest, rung_name: str) -> list[SegmentPlace]:
