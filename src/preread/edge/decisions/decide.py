@@ -15,6 +15,7 @@ import numpy as np
 
 from preread.edge.answer import begun_with, note_way, possible, request_of
 from preread.edge.bounds import too_long
+from preread.edge.coming import Asking
 from preread.edge.contexts import Known
 from preread.edge.core import Generation
 from preread.edge.decisions.labels import tokens_of
@@ -32,7 +33,7 @@ from preread.edge.decisions.reply import Decided
 from preread.edge.node import Node
 from preread.edge.record import Record
 from preread.edge.request import Ask
-from preread.edge.residents import Asking, Residents
+from preread.edge.residents import Residents
 from preread.edge.spans import span
 from preread.edge.understand import Question as Stem
 from preread.edge.understand import chat_tokens, check_length, find_context, understand
