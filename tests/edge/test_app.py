@@ -557,7 +557,7 @@ def test_keys(edge: Any, path: str, header: str | None) -> None:
             answer = await client.get(path)
             assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer"
             assert answer.json()["error"]["code"] == "invalid_api_key"
-            assert (await client.get("/health")).status_code == 200
+            assert (await client.get("/health")).status_code == (await client.get("/v1/health")).status_code == 200
             assert (await client.get(path, headers={"Authorization": "Bearer one"})).status_code != 401
 
     edge.run(main)

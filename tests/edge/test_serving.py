@@ -251,12 +251,23 @@ def test_badly_compressed_bodies_are_refused(edge: Any, encoding: str, body: byt
         assert answer.json()["error"]["code"] == "context_length_exceeded"
 
 
-@pytest.mark.parametrize("path", ["/v1/models", "/models", "//v1/models", "//models", "/v1//models"])
+@pytest.mark.parametrize("path", ["/api/chat", "/api/tags", "/v1"])
+def test_who_mistakes_an_edge_for_another_server_is_told_what_to_do(edge: Any, path: str) -> None:
+    answer = httpx2.request("GET" if path == "/api/tags" else "POST", f"{edge.url}{path}", trust_env=False)
+    assert answer.status_code == 501 and "/v1" in answer.json()["error"]["message"].partition(":")[2]
+
+
+def test_an_answer_says_by_which_model_it_was_made(edge: Any) -> None:
+    answer = httpx2.post(f"{edge.url}/v1/chat/completions", json=SHORT, trust_env=False, timeout=60).json()
+    assert answer["system_fingerprint"] == f"b{edge.opened.node.engine.spec.fingerprint[:12]}"
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/models", "//v1/models", "//models", "/v1//models/"])
 def test_models_are_listed_under_each_name_that_clients_use(edge: Any, path: str) -> None:
     assert httpx2.get(f"{edge.url}{path}", trust_env=False).json()["data"]
 
 
-@pytest.mark.parametrize("path", ["/chat/completions", "//v1/chat/completions", "/completions", "//completions"])
+@pytest.mark.parametrize("path", ["/chat/completions", "//v1/chat/completions/", "/completions", "//completions"])
 def test_answers_are_given_under_each_name_that_clients_use(edge: Any, path: str) -> None:
     fields = SHORT if "chat" in path else {"prompt": "One two", "max_tokens": 1}
     assert httpx2.post(f"{edge.url}{path}", json=fields, trust_env=False, timeout=60).json()["choices"]

@@ -56,8 +56,8 @@ def create_app(
     Where `access` has keys, everything but /health, and the page as long as it is empty, needs one with the scope `ask`
     as bearer token.
 
-    Every path is served without `/v1` too, and with slashes doubled, as llama-server does: clients differ in what they
-    take a base URL to be.
+    Every path is served without `/v1` too, and with slashes doubled or at its end: clients differ in what they take a
+    base URL to be.
 
     `edge` is opened at startup, so a model that cannot be had or loaded keeps the server from starting. `beside` is
     entered then, and left before it is closed. `limits`: what clients may take of it.
@@ -71,7 +71,7 @@ def create_app(
     front, started = Front(edge, limits), int(time.time())
     return Starlette(
         routes=[
-            Route("/health", partial(_health, edge), methods=["GET"]),
+            *_both("/health", partial(_health, edge), "GET"),
             *page_routes("edge", EdgePage(edge).look, keys=access.keys is not None),
             *_both("/models", partial(_models, edge, started), "GET"),
             *_both("/models/{id:path}", partial(_models, edge, started), "GET"),
@@ -159,11 +159,12 @@ async def _decide(front: Front, api: DecisionApi, request: Request) -> ASGIApp:
 
 
 class _SingleSlashes:
-    """ASGI middleware: `//v1//models` is `/v1/models`."""
+    """ASGI middleware: `//v1//models/` is `/v1/models`."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
-        await self._app({**scope, "path": re.sub("/{2,}", "/", path)} if "//" in path else scope, receive, send)
+        path = re.sub("/{2,}", "/", path).removesuffix("/") or "/"
+        await self._app({**scope, "path": path}, receive, send)

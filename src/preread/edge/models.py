@@ -12,6 +12,7 @@ from preread.engine.sampling import Sampling
 from preread.plan.schedule import MOST_ANSWERS
 from preread.wire.catalogue import Entry
 
+_OLLAMA: Final = "this is not Ollama: choose OpenAI's API in the client, with a base URL that ends in /v1"
 ELSEWHERE: Final = {
     "/completion": "ask /v1/completions",
     "/infill": "text cannot be inserted in the middle",
@@ -19,6 +20,8 @@ ELSEWHERE: Final = {
     "/detokenize": "texts are tokenised as part of a request only",
     "/apply-template": "templates are applied as part of a request only: ask /v1/chat/completions",
     "/slots": "how many are waiting is in each answer's timings",
+    "/v1": "a client's base URL ends here; what it asks is /v1/chat/completions, for example",
+    **dict.fromkeys(("/api/chat", "/api/generate", "/api/show", "/api/tags", "/api/version"), _OLLAMA),
     "/v1/embeddings": "this model generates text",
     "/v1/rerank": "this model generates text",
 }

@@ -188,7 +188,8 @@ class Front:
     async def _understood(self, api: Api, caller: str, request: Request, send: Send) -> bool:
         """Read the body; what comes after it is given up when the client goes away: then it was not answered."""
         call = await self._body(caller, request, api.read)
-        head = Head(api.prefix + secrets.token_hex(12), int(time.time()), self._edge.node.engine.spec.name, call)
+        spec = self._edge.node.engine.spec
+        head = Head(api.prefix + secrets.token_hex(12), int(time.time()), spec.name, call, spec.fingerprint)
         more = self._let_in_more(caller, min(len(call.asks), AT_ONCE) - 1)
         try:
             return await _Answering(self._edge, api, head, caller, 1 + more).answer(request.receive, send)

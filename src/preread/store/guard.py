@@ -87,7 +87,7 @@ class KeyHolders:
         open: frozenset[str] = frozenset(),
     ) -> None:
         self._app, self._keys, self._server = app, keys, server
-        self._reads, self._writes, self._open = reads, writes, open | {"/health"}
+        self._reads, self._writes, self._open = reads, writes, open | {"/health", "/v1/health"}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in self._open:

@@ -18,12 +18,13 @@ Answer = tuple[Sequence[Piece], Done]
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What all parts of one answer begin with; `created` in seconds since 1970."""
+    """What all parts of one answer begin with; `created` in seconds since 1970, `fingerprint` of the model's file."""
 
     id: str
     created: int
     model: str
     call: Call
+    fingerprint: str = ""
 
 
 class Form(Protocol):

@@ -104,7 +104,14 @@ def _closing(head: Head, kind: str, choice: dict[str, Any], done: Done, ends: Ma
 
 
 def _body(head: Head, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"id": head.id, "object": kind, "created": head.created, "model": head.model, "choices": choices}
+    return {
+        "id": head.id,
+        "object": kind,
+        "created": head.created,
+        "model": head.model,
+        "system_fingerprint": f"b{head.fingerprint[:12]}",  # llama-server's begin so
+        "choices": choices,
+    }
 
 
 def _usage(head: Head, ends: Sequence[Done]) -> dict[str, Any]:
