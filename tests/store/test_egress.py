@@ -11,7 +11,8 @@ import pytest
 from preread.errors import Absent, CorruptData, PrereadError, RemoteError, TransportError, UsageError
 from preread.store import egress
 from preread.store.egress import CloudLink
-from preread.store.http11 import Patience, parse_origin
+from preread.store.http11 import Patience
+from preread.store.origin import parse_origin
 from preread.values import ObjectId, ObjectRef
 from preread.wire.digest import object_id
 

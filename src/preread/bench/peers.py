@@ -18,7 +18,7 @@ from typing import Any, Final
 import httpx2
 
 from preread.errors import TransportError, UsageError
-from preread.store.http11 import parse_origin
+from preread.store.origin import parse_origin
 
 _START_S: Final = 300.0
 _THERE_S: Final = 10.0

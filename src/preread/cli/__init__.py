@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import typer
 
 from preread import tls
-from preread.cli import chat, contexts, doctor, fitting, measure, models, serve, teaching
+from preread.cli import chat, contexts, doctor, fitting, measure, models, options, serve, teaching
 from preread.cli.terminal import JsonFormatter, LogFormatter, note, say
 from preread.engine.barrier import wait_briefly
 from preread.errors import PrereadError
@@ -21,6 +21,7 @@ from preread.errors import PrereadError
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
 _SERVERS = {"cloud", "edge"}
+_log = logging.getLogger(__name__)
 
 app = typer.Typer(
     name="preread",
@@ -78,13 +79,39 @@ def _options(
         Path | None,
         typer.Option("--ca", metavar="FILE", help="Trust the authorities of this file in TLS, as SSL_CERT_FILE does."),
     ] = None,
+    proxy: Annotated[
+        str | None,
+        typer.Option(
+            "--proxy",
+            envvar=options.PROXY,
+            metavar="URL",
+            help="Reach others through this HTTP proxy, http://[USER:PASSWORD@]HOST:PORT; HTTP_PROXY has no effect.",
+        ),
+    ] = None,
+    client_cert: Annotated[
+        Path | None,
+        typer.Option(
+            "--client-cert",
+            envvar=options.CLIENT_CERT,
+            metavar="FILE",
+            help="Certificate in PEM to show to a cloud or an edge that asks for one; may hold its key too.",
+        ),
+    ] = None,
+    client_key: Annotated[
+        Path | None,
+        typer.Option("--client-key", envvar=options.CLIENT_KEY, metavar="FILE", help="The key of --client-cert."),
+    ] = None,
     _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
 ) -> None:
     if ca is not None:
         tls.trust(ca)
+    options.reach_others(proxy, client_cert, client_key)
     level = log_level or ("info" if context.invoked_subcommand in _SERVERS else "warning")
     handler = logging.StreamHandler(sys.stderr)
     lines = LogFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     handler.setFormatter(lines if log_format == "text" else JsonFormatter())
     logging.basicConfig(handlers=[handler])
     logging.getLogger("preread").setLevel(level.upper())
+    source = context.get_parameter_source("proxy")
+    if "@" in (proxy or "") and source is not None and source.name == "COMMANDLINE":
+        _log.warning("the proxy's password is seen by every user of this machine: use %s", options.PROXY)

@@ -70,7 +70,7 @@ def ask(
         if edge is not None:
             if local:
                 raise UsageError("--local computes in this process: leave --edge away")
-            pieces = ask_edge(edge, prompt, context, sampling, api_key=key)
+            pieces = ask_edge(edge, prompt, context, sampling, api_key=key, via=options.via())
         else:
             _check_cloud(context, cloud)
             chosen: OptionFields = {

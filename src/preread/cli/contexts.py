@@ -117,7 +117,9 @@ def _publish(
     from preread.cloud.events import Published
 
     with token_progress() as report:
-        for event in publish_at(cloud, name, text=text, tokens=ids, form=form, mode=mode, api_key=api_key):
+        for event in publish_at(
+            cloud, name, text=text, tokens=ids, form=form, mode=mode, api_key=api_key, via=options.via()
+        ):
             if isinstance(event, Published):
                 return event
             report(_STAGES.get(event.stage, event.stage), event.done, event.total)
@@ -162,7 +164,7 @@ def list_contexts(
     from preread.cloud.client import catalogue
 
     key = keys.own(api_key, api_key_file, cloud)
-    entries = sorted(catalogue(cloud, api_key=key).contexts, key=lambda entry: entry.name)
+    entries = sorted(catalogue(cloud, api_key=key, via=options.via()).contexts, key=lambda entry: entry.name)
     if json:
         print_json([_entry_json(entry) for entry in entries])
         return
@@ -220,14 +222,14 @@ def remove(
     """Have a cloud forget a context. Edges that hold it keep it until they are asked for something else."""
     from preread.cloud.client import remove as remove_at
 
-    remove_at(cloud, name, api_key=keys.own(api_key, api_key_file, cloud))
+    remove_at(cloud, name, api_key=keys.own(api_key, api_key_file, cloud), via=options.via())
     say(f"removed {name!r}")
 
 
 async def _described(name: str, cloud: str, api_key: str | None) -> tuple[Entry, Manifest]:
     from preread.store.egress import CloudLink
 
-    async with CloudLink(cloud, api_key=api_key) as link:
+    async with CloudLink(cloud, api_key=api_key, via=options.via()) as link:
         found = await link.catalogue()
         listed = catalogues.loads(found[0]) if found else Catalogue()
         by_name = {entry.name: entry for entry in listed.contexts}

@@ -25,7 +25,7 @@ def doctor(
     from preread.edge.doctor import examine
     from preread.store.egress import CloudLink
 
-    link = CloudLink(cloud, api_key=keys.own(api_key, api_key_file, cloud)) if cloud else None
+    link = CloudLink(cloud, api_key=keys.own(api_key, api_key_file, cloud), via=options.via()) if cloud else None
     path = options.pulled(model)
     report = examine(path, options.shown_name(model, path), link, cloud, threads=threads)
     if json:

@@ -23,6 +23,7 @@ def open_edge(model: str, cloud: str | None, **chosen: Unpack[OptionFields]) -> 
     options.check_rung(chosen.get("rung"))
     options.check_rung(chosen.get("refine"))
     options.pulled(model)
+    chosen["via"] = options.via()
     with Edge(model, cloud, **chosen) as edge:
         yield edge
 

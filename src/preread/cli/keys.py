@@ -9,9 +9,9 @@ from typing import Final
 import typer
 
 from preread.errors import UsageError
-from preread.store import auth, hosts
+from preread.store import auth
 from preread.store.auth import Keys, Scope
-from preread.store.http11 import parse_origin
+from preread.store.origin import parse_origin
 
 _MOST_BYTES: Final = 2**20
 _log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def own(given: str | None, file: Path | None, url: str | None = None) -> str | N
         return None
     if url is not None:
         origin = parse_origin(url)
-        if origin.scheme == "http" and not hosts.is_loopback(origin.host):
+        if origin.exposed:
             _log.warning("the key goes to %s without TLS: whoever is on the way can read it", origin)
     return key
 

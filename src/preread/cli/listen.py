@@ -6,6 +6,7 @@ import ipaddress
 import logging
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
@@ -18,6 +19,7 @@ from starlette.applications import Starlette
 from preread import coredumps
 from preread.errors import UsageError
 from preread.store.connections import Connections, Limits
+from preread.store.handshakes import Door
 
 _LOOPBACKS: Final = ("127.0.0.1", "::1")
 _TRIES: Final = 8
@@ -87,20 +89,26 @@ def _each_bound(hosts: Sequence[str], port: int, stack: ExitStack) -> Iterator[s
         yield sock
 
 
-def url(sock: socket.socket) -> str:
-    """Where a bound socket is reached."""
+def url(sock: socket.socket, *, tls: bool = False) -> str:
+    """Where a bound socket is reached; `tls`: whether that is spoken, which it never is on a unix socket."""
+    if sock.family == socket.AF_UNIX:
+        return f"unix:{sock.getsockname()}"
     host, port = sock.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
-def urls(sockets: Sequence[socket.socket]) -> str:
+def urls(sockets: Sequence[socket.socket], *, tls: bool = False) -> str:
     """Where bound sockets are reached."""
-    return " and ".join(map(url, sockets))
+    return " and ".join(url(sock, tls=tls) for sock in sockets)
 
 
 def closed(sockets: Sequence[socket.socket]) -> bool:
     """Whether bound sockets are reached from this machine only."""
-    return all(ipaddress.ip_address(sock.getsockname()[0].partition("%")[0]).is_loopback for sock in sockets)
+    return all(
+        sock.family == socket.AF_UNIX or ipaddress.ip_address(sock.getsockname()[0].partition("%")[0]).is_loopback
+        for sock in sockets
+    )
 
 
 def check_closed(sockets: Sequence[socket.socket], keys: str) -> None:
@@ -120,7 +128,7 @@ async def beside(app: Starlette, sock: socket.socket) -> AsyncGenerator[None, No
     Raises:
         UsageError: another process took the address meanwhile.
     """
-    server = _Second(_config(app))
+    server = _Second(_config(app, Connections(_limits())))
     with sock:
         serving = asyncio.create_task(server.serve([sock]))
         try:
@@ -134,7 +142,12 @@ async def beside(app: Starlette, sock: socket.socket) -> AsyncGenerator[None, No
             await asyncio.wait([serving])
 
 
-async def serve(app: Starlette, sockets: list[socket.socket], ready: Callable[[], None]) -> bool:
+async def serve(
+    app: Starlette,
+    sockets: list[socket.socket],
+    ready: Callable[[], None],
+    secured: ssl.SSLContext | None = None,
+) -> bool:
     """Serve until SIGTERM or Ctrl-C, and tell whether it was Ctrl-C. The sockets are closed at the end.
 
     From here on the process leaves no core files. The application's lifespan is run here rather than by uvicorn, which
@@ -142,15 +155,16 @@ async def serve(app: Starlette, sockets: list[socket.socket], ready: Callable[[]
 
     Args:
         app: what to serve.
-        sockets: as `bind_all` made them.
+        sockets: as `bind_all` or `unix.bound` made them.
         ready: called once requests are answered.
+        secured: what is spoken at addresses, but not on unix sockets, if TLS is.
 
     Raises:
         UsageError: another process took the address meanwhile.
         PrereadError: as the application's start does.
     """
     coredumps.forbid()
-    server = _Server(app, sockets[0].getsockname()[:2], ready)
+    server = _Server(app, sockets, ready, secured)
     with ExitStack() as stack:
         for sock in sockets:
             stack.enter_context(sock)
@@ -179,8 +193,8 @@ def _limits() -> Limits:
     return Limits(connections=places, per_address=places // 2)
 
 
-def _config(app: Starlette) -> uvicorn.Config:
-    protocol: Any = Connections(_limits()).protocol  # uvicorn calls it as it would the class that it asks for
+def _config(app: Starlette, connections: Connections) -> uvicorn.Config:
+    protocol: Any = connections.protocol  # uvicorn calls it as it would the class that it asks for
     return uvicorn.Config(
         app,
         http=protocol,
@@ -202,22 +216,52 @@ class _Second(uvicorn.Server):
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, app: Starlette, address: tuple[str, int], ready: Callable[[], None]) -> None:
-        super().__init__(_config(app))
-        self._app, self._address, self._ready, self.interrupted = app, address, ready, False
+    """`secured`: what is spoken at addresses, if TLS is."""
+
+    def __init__(
+        self,
+        app: Starlette,
+        sockets: Sequence[socket.socket],
+        ready: Callable[[], None],
+        secured: ssl.SSLContext | None,
+    ) -> None:
+        self._connections = Connections(_limits())
+        super().__init__(_config(app, self._connections))
+        self._where, self._ready, self.interrupted = urls(sockets, tls=secured is not None), ready, False
+        self._app, self._secured = app, secured
+        self._doors: list[Door] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        plain = [sock for sock in sockets or () if self._secured is None or sock.family == socket.AF_UNIX]
         try:
-            await super().startup(sockets)
+            await super().startup(plain)
+            for sock in sockets or ():
+                if self._secured is not None and sock not in plain:
+                    door = Door(self._connections, sock, self._secured, self._protocol)
+                    self._doors.append(door)
+                    door.open()
         except OSError as error:
-            host, port = self._address
-            raise _not_bound(host, port, error) from error
+            if error.errno == errno.EADDRINUSE:
+                raise UsageError(
+                    f"{self._where} is taken: stop what listens there, or choose another --port"
+                ) from error
+            raise UsageError(f"cannot listen on {self._where}: {error.strerror or error}") from error
         self._ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's, which waits for all that is being sent: what would go on for ever is told to end."""
         self._app.state.leaving = True
+        for door in self._doors:
+            await door.aclose()
         await super().shutdown(sockets)
+
+    def _protocol(self) -> asyncio.Protocol:
+        """As uvicorn makes it."""
+        config: Any = self.config
+        made: asyncio.Protocol = config.http_protocol_class(
+            config=config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return made
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

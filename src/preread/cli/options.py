@@ -1,5 +1,6 @@
 """Options that several commands share, so that they are named, explained and read from the environment alike."""
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Final
@@ -12,7 +13,13 @@ from preread.codec.ladder import ladder
 from preread.engine.download import pull
 from preread.errors import UsageError
 from preread.plan.place import POLICIES, Policy
-from preread.store.http11 import parse_origin
+from preread.store.origin import parse_origin
+from preread.tls import Identity, context
+from preread.via import Proxy, Via
+
+PROXY: Final = "PREREAD_PROXY"
+CLIENT_CERT: Final = "PREREAD_CLIENT_CERT"
+CLIENT_KEY: Final = "PREREAD_CLIENT_KEY"
 
 _RUNGS: Final = ", ".join(ladder())
 _FITTED: Final = re.compile(r"b\d{1,2}(\.\d{1,2})?")
@@ -84,9 +91,44 @@ ClientKeyFile = Annotated[
     ),
 ]
 Hosts = Annotated[
-    list[str],
+    list[str] | None,
     typer.Option(
-        "--host", metavar="ADDRESS", help="Address to listen on; 0.0.0.0: all of IPv4; may be given repeatedly."
+        "--host",
+        metavar="ADDRESS",
+        help="Address to listen on; by default localhost; 0.0.0.0: all of IPv4; may be given repeatedly.",
+    ),
+]
+Uds = Annotated[
+    Path | None,
+    typer.Option(
+        "--uds",
+        metavar="PATH",
+        help="Listen on this unix socket, and on no address unless --host names one; as --host PATH.sock.",
+    ),
+]
+UdsMode = Annotated[
+    str,
+    typer.Option("--uds-mode", metavar="OCTAL", help="Who may use the socket, as chmod has it; by default its owner."),
+]
+Cert = Annotated[
+    Path | None,
+    typer.Option(
+        "--cert",
+        "--ssl-cert-file",
+        metavar="FILE",
+        help="Speak TLS with this certificate in PEM, followed by those that vouch for it; a renewed one is taken.",
+    ),
+]
+CertKey = Annotated[
+    Path | None,
+    typer.Option("--key", "--ssl-key-file", metavar="FILE", help="The key of --cert, unless that file holds it too."),
+]
+ClientCa = Annotated[
+    Path | None,
+    typer.Option(
+        "--client-ca",
+        metavar="FILE",
+        help="Listen only to clients with a certificate of these authorities; needs --cert.",
     ),
 ]
 Insecure = Annotated[
@@ -257,6 +299,35 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 Verbose = Annotated[bool, typer.Option("--verbose", help="Say in detail what came from where.")]
 
 
+def reach_others(proxy: str | None, certificate: Path | None, key: Path | None) -> None:
+    """From now on reach others so, in this process and in those that it starts.
+
+    Raises:
+        UsageError: the proxy's address is none, or the certificate cannot be used.
+    """
+    if key is not None and certificate is None:
+        raise UsageError("--client-key is the key of a certificate: give that with --client-cert")
+    said = {PROXY: proxy, CLIENT_CERT: certificate, CLIENT_KEY: key}
+    os.environ.update({name: str(value) for name, value in said.items() if value is not None})
+    if certificate is not None:
+        context(via().identity)
+    else:
+        via()
+
+
+def via() -> Via:
+    """How others are reached, as `reach_others` was told.
+
+    Raises:
+        UsageError: the proxy's address is none.
+    """
+    proxy, certificate, key = (os.environ.get(name) or None for name in (PROXY, CLIENT_CERT, CLIENT_KEY))
+    return Via(
+        None if proxy is None else Proxy.parse(proxy),
+        None if certificate is None else Identity(Path(certificate), None if key is None else Path(key)),
+    )
+
+
 def pulled(model: str) -> Path:
     """The model's file, fetched with a progress bar if it is not here.
 
@@ -264,7 +335,7 @@ def pulled(model: str) -> Path:
         PrereadError: as `preread.engine.download.pull` does.
     """
     with byte_progress() as report:
-        return pull(model, report)
+        return pull(model, report, proxy=via().proxy)
 
 
 def shown_name(model: str, path: Path) -> str:

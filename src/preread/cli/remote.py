@@ -6,10 +6,10 @@ from typing import Final, Literal
 import httpx2
 import msgspec
 
-from preread import tls
 from preread.edge.request import Done, Piece, Timings
 from preread.errors import CorruptData, RemoteError, TransportError, UsageError
-from preread.store.http11 import parse_origin
+from preread.store.client import client
+from preread.via import DIRECT, Via
 
 _QUIET_S: Final = 600.0
 """An edge that computes a long context says nothing meanwhile."""
@@ -44,7 +44,13 @@ _chunks: Final[msgspec.json.Decoder[_Chunk]] = msgspec.json.Decoder(_Chunk)
 
 
 def ask(
-    url: str, prompt: str, context: str | None, sampling: Mapping[str, object], *, api_key: str | None = None
+    url: str,
+    prompt: str,
+    context: str | None,
+    sampling: Mapping[str, object],
+    *,
+    api_key: str | None = None,
+    via: Via = DIRECT,
 ) -> Generator[Piece | Done, None, None]:
     """Ask an edge. The last piece is Done.
 
@@ -54,6 +60,7 @@ def ask(
         context: name of the context that it is about.
         sampling: fields of a chat completion, such as `temperature`.
         api_key: that the edge asks for.
+        via: how the edge is reached.
 
     Raises:
         UsageError: the edge says what is wrong with the request.
@@ -64,21 +71,13 @@ def ask(
     headers = {"User-Agent": "preread"} | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
     body = {"model": "preread", "messages": [{"role": "user", "content": prompt}], **sampling}
     body |= {"stream": True, "stream_options": {"include_usage": True}} | ({"context": context} if context else {})
-    timeout = httpx2.Timeout(_QUIET_S, connect=5.0)
-    address = f"{parse_origin(url)}/v1/chat/completions"
-    try:
-        with (
-            httpx2.Client(trust_env=False, timeout=timeout, verify=tls.context()) as client,
-            client.stream("POST", address, headers=headers, json=body) as response,
-        ):
-            if response.status_code != 200:
-                raise _failure(url, response.status_code, response.read()[:_MOST_BYTES])
-            yield from _pieces(url, response)
-    except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-        why = tls.cause(error) or f"{error}; is `preread edge` running there?"
-        raise TransportError(f"edge {url} cannot be reached: {why}") from error
-    except httpx2.TransportError as error:
-        raise TransportError(f"connection to edge {url} broke: {error or type(error).__name__}") from error
+    with (
+        client("edge", url, _QUIET_S, via) as opened,
+        opened.stream("POST", "/v1/chat/completions", headers=headers, json=body) as response,
+    ):
+        if response.status_code != 200:
+            raise _failure(url, response.status_code, response.read()[:_MOST_BYTES])
+        yield from _pieces(url, response)
 
 
 def _pieces(url: str, response: httpx2.Response) -> Generator[Piece | Done, None, None]:

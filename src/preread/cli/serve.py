@@ -18,16 +18,12 @@ from preread.plan.choose import MAX_DLOSS, MAX_MODE_DLOSS
 from preread.plan.poll import SYNC_S
 
 if TYPE_CHECKING:
+    from preread.cli.listener import Listener
     from preread.cloud.reading import Help
     from preread.edge.edge import AsyncEdge
     from preread.edge.serving import Limits
     from preread.engine.llamacpp import LlamaCpp
-    from preread.store.auth import Keys
-    from preread.store.guard import Access
     from preread.store.objects import Objects
-
-DEFAULT_HOSTS = ["localhost"]
-"""Both loopbacks, where there are both: what runs on this machine may try either first."""
 
 _log = logging.getLogger(__name__)
 
@@ -35,11 +31,16 @@ _log = logging.getLogger(__name__)
 def cloud(
     model: options.Model = DEFAULT,
     store: Annotated[str, typer.Option(metavar="FOLDER|s3://…", help="Where published contexts are kept.")] = "./store",
-    host: options.Hosts = DEFAULT_HOSTS,
+    host: options.Hosts = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8000,
     api_key: options.ClientKeys = None,
     api_key_file: options.ClientKeyFile = None,
     insecure: options.Insecure = False,
+    uds: options.Uds = None,
+    uds_mode: options.UdsMode = "600",
+    cert: options.Cert = None,
+    key: options.CertKey = None,
+    client_ca: options.ClientCa = None,
     allow_host: options.AllowHost = None,
     allow_origin: options.AllowOrigin = None,
     ctx_size: options.Window = 0,
@@ -76,7 +77,7 @@ def cloud(
     Before it publishes for the first time with a model, it fits the codec to that model, which takes minutes; see
     `preread fit codec`.
     """
-    from preread.cli import listen
+    from preread.cli.listener import Place, listening
     from preread.store.objects import open_store
 
     names = None if rungs is None else options.rung_names(rungs)
@@ -85,9 +86,9 @@ def cloud(
         raise UsageError(
             "a large model reads by a mapping or a guide: give --llm and --map or --guide together, see `preread fit`"
         )
+    place = Place(host, port, uds, uds_mode, cert, key, client_ca)
     with ExitStack() as stack:
-        sockets = [stack.enter_context(sock) for sock in listen.bind_all(host, port)]
-        access = _access(sockets, clients, allow_host, allow_origin, insecure=insecure)
+        there = stack.enter_context(listening(place, clients, allow_host, allow_origin, insecure=insecure))
         if clients is not None and not clients.may("publish"):
             _log.warning("no key may publish: write publish:KEY for one that may")
         objects = open_store(store)
@@ -95,7 +96,7 @@ def cloud(
         engine = stack.enter_context(engine_for(model, ctx_size, threads))
         large = llm and stack.enter_context(engine_for(llm, ctx_size, threads, streamed=False))
         help = _help(large or None, mapping or [], guide or [], taught or [], max_dloss)
-        interrupted = loop.run(_serve_cloud(sockets, access, engine, objects, names, store, help))
+        interrupted = loop.run(_serve_cloud(there, engine, objects, names, store, help))
     if interrupted:
         raise KeyboardInterrupt
 
@@ -140,41 +141,13 @@ def engine_for(model: str, ctx_size: int, threads: int, *, streamed: bool = True
         engine.close()
 
 
-def _access(
-    sockets: list[socket.socket],
-    clients: "Keys | None",
-    allow_host: str | None,
-    allow_origin: str | None,
-    *,
-    insecure: bool,
-) -> "Access":
-    """Whom a server listens to. Where it is reached from elsewhere without keys, it is by names that it cannot know.
-
-    Raises:
-        UsageError: it would be open to others, and nobody said that it may; or a name or an origin is none.
-    """
-    from preread.cli import listen
-    from preread.store import hosts
-    from preread.store.guard import Access
-
-    if clients is None and not insecure:
-        listen.check_closed(sockets, "keys with --api-key-file or PREREAD_API_KEYS")
-    near = listen.closed(sockets)
-    if clients is None and not near:
-        _log.warning("everybody who reaches %s may use it: --insecure says so", listen.urls(sockets))
-    open_names = frozenset() if near else frozenset({hosts.ANY})
-    names = open_names if allow_host is None else hosts.hosts(allow_host)
-    return Access(clients, names, hosts.origins(allow_origin))
-
-
 async def _check_free(objects: "Objects") -> None:
     async with objects.held():
         pass
 
 
 async def _serve_cloud(
-    sockets: list[socket.socket],
-    access: "Access",
+    there: "Listener",
     engine: "LlamaCpp",
     objects: "Objects",
     rungs: tuple[str, ...] | None,
@@ -191,14 +164,14 @@ async def _serve_cloud(
         count = len(await objects.names())
 
         def ready() -> None:
-            where = f"{listen.urls(sockets)}, store {store}, {_contexts(count)}"
+            where = f"{there.urls}, store {store}, {_contexts(count)}"
             say(f"preread cloud: {engine.spec.name} on {where}")
 
         worker, reader = Worker(), Worker("reader")
         publisher = EnginePublisher(engine, worker, objects, rungs, help)
-        app = create_app(objects, publisher, access, EngineCounter(engine, reader, objects, rungs))
+        app = create_app(objects, publisher, there.access, EngineCounter(engine, reader, objects, rungs))
         try:
-            return await listen.serve(app, sockets, ready)
+            return await listen.serve(app, there.sockets, ready, there.secured)
         finally:
             reader.close()
             worker.close()
@@ -207,11 +180,16 @@ async def _serve_cloud(
 def edge(
     model: options.Model = DEFAULT,
     cloud: options.OptionalCloud = None,
-    host: options.Hosts = DEFAULT_HOSTS,
+    host: options.Hosts = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8080,
     api_key: options.ClientKeys = None,
     api_key_file: options.ClientKeyFile = None,
     insecure: options.Insecure = False,
+    uds: options.Uds = None,
+    uds_mode: options.UdsMode = "600",
+    cert: options.Cert = None,
+    key: options.CertKey = None,
+    client_ca: options.ClientCa = None,
     allow_host: options.AllowHost = None,
     allow_origin: options.AllowOrigin = None,
     cloud_key: options.EdgesCloudKey = None,
@@ -243,7 +221,7 @@ def edge(
     max_tokens: options.MaxTokens = 1024,
 ) -> None:
     """Run an edge: an OpenAI-compatible server that streams shared contexts in and keeps prompts to itself."""
-    from preread.cli import listen
+    from preread.cli.listener import Place, listening
     from preread.edge.edge import AsyncEdge
     from preread.edge.options import Near, Wishes
     from preread.edge.serving import Limits
@@ -254,9 +232,9 @@ def edge(
     options.check_rung(rung)
     options.check_rung(refine)
     wishes, near_urls = Wishes(*options.subscriptions(subscribe, pin, prefetch)), options.urls(neighbours)
+    place = Place(host, port, uds, uds_mode, cert, key, client_ca)
     with ExitStack() as stack:
-        sockets = [stack.enter_context(sock) for sock in listen.bind_all(host, port)]
-        access = _access(sockets, clients, allow_host, allow_origin, insecure=insecure)
+        there = stack.enter_context(listening(place, clients, allow_host, allow_origin, insecure=insecure))
         anywhere = insecure or site_secret is not None
         shared = None if share is None else stack.enter_context(_sharing_socket(share, anywhere=anywhere))
         address = None if shared is None else shared.getsockname()[:2]
@@ -279,12 +257,11 @@ def edge(
             cache_ram_bytes=None if cache_ram is None else cache_ram << 20,
             sync_s=sync_s,
             near=near,
+            via=options.via(),
         )
         _log.info("loading %s", options.shown_name(model, path))
         most_bytes_s = None if share_mbps is None else share_mbps * 1e6 / 8
-        interrupted = loop.run(
-            _serve_edge(sockets, access, Limits(max_queue, max_tokens), opened, shared, most_bytes_s)
-        )
+        interrupted = loop.run(_serve_edge(there, Limits(max_queue, max_tokens), opened, shared, most_bytes_s))
     if interrupted:
         raise KeyboardInterrupt
 
@@ -308,8 +285,7 @@ def _sharing_socket(share: str, *, anywhere: bool) -> socket.socket:
 
 
 async def _serve_edge(
-    sockets: list[socket.socket],
-    access: "Access",
+    there: "Listener",
     limits: "Limits",
     opened: "AsyncEdge",
     shared: socket.socket | None,
@@ -326,7 +302,7 @@ async def _serve_edge(
             away = " (being asked)"
         link = f"cloud {cloud}{away}" if cloud else "no cloud"
         sharing = f", sharing on {listen.url(shared)}" if shared else ""
-        where = f"{listen.urls(sockets)}, {link}, {_contexts(len(node.contexts.entries()))}{sharing}"
+        where = f"{there.urls}, {link}, {_contexts(len(node.contexts.entries()))}{sharing}"
         say(f"preread edge: {node.engine.spec.name} on {where}")
 
     @asynccontextmanager
@@ -338,7 +314,8 @@ async def _serve_edge(
         async with listen.beside(app, shared):
             yield
 
-    return await listen.serve(create_app(opened, access, limits=limits, beside=sharing), sockets, ready)
+    app = create_app(opened, there.access, limits=limits, beside=sharing)
+    return await listen.serve(app, there.sockets, ready, there.secured)
 
 
 def _contexts(count: int) -> str:

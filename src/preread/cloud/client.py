@@ -8,11 +8,11 @@ from urllib.parse import quote
 import httpx2
 import msgspec
 
-from preread import tls
 from preread.cloud.events import Counted, Event, Failed, Mode, Problem, Progress, Published, Request
 from preread.errors import Absent, CorruptData, Overloaded, PrereadError, RemoteError, TransportError, UsageError
-from preread.store.http11 import parse_origin
+from preread.store import client
 from preread.values import Form
+from preread.via import DIRECT, Via
 from preread.wire import catalogue as wire
 from preread.wire.fields import MAX_CATALOGUE_BYTES
 from preread.wire.pages import Pages
@@ -40,8 +40,11 @@ def publish(
     form: Form | Literal["auto"] = "auto",
     mode: Mode = "exact",
     api_key: str | None = None,
+    via: Via = DIRECT,
 ) -> Iterator[Progress | Published]:
     """Have a cloud read a document, given as exactly one of text and tokens, in this mode. The last event is Published.
+
+    `via`: how the cloud is reached.
 
     Raises:
         UsageError: the cloud says what is wrong with the request.
@@ -50,7 +53,7 @@ def publish(
         CorruptData: the other side is not a cloud.
     """
     body = msgspec.json.encode(Request(name, text, tokens, form, mode))
-    with _answer(url, "POST", "/v1/contexts", api_key, body) as response:
+    with _answer(url, "POST", "/v1/contexts", api_key, via, body) as response:
         for line in _lines(response):
             event = _decode(line)
             if isinstance(event, Failed):
@@ -70,6 +73,7 @@ def count(
     form: Form | Literal["auto"] = "auto",
     mode: Mode = "exact",
     api_key: str | None = None,
+    via: Via = DIRECT,
 ) -> Counted:
     """What a document would be, published as `publish` would: its tokens, and whether it is there already.
 
@@ -78,7 +82,7 @@ def count(
         UsageError, RemoteError, TransportError, CorruptData: as for `publish`.
     """
     body = msgspec.json.encode(Request(name, text, tokens, form, mode))
-    with _answer(url, "POST", "/v1/count", api_key, body) as response:
+    with _answer(url, "POST", "/v1/count", api_key, via, body) as response:
         data = _read(response, _LINE_BYTES)
     try:
         return msgspec.json.decode(data, type=Counted)
@@ -86,18 +90,18 @@ def count(
         raise CorruptData("json", f"this is not how a cloud answers: {error}; check the address") from error
 
 
-def remove(url: str, name: str, *, api_key: str | None = None) -> None:
+def remove(url: str, name: str, *, api_key: str | None = None, via: Via = DIRECT) -> None:
     """Have a cloud forget a context.
 
     Raises:
         UsageError: it has none of this name, or as for `publish`.
         RemoteError, TransportError: as for `publish`.
     """
-    with _answer(url, "DELETE", f"/v1/contexts/{quote(name, safe='')}", api_key):
+    with _answer(url, "DELETE", f"/v1/contexts/{quote(name, safe='')}", api_key, via):
         pass
 
 
-def catalogue(url: str, *, api_key: str | None = None) -> wire.Catalogue:
+def catalogue(url: str, *, api_key: str | None = None, via: Via = DIRECT) -> wire.Catalogue:
     """What a cloud has published.
 
     Raises:
@@ -106,34 +110,27 @@ def catalogue(url: str, *, api_key: str | None = None) -> wire.Catalogue:
     """
     pages = Pages()
     while (target := pages.target) is not None:
-        with _answer(url, "GET", target, api_key) as response:
+        with _answer(url, "GET", target, api_key, via) as response:
             pages.take(_read(response, MAX_CATALOGUE_BYTES))
     return wire.loads(pages.whole())
 
 
 @contextmanager
 def _answer(
-    url: str, method: str, path: str, api_key: str | None, body: bytes | None = None
+    url: str, method: str, path: str, api_key: str | None, via: Via, body: bytes | None = None
 ) -> Iterator[httpx2.Response]:
-    """A successful answer, not yet read; httpx2's exceptions are translated here, also those while it is being read."""
+    """A successful answer, not yet read."""
     headers = {"User-Agent": "preread", "Accept-Encoding": "identity", "Content-Type": "application/json"}
     if api_key is not None:
         headers["Authorization"] = f"Bearer {api_key}"
-    timeout = httpx2.Timeout(_QUIET_S, connect=5.0)
-    try:
-        with (
-            httpx2.Client(trust_env=False, timeout=timeout, verify=tls.context()) as client,
-            client.stream(method, f"{parse_origin(url)}{path}", headers=headers, content=body) as response,
-        ):
-            if response.status_code != 200:
-                problem = _problem(_read(response, _LINE_BYTES))
-                raise _failure(url, response.status_code, problem, response.headers.get("retry-after", ""))
-            yield response
-    except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-        why = tls.cause(error) or f"{error}; is `preread cloud` running there?"
-        raise TransportError(f"cloud {url} cannot be reached: {why}") from error
-    except httpx2.TransportError as error:
-        raise TransportError(f"connection to cloud {url} broke: {error or type(error).__name__}") from error
+    with (
+        client.client("cloud", url, _QUIET_S, via) as opened,
+        opened.stream(method, path, headers=headers, content=body) as response,
+    ):
+        if response.status_code != 200:
+            problem = _problem(_read(response, _LINE_BYTES))
+            raise _failure(url, response.status_code, problem, response.headers.get("retry-after", ""))
+        yield response
 
 
 def _read(response: httpx2.Response, most_bytes: int) -> bytes:

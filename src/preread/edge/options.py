@@ -8,6 +8,7 @@ from preread.errors import UsageError
 from preread.plan.choose import MAX_DLOSS
 from preread.plan.place import Policy
 from preread.plan.poll import SYNC_S
+from preread.via import DIRECT, Via
 from preread.wire.neighbour import SiteKey
 
 KEEP_CONVERSATIONS_S: Final = 3600.0
@@ -54,6 +55,7 @@ class Options:
         model: name in the registry, path of a GGUF file, or `hf:user/repo/file.gguf`.
         cloud: URL of the cloud; None: everything is computed here.
         api_key: for the cloud, if it asks for one.
+        via: how the cloud, and a model that is not here, are reached.
         rung: rung of the quality ladder that is streamed, for example "lossless"; None: the one of fewest bytes that
             keeps `max_dloss`.
         max_dloss: by how much a rung's stated loss may exceed the exact one, in nats a token.
@@ -92,6 +94,7 @@ class Options:
     deadline_s: float | None = None
     decisions: Path | None = None
     near: Near = field(default_factory=Near)
+    via: Via = DIRECT
 
 
 class OptionFields(TypedDict, total=False):
@@ -112,3 +115,4 @@ class OptionFields(TypedDict, total=False):
     deadline_s: float | None
     decisions: Path | None
     near: Near
+    via: Via

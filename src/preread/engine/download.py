@@ -19,6 +19,7 @@ import platformdirs
 from preread.engine.registry import MODELS, HubFile, LocalFile, Model, Reference, hub_model, parse
 from preread.engine.sources import FULL_DISK, Progress, arrive, check_magic
 from preread.errors import CorruptData, PrereadError, RemoteError, TransportError, UsageError
+from preread.via import Proxy
 
 SCRATCH_PREFIX = ".pull-"
 
@@ -77,7 +78,9 @@ def locate(reference: str | Reference, models_dir: Path | None = None) -> Path |
     return folder / model.file if _present(model, folder) else None
 
 
-def pull(reference: str | Reference, progress: Progress, models_dir: Path | None = None) -> Path:
+def pull(
+    reference: str | Reference, progress: Progress, models_dir: Path | None = None, proxy: Proxy | None = None
+) -> Path:
     """The file that a reference means, fetched first if it is not here.
 
     Sources are tried in order; one that does not answer, or whose bytes differ, is left with a warning. Whatever ends
@@ -99,7 +102,7 @@ def pull(reference: str | Reference, progress: Progress, models_dir: Path | None
     try:
         with _alone(folder, progress):
             if not _present(model, folder):  # another process may have pulled it while this one waited
-                _fetch(model, folder, progress)
+                _fetch(model, folder, progress, proxy)
     except OSError as error:
         raise _disk_error(error, folder) from error
     return folder / model.file
@@ -143,13 +146,13 @@ def _alone(folder: Path, progress: Progress) -> Iterator[None]:
         yield
 
 
-def _fetch(model: Model, folder: Path, progress: Progress) -> None:
+def _fetch(model: Model, folder: Path, progress: Progress, proxy: Proxy | None) -> None:
     """Try each source in turn; put the first file that passes into place."""
     failures: list[PrereadError] = []
     for source in model.sources:
         with tempfile.TemporaryDirectory(prefix=SCRATCH_PREFIX, dir=folder, ignore_cleanup_errors=True) as name:
             try:
-                arrived = arrive(source, model, Path(name), progress)
+                arrived = arrive(source, model, Path(name), progress, proxy)
             except (UsageError, TransportError, RemoteError, CorruptData) as error:
                 logger.warning("%s: not from %s: %s", model.name, source, error)
                 failures.append(error)

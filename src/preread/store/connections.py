@@ -9,10 +9,12 @@ It knows connections and bytes; it must not know requests' meaning, keys or rout
 
 import asyncio
 import logging
+import socket
+import struct
 import time
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -49,20 +51,29 @@ class Limits:
     body_bytes: int = 200_000
 
 
+class Place(Protocol):
+    """A connection that has a place, or wants one."""
+
+    address: str
+    counted: bool
+
+    def make_room(self) -> None: ...
+
+
 class Connections:
     """The open connections of one server."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self._addresses: Counter[str] = Counter()
-        self._asking_nothing: dict[Limited, None] = {}  # in the order in which they became so
+        self._asking_nothing: dict[Place, None] = {}  # in the order in which they became so
         self._ended, self._told_s = 0, -_TELL_EVERY_S
 
     def protocol(self, **uvicorns: Any) -> "Limited":
         """What uvicorn is to make for each connection."""
         return Limited(self, **uvicorns)
 
-    def enter(self, one: "Limited") -> bool:
+    def enter(self, one: Place) -> bool:
         """Whether there is room for `one`; whoever asks for nothing is sent away for it."""
         full = self._addresses.total() >= self.limits.connections
         if full or self._addresses[one.address] >= self.limits.per_address:
@@ -75,7 +86,7 @@ class Connections:
         one.counted = True
         return True
 
-    def leave(self, one: "Limited") -> None:
+    def leave(self, one: Place) -> None:
         """It is closed, or about to be."""
         self.asks(one)
         if one.counted:
@@ -84,11 +95,11 @@ class Connections:
             if not self._addresses[one.address]:
                 del self._addresses[one.address]
 
-    def asks_nothing(self, one: "Limited") -> None:
-        """It is idle, or its request's head is not whole."""
+    def asks_nothing(self, one: Place) -> None:
+        """It is idle, or its request's head is not whole, or TLS has not begun."""
         self._asking_nothing.setdefault(one)
 
-    def asks(self, one: "Limited") -> None:
+    def asks(self, one: Place) -> None:
         """It has asked for something."""
         self._asking_nothing.pop(one, None)
 
@@ -121,7 +132,9 @@ class Limited(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.address = self.client[0] if self.client else "a local socket"
+        if self.client is None:
+            self.client = (local_user(transport), 0)  # a unix socket's peer has no address
+        self.address = self.client[0]
         if not self._all.enter(self):
             self._end(503, "too many connections: try again later")
             return
@@ -211,3 +224,13 @@ class Limited(HttpToolsProtocol):
             )
             self.transport.write(head.encode() + body)
         self.transport.close()
+
+
+def local_user(transport: asyncio.BaseTransport) -> str:
+    """Who is at the other end of a unix socket, as the kernel says it (SO_PEERCRED, unix(7))."""
+    sock = transport.get_extra_info("socket")
+    try:
+        peer = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    except (OSError, AttributeError):
+        return "a local socket"
+    return f"user {struct.unpack('3i', peer)[1]}"

@@ -16,9 +16,10 @@ from types import TracebackType
 from typing import Final, Self, get_args
 
 from preread.errors import Absent, CorruptData, RemoteError, TransportError, UsageError
-from preread.store.hosts import is_loopback
-from preread.store.http11 import Answer, Headers, Patience, Pool, Wanted, parse_origin
+from preread.store.http11 import Answer, Headers, Patience, Pool, Wanted
+from preread.store.origin import Route, parse_origin
 from preread.values import Kind, ObjectId, ObjectRef
+from preread.via import DIRECT, Via
 from preread.wire.digest import is_id, object_id
 from preread.wire.fields import MAX_CATALOGUE_BYTES
 from preread.wire.neighbour import (
@@ -52,8 +53,9 @@ class CloudLink:
     """A link to one cloud, or to a cache that speaks like one.
 
     Args:
-        url: `http(s)://host[:port][/prefix]`.
+        url: `http(s)://host[:port][/prefix]`, or `unix:/path`.
         api_key: sent as a bearer token with every request.
+        via: how it is reached.
         patience: how long to wait.
         connections: how many requests may be in flight at once, each on a connection of its own.
 
@@ -62,15 +64,22 @@ class CloudLink:
     """
 
     def __init__(
-        self, url: str, *, api_key: str | None = None, patience: Patience = _PATIENCE, connections: int = CONNECTIONS
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        via: Via = DIRECT,
+        patience: Patience = _PATIENCE,
+        connections: int = CONNECTIONS,
     ) -> None:
         if api_key is not None and not _KEY.fullmatch(api_key):
             raise UsageError("API key must be 1 to 512 printable ASCII characters without spaces")
         self._origin = parse_origin(url)
+        self._route = Route.to(self._origin, via)
         self._headers: Headers = (("User-Agent", "preread"), ("Accept-Encoding", "identity"))
         if api_key is not None:
             self._headers += (("Authorization", f"Bearer {api_key}"),)
-        self._pool = Pool(self._origin, patience, connections)
+        self._pool = Pool(self._origin, patience, connections, via)
         self._begun: dict[ObjectId, bytearray] = {}
         self._under_way: list[tuple[bytearray, int]] = []
         self._ended_bytes = 0
@@ -78,7 +87,7 @@ class CloudLink:
     @property
     def exposed(self) -> bool:
         """Whether what is said over this link leaves the machine without TLS."""
-        return self._origin.scheme == "http" and not is_loopback(self._origin.host)
+        return self._origin.exposed
 
     async def catalogue(self, etag: str | None = None) -> tuple[bytes, str] | None:
         """The catalogue's bytes, unverified, and its etag ("" where it has none); None if `etag` is still current.
@@ -197,21 +206,19 @@ class CloudLink:
     def _check(self, answer: Answer, what: str) -> None:
         status = answer.status
         if status == 401:
-            raise UsageError(f"{self._origin} refuses this API key (401): ask its operator for one")
+            raise UsageError(f"{self._route} refuses this API key (401): ask its operator for one")
         if status == 403:
-            raise UsageError(
-                f"{self._origin} does not let this API key read (403): ask its operator for the scope read"
-            )
+            raise UsageError(f"{self._route} does not let this API key read (403): ask its operator for the scope read")
         if status == 421:
-            raise UsageError(f"{self._origin} does not know itself by this name (421): see --allow-host there")
+            raise UsageError(f"{self._route} does not know itself by this name (421): see --allow-host there")
         if status == 404:
-            raise Absent(f"{self._origin} does not have {what}: it was removed, or this is not a preread cloud")
+            raise Absent(f"{self._route} does not have {what}: it was removed, or this is not a preread cloud")
         if 300 <= status < 400:
-            raise RemoteError(f"{self._origin} answers {what} with redirect {status}, which is not followed")
+            raise RemoteError(f"{self._route} answers {what} with redirect {status}, which is not followed")
         if status != 200:
-            raise RemoteError(f"{self._origin} answers {what} with status {status}: look at its log")
+            raise RemoteError(f"{self._route} answers {what} with status {status}: look at its log")
         if answer.headers.get(b"content-encoding", b"identity") != b"identity":
-            raise RemoteError(f"{self._origin} encodes {what} although that was not asked for: look at caches between")
+            raise RemoteError(f"{self._route} encodes {what} although that was not asked for: look at caches between")
 
 
 class NeighbourLink(CloudLink):
@@ -228,6 +235,8 @@ class NeighbourLink(CloudLink):
 
     def __init__(self, url: str, edge: str, site_key: SiteKey | None = None) -> None:
         super().__init__(url, patience=_NEAR, connections=8)
+        if self._origin.socket is not None:
+            raise UsageError(f"{url!r} is no neighbour's address: edges reach each other at http://HOST:PORT")
         self.url, self.host = str(self._origin), self._origin.host
         self._edge, self._site_key = edge, site_key
         self._met: tuple[Claim, Introduction] | None = None

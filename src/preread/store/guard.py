@@ -121,14 +121,15 @@ class KnownHosts:
     """ASGI middleware: only who names this machine by a known name is listened to.
 
     A web page whose name its owner lets point here (DNS rebinding) would else be read to as one of this machine's own.
-    Known are localhost, loopback addresses, and `allowed`; `*` allows all.
+    Known are localhost, loopback addresses, and `allowed`; `*` allows all. No page reaches a unix socket: clients call
+    what is there as they like.
     """
 
     def __init__(self, app: ASGIApp, allowed: frozenset[str]) -> None:
         self._app, self._allowed = app, allowed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or "*" in self._allowed or self._knows(scope):
+        if scope["type"] != "http" or "*" in self._allowed or _by_socket(scope) or self._knows(scope):
             await self._app(scope, receive, send)
             return
         message = (
@@ -143,8 +144,14 @@ class KnownHosts:
         return name is not None and (hosts.is_loopback(name) or name in self._allowed)
 
 
+def _by_socket(scope: Scope) -> bool:
+    """Whether a request came over a unix socket: its path stands where an address would (ASGI, "server")."""
+    server = scope.get("server")
+    return server is not None and str(server[0]).startswith("/")
+
+
 def caller(scope: Scope) -> str:
-    """Who asks, for limits that are to be fair: the name of the key, or the address where there are no keys."""
+    """Who asks, for limits that are to be fair: the name of the key; without keys the address, or a socket's user."""
     principal: Principal | None = scope.get(_PRINCIPAL)
     if principal is not None:
         return principal.name

@@ -1,5 +1,7 @@
 """GET over HTTP/1.1 keep-alive connections to one origin: h11 says what the bytes mean, asyncio moves them.
 
+An origin is reached over TCP, with TLS or without, over a unix socket, or through an HTTP proxy when one was named.
+
 It exists beside the HTTP client library because segments are the hot path of a machine that also runs inference: for
 140 KB objects it takes a quarter of that library's CPU time. It knows HTTP and how long to wait; it must not know what
 is asked for or what the bytes mean. It follows no redirect, keeps no cookie, reads no environment variable, and never
@@ -7,44 +9,24 @@ holds more of an answer than its caller allows.
 """
 
 import asyncio
-import os
-import socket
-import ssl
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 import h11
 
 from preread import tls
-from preread.errors import CorruptData, RemoteError, TransportError, UsageError
+from preread.errors import CorruptData, RemoteError, TransportError
+from preread.store.dial import READ_BYTES, cause, credentials_refused, dial
+from preread.store.origin import Origin, Route
+from preread.via import DIRECT, Via
 
 Headers = tuple[tuple[str, str], ...]
 
-_READ_BYTES = 256 * 1024
 _HEAD_BYTES = 16 * 1024
 _MOST_HINTS = 5
 """Answers before the answer (RFC 9110, 15.2) that are read over, as many as Go's client takes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where requests go. `prefix` is the path in front of all targets: empty, or "/…" without a slash at its end."""
-
-    scheme: str
-    host: str
-    port: int
-    prefix: str = ""
-
-    @property
-    def authority(self) -> str:
-        """What the Host header says: `host:port`, an IPv6 address in brackets."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-    def __str__(self) -> str:
-        return f"{self.scheme}://{self.authority}{self.prefix}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,33 +72,16 @@ class Answer:
     body: bytes
 
 
-def parse_origin(url: str) -> Origin:
-    """Read `http(s)://host[:port][/prefix]`.
-
-    Raises:
-        UsageError: anything else, user names and queries included.
-    """
-    refusal = UsageError(f"{url!r} is not an address that preread can use: write http://HOST:PORT or https://HOST")
-    try:
-        parts = urlsplit(url)
-        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
-    except (ValueError, KeyError) as error:
-        raise refusal from error
-    plain = url.isascii() and url.isprintable() and not set(url) & set(' "<>\\^`{|}')
-    if not (plain and parts.hostname and parts.username is None and not parts.query and not parts.fragment):
-        raise refusal
-    return Origin(parts.scheme, parts.hostname, port, parts.path.rstrip("/"))
-
-
 class Pool:
-    """Up to `connections` keep-alive connections to `origin`, each opened when it is first needed."""
+    """Up to `connections` keep-alive connections to `origin`, each opened when it is first needed, `via` a proxy."""
 
-    def __init__(self, origin: Origin, patience: Patience, connections: int) -> None:
-        self._origin, self._patience = origin, patience
+    def __init__(self, origin: Origin, patience: Patience, connections: int, via: Via = DIRECT) -> None:
+        self._route, self._patience = Route.to(origin, via), patience
         self._places = asyncio.Semaphore(connections)
         self._open: set[_Connection] = set()
         self._idle: list[_Connection] = []
-        self._tls: ssl.SSLContext | None = None
+        self._identity = via.identity
+        self._tls: tls.Renewed | None = None
 
     async def get(self, wanted: Wanted, begun: bytearray | None = None) -> Answer:
         """Ask once; an idle connection that the other side had closed meanwhile is replaced by another.
@@ -151,10 +116,12 @@ class Pool:
         reusable = False
         try:
             answer = await connection.exchange(wanted, self._patience, body)
+            if answer.status == 407 and self._route.proxy is not None:
+                raise credentials_refused(self._route.proxy)
             reusable = connection.rewind()
             return answer
         except OSError as error:
-            raise TransportError(f"connection to {self._origin} broke: {_cause(error)}") from error
+            raise TransportError(f"connection to {self._route} broke: {cause(error)}") from error
         finally:
             if reusable and connection in self._open:
                 self._idle.append(connection)
@@ -163,23 +130,21 @@ class Pool:
                 connection.abort()
 
     async def _connect(self) -> "_Connection":
-        origin, limit_s = self._origin, self._patience.connect_s
-        if origin.scheme == "https" and self._tls is None:
-            self._tls = tls.context()
+        route, limit_s = self._route, self._patience.connect_s
+        if route.origin.scheme == "https" and self._tls is None:
+            self._tls = tls.renewed_context(self._identity)
         try:
             async with asyncio.timeout(limit_s):
-                # No happy eyeballs: where they are cancelled, Python 3.11 leaks the socket that was about to win.
-                reader, writer = await asyncio.open_connection(
-                    origin.host, origin.port, ssl=self._tls, limit=_READ_BYTES
-                )
+                reader, writer = await dial(route, None if self._tls is None else self._tls.current())
         except TimeoutError as error:
             raise TransportError(
-                f"{origin} cannot be reached: no connection within {limit_s:g} s; check the address and the network"
+                f"{route} cannot be reached: no connection within {limit_s:g} s; check the address and the network"
             ) from error
         except OSError as error:
-            why = tls.cause(error) or f"{_cause(error)}; is `preread cloud` running there?"
-            raise TransportError(f"{origin} cannot be reached: {why}") from error
-        connection = _Connection(origin, reader, writer)
+            why = tls.cause(error) or f"{cause(error)}; is `preread cloud` running there?"
+            raise TransportError(f"{route} cannot be reached: {why}") from error
+        silence = "" if self._tls is None else tls.silence(self._identity)
+        connection = _Connection(route, silence, reader, writer)
         self._open.add(connection)
         return connection
 
@@ -189,17 +154,17 @@ class _Stale(Exception):
 
 
 class _Connection:
-    """One TCP or TLS connection; one request at a time."""
+    """One connection; one request at a time. `silence`: what to say where it ends before the first byte."""
 
-    def __init__(self, origin: Origin, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._origin, self._reader, self._writer = origin, reader, writer
+    def __init__(self, route: Route, silence: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._route, self._silence, self._reader, self._writer = route, silence, reader, writer
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEAD_BYTES)
         self._used = False
 
     async def exchange(self, wanted: Wanted, patience: Patience, body: bytearray) -> Answer:
         """Send the request, read the whole answer into `body`. Any exception leaves the connection unusable."""
-        target, before = self._origin.prefix + wanted.target, len(body)
-        headers = [("Host", self._origin.authority), *wanted.headers]
+        target, before = self._route.target(wanted.target), len(body)
+        headers = [*self._route.headers, *wanted.headers]
         if wanted.prove is not None:
             headers += wanted.prove(*self._writer.get_extra_info("peername")[:2])
         if before:
@@ -218,7 +183,7 @@ class _Connection:
             elif isinstance(event, h11.InformationalResponse):
                 hints += 1
                 if hints > _MOST_HINTS:
-                    raise RemoteError(f"{self._origin} announces an answer again and again, and gives none")
+                    raise RemoteError(f"{self._route} announces an answer again and again, and gives none")
             elif isinstance(event, h11.Response):
                 answer = Answer(event.status_code, dict(event.headers), b"")
                 if answer.status == 200:
@@ -234,7 +199,7 @@ class _Connection:
             elif isinstance(event, h11.EndOfMessage):
                 break
             elif isinstance(event, h11.ConnectionClosed):
-                raise TransportError(f"{self._origin} closed the connection without an answer")
+                raise TransportError(f"{self._route} closed the connection without an answer{self._silence}")
         if answer.status == 304:
             return answer
         if len(body) < wanted.least_bytes:
@@ -265,16 +230,17 @@ class _Connection:
             return self._http.next_event()
         except h11.RemoteProtocolError as error:
             if self._reader.at_eof():
-                raise TransportError(f"{self._origin} closed the connection after {body_bytes} bytes") from error
-            raise RemoteError(f"{self._origin} does not speak proper HTTP/1.1: {error}") from error
+                why = "" if body_bytes or self._used else self._silence
+                raise TransportError(f"{self._route} closed the connection after {body_bytes} bytes{why}") from error
+            raise RemoteError(f"{self._route} does not speak proper HTTP/1.1: {error}") from error
 
     async def _read(self, limit_s: float, body_bytes: int, *, retry: bool) -> bytes:
         """Some bytes, or none at the end of the stream. _Stale where there are none and `retry` says to try again."""
         try:
             async with asyncio.timeout(limit_s):
-                data = await self._reader.read(_READ_BYTES)
+                data = await self._reader.read(READ_BYTES)
         except TimeoutError as error:
-            message = f"{self._origin} stalls or is too slow: nothing more for {max(0, limit_s):.1f} s"
+            message = f"{self._route} stalls or is too slow: nothing more for {max(0, limit_s):.1f} s"
             raise TransportError(f"{message} after {body_bytes} bytes of an answer") from error
         except OSError as error:
             if retry:
@@ -298,10 +264,3 @@ def _check_declared(answer: Answer, wanted: Wanted, before: int) -> None:
     part = answer.headers.get(b"content-range", b"")
     if answer.status == 206 and not part.startswith(b"bytes %d-" % before):
         raise CorruptData("length", f"{wanted.target} was asked for from byte {before} on, and another part came")
-
-
-def _cause(error: OSError) -> str:
-    """What went wrong, in the system's words, without the address that the message around it already has."""
-    if isinstance(error, ssl.SSLError | socket.gaierror) or not error.errno:
-        return str(error.strerror or error)
-    return os.strerror(error.errno).lower()

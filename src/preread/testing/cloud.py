@@ -114,7 +114,10 @@ class RandomPublisher:
 
 @contextmanager
 def serving(app: ASGIApp, **options: Any) -> Iterator[str]:
-    """Serve `app` from a thread of its own on a free port of 127.0.0.1; gives its URL. `options`: of uvicorn."""
+    """Serve `app` from a thread of its own on a free port of 127.0.0.1, or at `uds`; gives its URL.
+
+    `options`: of uvicorn.
+    """
     config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", timeout_graceful_shutdown=1, **options)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
@@ -124,7 +127,8 @@ def serving(app: ASGIApp, **options: Any) -> Iterator[str]:
             raise RuntimeError("the server did not start")
         time.sleep(0.005)  # uvicorn has no event for this
     try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        name = server.servers[0].sockets[0].getsockname()
+        yield f"unix:{name}" if isinstance(name, str) else f"http://127.0.0.1:{name[1]}"
     finally:
         server.should_exit = True
         thread.join()
