@@ -292,7 +292,7 @@ def test_unknown_context_names_the_known_ones(client: openai.OpenAI) -> None:
         ),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0]", "text"),
         ({"n": 200}, "n", "at most 128"),
-        ({"guided_choice": ["yes", "no"]}, "guided_choice", "guided_choice cannot be honoured"),
+        ({"bad_words": ["no"]}, "bad_words", "bad_words cannot be honoured"),
     ],
 )
 def test_bad_requests(edge: Any, fields: dict[str, Any], param: str | None, words: str, stream: bool) -> None:

@@ -9,6 +9,7 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from preread.edge.at_hand import usable
+from preread.edge.calls import Calls
 from preread.edge.coming import Asking
 from preread.edge.core import Generation
 from preread.edge.node import Node
@@ -18,8 +19,10 @@ from preread.edge.residents import Residents
 from preread.edge.spans import past, span
 from preread.edge.text import Echo, Writer
 from preread.edge.understand import Question, understand
-from preread.engine.llamacpp import Tokens
+from preread.engine.calls import Form
+from preread.engine.llamacpp import LlamaCpp, Tokens
 from preread.engine.sampling import Sampled
+from preread.errors import UsageError
 from preread.plan.step import Request
 
 
@@ -52,28 +55,40 @@ async def answered(question: Question, residents: Residents, caller: str = "") -
     node, record, ask = residents.node, Record(question.arrived_s), question.ask
     # One token is generated even where none is wanted: that the context has come shows with it.
     wanted, question = ask.sampling.max_tokens, replace(question, ask=_of_one_token_at_least(ask))
-    writer = Writer(node.engine, ask.stop)
+    form = node.engine.chat.form if ask.tools is not None and node.engine.chat is not None else None
+    calls = Calls(form, ask.tools.allowed if ask.tools else ())
+    writer = Writer(node.engine, ask.stop, _shown(form, node.engine))
     echo = Echo(ask, writer) if ask.echo else None
     async with aclosing(_sampled(question, residents, record, caller)) as steps:
         async for step in steps:
             if echo is not None and step.given:
                 echo.take(step)
                 continue
+            if step.failure is not None:
+                raise UsageError(f"the grammar of the answer takes too much: {step.failure}")
             record.token(step if wanted else replace(step, end=True))
             if echo is not None:
                 yield echo.piece()
                 echo = None
             if not wanted:
                 break
-            if piece := writer.write(step):
+            if (piece := writer.write(step)) and (piece := calls.read(piece)):
                 yield piece
             if writer.finished:
                 break
-    if piece := writer.rest():
+    if piece := calls.rest(writer.rest()):
         yield piece
     record.note_refinement(node.refinement, question)
     residents.metrics.answered(record.timings)
-    yield Done(writer.finish, question.prompt_tokens, record.timings, writer.stop)
+    finish = "tool_calls" if calls.count and writer.finished else writer.finish
+    yield Done(finish, question.prompt_tokens, record.timings, writer.stop)
+
+
+def _shown(form: Form | None, engine: LlamaCpp) -> list[int]:
+    """The control tokens that calls are made of."""
+    if form is None:
+        return []
+    return [id for text in form.marks if (id := engine.control(text)) is not None]
 
 
 async def read(question: Question, residents: Residents, caller: str) -> Timings:

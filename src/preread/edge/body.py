@@ -21,15 +21,8 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True):
     Whoever sends one relies on it, so that it is refused by name, unless it is null, false, zero or empty.
     """
 
-    grammar: Any = None
-    json_schema: Any = None
-    guided_json: Any = None
-    guided_regex: Any = None
-    guided_choice: Any = None
-    guided_grammar: Any = None
     guided_decoding_backend: Any = None
     guided_whitespace_pattern: Any = None
-    structured_outputs: Any = None
     allowed_token_ids: Any = None
     bad_words: Any = None
     stop_token_ids: Any = None
@@ -60,8 +53,47 @@ class StreamOptions(msgspec.Struct, frozen=True):
     include_usage: bool | None = None
 
 
+class JsonSchema(msgspec.Struct, frozen=True):
+    """OpenAI's way to name a schema. `strict`: what of it cannot be enforced is refused, not passed over."""
+
+    schema: dict[str, Any] | bool | None = None
+    name: str | None = None
+    strict: bool | None = None
+
+
+class Format(msgspec.Struct, frozen=True):
+    """OpenAI's `response_format`; llama-server takes a `schema` beside "json_object" as well."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+    schema: dict[str, Any] | None = None
+
+
+class StructuredOutputs(msgspec.Struct, frozen=True):
+    """vLLM's. Exactly one of its fields says what the answer has to look like."""
+
+    json: dict[str, Any] | str | None = None
+    regex: str | None = None
+    choice: Annotated[list[str], Meta(max_length=1024)] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    disable_any_whitespace: bool | None = None
+    disable_additional_properties: Any = None
+    whitespace_pattern: Any = None
+    structural_tag: Any = None
+
+
 class Common(Refused, frozen=True, kw_only=True):
     """What both requests have."""
+
+    response_format: Format | None = None
+    grammar: str | None = None
+    json_schema: dict[str, Any] | bool | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: Annotated[list[str], Meta(max_length=1024)] | None = None
+    guided_grammar: str | None = None
 
     model: str | None = None
     context: str | None = None
@@ -121,8 +153,35 @@ class Message(msgspec.Struct, frozen=True):
     function_call: Any = None
 
 
-class Format(msgspec.Struct, frozen=True):
-    type: str
+class Declared(msgspec.Struct, frozen=True):
+    """A function that the model may call; `parameters` is a JSON schema of an object."""
+
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:/-]{1,128}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(msgspec.Struct, frozen=True):
+    type: str = "function"
+    function: Declared | None = None
+
+
+class Named(msgspec.Struct, frozen=True):
+    name: str
+
+
+class Allowed(msgspec.Struct, frozen=True):
+    tools: list[Tool]
+    mode: Literal["auto", "required"] = "auto"
+
+
+class ToolChoice(msgspec.Struct, frozen=True):
+    """Which function has to be called, or which may be."""
+
+    type: str = "function"
+    function: Named | None = None
+    allowed_tools: Allowed | None = None
 
 
 class Chat(Common, frozen=True, kw_only=True):
@@ -132,9 +191,9 @@ class Chat(Common, frozen=True, kw_only=True):
     max_completion_tokens: _Most | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
-    response_format: Format | None = None
-    tools: list[Any] | None = None
-    tool_choice: Any = None
+    tools: Annotated[list[Tool], Meta(max_length=256)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     functions: list[Any] | None = None
     function_call: Any = None
     chat_template_kwargs: dict[str, Any] | None = None

@@ -554,7 +554,7 @@ class Core:
             if live.is_over(steps, self._engine.spec.window_tokens):
                 self._end(live, None)
             elif self._drafts:  # after the tokens went out: the first of a long prompt's guesses takes milliseconds
-                self._guess(live, _chosen(steps), len(step.parts) - 1)
+                self._guess(live, [one for one in steps if not one.given], len(step.parts) - 1)
 
     def _count_tokens(self, part: Part, live: Live, chosen: int) -> None:
         prompt = max(0, min(part.tokens, live.prompt_tokens - live.done))
@@ -562,10 +562,10 @@ class Core:
         self._tokens["answer"] += chosen
         self._tokens["wrong_guess"] += max(0, part.tokens - chosen) if live.done + 1 >= len(live.tokens) else 0
 
-    def _guess(self, live: Live, chosen: list[int], beside: int) -> None:
+    def _guess(self, live: Live, steps: Sequence[Sampled], beside: int) -> None:
         """Propose what may come after the tokens that came."""
         runs, window_tokens = self._sequences.runs(live), self._engine.spec.window_tokens
-        count = live.propose(runs, chosen, beside, self._plan.cost, window_tokens)
+        count = live.propose(runs, steps, beside, self._plan.cost, window_tokens)
         with self._lock:
             self._plan.propose(live.request.id, count)
 

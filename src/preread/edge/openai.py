@@ -14,11 +14,13 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from preread.edge import constraints
 from preread.edge.body import Chat, Common, Completion, Message, Part, Refused, Request, ToolCall
 from preread.edge.bounds import check_messages
+from preread.edge.refusal import BadRequest as BadRequest
+from preread.edge.refusal import refuse
 from preread.edge.request import Ask
 from preread.engine.sampling import USUAL, Sampling
-from preread.errors import UsageError
 
 MOST_CHOICES: Final = 128
 """Answers to one request: prompts times choices of each."""
@@ -33,14 +35,6 @@ _AS_THEY_ARE: Final = (
     *("frequency_penalty", "presence_penalty"),
 )
 """Fields that are named alike in a request and in `Sampling`."""
-
-
-class BadRequest(UsageError):
-    """A request's body is not what the API takes. `param` is the path of the field, None where it is the whole body."""
-
-    def __init__(self, message: str, param: str | None = None) -> None:
-        self.param = param
-        super().__init__(message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +87,7 @@ def read_chat(body: bytes, bounds: Bounds, seed: int) -> Call:
     check_messages(body.count(_ROLE), bounds.window_tokens)  # reading them takes the longer the more there are
     request = decoded(body, Chat)
     check_messages(len(request.messages), bounds.window_tokens)
-    _refuse_tools(request)
-    _refuse(request.add_generation_prompt is False, "add_generation_prompt", "an answer is what is given here")
-    if request.response_format is not None and request.response_format.type != "text":
-        raise BadRequest("only plain text can be asked for: leave response_format out", "response_format.type")
+    refuse(request.add_generation_prompt is False, "add_generation_prompt", "an answer is what is given here")
     if request.top_logprobs is not None and not request.logprobs:
         raise BadRequest("top_logprobs needs logprobs: true", "top_logprobs")
     most = _first(request.max_completion_tokens, request.max_tokens, request.n_predict, bounds.answer_tokens)
@@ -104,6 +95,7 @@ def read_chat(body: bytes, bounds: Bounds, seed: int) -> Call:
     ask = Ask(
         messages=tuple(_message(message, i) for i, message in enumerate(request.messages)),
         template=request.chat_template_kwargs or {},
+        tools=constraints.tools(request),
         context=context_named(request.model, request.context, bounds),
         sampling=_sampling(request, bounds, seed, most, top),
         stop=_stop(request),
@@ -118,8 +110,8 @@ def read_completion(body: bytes, bounds: Bounds, seed: int) -> Call:
         BadRequest: it is not such a body, or asks for what cannot be done.
     """
     request = decoded(body, Completion)
-    _refuse(request.suffix, "suffix", "text cannot be inserted before a suffix: leave it out")
-    _refuse(request.best_of not in (None, request.n or 1), "best_of", "all answers are given: leave best_of out")
+    refuse(request.suffix, "suffix", "text cannot be inserted before a suffix: leave it out")
+    refuse(request.best_of not in (None, request.n or 1), "best_of", "all answers are given: leave best_of out")
     most = _first(request.max_tokens, request.n_predict, None if _endless(request) else _COMPLETION_TOKENS)
     sampling = _sampling(request, bounds, seed, bounds.window_tokens if most is None else most, request.logprobs)
     ask = Ask(
@@ -154,29 +146,14 @@ def decoded(body: bytes, kind: type[T]) -> T:
     """
     request = read_json(body, kind)
     for name in Refused.__struct_fields__:
-        _refuse(getattr(request, name), name, f"{name} cannot be honoured here: leave it out")
+        refuse(getattr(request, name), name, f"{name} cannot be honoured here: leave it out")
     return request
-
-
-def _refuse(asked: object, param: str, message: str) -> None:
-    if asked:
-        raise BadRequest(message, param)
-
-
-def _refuse_tools(request: Chat) -> None:
-    if request.tool_choice != "none":
-        _refuse(request.tools, "tools", 'tools are not supported: leave them out, or say tool_choice: "none"')
-        _refuse(
-            request.tool_choice not in (None, "auto"), "tool_choice", "no tool can be called: leave tool_choice out"
-        )
-    if request.function_call != "none":
-        _refuse(request.functions, "functions", "functions are not supported: leave them out")
 
 
 def _call(request: Request, asks: list[Ask]) -> Call:
     choices, stream = request.n or 1, bool(request.stream)
     many, param = len(asks) * choices, "n" if choices > 1 else "prompt"
-    _refuse(many > MOST_CHOICES, param, f"{many} answers were asked for: at most {MOST_CHOICES} go into one request")
+    refuse(many > MOST_CHOICES, param, f"{many} answers were asked for: at most {MOST_CHOICES} go into one request")
     wants_usage = request.stream_options is not None and bool(request.stream_options.include_usage)
     each = tuple(_seeded(ask, number) for ask in asks for number in range(choices))
     return Call(each, len(asks), stream, wants_usage)
@@ -216,6 +193,7 @@ def _sampling(request: Request, bounds: Bounds, seed: int, most: int | None, top
         seed=(drawn or 0) % _SEEDS,
         logit_bias=biases,
         top_logprobs=top_logprobs,
+        grammar=constraints.grammar(request),
         **given,
         **_repeats(request, bounds),
     )
@@ -259,7 +237,7 @@ def _stop(request: Request) -> tuple[str, ...]:
 def _message(message: Message, number: int) -> dict[str, Any]:
     """A message as templates expect it. OpenAI's newer name for system prompts is in no model's template."""
     at = f"messages[{number}]"
-    _refuse(message.function_call, f"{at}.function_call", "calls of functions are told as tool_calls")
+    refuse(message.function_call, f"{at}.function_call", "calls of functions are told as tool_calls")
     said: dict[str, Any] = {
         "role": "system" if message.role == "developer" else message.role,
         "content": _text(message.content, at),

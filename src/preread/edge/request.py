@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from preread.engine.calls import Tools
 from preread.engine.sampling import Sampling
 
 Way = Literal["streamed", "mixed", "resident", "computed", "none"]
@@ -24,6 +25,7 @@ class Ask:
         sampling: how tokens are chosen.
         stop: texts that end the answer; they are not part of it.
         template: further variables for the model's chat template.
+        tools: what the model may call in a chat; None: nothing.
         echo: the answer begins with the prompt.
         local: the context is computed here unless the engine or memory has it: nothing is streamed.
     """
@@ -34,6 +36,7 @@ class Ask:
     sampling: Sampling = field(default_factory=Sampling)
     stop: tuple[str, ...] = ()
     template: Mapping[str, Any] = field(default_factory=dict)
+    tools: Tools | None = None
     echo: bool = False
     local: bool = False
 

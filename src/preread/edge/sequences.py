@@ -14,7 +14,7 @@ from preread.edge.conversations import Conversation
 from preread.engine.base import Chooser, Engine, Slice, Tokens
 from preread.engine.cache import Rows
 from preread.engine.sampling import Sampled, Sampling
-from preread.plan.drafts import RUN, Drafts, Runs
+from preread.plan.drafts import MOST_DRAFTS, RUN, Drafts, Runs
 from preread.plan.step import Part, Request
 from preread.plan.step_cost import StepCost
 from preread.values import ContextId, KVBlock, Span
@@ -69,14 +69,16 @@ class Live:
         """Whether no token comes after those of a step."""
         assert self.chooser is not None
         full = len(self.context_tokens) + len(self.tokens) >= window_tokens
-        return steps[-1].end or self.chooser.ended or full
+        return steps[-1].end or steps[-1].last or self.chooser.ended or full
 
-    def propose(self, runs: Runs, chosen: Sequence[int], beside: int, cost: StepCost, window_tokens: int) -> int:
+    def propose(self, runs: Runs, steps: Sequence[Sampled], beside: int, cost: StepCost, window_tokens: int) -> int:
         """Guess what comes after the tokens that were chosen; how many guesses may go into the next step.
+
+        What the answer's grammar forces needs no guess.
 
         Args:
             runs: of the context's tokens.
-            chosen: the tokens that have just come.
+            steps: the tokens that have just come.
             beside: tokens of the next step that are others'.
             cost: what steps take.
             window_tokens: the most that there may be.
@@ -84,11 +86,12 @@ class Live:
         if self.drafts is None:
             prompt = self.tokens[: self.prompt_tokens].tolist()
             self.drafts = Drafts(runs, self.context_tokens.tolist()[-RUN:], prompt)
-        for token in chosen:
-            self.drafts.chosen(token)
+        for step in steps:
+            self.drafts.chosen(step.token)
         room = window_tokens - len(self.context_tokens) - len(self.tokens)
         left = self.request.most_tokens - (len(self.tokens) - self.prompt_tokens)
-        self.proposed = self.drafts.proposed(beside, cost)[: max(0, min(room, left) - 1)]
+        proposed = steps[-1].forced[:MOST_DRAFTS] if steps and steps[-1].forced else self.drafts.proposed(beside, cost)
+        self.proposed = proposed[: max(0, min(room, left) - 1)]
         return len(self.proposed)
 
     def go_alone(self) -> None:

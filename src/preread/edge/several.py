@@ -47,8 +47,13 @@ async def understood(call: Call, node: Node, caller: str) -> list[Prompt]:
     asks, prompts = iter(call.asks), list[Prompt]()
     while of_one := tuple(islice(asks, len(call.asks) // call.prompts)):
         question = await understand(of_one[0], node, caller)
-        prompts.append(Prompt(tuple(replace(question, ask=ask) for ask in of_one)))
+        prompts.append(Prompt(tuple(_drawn(question, ask.sampling.seed) for ask in of_one)))
     return prompts
+
+
+def _drawn(question: Question, seed: int) -> Question:
+    """The same question for another choice."""
+    return replace(question, ask=replace(question.ask, sampling=replace(question.ask.sampling, seed=seed)))
 
 
 async def answers(

@@ -1,6 +1,7 @@
 """From tokens to text: whole UTF-8 characters only, and nothing of a stop text."""
 
 import codecs
+from collections.abc import Collection
 from typing import Literal
 
 from preread.edge.request import Ask, Piece, TokenOdds
@@ -11,13 +12,18 @@ from preread.engine.sampling import Sampled
 class Writer:
     """Turns the steps of one answer into pieces of text.
 
+    Args:
+        engine: the model's.
+        stop: texts that end the answer.
+        shown: control tokens whose text is part of the answer; of others it is not.
+
     Attributes:
         stop: the stop text that came, if one did.
         finish: how the answer ended, as far as is known: "length" until an end or a stop text comes.
     """
 
-    def __init__(self, engine: LlamaCpp, stop: tuple[str, ...]) -> None:
-        self._engine, self._stop = engine, tuple(text for text in stop if text)
+    def __init__(self, engine: LlamaCpp, stop: tuple[str, ...], shown: Collection[int] = ()) -> None:
+        self._engine, self._stop, self._shown = engine, tuple(text for text in stop if text), shown
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
         self._odds: list[TokenOdds] = []
@@ -36,12 +42,15 @@ class Writer:
             return None
         if step.logprob is not None:
             self._odds.append(self.odds(step))
-        self._held += self._decoder.decode(step.piece)
+        shown = step.token in self._shown
+        self._held += self._decoder.decode(self._engine.piece(step.token, special=True) if shown else step.piece)
         found = [(at, text) for text in self._stop if (at := self._held.find(text)) >= 0]
         if found:
             at, self.stop = min(found)
             self._held, self.finish = self._held[:at], "stop"
             return self._release(len(self._held))
+        if step.last:
+            self.finish = "stop"
         return self._release(len(self._held) - self._may_begin_stop())
 
     def rest(self) -> Piece | None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +16,8 @@ from preread.edge.contexts import Known
 from preread.edge.node import Node
 from preread.edge.request import Ask
 from preread.edge.spans import span
-from preread.engine import length
+from preread.engine import calls, length
+from preread.engine.chat import ChatTemplate
 from preread.engine.llamacpp import LlamaCpp
 from preread.engine.marks import Prompt
 from preread.errors import PrereadError, Unavailable, UnknownContext, UsageError
@@ -135,6 +136,7 @@ async def _told(name: str, node: Node) -> Entry:
 
 def _tokenised(ask: Ask, known: Known | None, here: list[Known], node: Node) -> Question:
     engine = node.engine
+    ask = _bound(ask, engine)
     if known is None:
         tokens = _whole(ask, engine)
         if ask.sampling.prompt_logprobs and ask.sampling.top_logprobs is not None:
@@ -143,10 +145,38 @@ def _tokenised(ask: Ask, known: Known | None, here: list[Known], node: Node) -> 
     if ask.messages is None:
         following = _continued(ask, engine)
     elif known.entry.form == "chat" and engine.chat is not None:
-        following = chat_tokens(engine.chat.after_system(ask.messages, ask.template), engine, start=False)
+        return _after_system(ask, known, engine.chat, engine)
     else:
         following = _whole(ask, engine)
     return _question(ask, known, len(known.tokens), following)
+
+
+def _bound(ask: Ask, engine: LlamaCpp) -> Ask:
+    """The same with the grammar that its tools come to; whatever grammar it has is known to be one."""
+    if ask.tools is not None and engine.chat is not None:
+        grammar = calls.grammar(ask.tools, engine.chat.form, engine.control, ask.sampling.grammar)
+        ask = replace(ask, sampling=replace(ask.sampling, grammar=grammar))
+    if ask.sampling.grammar is not None:
+        engine.grammars.check(ask.sampling.grammar)
+    return ask
+
+
+def _after_system(ask: Ask, known: Known, chat: ChatTemplate, engine: LlamaCpp) -> Question:
+    """A chat whose system prompt is the context. Tools may stand within that: then its last tokens are not the same."""
+    messages, reuse = ask.messages or (), len(known.tokens)
+    following = chat.following(messages, _variables(ask))
+    if following.instead:
+        end = engine.tokenize(following.instead)
+        if np.array_equal(known.tokens[reuse - len(end) :], end):
+            reuse -= len(end)
+        else:
+            following = chat.following(messages, _variables(ask), within=False)
+    return _question(ask, known, reuse, chat_tokens(following.prompt, engine, start=False))
+
+
+def _variables(ask: Ask) -> Mapping[str, Any]:
+    """For the chat template."""
+    return ask.template if ask.tools is None else {**ask.template, "tools": ask.tools.for_template}
 
 
 def _as_said(question: Question, caller: str, node: Node) -> Question:
@@ -238,7 +268,7 @@ def _whole(ask: Ask, engine: LlamaCpp) -> Tokens:
         return engine.tokenize(ask.prompt, start=True)
     if engine.chat is None:
         raise UsageError(f"{engine.spec.name} has no chat template: use /v1/completions")
-    return chat_tokens(engine.chat.render(ask.messages, ask.template), engine, start=True)
+    return chat_tokens(engine.chat.render(ask.messages, _variables(ask)), engine, start=True)
 
 
 def chat_tokens(rendered: Prompt, engine: LlamaCpp, *, start: bool) -> Tokens:

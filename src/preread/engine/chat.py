@@ -3,15 +3,19 @@
 Where a template has no system prompt, or refuses two messages of one role in a row, the messages are first brought into
 a form that it takes, as llama-server does with system prompts.
 
+Where it knows nothing of tools, they and their calls are told as text (`calls.py`).
+
 The system prompt of a chat can be a shared context. Where it ends is found by rendering, not by knowing templates: see
 `system_prefix` and `after_system`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Final
 
+from preread.engine.calls import Form, form_of, preamble, retold
 from preread.engine.marks import Controls, Prompt
 from preread.engine.rendering import renderer
 from preread.errors import UsageError
@@ -21,6 +25,30 @@ Message = dict[str, Any]
 
 _PLACEHOLDER: Final = "\ue000 the shared context stands here \ue001"
 _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
+_PROBE: Final = "preread_probe"
+_TOOL: Final = {"type": "function", "function": {"name": _PROBE, "description": "", "parameters": {"type": "object"}}}
+_CALLED: Final[list[Message]] = [
+    {"role": "user", "content": "a"},
+    {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"id": "a1b2c3d4e", "type": "function", "function": {"name": _PROBE, "arguments": {}}}],
+    },
+    {"role": "tool", "name": _PROBE, "tool_call_id": "a1b2c3d4e", "content": _PLACEHOLDER},
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Following:
+    """What follows a shared system prompt.
+
+    Attributes:
+        prompt: the rendered rest.
+        instead: a text at the system prompt's end that the rest comes instead of: tools stand within the system prompt.
+    """
+
+    prompt: Prompt
+    instead: str = ""
 
 
 class ChatTemplate:
@@ -47,12 +75,13 @@ class ChatTemplate:
 
         Args:
             messages: of the chat.
-            more: further variables for the template, for example `enable_thinking`.
+            more: further variables for the template, for example `enable_thinking`, or `tools` as `Tools.for_template`.
             reply: whether an answer is to follow.
 
         Raises:
             UsageError: the template cannot be read, or refuses the messages, for example their order of roles.
         """
+        messages, more = self._told(messages, more)
         mark = self.controls.mark_for(self._source, list(messages), dict(more))
         chat = self.controls.marked(list(messages), mark)
         if any(message["role"] == "system" for message in chat) and not self._has_system:
@@ -84,14 +113,56 @@ class ChatTemplate:
         """What follows `system_prefix` when these messages, none of them the context's system prompt, are rendered.
 
         Raises:
+            UsageError: as `following` does.
+        """
+        return self.following(messages, more).prompt
+
+    def following(
+        self, messages: Sequence[Message], more: Mapping[str, Any] = _NOTHING, *, within: bool = True
+    ) -> Following:
+        """The same with tools among the variables.
+
+        Tools stand where the template has them, which may be within the system prompt, or in a message of their own.
+
+        Args:
+            messages: of the chat.
+            more: as for `render`.
+            within: whether tools may stand within the system prompt.
+
+        Raises:
             UsageError: as `render` does; the template, given these messages or `more`, does not begin so.
         """
         before, after = self._around_system
         prompt = self.render([{"role": "system", "content": _PLACEHOLDER}, *messages], more)
-        begun = before + _PLACEHOLDER + after
-        if not prompt.text.startswith(begun):
-            raise UsageError("the model's chat template cannot put these messages after a shared system prompt")
-        return Prompt(prompt.text[len(begun) :], prompt.mark)
+        begun, tools = before + _PLACEHOLDER, more.get("tools")
+        if prompt.text.startswith(begun + after):
+            return Following(Prompt(prompt.text[len(begun + after) :], prompt.mark))
+        if tools and within and prompt.text.startswith(begun):
+            return Following(Prompt(prompt.text[len(begun) :], prompt.mark), instead=after)
+        if tools:
+            told = {"role": "system", "content": preamble(tools, self.form)}
+            return self.following([told, *messages], {**more, "tools": None})
+        raise UsageError("the model's chat template cannot put these messages after a shared system prompt")
+
+    @cached_property
+    def form(self) -> Form:
+        """How the model calls tools."""
+        return form_of(self._source)
+
+    def _told(
+        self, messages: Sequence[Message], more: Mapping[str, Any]
+    ) -> tuple[Sequence[Message], Mapping[str, Any]]:
+        """Messages and variables with tools and calls as text, where the template does not know these."""
+        if any(message["role"] == "tool" or message.get("tool_calls") for message in messages) and not self._has_calls:
+            messages = retold(messages, self.form)
+        tools = more.get("tools")
+        if not tools or self._has_tools:
+            return messages, more
+        text, more = preamble(tools, self.form), {**more, "tools": None}
+        if messages and messages[0]["role"] == "system":
+            first = messages[0] | {"content": f"{messages[0]['content']}\n\n{text}"}
+            return [first, *messages[1:]], more
+        return [{"role": "system", "content": text}, *messages], more
 
     def _rendered(self, messages: Sequence[Message], more: Mapping[str, Any], reply: bool) -> str:
         variables = {
@@ -109,8 +180,21 @@ class ChatTemplate:
     def _has_system(self) -> bool:
         """Whether what a system message says gets into the prompt."""
         chat = [{"role": "system", "content": _PLACEHOLDER}, {"role": "user", "content": "a"}]
+        return self._shows(chat, _NOTHING, _PLACEHOLDER)
+
+    @cached_property
+    def _has_tools(self) -> bool:
+        """Whether tools get into the prompt."""
+        return self._shows(_CALLED[:1], {"tools": [_TOOL]}, _PROBE)
+
+    @cached_property
+    def _has_calls(self) -> bool:
+        """Whether calls and their results do."""
+        return self._shows(_CALLED[:2], _NOTHING, _PROBE) and self._shows(_CALLED, _NOTHING, _PLACEHOLDER)
+
+    def _shows(self, chat: Sequence[Message], variables: Mapping[str, Any], text: str) -> bool:
         try:
-            return _PLACEHOLDER in self._rendered(chat, _NOTHING, True)
+            return text in self._rendered(chat, variables, False)
         except UsageError:
             return False
 

@@ -1,15 +1,23 @@
 """How one answer's tokens are chosen, one after the other, from the logits of a step."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
 
 import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
+from preread.engine.grammar import MOST_NEEDED, Constraint
 from preread.engine.sampling import Sampled, Sampler, Sampling, is_plain, log_probabilities, reported_probabilities
 
 Tokens = npt.NDArray[np.int32]
 Row = npt.NDArray[np.float32]
+
+_LOOK_TOKENS: Final = 8
+"""How far it is to the end of JSON is looked at anew after so many tokens."""
+_SPARE_TOKENS: Final = 12
+"""JSON that has so few tokens left beyond those is brought to its end: cut off it would be of no use."""
 
 
 class Chooser:
@@ -20,6 +28,7 @@ class Chooser:
         prompt: the tokens before the first.
         vocab: llama.cpp's; `size`: its tokens; `ends`: those that end an answer.
         piece: a token's bytes; `special`: control tokens have some too.
+        constraint: says which tokens may come; None: any.
     """
 
     def __init__(
@@ -30,11 +39,13 @@ class Chooser:
         size: int,
         ends: npt.NDArray[np.int64],
         piece: Callable[..., bytes],
+        constraint: Constraint | None = None,
     ) -> None:
         self._sampling, self._vocab, self._size, self._ends, self._piece = sampling, vocab, size, ends, piece
         self._sampler = None if is_plain(sampling) else Sampler(sampling, size, prompt)
-        self._count, self._top = 0, sampling.top_logprobs
+        self._count, self._top, self._constraint = 0, sampling.top_logprobs, constraint
         self._given = 0
+        self._needed_tokens, self._looked = 0, -_LOOK_TOKENS
 
     @property
     def ended(self) -> bool:
@@ -43,10 +54,40 @@ class Chooser:
 
     def choose(self, context: object, index: int) -> Sampled:
         """Choose the token after the batch's token number `index`."""
-        row = self._row(context, index)
+        row, constraint = self._row(context, index), self._constraint
+        if constraint is None:
+            return self._sampled(row, self._free(context, index, row))
+        ids = constraint.allowed()
+        if not len(ids):
+            return Sampled(-1, b"", end=True, failure=constraint.failure or "its grammar lets nothing follow")
+        token = self._bound(row, constraint.closing(ids) if self._must_close(constraint) else ids)
+        constraint.take(token)
+        sampled = self._sampled(row, token)
+        return sampled if sampled.end else replace(sampled, last=constraint.complete, forced=constraint.forced())
+
+    def _must_close(self, constraint: Constraint) -> bool:
+        """Whether the answer has to come to its end now, if it is to come to one."""
+        left = self._sampling.max_tokens - self._count
+        if not constraint.closes or left > MOST_NEEDED + _SPARE_TOKENS:
+            return False
+        if self._count - self._looked >= _LOOK_TOKENS:
+            self._needed_tokens, self._looked = constraint.needed_tokens(), self._count
+        return left <= self._needed_tokens + _SPARE_TOKENS
+
+    def _free(self, context: object, index: int, row: Row) -> int:
+        """Any token."""
         if self._count < self._sampling.min_tokens:
             row[self._ends] = -np.inf
-        token = int(row.argmax()) if self._sampler is None else self._sampler.sample(context, index)
+        return int(row.argmax()) if self._sampler is None else self._sampler.sample(context, index)
+
+    def _bound(self, row: Row, ids: npt.NDArray[np.intp]) -> int:
+        """One of these tokens. Where only an end may come, it comes, however few tokens there were."""
+        if self._count < self._sampling.min_tokens:
+            going_on = np.setdiff1d(ids, self._ends, assume_unique=True)
+            ids = going_on if len(going_on) else ids
+        return int(ids[row[ids].argmax()]) if self._sampler is None else self._sampler.sample_among(row, ids)
+
+    def _sampled(self, row: Row, token: int) -> Sampled:
         self._count += 1
         end = bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
         odds: tuple[float | None, tuple[tuple[int, float], ...]] = (None, ())

@@ -25,6 +25,7 @@ from preread.engine.context import SEQUENCES, open_context, outputs_of
 from preread.engine.context import CacheType as CacheType
 from preread.engine.gate import Gate
 from preread.engine.ggml import CacheTensors, Embeddings, find_cache, find_embeddings, library
+from preread.engine.grammar import Grammars
 from preread.engine.marks import Prompt
 from preread.engine.model import Spec
 from preread.engine.native import Native
@@ -139,6 +140,10 @@ class LlamaCpp:
         """Bytes of a token; control tokens have none unless `special`."""
         return self._loaded.piece(token, special=special)
 
+    def control(self, text: str) -> int | None:
+        """The id of the control token that a text is, if it is one."""
+        return self._loaded.control(text)
+
     def tokenize_prompt(self, prompt: Prompt, *, start: bool = True, most: int | None = None) -> Tokens:
         """Token ids of a rendered chat, in whose contents no control token is read; `start`: nothing precedes it.
 
@@ -167,6 +172,11 @@ class LlamaCpp:
         """How tokens are chosen where a request does not say: as the model's file recommends."""
         return usual(self._loaded.metadata)
 
+    @cached_property
+    def grammars(self) -> Grammars:
+        """What makes constraints of grammars for this model's vocabulary. Thread-safe."""
+        return Grammars(self._loaded.words)
+
     def check_tokens(self, tokens: Tokens) -> None:
         """Raises UsageError when an id is not of this model's vocabulary."""
         if len(tokens) and (tokens.min() < 0 or tokens.max() >= self.spec.vocab_size):
@@ -186,8 +196,9 @@ class LlamaCpp:
 
     def chooser(self, sampling: Sampling, prompt: Tokens) -> Chooser:
         """What chooses the tokens of one answer to `prompt`, on the engine's thread; close it."""
-        loaded = self._loaded
-        return Chooser(sampling, prompt, loaded.vocab, self.spec.vocab_size, loaded.ends, self.piece)
+        loaded, grammar = self._loaded, sampling.grammar
+        constraint = None if grammar is None else self.grammars.constraint(grammar)
+        return Chooser(sampling, prompt, loaded.vocab, self.spec.vocab_size, loaded.ends, self.piece, constraint)
 
     @property
     def no_injection(self) -> str | None:

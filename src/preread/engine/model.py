@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from preread.engine import trial
 from preread.engine.chat import ChatTemplate
+from preread.engine.grammar import Words
 from preread.engine.marks import Controls
 from preread.errors import EngineError, UsageError
 from preread.values import Fingerprint, Geometry
@@ -127,6 +128,23 @@ class Loaded:
         """Ids of the tokens that end an answer."""
         count = llama_cpp.llama_vocab_n_tokens(self.vocab)
         return np.array([id for id in range(count) if llama_cpp.llama_vocab_is_eog(self.vocab, id)], np.int64)
+
+    def control(self, text: str) -> int | None:
+        """The id of the control token that a text is, if it is one."""
+        ids = self.tokenize(text)
+        alone = len(ids) == 1 and llama_cpp.llama_vocab_get_attr(self.vocab, int(ids[0])) & _CONTROL
+        return int(ids[0]) if alone else None
+
+    def words(self) -> Words:
+        """What all tokens stand for; takes a second where there are many."""
+        vocab, count = self.vocab, llama_cpp.llama_vocab_n_tokens(self.vocab)
+        attributes = [llama_cpp.llama_vocab_get_attr(vocab, id) for id in range(count)]
+        return Words(
+            pieces=[self._piece(id, special=True) for id in range(count)],
+            special=[id for id in range(count) if attributes[id] & (_CONTROL | _UNKNOWN)],
+            ends=self.ends.tolist() or [max(0, llama_cpp.llama_vocab_eos(vocab))],
+            tokenize=lambda text: self.tokenize(text, special=False).tolist(),
+        )
 
     def _controls(self) -> Controls:
         """Tokens that llama.cpp reads in a text only where it is told to."""

@@ -122,7 +122,7 @@ class Runner:
         drafts = one.tokens[len(one.tokens) - one.drafts :].tolist()
         for index, draft in enumerate([*drafts, None]):
             steps.append(chooser.choose(self._context, end - 1 - one.drafts + index))
-            if steps[-1].token != draft or steps[-1].end or chooser.ended:
+            if steps[-1].token != draft or steps[-1].end or steps[-1].last or chooser.ended:
                 break
         if kept := one.drafts + 1 - len(steps):
             llama_cpp.llama_memory_seq_rm(self._memory, one.sequence, one.position + len(one.tokens) - kept, -1)

@@ -1,5 +1,6 @@
 """How the next token is chosen: OpenAI's and llama.cpp's usual parameters, done by llama.cpp's own samplers."""
 
+import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypedDict
@@ -8,7 +9,10 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
+from preread.engine.grammar import Grammar
+
 _MIROSTAT_M: Final = 100  # tokens that its first version estimates from, as in llama.cpp
+_CANDIDATE: Final = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama_token_data
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,7 @@ class Sampling:
         dynatemp_range, dynatemp_exponent: the temperature varies by so much with the distribution's entropy; 0 is off.
         mirostat: 1 or 2: that version of Mirostat (Basu et al. 2020) instead of all that cuts tokens off; 0 is off.
         mirostat_tau, mirostat_eta: its target surprise and its learning rate.
+        grammar: what the answer has to look like; None: anything.
     """
 
     max_tokens: int = 256
@@ -62,6 +67,7 @@ class Sampling:
     mirostat: int = 0
     mirostat_tau: float = 5.0
     mirostat_eta: float = 0.1
+    grammar: Grammar | None = None
 
 
 class SamplingFields(TypedDict, total=False):
@@ -90,6 +96,7 @@ class SamplingFields(TypedDict, total=False):
     mirostat: int
     mirostat_tau: float
     mirostat_eta: float
+    grammar: Grammar | None
 
 
 USUAL: Final = Sampling(temperature=0.8, top_k=40, top_p=0.95, min_p=0.05)
@@ -145,6 +152,9 @@ class Sampled:
         logprob: its log-probability (nats), when asked for.
         top: the likeliest tokens with theirs, or those that were to be reported, when asked for.
         given: it is one of the prompt's own, not a generated one.
+        last: the answer has the form that it has to have, and ends with this token.
+        forced: tokens that have to come next, as far as nothing else may.
+        failure: why the answer cannot go on, where it cannot; there is no token then.
     """
 
     token: int
@@ -153,6 +163,9 @@ class Sampled:
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
     given: bool = False
+    last: bool = False
+    forced: tuple[int, ...] = ()
+    failure: str | None = None
 
 
 class Sampler:
@@ -221,6 +234,17 @@ class Sampler:
     def sample(self, context: object, index: int = -1) -> int:
         """Choose a token from the logits after the batch's token number `index`; -1: the last that were wanted."""
         return int(llama_cpp.llama_sampler_sample(self._chain, context, index))
+
+    def sample_among(self, logits: npt.NDArray[np.float32], ids: npt.NDArray[np.intp]) -> int:
+        """Choose one of these tokens, at least one; logits (vocab,)."""
+        candidates = np.zeros(len(ids), _CANDIDATE)
+        candidates["id"], candidates["logit"] = ids, logits[ids]
+        data = candidates.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_token_data))
+        array = llama_cpp.llama_token_data_array(data, len(ids), -1, False)
+        llama_cpp.llama_sampler_apply(self._chain, ctypes.byref(array))
+        token = int(array.data[array.selected].id)
+        llama_cpp.llama_sampler_accept(self._chain, token)
+        return token
 
     def close(self) -> None:
         """Free the chain."""

@@ -4,13 +4,13 @@ Pure. Forms must not know HTTP, models or contexts.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import msgspec
 
 from preread.edge.openai import Call
-from preread.edge.request import Done, Piece, Timings
+from preread.edge.request import CallPart, Done, Piece, Timings
 
 Answer = tuple[Sequence[Piece], Done]
 """One choice of an answer, as it came."""
@@ -60,6 +60,15 @@ def joined(pieces: Sequence[Piece]) -> Piece:
         tuple(odds for piece in pieces for odds in piece.odds),
         tuple(part for piece in pieces for part in piece.calls),
     )
+
+
+def whole_calls(parts: Sequence[CallPart]) -> list[CallPart]:
+    """The calls that these parts make up, in their order."""
+    calls: dict[int, CallPart] = {}
+    for part in parts:
+        begun = calls.get(part.index)
+        calls[part.index] = part if begun is None else replace(begun, arguments=begun.arguments + part.arguments)
+    return list(calls.values())
 
 
 def timings(of: Timings) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import msgspec
 
-from preread.edge.forms.form import Answer, Head, event, joined, timings, used
-from preread.edge.request import Done, Piece, TokenOdds
+from preread.edge.forms.form import Answer, Head, event, joined, timings, used, whole_calls
+from preread.edge.request import CallPart, Done, Piece, TokenOdds
 
 _DONE: Final = b"data: [DONE]\n\n"
 _LEAST_LOGPROB: Final = -9999.0  # JSON has no minus infinity; OpenAI sends this
@@ -26,7 +26,7 @@ class ChatForm:
         choices = []
         for index, (pieces, done) in enumerate(answers):
             piece = joined(pieces)
-            message = {"role": "assistant", "content": piece.text, "refusal": None}
+            message = {"role": "assistant", "content": piece.text, "refusal": None, **_called(piece)}
             odds = _chat_odds(self._head, piece)
             choices.append({"index": index, "message": message, "logprobs": odds, "finish_reason": done.finish})
         return _whole(self._head, "chat.completion", choices, answers)
@@ -36,7 +36,9 @@ class ChatForm:
         before = b"" if choice in self._begun else self._chunk(choice, {"role": "assistant", "content": ""}, None)
         self._begun.add(choice)
         if isinstance(item, Piece):
-            return before + self._chunk(choice, {"content": item.text}, _chat_odds(self._head, item))
+            said = {"content": item.text} if item.text or not item.calls else {}
+            calls = {"tool_calls": [_delta(part) for part in item.calls]} if item.calls else {}
+            return before + self._chunk(choice, {**said, **calls}, _chat_odds(self._head, item))
         self._ends[choice] = item
         last = {"index": choice, "delta": {}, "logprobs": None, "finish_reason": item.finish}
         return before + _closing(self._head, "chat.completion.chunk", last, item, self._ends)
@@ -80,6 +82,24 @@ class CompletionForm:
     def failing(self, error: dict[str, Any]) -> bytes:
         """As `Form`."""
         return event(error)
+
+
+def _called(piece: Piece) -> dict[str, Any]:
+    """The calls of a whole answer; without text its content is null then."""
+    if not piece.calls:
+        return {}
+    calls = [
+        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+        for call in whole_calls(piece.calls)
+    ]
+    return {"content": piece.text or None, "tool_calls": calls}
+
+
+def _delta(part: CallPart) -> dict[str, Any]:
+    function = {"arguments": part.arguments}
+    if part.id is None:
+        return {"index": part.index, "function": function}
+    return {"index": part.index, "id": part.id, "type": "function", "function": {"name": part.name, **function}}
 
 
 def _whole(head: Head, kind: str, choices: list[dict[str, Any]], answers: Sequence[Answer]) -> bytes:
