@@ -13,14 +13,14 @@ from typing import Annotated, Literal
 import typer
 
 from preread import tls
-from preread.cli import chat, contexts, doctor, fitting, measure, models, options, serve, teaching
+from preread.cli import attach, chat, contexts, doctor, fitting, measure, models, options, serve, teaching
 from preread.cli.terminal import JsonFormatter, LogFormatter, note, say
 from preread.engine.barrier import wait_briefly
 from preread.errors import PrereadError
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
-_SERVERS = {"cloud", "edge"}
+_SERVERS = {"attach", "cloud", "edge"}
 _log = logging.getLogger(__name__)
 
 app = typer.Typer(
@@ -33,6 +33,7 @@ app = typer.Typer(
 )
 app.command()(serve.cloud)
 app.command()(serve.edge)
+app.command()(attach.attach)
 app.command()(contexts.publish)
 app.add_typer(contexts.app, name="contexts")
 app.command()(chat.ask)

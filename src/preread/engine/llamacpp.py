@@ -77,6 +77,7 @@ class LlamaCpp:
         cache: CacheType = "f16",
         trusted: bool = False,
         kv_memory_bytes: int | None = None,
+        mapped: bool = False,
     ) -> "LlamaCpp":
         """Load a GGUF file.
 
@@ -90,13 +91,14 @@ class LlamaCpp:
             trusted: it need not be tried in another process first; see `trial.py`.
             kv_memory_bytes: of a cache that many sequences share, see `cache` and `runner`; at least a window's. None:
                 there is room for one window.
+            mapped: little is going to be computed: see `model.load`.
 
         Raises:
             UsageError: the file is not a model that llama.cpp can load.
             EngineError: there is not enough memory for the KV cache.
         """
         threads = threads or limits.cpus()
-        loaded = model.load(path, trusted=trusted)
+        loaded = model.load(path, trusted=trusted, mapped=mapped)
         spec = model.spec(loaded, path, name or path.stem, window_tokens)
         ggml = library()
         gate = Gate(ctypes.cast(ggml.ggml_get_name, ctypes.c_void_p).value or 0)

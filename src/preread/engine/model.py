@@ -157,8 +157,11 @@ class Loaded:
         llama_cpp.llama_model_free(self.model)
 
 
-def load(path: Path, *, trusted: bool = False) -> Loaded:
+def load(path: Path, *, trusted: bool = False, mapped: bool = False) -> Loaded:
     """Load a GGUF file into memory; unless `trusted`, in another process first, see `trial.py`.
+
+    `mapped`: only its pages are mapped, which all processes share that read the same file; weights are not copied into
+    the form that is computed with fastest.
 
     Raises:
         UsageError: there is no such file, llama.cpp cannot load it, or it ends its process.
@@ -175,6 +178,7 @@ def load(path: Path, *, trusted: bool = False) -> Loaded:
     llama_cpp.llama_backend_init()
     parameters = llama_cpp.llama_model_default_params()
     parameters.n_gpu_layers = 0
+    parameters.use_extra_bufts = not mapped
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), parameters)
     if not model:
         raise UsageError(
