@@ -408,6 +408,7 @@ def test_whole_chat() -> None:
         "object": "chat.completion",
         "created": 1700000000,
         "model": "tiny",
+        "system_fingerprint": "b",
         "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}],
         "usage": USAGE,
         "timings": TOLD,
