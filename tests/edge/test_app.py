@@ -14,7 +14,7 @@ import httpx2
 import openai
 import pytest
 
-from preread.edge import serving
+from preread.edge import sending, serving
 from preread.edge.app import create_app
 from preread.edge.edge import AsyncEdge
 from preread.edge.forms.openai import ChatForm
@@ -264,7 +264,7 @@ def test_what_other_servers_have_is_here_or_named(edge: Any) -> None:
         return httpx2.get(f"{edge.url}{path}", trust_env=False)
 
     assert get("/props").json()["default_generation_settings"]["n_ctx"] == 2048
-    for path in ("/tokenize", "/v1/embeddings"):
+    for path in ("/v1/embeddings", "/v1/rerank"):
         for answer in (get(path), httpx2.post(f"{edge.url}{path}", json={}, trust_env=False)):
             error = answer.json()["error"]
             assert answer.status_code == 501 and error["code"] == "not_supported"
@@ -515,7 +515,7 @@ def test_client_that_goes_away_while_it_waits_for_its_turn(edge: Any, watch: Wat
 
 
 def test_client_that_takes_nothing_of_its_answer(edge: Any, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "MOST_STALL_S", 0.01)
+    monkeypatch.setattr(sending, "MOST_STALL_S", 0.01)
     messages = iter([{"type": "http.request", "body": long_request(stream=True).partition(b"\r\n\r\n")[2]}])
 
     async def main() -> None:

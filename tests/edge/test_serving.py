@@ -11,7 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from preread.edge import serving
+from preread.edge import sending, serving
 from preread.edge.app import create_app
 from preread.edge.serving import Limits
 
@@ -72,7 +72,7 @@ def run(edge: Any, story: Callable[[], Awaitable[None]]) -> None:
 def test_stream_says_at_once_that_it_is_understood_and_something_every_few_seconds(
     edge: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serving, "PING_S", 0.01)
+    monkeypatch.setattr(sending, "PING_S", 0.01)
 
     async def story() -> None:
         call = asked(create_app(edge.opened), {**SHORT, "stream": True})

@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from preread.edge import metrics, models
+from preread.edge import listed, metrics, models, texts
 from preread.edge.decisions import openai as decisions
 from preread.edge.decisions import systemone
 from preread.edge.edge import AsyncEdge
@@ -31,7 +31,8 @@ from preread.edge.messages import read_messages
 from preread.edge.openai import read_chat, read_completion
 from preread.edge.page import EdgePage
 from preread.edge.responses import read_response
-from preread.edge.serving import DEFAULT, Api, DecisionApi, Front, Limits
+from preread.edge.sending import Api, Errors, as_openai
+from preread.edge.serving import DEFAULT, DecisionApi, Front, Limits, Work
 from preread.errors import PrereadError
 from preread.page.routes import OPEN, page_routes
 from preread.store import guard, routes
@@ -75,6 +76,7 @@ def create_app(
             *page_routes("edge", EdgePage(edge).look, keys=access.keys is not None),
             *_both("/models", partial(_models, edge, started), "GET"),
             *_both("/models/{id:path}", partial(_models, edge, started), "GET"),
+            *_both("/contexts", partial(_contexts, edge), "GET"),
             Route("/metrics", partial(_metrics, edge), methods=["GET"]),
             Route("/props", partial(_properties, edge), methods=["GET"]),
             *(
@@ -85,6 +87,16 @@ def create_app(
             *_both("/chat/completions", partial(_complete, front, _CHAT), "POST"),
             *_both("/completions", partial(_complete, front, _COMPLETION), "POST"),
             *_both("/responses", partial(_complete, front, _RESPONSE), "POST"),
+            *_both("/responses/input_tokens", partial(_work, front, texts.count_response, as_openai), "POST"),
+            *_both("/messages/count_tokens", partial(_work, front, texts.count_messages, anthropic.error), "POST"),
+            *(
+                Route(path, partial(_work, front, work, as_openai), methods=["POST"])
+                for path, work in (
+                    ("/tokenize", texts.tokenize),
+                    ("/detokenize", texts.detokenize),
+                    ("/apply-template", texts.apply_template),
+                )
+            ),
             *_both("/messages", partial(_complete, front, _MESSAGES), "POST"),
             *_both("/decisions", partial(_decide, front, _DECISIONS), "POST"),
             *_both("/systemone", partial(_decide, front, _SYSTEMONE), "POST"),
@@ -124,6 +136,16 @@ async def _models(edge: AsyncEdge, started: int, request: Request) -> Response:
     return routes.error_response(404, f"there is no model {wanted[:200]!r}: /v1/models lists all", "model_not_found")
 
 
+async def _contexts(edge: AsyncEdge, request: Request) -> Response:
+    asked = request.query_params.get("limit", "100")
+    limit = int(asked) if asked.isascii() and asked.isdecimal() and len(asked) <= 9 else 0
+    if not 1 <= limit <= listed.MOST:
+        message = f"limit is a number from 1 to {listed.MOST}, not {asked[:80]!r}"
+        return routes.error_response(400, message, "bad_request", param="limit")
+    page = listed.listed(edge.node, request.query_params.get("after", ""), limit)
+    return JSONResponse(page, headers={"Cache-Control": "no-store"})
+
+
 async def _metrics(edge: AsyncEdge, request: Request) -> Response:
     headers = {"Cache-Control": "no-store", "Content-Type": metrics.CONTENT_TYPE}
     return Response(edge.residents.metrics.text(), headers=headers)
@@ -156,6 +178,10 @@ async def _complete(front: Front, api: Api, request: Request) -> ASGIApp:
 
 async def _decide(front: Front, api: DecisionApi, request: Request) -> ASGIApp:
     return front.deciding(api)
+
+
+async def _work(front: Front, work: Work, error: Errors, request: Request) -> ASGIApp:
+    return front.working(work, error)
 
 
 class _SingleSlashes:

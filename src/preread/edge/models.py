@@ -16,9 +16,6 @@ _OLLAMA: Final = "this is not Ollama: choose OpenAI's API in the client, with a 
 ELSEWHERE: Final = {
     "/completion": "ask /v1/completions",
     "/infill": "text cannot be inserted in the middle",
-    "/tokenize": "texts are tokenised as part of a request only",
-    "/detokenize": "texts are tokenised as part of a request only",
-    "/apply-template": "templates are applied as part of a request only: ask /v1/chat/completions",
     "/slots": "how many are waiting is in each answer's timings",
     "/v1": "a client's base URL ends here; what it asks is /v1/chat/completions, for example",
     **dict.fromkeys(("/api/chat", "/api/generate", "/api/show", "/api/tags", "/api/version"), _OLLAMA),

@@ -266,9 +266,18 @@ def _whole(ask: Ask, engine: LlamaCpp) -> Tokens:
             return _continued(ask, engine)
         check_length(ask.prompt, engine)
         return engine.tokenize(ask.prompt, start=True)
+    return chat_tokens(rendered(ask, engine), engine, start=True)
+
+
+def rendered(ask: Ask, engine: LlamaCpp) -> Prompt:
+    """A chat as the model's template has it.
+
+    Raises:
+        UsageError: there is no template, or it refuses these messages.
+    """
     if engine.chat is None:
         raise UsageError(f"{engine.spec.name} has no chat template: use /v1/completions")
-    return chat_tokens(engine.chat.render(ask.messages, _variables(ask)), engine, start=True)
+    return engine.chat.render(ask.messages or (), _variables(ask))
 
 
 def chat_tokens(rendered: Prompt, engine: LlamaCpp, *, start: bool) -> Tokens:
