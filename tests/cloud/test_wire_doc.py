@@ -8,7 +8,7 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
-from preread.cli.contexts import _STAGES
+from preread.cli.batch import STAGES
 from preread.cloud import app, events, turns
 from preread.cloud.events import Event, Failed, Problem, Progress, Published, Request
 from preread.errors import Overloaded, PrereadError, UnknownContext
@@ -88,8 +88,9 @@ ENTRY = msgspec.json.decode(
 ).contexts[0]
 
 
-def test_stages_are_those_that_the_terminal_knows_and_the_two_that_need_no_words() -> None:
-    assert {quoted(stage)[0] for stage, *_ in table("| `stage` | Steps | When |")} >= {*_STAGES, "prefill", "encode"}
+def test_stages_are_those_that_the_terminal_knows_and_those_that_need_no_words() -> None:
+    told = {quoted(stage)[0] for stage, *_ in table("| `stage` | Steps | When |")}
+    assert told == {*STAGES, "queue", "prefill", "encode"}
 
 
 def test_the_body_of_an_error() -> None:

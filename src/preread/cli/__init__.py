@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import typer
 
 from preread import tls
-from preread.cli import attach, chat, contexts, doctor, fitting, measure, models, options, serve, teaching
+from preread.cli import attach, chat, contexts, doctor, fitting, measure, models, options, publishing, serve, teaching
 from preread.cli.terminal import JsonFormatter, LogFormatter, note, say
 from preread.engine.barrier import wait_briefly
 from preread.errors import PrereadError
@@ -34,7 +34,7 @@ app = typer.Typer(
 app.command()(serve.cloud)
 app.command()(serve.edge)
 app.command()(attach.attach)
-app.command()(contexts.publish)
+app.command()(publishing.publish)
 app.add_typer(contexts.app, name="contexts")
 app.command()(chat.ask)
 app.command()(chat.run)

@@ -45,19 +45,19 @@ _ACTING: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u2
 
 def byte_progress() -> AbstractContextManager[Report]:
     """Shows a download on stderr: a bar on a terminal, a line for each 10 % elsewhere."""
-    return _progress(DownloadColumn())
+    return _progress(DownloadColumn(), brief=False)
 
 
-def token_progress() -> AbstractContextManager[Report]:
-    """The same for work that is counted in tokens."""
-    return _progress(MofNCompleteColumn())
+def token_progress(*, brief: bool = False) -> AbstractContextManager[Report]:
+    """The same for work that is counted in tokens; `brief`: one of many, whose lines elsewhere would be too many."""
+    return _progress(MofNCompleteColumn(), brief=brief)
 
 
 @contextmanager
-def _progress(count: ProgressColumn) -> Iterator[Report]:
+def _progress(count: ProgressColumn, *, brief: bool) -> Iterator[Report]:
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _lines()
+        yield _lines(brief=brief)
         return
     text = TextColumn("{task.description}", markup=False)
     with Progress(text, BarColumn(), count, TimeRemainingColumn(), console=console, transient=True) as bars:
@@ -75,11 +75,13 @@ def _progress(count: ProgressColumn) -> Iterator[Report]:
         yield report
 
 
-def _lines() -> Report:
+def _lines(*, brief: bool) -> Report:
     last: tuple[str, int | None] = ("", None)
 
     def report(message: str, done: int, total: int | None) -> None:
         nonlocal last
+        if brief and total is not None and message != FIT_STAGE:
+            return
         step = done * 100 // total // _STEP_PERCENT * _STEP_PERCENT if total else None
         if (message, step) != last:
             note(message if step is None else f"{message}: {step} %")

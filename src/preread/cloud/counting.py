@@ -3,12 +3,14 @@
 It reads what is published; it changes nothing, and computes nothing but tokens.
 """
 
+from typing import Final
+
 import numpy as np
 
 from preread.cloud import events
 from preread.cloud.events import Counted
 from preread.cloud.profiles import Stored, kept_profile
-from preread.cloud.publish import LOSSLESS, SMALLEST_ROOM_TOKENS, least_tokens, needed, read_document
+from preread.cloud.publish import LOSSLESS, SMALLEST_ROOM_TOKENS, as_tokens, least_tokens, needed
 from preread.engine.llamacpp import LlamaCpp
 from preread.engine.worker import Worker
 from preread.errors import CorruptData
@@ -17,6 +19,9 @@ from preread.values import ContextId, Form
 from preread.wire import manifest as manifests
 from preread.wire.digest import context_id
 from preread.wire.manifest import Manifest
+
+COUNTED_CHARACTERS: Final = 2**18
+"""Longer texts are tokenised only as far as it takes to see that they do not fit: a million characters take seconds."""
 
 
 class EngineCounter:
@@ -46,12 +51,13 @@ class EngineCounter:
 
     def _read(self, ask: events.Request) -> tuple[int, ContextId | None, Form]:
         """How many tokens, which context they are (None: there are more), and its form."""
-        if ask.text is not None and (least := least_tokens(self._engine, ask.text)) is not None:
-            return least, None, "text"
+        if ask.text is not None and len(ask.text) > COUNTED_CHARACTERS:
+            if (least := least_tokens(self._engine, ask.text)) is not None:
+                return least, None, "text"
         if ask.tokens is not None and len(ask.tokens) > self._most_tokens:
             return len(ask.tokens), None, "text"
         ids = None if ask.tokens is None else np.array(ask.tokens, np.int32)
-        read, form = read_document(self._engine, ask.text, ids, ask.form)
+        read, form = as_tokens(self._engine, ask.text, ids, ask.form)
         return len(read), context_id(self._engine.spec.fingerprint, read), form
 
     async def _is_current(self, name: str, context: ContextId, form: Form) -> bool:

@@ -84,18 +84,28 @@ def read_document(engine: LlamaCpp, text: str | None, tokens: Tokens | None, for
         UsageError: the document is empty, or its ids are not this model's, or the model cannot do `form`.
         TooLong: it is so much too long that this was seen from its size or its beginning.
     """
+    if tokens is not None:
+        _check_room(engine, len(tokens))
+    if text is not None and (least := least_tokens(engine, text)) is not None:
+        _check_room(engine, least, "at least ")
+    return as_tokens(engine, text, tokens, form)
+
+
+def as_tokens(engine: LlamaCpp, text: str | None, tokens: Tokens | None, form: str) -> tuple[Tokens, Form]:
+    """The same of a document of any length.
+
+    Raises:
+        UsageError: the document is empty, or its ids are not this model's, or the model cannot do `form`.
+    """
     if (text is None) == (tokens is None):
         raise UsageError("a document is either text or token ids")
     if tokens is not None:
         if not len(tokens):
             raise UsageError("the document is empty")
-        _check_room(engine, len(tokens))
         engine.check_tokens(tokens)
         return tokens, "chat" if form == "chat" else "text"
     if not text or not text.strip():
         raise UsageError("the document is empty")
-    if (least := least_tokens(engine, text)) is not None:
-        _check_room(engine, least, "at least ")
     if form == "text" or (form == "auto" and engine.chat is None):
         return engine.tokenize(text, special=False, start=True), "text"
     if engine.chat is None:

@@ -79,8 +79,6 @@ class RandomPublisher:
     async def counted(self, ask: Request) -> Counted:
         """What a document would be, as `preread.cloud.app.Counter` tells it."""
         ids = np.array(ask.tokens if ask.tokens is not None else [ord(letter) for letter in ask.text or ""], np.int32)
-        if len(ids) > self.window_tokens:
-            return Counted(MODEL, len(ids), self.window_tokens)
         context, entry = context_id(FINGERPRINT, ids), await self.store.entry(ask.name)
         form = "chat" if ask.form == "chat" else "text"
         current = entry is not None and (entry.context, entry.form) == (context, form)
@@ -118,7 +116,8 @@ def serving(app: ASGIApp, **options: Any) -> Iterator[str]:
 
     `options`: of uvicorn.
     """
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", timeout_graceful_shutdown=1, **options)
+    chosen = {"port": 0, "log_level": "error", "timeout_graceful_shutdown": 1, **options}
+    config = uvicorn.Config(app, host="127.0.0.1", **chosen)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
     thread.start()
