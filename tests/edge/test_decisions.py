@@ -13,7 +13,11 @@ import openai
 import pytest
 
 from preread.edge.decisions.labels import tokens_of
+from preread.edge.decisions.odds import UNFITTED, Calibration, Scale
+from preread.edge.decisions.question import INSTRUCTION
+from preread.engine.base import Slice
 from preread.engine.llamacpp import LlamaCpp
+from preread.engine.marks import Prompt
 from preread.engine.sampling import Sampling
 from preread.errors import UsageError
 
@@ -38,6 +42,12 @@ def client(edge: Any) -> Iterator[openai.OpenAI]:
     http = openai.DefaultHttpxClient(trust_env=False)
     with openai.OpenAI(base_url=f"{edge.url}/v1", api_key="none", http_client=http, max_retries=0) as client:
         yield client
+
+
+@pytest.fixture(autouse=True)
+def _unfitted(edge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs this may have fitted the model."""
+    monkeypatch.setattr(edge.opened.node, "calibration", UNFITTED)
 
 
 def post(edge: Any, path: str, **fields: Any) -> httpx2.Response:
@@ -103,16 +113,13 @@ def test_the_odds_are_those_of_the_whole_prompt_by_itself(client: openai.OpenAI,
         model=MODEL, input=STATE, questions=[PREDICATE, SCORE], extra_body={"permutations": 1}
     )
     with closing(LlamaCpp.open(smollm, window_tokens=512)) as engine:
-        from preread.edge.decisions.question import INSTRUCTION
-
         shared = f"{STATE}\n\n{INSTRUCTION}\n\n"
         asked = f"{shared}{PREDICATE['instructions']}\nYes or No?"
         assert engine.chat is not None
-        prompt = engine.tokenize_prompt(engine.chat.render([{"role": "user", "content": asked}]))
-        labels = tokens_of(("Yes", "No"), "<|im_start|>assistant\n", engine.tokenize)
+        rendered = engine.chat.render([{"role": "user", "content": asked}])
+        prompt = engine.tokenize_prompt(Prompt(f"{rendered.text}Answer:"))
+        labels = tokens_of(("Yes", "No"), "<|im_start|>assistant\nAnswer:", engine.tokenize)
         reported = labels["Yes"] + labels["No"]
-        from preread.engine.base import Slice
-
         with closing(engine.chooser(Sampling(max_tokens=1, reported=reported), prompt)) as choosing:
             engine.runner.arm()
             ((step,),) = engine.runner.run([Slice(engine.sequences[0], prompt, 0, choosing)])
@@ -146,6 +153,20 @@ def test_system_one_is_served_as_others_serve_it(edge: Any) -> None:
     assert told["usage"]["output_tokens"] == 0 and told["model"] == MODEL
     by_name = post(edge, "/systemone", state=None, context="manual", questions={"a": {**NOUL}}).json()
     assert by_name["timings"]["context"] == "manual"
+
+
+def test_what_was_fitted_scales_what_is_told_and_is_said(edge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def decided() -> dict[str, Any]:
+        return post(edge, "/v1/decisions", input=STATE, questions=[PREDICATE], permutations=1).json()  # type: ignore[no-any-return]
+
+    plain = decided()
+    scale = Scale(temperature=2.0, bias=0.5)
+    monkeypatch.setattr(edge.opened.node, "calibration", Calibration({"predicate": scale}, 80))
+    scaled = decided()
+    odds = [math.log(p / (1 - p)) for p in (told["answers"][0]["probability"] for told in (plain, scaled))]
+    assert odds[1] == pytest.approx((odds[0] - 0.5) / 2, abs=1e-2)
+    assert plain["calibration"] == {"fitted_on": 0, "temperature": {}, "bias": {}}
+    assert scaled["calibration"] == {"fitted_on": 80, "temperature": {"predicate": 2.0}, "bias": {"predicate": 0.5}}
 
 
 NOUL = {"type": "noul", "instructions": "Has the pump a code?"}

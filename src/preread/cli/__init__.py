@@ -13,7 +13,20 @@ from typing import Annotated, Literal
 import typer
 
 from preread import tls
-from preread.cli import attach, chat, contexts, doctor, fitting, measure, models, options, publishing, serve, teaching
+from preread.cli import (
+    attach,
+    chat,
+    contexts,
+    decisions,
+    doctor,
+    fitting,
+    measure,
+    models,
+    options,
+    publishing,
+    serve,
+    teaching,
+)
 from preread.cli.terminal import JsonFormatter, LogFormatter, note, say
 from preread.engine.barrier import wait_briefly
 from preread.errors import PrereadError
@@ -42,9 +55,11 @@ app.add_typer(models.app, name="models")
 fitting.app.command()(teaching.study)
 fitting.app.command()(teaching.teach)
 fitting.app.command()(teaching.guide)
+fitting.app.command("decisions")(decisions.fit)
 app.add_typer(fitting.app, name="fit")
 app.command()(doctor.doctor)
 app.command()(measure.demo)
+measure.bench.command("decisions")(decisions.bench)
 app.add_typer(measure.bench, name="bench")
 
 

@@ -211,6 +211,15 @@ KeepConversations = Annotated[
         "0: not at all. It never leaves the engine's memory.",
     ),
 ]
+Decisions = Annotated[
+    Path | None,
+    typer.Option(
+        "--decisions",
+        metavar="FILE",
+        help="How sure decisions are: what `preread fit decisions` wrote; by default where it does by itself.",
+        dir_okay=False,
+    ),
+]
 Drafts = Annotated[
     bool,
     typer.Option("--drafts/--no-drafts", help="Guess tokens of answers that quote what was read, where that pays."),

@@ -204,6 +204,7 @@ def edge(
     keep_conversations: options.KeepConversations = 3600.0,
     drafts: options.Drafts = True,
     cache_ram: options.CacheRam = None,
+    decisions: options.Decisions = None,
     sync_s: Annotated[
         float, typer.Option(min=0.1, metavar="S", help="Ask for the cloud's catalogue so often.")
     ] = SYNC_S,
@@ -256,6 +257,7 @@ def edge(
             keep_conversations_s=keep_conversations,
             cache_ram_bytes=None if cache_ram is None else cache_ram << 20,
             sync_s=sync_s,
+            decisions=decisions,
             near=near,
             via=options.via(),
         )

@@ -43,8 +43,8 @@ from preread.engine.sampling import Sampled, Sampling
 from preread.errors import EngineError, UsageError
 
 _HERE: Final = "\ue000 the question stands here \ue001"
-_ANSWER: Final = "\nAnswer:"
-"""What asks for the answer where a model has no chat template."""
+_ANSWER: Final = "Answer:"
+"""What the answer begins with: a small model is then likelier to go on with a label than with anything else."""
 
 _families: Final = count(1)
 
@@ -98,13 +98,14 @@ async def decide(
     record.note(prompt_n=record.timings.prompt_n + own)
     residents.metrics.answered(record.timings)
     logs = iter([_logs(reading, token) for reading, token in zip(every, tokens, strict=True)])
-    rows = [[next(logs) for _ in of_one] for of_one in readings]
+    rows = tuple(tuple(next(logs) for _ in of_one) for of_one in readings)
     return Decided(
         node.engine.spec.name,
         tuple(
             (question, scaled(averaged(of_one), calibration.scale(question.kind)))
             for question, of_one in zip(inquiry.questions, rows, strict=True)
         ),
+        rows,
         stem.prompt_tokens + own,
         record.timings.cache_n,
         len(every),
@@ -135,7 +136,8 @@ def _framed(inquiry: Inquiry, known: Known | None, engine: LlamaCpp) -> _Frame:
     if engine.chat is None:
         text = f"{inquiry.system}\n\n{shared}" if inquiry.system else shared
         check_length(text, engine)
-        return _Frame(engine.tokenize(text, special=False, start=known is None), _ANSWER, engine.tokenize(_ANSWER))
+        end = f"\n{_ANSWER}"
+        return _Frame(engine.tokenize(text, special=False, start=known is None), end, engine.tokenize(end))
     messages = [{"role": "user", "content": shared + _HERE}]
     if inquiry.system:
         messages.insert(0, {"role": "system", "content": inquiry.system})
@@ -147,7 +149,8 @@ def _framed(inquiry: Inquiry, known: Known | None, engine: LlamaCpp) -> _Frame:
     if not here or _HERE in after:
         raise UsageError("the model's chat template does not say a message once, as it is: no question can be put in")
     tokens = chat_tokens(Prompt(before, rendered.mark), engine, start=not continued)
-    return _Frame(tokens, after, engine.tokenize_prompt(Prompt(after, rendered.mark), start=False))
+    end = after + _ANSWER
+    return _Frame(tokens, end, engine.tokenize_prompt(Prompt(end, rendered.mark), start=False))
 
 
 def _readings(inquiry: Inquiry, frame: _Frame, engine: LlamaCpp) -> list[list[_Reading]]:

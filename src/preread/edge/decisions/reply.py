@@ -16,6 +16,7 @@ class Decided:
     Attributes:
         model: its name.
         answers: each question with the probabilities of its options.
+        rows: of each question, in each order in which it was asked, the log-probability of each option.
         input_tokens: of the state, the context included, once, and of all questions in all their orders.
         cached_tokens: those of them that did not have to be computed.
         prompts: how many short sequences that were: questions times orders.
@@ -26,6 +27,7 @@ class Decided:
 
     model: str
     answers: tuple[tuple[Question, tuple[float, ...]], ...]
+    rows: tuple[tuple[tuple[float, ...], ...], ...]
     input_tokens: int
     cached_tokens: int
     prompts: int

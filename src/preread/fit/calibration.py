@@ -1,0 +1,148 @@
+"""How sure a model may be: scales for log-odds, fitted on questions with known answers, and what they are worth.
+
+A temperature divides the log-odds (Guo et al., 2017); between Yes and No a bias is taken from them first (Platt, 1999).
+Both are found where the right answers are likeliest, which is a convex problem. Pure.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+Double = npt.NDArray[np.float64]
+
+BINS: Final = 10
+"""Of equally many questions each."""
+
+_LEAST_STEEP, _MOST_STEEP = 0.02, 20.0
+_MOST_BIAS: Final = 20.0
+_STEPS: Final = 60
+_PRIOR: Final = 1e-3
+_ENOUGH: Final = 1e-9
+_DRAWS: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One question with a known answer: the log-probabilities of its options, and which is right."""
+
+    logs: tuple[float, ...]
+    right: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """What log-odds are divided by, and what is taken from those of the first of two options before."""
+
+    temperature: float
+    bias: float
+
+
+def fitted(judged: Sequence[Judged], *, biased: bool) -> Fitted:
+    """The scale under which the right answers are likeliest; `biased`: between two options, of which the first may be
+    preferred whatever is asked.
+
+    Newton's method on 1/temperature and bias/temperature, held to a small region around none by a weak prior, and
+    within bounds: a model that knows nothing gets a temperature so high that it says so.
+    """
+    if not judged:
+        return Fitted(1.0, 0.0)
+    steep, shift, groups = 1.0, 0.0, _by_options(judged)
+    for _ in range(_STEPS):
+        gradient, curvature = _slope(groups, len(judged), steep, shift, biased=biased)
+        step = np.linalg.solve(curvature, gradient)
+        steep, shift = float(np.clip(steep - step[0], _LEAST_STEEP, _MOST_STEEP)), shift - float(step[1])
+        if np.abs(step).max() < _ENOUGH:
+            break
+    return Fitted(1 / steep, float(np.clip(shift / steep, -_MOST_BIAS, _MOST_BIAS)))
+
+
+def _by_options(judged: Sequence[Judged]) -> list[tuple[Double, npt.NDArray[np.int64]]]:
+    """Questions of equally many options together: log-probabilities (questions, options), and which is right."""
+    groups: dict[int, list[Judged]] = {}
+    for one in judged:
+        groups.setdefault(len(one.logs), []).append(one)
+    return [
+        (np.array([one.logs for one in group]), np.array([one.right for one in group])) for group in groups.values()
+    ]
+
+
+def _slope(
+    groups: Sequence[tuple[Double, npt.NDArray[np.int64]]], count: int, steep: float, shift: float, *, biased: bool
+) -> tuple[Double, Double]:
+    """Gradient (2,) and curvature (2, 2) of the mean loss in nats, by steepness and by shift."""
+    gradient, curvature = _PRIOR * np.array([steep - 1.0, shift]), np.diag([_PRIOR, _PRIOR])
+    for logs, right in groups:
+        first = np.zeros_like(logs)
+        first[:, 0] = -1.0 if biased else 0.0
+        parts = np.stack([logs, first])  # (2, questions, options)
+        chances = _softmax(steep * logs + shift * first)
+        mean = (parts * chances).sum(-1)
+        gradient = gradient + (mean - parts[:, np.arange(len(right)), right]).sum(-1) / count
+        centred = parts - mean[..., None]
+        curvature = curvature + np.einsum("aqo,bqo->ab", centred * chances, centred) / count
+    return gradient, curvature
+
+
+def probabilities(one: Judged, by: Fitted) -> Double:
+    """Of the options (options,)."""
+    logs = np.asarray(one.logs, np.float64)
+    if len(logs) == 2:
+        logs = logs - np.array([by.bias, 0.0])
+    return _softmax(logs / by.temperature)
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """Each with its 95 % interval: a percentile bootstrap over questions.
+
+    Attributes:
+        accuracy: how often the likeliest option is right.
+        calibration_error: expected calibration error of the likeliest option's probability, in `BINS` bins.
+        brier: mean squared error of all probabilities, summed over a question's options.
+    """
+
+    questions: int
+    accuracy: tuple[float, float, float]
+    calibration_error: tuple[float, float, float]
+    brier: tuple[float, float, float]
+
+
+def quality(judged: Sequence[Judged], chances: Sequence[Double], seed: int = 0) -> Quality:
+    """What probabilities are worth."""
+    right = np.array([int(p.argmax()) == one.right for one, p in zip(judged, chances, strict=True)], np.float64)
+    sure = np.array([float(p.max()) for p in chances])
+    squares = np.array([_square(one, p) for one, p in zip(judged, chances, strict=True)])
+    draws = np.random.default_rng(seed).integers(0, len(judged), (_DRAWS, len(judged)))
+
+    def with_interval(measure: Callable[[npt.NDArray[np.int64]], float]) -> tuple[float, float, float]:
+        low, high = np.percentile([measure(draw) for draw in draws], (2.5, 97.5))
+        return measure(np.arange(len(judged))), float(low), float(high)
+
+    return Quality(
+        len(judged),
+        with_interval(lambda at: float(right[at].mean())),
+        with_interval(lambda at: calibration_error(sure[at], right[at])),
+        with_interval(lambda at: float(squares[at].mean())),
+    )
+
+
+def calibration_error(sure: Double, right: Double) -> float:
+    """Mean distance between how sure and how right, over bins of equally many questions (Naeini et al., 2015)."""
+    order = np.argsort(sure, kind="stable")
+    bins = [part for part in np.array_split(order, BINS) if len(part)]
+    return float(sum(abs(sure[part].mean() - right[part].mean()) * len(part) for part in bins) / len(order))
+
+
+def _square(one: Judged, chances: Double) -> float:
+    wanted = np.zeros(len(chances))
+    wanted[one.right] = 1.0
+    return float(((chances - wanted) ** 2).sum())
+
+
+def _softmax(logs: Double) -> Double:
+    raised = np.exp(logs - logs.max(-1, keepdims=True))
+    shares: Double = raised / raised.sum(-1, keepdims=True)
+    return shares
