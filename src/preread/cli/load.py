@@ -227,3 +227,28 @@ def _setting(
     return Setting(
         path, options.shown_name(model, path), context_tokens, rungs, profile, mbps, rtt_ms, memory_bytes, words
     )  # fmt: skip
+
+
+def attach(
+    model: options.Model = DEFAULT,
+    server_command: Annotated[
+        str,
+        typer.Option("--server-command", metavar="COMMAND", help="A llama-server, with {model}, {port}, {slots}."),
+    ] = "llama-server -m {model} --port {port} --slot-save-path {slots} -np 1 --cache-ram 0",
+    context_tokens: Annotated[str, typer.Option("--context-tokens", metavar="LIST")] = "1000,4000",
+    mbps: Annotated[str, typer.Option("--mbps", metavar="LIST", help="Of the emulated links.")] = "20,100",
+    rtt_ms: _RttMs = 20,
+    rung: _Rungs = "lossless,b1.2",
+    profile: options.Profile = None,
+    runs: Annotated[int, typer.Option("--runs", min=1, help="Of each; medians are shown.")] = 3,
+) -> None:
+    """A llama-server with and without `preread attach`: the first token about a context that it does not hold."""
+    from rich.console import Console
+
+    from preread.bench.attach import Setting
+    from preread.bench.attach import bench as bench_attach
+
+    path, lengths = options.pulled(model), options.counts("--context-tokens", context_tokens)
+    links = options.numbers("--mbps", mbps)
+    setting = Setting(server_command, path, profile, options.rung_names(rung), lengths, links, rtt_ms, runs)
+    loop.run(bench_attach(setting, Console(width=WIDE)))
