@@ -1,4 +1,4 @@
-"""`preread bench serve`, `chat`, `streams` and `gap`: an edge under load, and other OpenAI servers beside it."""
+"""`preread bench serve`, `chat`, `streams`, `gap`, `forms`: an edge under load, and other OpenAI servers beside it."""
 
 import shlex
 from pathlib import Path
@@ -203,6 +203,23 @@ def gap(
     setting = _setting(model, context_tokens, rung, profile, mbps, rtt_ms, kv_memory, edge_option)
     with token_progress() as report:
         loop.run(bench_gap(Options(setting, rounds, stream_tokens, seed=seed), Console(width=WIDE), report))
+
+
+def forms(
+    model: options.Model = DEFAULT,
+    answers: Annotated[int, typer.Option("--answers", min=1, help="To be validated.")] = 500,
+    answer_tokens: Annotated[int, typer.Option("--answer-tokens", min=16, help="At most.")] = 128,
+    runs: Annotated[int, typer.Option("--runs", min=1, help="Of each schema beside a free answer.")] = 3,
+    seed: Annotated[int, typer.Option("--seed", help="Of the first answer.")] = 0,
+) -> None:
+    """Answers that have to be JSON: whether they keep to their schema, and what that costs a token."""
+    from rich.console import Console
+
+    from preread.bench.forms import bench as bench_forms
+
+    path = options.pulled(model)
+    name = options.shown_name(model, path)
+    loop.run(bench_forms(path, name, answers, answer_tokens, runs, seed, Console(width=WIDE)))
 
 
 def _setting(
