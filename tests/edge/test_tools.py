@@ -67,6 +67,7 @@ def test_a_streamed_call_is_the_whole_one_in_parts(client: openai.OpenAI) -> Non
     fields: dict[str, Any] = {"tools": [CODE], "tool_choice": "required", "extra_body": {"context": "manual"}}
     whole = ask(client, **fields).choices[0]
     chunks = [chunk.choices[0] for chunk in ask(client, stream=True, **fields)]
+    assert all(len(chunk.delta.tool_calls or ()) <= 1 for chunk in chunks), "clients look at the first one only"
     parts = [part for chunk in chunks for part in chunk.delta.tool_calls or ()]
     assert len(parts) > 3 and {part.index for part in parts} == {0}
     assert parts[0].id and parts[0].function.name == "set_code" and not any(part.id for part in parts[1:])

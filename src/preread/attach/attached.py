@@ -78,8 +78,7 @@ class Attached:
         if asked.context is not None:
             known = await self.published.find(asked.context)
             return asked.about(self.published.spoken(known)), known
-        here = (known for known in self.published.all() if self._bringing.at_hand(known))
-        return asked, next((known for known in here if asked.begins_with(self.published.spoken(known))), None)
+        return asked, next((known for known, spoken in self.published.all() if asked.begins_with(spoken)), None)
 
     @asynccontextmanager
     async def placed(self, asked: Asked, known: Known | None) -> AsyncGenerator[Placed, None]:

@@ -36,9 +36,11 @@ class ChatForm:
         before = b"" if choice in self._begun else self._chunk(choice, {"role": "assistant", "content": ""}, None)
         self._begun.add(choice)
         if isinstance(item, Piece):
-            said = {"content": item.text} if item.text or not item.calls else {}
-            calls = {"tool_calls": [_delta(part) for part in item.calls]} if item.calls else {}
-            return before + self._chunk(choice, {**said, **calls}, _chat_odds(self._head, item))
+            # As from OpenAI, each event has one part of a call: clients look at the first one only.
+            deltas: list[dict[str, Any]] = [{"tool_calls": [_delta(part)]} for part in item.calls]
+            first, *rest = [{"content": item.text}, *deltas] if item.text or not deltas else deltas
+            said = self._chunk(choice, first, _chat_odds(self._head, item))
+            return before + said + b"".join(self._chunk(choice, delta, None) for delta in rest)
         self._ends[choice] = item
         last = {"index": choice, "delta": {}, "logprobs": None, "finish_reason": item.finish}
         return before + _closing(self._head, "chat.completion.chunk", last, item, self._ends)
