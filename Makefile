@@ -2,10 +2,11 @@
 # make install   only make .venv
 # make test      lint, the test suite, and that single-event tests reach every branch of the planner
 # make long      tests of minutes: a long run of faults, what neighbours save of an uplink
+# make clients   official clients and their own calls, in environments of their own: see docs/clients.md
 #
 # With CPU=avx2 all is as on a processor without AVX-512: llama.cpp is compiled for AVX2, in .venv-avx2, and preread's
 # own code takes no wider vectors. So `make test CPU=avx2` tests what many users have on a machine that has more.
-.PHONY: install demo test long lint clean
+.PHONY: install demo test long clients lint clean
 
 CPU = native
 venv = .venv$(if $(filter-out native,$(CPU)),-$(CPU))
@@ -29,6 +30,9 @@ test: lint
 
 long: $(venv)/.dev
 	$(venv)/bin/python -m pytest -m long
+
+clients: $(venv)/.installed
+	$(venv)/bin/python scripts/clients $(ARGS)
 
 lint: $(venv)/.dev
 	$(venv)/bin/ruff check src tests
