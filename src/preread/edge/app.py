@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from preread.edge import listed, metrics, models, texts
+from preread.edge import listed, metrics, models, openapi, texts
 from preread.edge.decisions import openai as decisions
 from preread.edge.decisions import systemone
 from preread.edge.edge import AsyncEdge
@@ -77,6 +77,7 @@ def create_app(
             *_both("/models", partial(_models, edge, started), "GET"),
             *_both("/models/{id:path}", partial(_models, edge, started), "GET"),
             *_both("/contexts", partial(_contexts, edge), "GET"),
+            Route("/openapi.json", _openapi, methods=["GET"]),
             Route("/metrics", partial(_metrics, edge), methods=["GET"]),
             Route("/props", partial(_properties, edge), methods=["GET"]),
             *(
@@ -144,6 +145,10 @@ async def _contexts(edge: AsyncEdge, request: Request) -> Response:
         return routes.error_response(400, message, "bad_request", param="limit")
     page = listed.listed(edge.node, request.query_params.get("after", ""), limit)
     return JSONResponse(page, headers={"Cache-Control": "no-store"})
+
+
+async def _openapi(request: Request) -> Response:
+    return Response(openapi.description(), media_type="application/json", headers={"Cache-Control": "no-cache"})
 
 
 async def _metrics(edge: AsyncEdge, request: Request) -> Response:
