@@ -77,8 +77,8 @@ class _Nothing:
 
     model, refused, properties = "small", "it is a stub", None
 
-    def all(self) -> Iterator[Any]:
-        return iter(())
+    def all(self) -> list[Any]:
+        return []
 
 
 @asynccontextmanager

@@ -227,7 +227,7 @@ class _Passing:
         await self._send({"type": "http.response.body", "body": b""})
 
     def _named(self) -> list[str]:
-        return [known.entry.name for known, _ in self._attached.published.all()]
+        return [known.entry.name for known in self._attached.published.all()]
 
     async def _start(self, status: int, headers: Headers) -> None:
         await self._send({"type": "http.response.start", "status": status, "headers": onward(headers)})

@@ -78,7 +78,8 @@ class Attached:
         if asked.context is not None:
             known = await self.published.find(asked.context)
             return asked.about(self.published.spoken(known)), known
-        return asked, next((known for known, spoken in self.published.all() if asked.begins_with(spoken)), None)
+        here = (known for known in self.published.all() if self._bringing.at_hand(known))
+        return asked, next((known for known in here if asked.begins_with(self.published.spoken(known))), None)
 
     @asynccontextmanager
     async def placed(self, asked: Asked, known: Known | None) -> AsyncGenerator[Placed, None]:

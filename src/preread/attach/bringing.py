@@ -75,6 +75,14 @@ class Bringing:
             load.add_done_callback(lambda _: self._loads.pop(key, None))
         return await asyncio.shield(self._loads[key]) or found
 
+    def at_hand(self, known: Known) -> bool:
+        """Whether all of a context is here at some rung, so that nobody would notice if it were restored."""
+        context = known.entry.context
+        return any(
+            self._folder.find((context, rung.name)) is not None or self._sources.without_cloud(rung.places)
+            for rung in known.rungs
+        )
+
     async def prove(self, known: Known) -> None:
         """Compare a context's first rows with what the server computes, before anybody waits for that.
 

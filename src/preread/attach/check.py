@@ -31,7 +31,9 @@ _SLOT: Final = 0
 _FEWER: Final = 11
 _MOST_NATS: Final = 0.02
 """By which a log-probability may differ after the same rows were written and read; none did so far."""
-_LIKELY_NATS: Final = -4.0
+_LIKELIEST: Final = 3
+_NEAR_NATS: Final = 4.0
+"""Compared are so many of the likeliest tokens, as far as they are not so much less likely than the first."""
 _MOST_HEAD_BYTES: Final = 1 << 16
 _CHECK: Final = ContextId("0" * 64), "check"
 _log = logging.getLogger(__name__)
@@ -103,10 +105,15 @@ def apart(mine: KVBlock, theirs: KVBlock) -> float:
 
 def nats_apart(one: Mapping[int, float], other: Mapping[int, float]) -> float:
     """By how much the log-probabilities of the likely next tokens differ; infinite where one lacks a likely one."""
-    likely = {token for told in (one, other) for token, nats in told.items() if nats > _LIKELY_NATS}
+    likely = {token for told in (one, other) for token in _likeliest(told)}
     if not likely or not likely <= one.keys() & other.keys():
         return float("inf")
     return max(abs(one[token] - other[token]) for token in likely)
+
+
+def _likeliest(told: Mapping[int, float]) -> list[int]:
+    ranked = sorted(told, key=lambda token: -told[token])[:_LIKELIEST]
+    return [token for token in ranked if told[token] > told[ranked[0]] - _NEAR_NATS]
 
 
 async def _computed(server: Server, folder: Folder, geometry: Geometry, tokens: Tokens) -> Bytes:

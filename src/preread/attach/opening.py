@@ -3,10 +3,11 @@
 import asyncio
 import hashlib
 import logging
-from collections.abc import AsyncGenerator
+import secrets
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import platformdirs
 from anyio import to_thread
@@ -20,6 +21,7 @@ from preread.attach.published import Published
 from preread.attach.server import Server
 from preread.attach.trust import Trust
 from preread.edge.contexts import Contexts
+from preread.edge.neighbours import Neighbours
 from preread.edge.published import OwnModel
 from preread.edge.sources import Sources
 from preread.engine import arenas
@@ -68,7 +70,19 @@ async def attached(options: Options) -> AsyncGenerator[Attached, None]:
         held = Held(folder / "held" / spec.fingerprint[:16], options.disk_bytes) if options.disk_bytes else None
         if held is not None:
             await asyncio.to_thread(held.scan)
-        sources = Sources(link, held)
+        near = None
+        if options.neighbours:
+            near = Neighbours(
+                secrets.token_hex(8),
+                spec.fingerprint,
+                site_key=options.site_key,
+                sharing=False,
+                urls=options.neighbours,
+            )
+            stack.push_async_callback(near.aclose)
+            await near.probe()
+            await stack.enter_async_context(_running(near.keep_probing()))
+        sources = Sources(link, held, near)
         stack.push_async_callback(sources.flush)
 
         async def begun() -> Tokens | None:
@@ -82,29 +96,30 @@ async def attached(options: Options) -> AsyncGenerator[Attached, None]:
         stack.push_async_callback(opened.aclose)
         await stack.enter_async_context(published.in_step(options.sync_s))
         await stack.enter_async_context(trust.checking())
-        await stack.enter_async_context(_proving(opened, bringing))
+        await stack.enter_async_context(_running(_prove(opened, bringing)))
         yield opened
 
 
+async def _prove(opened: Attached, bringing: Bringing) -> None:
+    """See whether the cloud's KV is the server's own, with the first context that is published."""
+    await opened.trust.tried.wait()
+    own = opened.published.contexts.own()
+    if own and opened.trust.refused is None:
+        try:
+            await bringing.prove(own[0])
+        except PrereadError as error:
+            _log.info("whether the cloud's KV is the server's own is not known yet: %s", error)
+
+
 @asynccontextmanager
-async def _proving(opened: Attached, bringing: Bringing) -> AsyncGenerator[None, None]:
-    """Meanwhile see whether the cloud's KV is the server's own, with the first context that is published."""
-
-    async def prove() -> None:
-        await opened.trust.tried.wait()
-        own = opened.published.contexts.own()
-        if own and opened.trust.refused is None:
-            try:
-                await bringing.prove(own[0])
-            except PrereadError as error:
-                _log.info("whether the cloud's KV is the server's own is not known yet: %s", error)
-
-    work = asyncio.create_task(prove())
+async def _running(work: Coroutine[Any, Any, None]) -> AsyncGenerator[None, None]:
+    """Have something run as long as the context is open."""
+    task = asyncio.create_task(work)
     try:
         yield
     finally:
-        work.cancel()
-        await asyncio.wait([work])
+        task.cancel()
+        await asyncio.wait([task])
 
 
 def _engine(path: Path, name: str) -> LlamaCpp:

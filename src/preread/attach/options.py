@@ -6,6 +6,7 @@ from pathlib import Path
 from preread.plan.choose import MAX_DLOSS
 from preread.plan.poll import SYNC_S
 from preread.via import DIRECT, Via
+from preread.wire.neighbour import SiteKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,7 @@ class Options:
             same cloud finds them too.
         disk_bytes: room for segments there; 0: none are kept.
         via: how the cloud is reached.
+        neighbours: URLs where edges of the site share what they hold, and the secret that the site has, if it has one.
     """
 
     model: str
@@ -39,3 +41,5 @@ class Options:
     folder: Path | None = None
     disk_bytes: int = 4 << 30
     via: Via = DIRECT
+    neighbours: tuple[str, ...] = ()
+    site_key: SiteKey | None = None

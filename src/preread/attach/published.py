@@ -6,7 +6,7 @@ Names are asked of the cloud; what a prompt begins with is compared here, and ne
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
@@ -86,13 +86,12 @@ class Published:
             found = self._spoken[entry.context] = Spoken(entry.context, entry.name, entry.form, known.tokens, text)
         return found
 
-    def all(self) -> Iterator[tuple[Known, Spoken]]:
-        """Every context of this model that can be used without asking anybody, longest first."""
+    def all(self) -> list[Known]:
+        """Every context of this model whose tokens are here, longest first."""
         own = self.contexts.own()
         ids = {known.entry.context for known in own}
         self._spoken = {id: spoken for id, spoken in self._spoken.items() if id in ids}
-        for known in sorted(own, key=lambda known: -len(known.tokens)):
-            yield known, self.spoken(known)
+        return sorted(own, key=lambda known: -len(known.tokens))
 
     async def _ask_again(self, name: str) -> None:
         """The first sync may be under way; or the name was published a moment ago."""

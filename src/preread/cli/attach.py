@@ -65,6 +65,9 @@ def attach(
         float, typer.Option(min=0.1, metavar="S", help="Ask for the cloud's catalogue so often.")
     ] = SYNC_S,
     disk_cache: options.DiskCache = 4096,
+    neighbours: options.Neighbours = None,
+    site_key: options.SiteKey = None,
+    site_key_file: options.SiteKeyFile = None,
 ) -> None:
     """Put contexts into a llama-server that runs already: a proxy in front of it.
 
@@ -72,8 +75,9 @@ def attach(
     to the server and back as it is.
     """
     from preread.attach.options import Options
+    from preread.wire.neighbour import SiteKey
 
-    clients = keys.of_clients(api_key, api_key_file, "ask")
+    clients, site_secret = keys.of_clients(api_key, api_key_file, "ask"), keys.own(site_key, site_key_file)
     options.check_rung(rung)
     wanted = Options(
         model=model,
@@ -88,6 +92,8 @@ def attach(
         sync_s=sync_s,
         disk_bytes=disk_cache << 20,
         via=options.via(),
+        neighbours=options.urls(neighbours),
+        site_key=None if site_secret is None else SiteKey(site_secret),
     )
     place = Place(host, port, uds, uds_mode, cert, key, client_ca)
     with ExitStack() as stack:

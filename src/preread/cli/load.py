@@ -1,4 +1,4 @@
-"""`preread bench serve`, `chat`, `streams` and `gap`: an edge under load, and other OpenAI servers beside it."""
+"""`preread bench serve`, `chat`, `streams`, `gap`, `forms`: an edge under load, and other OpenAI servers beside it."""
 
 import shlex
 from pathlib import Path
@@ -205,6 +205,23 @@ def gap(
         loop.run(bench_gap(Options(setting, rounds, stream_tokens, seed=seed), Console(width=WIDE), report))
 
 
+def forms(
+    model: options.Model = DEFAULT,
+    answers: Annotated[int, typer.Option("--answers", min=1, help="To be validated.")] = 500,
+    answer_tokens: Annotated[int, typer.Option("--answer-tokens", min=16, help="At most.")] = 128,
+    runs: Annotated[int, typer.Option("--runs", min=1, help="Of each schema beside a free answer.")] = 3,
+    seed: Annotated[int, typer.Option("--seed", help="Of the first answer.")] = 0,
+) -> None:
+    """Answers that have to be JSON: whether they keep to their schema, and what that costs a token."""
+    from rich.console import Console
+
+    from preread.bench.forms import bench as bench_forms
+
+    path = options.pulled(model)
+    name = options.shown_name(model, path)
+    loop.run(bench_forms(path, name, answers, answer_tokens, runs, seed, Console(width=WIDE)))
+
+
 def _setting(
     model: str,
     context_tokens: int,
@@ -227,3 +244,28 @@ def _setting(
     return Setting(
         path, options.shown_name(model, path), context_tokens, rungs, profile, mbps, rtt_ms, memory_bytes, words
     )  # fmt: skip
+
+
+def attach(
+    model: options.Model = DEFAULT,
+    server_command: Annotated[
+        str,
+        typer.Option("--server-command", metavar="COMMAND", help="A llama-server, with {model}, {port}, {slots}."),
+    ] = "llama-server -m {model} --port {port} --slot-save-path {slots} -np 1 --cache-ram 0",
+    context_tokens: Annotated[str, typer.Option("--context-tokens", metavar="LIST")] = "1000,4000",
+    mbps: Annotated[str, typer.Option("--mbps", metavar="LIST", help="Of the emulated links.")] = "20,100",
+    rtt_ms: _RttMs = 20,
+    rung: _Rungs = "lossless,b1.2",
+    profile: options.Profile = None,
+    runs: Annotated[int, typer.Option("--runs", min=1, help="Of each; medians are shown.")] = 3,
+) -> None:
+    """A llama-server with and without `preread attach`: the first token about a context that it does not hold."""
+    from rich.console import Console
+
+    from preread.bench.attach import Setting
+    from preread.bench.attach import bench as bench_attach
+
+    path, lengths = options.pulled(model), options.counts("--context-tokens", context_tokens)
+    links = options.numbers("--mbps", mbps)
+    setting = Setting(server_command, path, profile, options.rung_names(rung), lengths, links, rtt_ms, runs)
+    loop.run(bench_attach(setting, Console(width=WIDE)))

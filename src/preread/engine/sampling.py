@@ -84,6 +84,7 @@ class SamplingFields(TypedDict, total=False):
     logit_bias: tuple[tuple[int, float], ...]
     top_logprobs: int | None
     prompt_logprobs: bool
+    reported: tuple[int, ...]
     min_tokens: int
     repeat_penalty: float
     repeat_last_n: int
