@@ -46,6 +46,7 @@ class SmallServer:
     Attributes:
         wrong: added to every V that is restored, how many of which there were is in `restored`.
         begins_otherwise: its template is another than the cloud's.
+        version: of its slot files.
     """
 
     engine: LlamaCpp
@@ -54,9 +55,16 @@ class SmallServer:
     url: str = ""
     wrong: float = 0.0
     begins_otherwise: bool = False
+    version: int = 4
     restored: int = 0
     bodies: list[dict[str, Any]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def restart(self, version: int) -> None:
+        """It comes back with nothing in its slots, and files of another version."""
+        self.version = version
+        for slot in self.slots:
+            slot.tokens, slot.task = slot.tokens[:0], -1
 
     @property
     def app(self) -> Starlette:
@@ -99,7 +107,9 @@ class SmallServer:
         slot, name = self.slots[request.path_params["id"]], (await request.json()).get("filename")
         match request.query_params["action"]:
             case "save":
-                (self.folder / name).write_bytes(written(slot, self.engine.spec.geometry))
+                (self.folder / name).write_bytes(written(slot, self.engine.spec.geometry, self.version))
+            case "restore" if (self.folder / name).read_bytes()[4] != self.version:
+                return JSONResponse({"error": {"message": "Unable to restore slot"}}, 400)
             case "restore":
                 slot.tokens, slot.block = restored((self.folder / name).read_bytes(), self.engine.spec.geometry)
                 slot.block.v[:] += np.float16(self.wrong)
@@ -147,11 +157,11 @@ class SmallServer:
         return np.concatenate(ids).astype(np.int32)
 
 
-def written(slot: Slot, geometry: Geometry) -> bytes:
+def written(slot: Slot, geometry: Geometry, version: int) -> bytes:
     """A slot file as llama-server writes it, of a cache that is not unified and has no flash attention."""
     count, rows = len(slot.tokens), geometry.kv_heads * geometry.head_dim
     packed = [-1, 1, count, *slot.tokens.tolist(), 0]
-    out = b"qsgg" + struct.pack(f"<II{len(packed)}i", 4, len(packed), *packed) + struct.pack("<II", 2, count)
+    out = b"qsgg" + struct.pack(f"<II{len(packed)}i", version, len(packed), *packed) + struct.pack("<II", 2, count)
     out += b"".join(struct.pack("<iIi", position, 1, 0) for position in range(count))
     out += struct.pack("<IIII", 1, geometry.layers, 0, 0)
     for k in slot.block.k:

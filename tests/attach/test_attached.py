@@ -101,6 +101,16 @@ def test_a_context_that_the_server_reads_otherwise_is_left_to_it(
         assert "preread_attach_unfit_total 1.0" in httpx2.get(f"{url}/preread/metrics", trust_env=False).text
 
 
+def test_a_server_that_comes_back_with_another_form_gets_other_files(
+    small_server: Any, tiny_model: Path, cloud: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("preread.attach.trust._AGAIN_S", 0.1)
+    with attach(small_server, tiny_model, cloud.url, tmp_path / "cache") as url:
+        assert _chat(url, context="manual")[0] == "restored"
+        small_server.restart(version=5)
+        _until(lambda: _chat(url, context="manual")[0] == "restored")
+
+
 def test_without_a_cloud_that_answers_the_server_computes(
     small_server: Any, tiny_model: Path, cloud: Any, tmp_path: Path
 ) -> None:

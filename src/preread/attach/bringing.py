@@ -25,6 +25,7 @@ from preread.edge.load import Segments, decoded, load_spec
 from preread.edge.profiles import Embed, Preparations
 from preread.edge.rungs import Streamable
 from preread.edge.sources import Sources
+from preread.errors import EngineError
 from preread.plan.beliefs import Beliefs
 from preread.values import KVBlock, Span
 
@@ -136,6 +137,8 @@ class Bringing:
             first = Span(0, min(count, check.TOKENS))
             layers = Span(0, form.geometry.layers)
             await self._trust.agree(known.tokens, form.rows(draft.file, whole, first, layers))
+            if self._trust.checked is None or self._trust.checked.form != form:
+                raise EngineError("the server came back with another form of slot files meanwhile")
             if count == whole:
                 return self._folder.keep(key, draft, count)
             return await to_thread.run_sync(self._beginning, known, form, draft.file, count, key)

@@ -177,6 +177,11 @@ class Folder:
         if (kept := self._kept.pop(key, None)) is not None:
             self.drop(kept.name)
 
+    def clear(self) -> None:
+        """Remove all that is kept."""
+        for key in [*self._kept]:
+            self.forget(key)
+
     def holds(self, name: str) -> bool:
         """Whether a file of this name is there."""
         return (self._path / name).exists()

@@ -134,6 +134,8 @@ class Trust:
             tokens = begun
         async with self.placing:
             checked = await check.check(server, self._folder, engine.spec.geometry, tokens)
+        if self.checked is not None and checked.form != self.checked.form:
+            self._folder.clear()  # of no use to this server
         self.properties, self.checked, self._agrees = properties, checked, False
         _log.info(
             "contexts are restored into %d slots of %d tokens; the server computes %.0f tokens/s",

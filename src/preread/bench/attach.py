@@ -87,7 +87,10 @@ async def bench(setting: Setting, console: Console) -> None:
     """
     with TemporaryDirectory(prefix="preread-attach-") as scratch:
         async with _parts(setting, Path(scratch)) as parts:
-            rows = [row async for row in _measured(setting, parts)]
+            rows = []
+            async for row in _measured(setting, parts):
+                console.print(f"{row.tokens} {row.mbps:g} {row.way}: {row.ttft_s:.2f} s, {row.computed} computed")
+                rows.append(row)
     console.print(_table(setting, rows))
 
 
