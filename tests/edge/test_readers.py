@@ -8,6 +8,9 @@ import pytest
 
 from preread.edge.readers import Readers
 from preread.edge.request import Ask
+from preread.engine.calls import Tools
+from preread.engine.grammar import of_choice
+from preread.engine.sampling import Sampling
 from preread.errors import EngineError
 
 SHORT = Ask(prompt="Which pump?")
@@ -16,6 +19,8 @@ LONG = [
     Ask(messages=tuple({"role": "user", "content": "a"} for _ in range(100))),
     Ask(messages=({"role": "user", "content": ""},), template={"documents": "word " * 5000}),
     Ask(messages=({"role": "user", "content": "", "reasoning_content": "word " * 5000},)),
+    Ask(prompt="", tools=Tools(({"name": "fan", "description": "word " * 5000},), ("fan",))),
+    Ask(prompt="", sampling=Sampling(grammar=of_choice(["word " * 5000]))),
 ]
 
 
@@ -51,3 +56,23 @@ def test_a_long_prompt_is_read_by_a_thread_of_low_priority() -> None:
 
     long, short = asyncio.run(story())
     assert long == 10 and short == os.getpriority(os.PRIO_PROCESS, 0)
+
+
+def test_what_is_no_prompt_and_takes_long_keeps_no_short_prompt() -> None:
+    async def story() -> list[str]:
+        readers, begun, over, done = Readers(), threading.Event(), threading.Event(), []
+
+        def prepare() -> None:
+            begun.set()
+            assert over.wait(60)
+            done.append("prepared")
+
+        preparing = asyncio.create_task(readers.apart("", prepare))
+        await asyncio.to_thread(begun.wait)
+        await readers.run(SHORT, "", lambda: done.append("short"))
+        over.set()
+        await preparing
+        readers.close()
+        return done
+
+    assert asyncio.run(story()) == ["short", "prepared"]

@@ -38,6 +38,11 @@ class Readers:
         async with self._turns[worker].turn(caller):
             return await worker.run(call)
 
+    async def apart(self, caller: str, call: Callable[[], T]) -> T:
+        """What `call` makes of what is no prompt and takes long, in turn with long prompts; raises as `run` does."""
+        async with self._turns[self._long].turn(caller):
+            return await self._long.run(call)
+
     def close(self) -> None:
         """Wait for what is being read; nothing is read any more."""
         self._short.close()
@@ -45,5 +50,6 @@ class Readers:
 
 
 def _is_short(ask: Ask) -> bool:
-    said = msgspec.json.encode((ask.prompt, ask.messages, ask.template))
+    bound = ask.tools.functions if ask.tools else (), ask.sampling.grammar.text if ask.sampling.grammar else ""
+    said = msgspec.json.encode((ask.prompt, ask.messages, ask.template, bound))
     return len(ask.messages or ()) <= _SHORT_MESSAGES and len(said) <= _SHORT_BYTES

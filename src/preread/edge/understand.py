@@ -69,12 +69,14 @@ async def understand(ask: Ask, node: Node, caller: str = "") -> Question:
         UnknownContext: nobody published a context of this name.
         Unavailable: whether anybody did cannot be told now, or the context cannot be had.
         TooLong: the prompt does not fit the model's window.
-        UsageError: the messages cannot be rendered.
+        UsageError: the messages cannot be rendered, or the answer's grammar cannot be used.
     """
     arrived_s, spec = time.monotonic(), node.engine.spec
     check_size(ask, spec.window_tokens, spec.token_characters)
     known = None if ask.context is None else await find_context(ask.context, node)
     here = beginnings(node) if known is None else []
+    if (ask.tools or ask.sampling.grammar) and not node.engine.grammars.ready:
+        await node.readers.apart(caller, node.engine.grammars.prepare)  # once
     with span("match", contexts=len(here)) as matching:
         question = await node.readers.run(
             ask, caller, lambda: _as_said(_tokenised(ask, known, here, node), caller, node)

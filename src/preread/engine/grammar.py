@@ -100,12 +100,21 @@ class Grammars:
     """Makes constraints of grammars; what was made of the last few is kept. Any thread may use it.
 
     Args:
-        words: of the vocabulary; asked for when the first grammar comes, since it takes a second.
+        words: of the vocabulary; asked for when the first grammar comes.
+
+    Attributes:
+        ready: whether `prepare` was called. Until then the first of the others takes seconds.
     """
 
     def __init__(self, words: Callable[[], Words]) -> None:
         self._words, self._lock = words, threading.Lock()
         self._made: OrderedDict[Grammar, LLMatcher] = OrderedDict()
+        self.ready = False
+
+    def prepare(self) -> None:
+        """Read the vocabulary, which takes seconds where it is large, and some 400 bytes a token for good."""
+        self._tokenizer  # noqa: B018  # kept
+        self.ready = True
 
     def check(self, grammar: Grammar) -> None:
         """Make what `constraint` needs; may take some 100 ms.
