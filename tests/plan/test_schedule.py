@@ -604,3 +604,22 @@ def test_who_waits_for_room_for_its_context_is_waited_for_too() -> None:
     assert go(plan, 10.0).begin == ()
     plan.leave(1)
     assert go(plan, 10.0) == Step(bring=("x",), begin=(3,), parts=(Part(3, 10, True),))
+
+
+# How far it is
+
+
+def test_how_much_of_a_prompt_and_of_a_context_is_computed_can_be_asked() -> None:
+    plan = schedule(cells=8 * STEP_TOKENS)
+    ask(plan, 1, prompt=STEP_TOKENS + 10)
+    assert plan.computed(1) == 0 == plan.computed(99)
+    go(plan)
+    assert plan.computed(1) == STEP_TOKENS
+    for _ in range(3):
+        go(plan)
+    assert plan.computed(1) == STEP_TOKENS + 10, "what is generated does not count"
+    about(plan, 2, "x")
+    plan.next(0.0)
+    plan.fill(7, "x", CONTEXT, 0.0)
+    go(plan)
+    assert 0 < plan.filled("x") <= CONTEXT and plan.filled("y") == 0

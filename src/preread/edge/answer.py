@@ -13,6 +13,7 @@ from preread.edge.calls import Calls
 from preread.edge.coming import Asking
 from preread.edge.core import Generation
 from preread.edge.node import Node
+from preread.edge.progress import UnderWay
 from preread.edge.record import Record
 from preread.edge.request import Ask, Done, Piece, Timings
 from preread.edge.residents import Residents
@@ -38,7 +39,9 @@ async def answer(ask: Ask, residents: Residents) -> AsyncGenerator[Piece | Done,
             yield item
 
 
-async def answered(question: Question, residents: Residents, caller: str = "") -> AsyncGenerator[Piece | Done, None]:
+async def answered(
+    question: Question, residents: Residents, caller: str = "", under_way: UnderWay | None = None
+) -> AsyncGenerator[Piece | Done, None]:
     """Answer a question: pieces of text as they are generated, then `Done`.
 
     Close the generator to cancel; nothing more is computed for it after the step that is under way.
@@ -47,6 +50,7 @@ async def answered(question: Question, residents: Residents, caller: str = "") -
         question: what is asked.
         residents: the edge's contexts.
         caller: whose question it is: callers are served alike.
+        under_way: is told what can be asked how far the prompt is.
 
     Raises:
         EngineError: the local engine failed.
@@ -59,7 +63,7 @@ async def answered(question: Question, residents: Residents, caller: str = "") -
     calls = Calls(form, ask.tools.allowed if ask.tools else ())
     writer = Writer(node.engine, ask.stop, _shown(form, node.engine))
     echo = Echo(ask, writer) if ask.echo else None
-    async with aclosing(_sampled(question, residents, record, caller)) as steps:
+    async with aclosing(_sampled(question, residents, record, caller, under_way or UnderWay())) as steps:
         async for step in steps:
             if echo is not None and step.given:
                 echo.take(step)
@@ -91,7 +95,7 @@ def _shown(form: Form | None, engine: LlamaCpp) -> list[int]:
     return [id for text in form.marks if (id := engine.control(text)) is not None]
 
 
-async def read(question: Question, residents: Residents, caller: str) -> Timings:
+async def read(question: Question, residents: Residents, caller: str, under_way: UnderWay) -> Timings:
     """Compute the prompt of a question. It is kept as a conversation is, so that answers to it go on from there.
 
     Returns:
@@ -102,7 +106,7 @@ async def read(question: Question, residents: Residents, caller: str) -> Timings
     """
     record = Record(question.arrived_s)
     async with aclosing(
-        _sampled(replace(question, ask=_of_one_token_at_least(question.ask)), residents, record, caller)
+        _sampled(replace(question, ask=_of_one_token_at_least(question.ask)), residents, record, caller, under_way)
     ) as steps:
         record.token(replace(await anext(steps), end=True))
     return record.timings
@@ -113,7 +117,7 @@ def _of_one_token_at_least(ask: Ask) -> Ask:
 
 
 async def _sampled(
-    question: Question, residents: Residents, record: Record, caller: str
+    question: Question, residents: Residents, record: Record, caller: str, under_way: UnderWay
 ) -> AsyncGenerator[Sampled, None]:
     """The answer's tokens, once the context's KV is there."""
     node, begun, tokens = residents.node, False, 0
@@ -128,6 +132,7 @@ async def _sampled(
             prompt, beginning, sampling = question.prompt, begun_with(question), question.ask.sampling
             request = request_of(question, node, caller)
             async with node.core.generation(request, prompt, beginning, sampling) as generation:
+                under_way.asking, under_way.generation = asking, generation
                 while (steps := await generation.steps.get()) is not None:
                     if isinstance(steps, BaseException):
                         raise steps

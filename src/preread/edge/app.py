@@ -25,7 +25,7 @@ from preread.edge.decisions import systemone
 from preread.edge.edge import AsyncEdge
 from preread.edge.forms import messages as anthropic
 from preread.edge.forms.messages import MessageForm
-from preread.edge.forms.openai import ChatForm, CompletionForm
+from preread.edge.forms.openai import ChatForm, CompletionForm, chat_progress, completion_progress
 from preread.edge.forms.responses import ResponseForm
 from preread.edge.messages import read_messages
 from preread.edge.openai import read_chat, read_completion
@@ -38,7 +38,8 @@ from preread.page.routes import OPEN, page_routes
 from preread.store import guard, routes
 from preread.store.guard import LOOPBACK, Access
 
-_CHAT, _COMPLETION = Api("chatcmpl-", read_chat, ChatForm), Api("cmpl-", read_completion, CompletionForm)
+_CHAT = Api("chatcmpl-", read_chat, ChatForm, progress=chat_progress)
+_COMPLETION = Api("cmpl-", read_completion, CompletionForm, progress=completion_progress)
 _RESPONSE = Api("resp_", read_response, ResponseForm)
 _MESSAGES = Api("msg_", read_messages, MessageForm, anthropic.error)
 _DECISIONS = DecisionApi(decisions.read, decisions.write)

@@ -124,6 +124,7 @@ class Common(Refused, frozen=True, kw_only=True):
     stop: str | Annotated[list[str], Meta(max_length=16)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    return_progress: bool | None = None
     n: Annotated[int, Meta(ge=1)] | None = None
 
 

@@ -222,6 +222,16 @@ class Core:
             with self._changing():
                 self._calls.append(drop)  # behind what its stems leave
 
+    def computed(self, id: int) -> int:
+        """How many tokens of a generation's prompt are computed, those included that were in the cache."""
+        with self._lock:
+            return self._plan.computed(id)
+
+    def filled(self, context: ContextId) -> int:
+        """How many tokens of a context are computed, of those that `compute` was last asked for."""
+        with self._lock:
+            return self._plan.filled(context)
+
     @property
     def keeps(self) -> bool:
         """Whether conversations are kept."""

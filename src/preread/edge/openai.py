@@ -65,12 +65,14 @@ class Call:
         prompts: how many prompts these are; of each there are equally many choices, one after the other.
         told: what the answer repeats of the request, where its form does.
         stream, include_usage: whether in events, and whether one of them says what was used.
+        progress: whether events tell how far the prompt is; without `stream` there are none.
     """
 
     asks: tuple[Ask, ...]
     prompts: int
     stream: bool
     include_usage: bool
+    progress: bool = False
     told: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -156,7 +158,7 @@ def _call(request: Request, asks: list[Ask]) -> Call:
     refuse(many > MOST_CHOICES, param, f"{many} answers were asked for: at most {MOST_CHOICES} go into one request")
     wants_usage = request.stream_options is not None and bool(request.stream_options.include_usage)
     each = tuple(_seeded(ask, number) for ask in asks for number in range(choices))
-    return Call(each, len(asks), stream, wants_usage)
+    return Call(each, len(asks), stream, wants_usage, bool(request.return_progress))
 
 
 def _seeded(ask: Ask, number: int) -> Ask:

@@ -81,6 +81,23 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
+class Progress:
+    """How far the prompt of an answer is, in tokens; fields are those of llama-server's `prompt_progress`.
+
+    Attributes:
+        total: of the prompt, a context's included.
+        cache: that were in the engine's cache when it began.
+        processed: that are there now.
+        time_ms: since something was done for it.
+    """
+
+    total: int
+    cache: int
+    processed: int
+    time_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class Timings:
     """What came from where, and how long it took; field names follow llama.cpp's `timings` where it has them.
 

@@ -18,7 +18,8 @@ from starlette.types import Message, Receive, Send
 
 from preread.edge.forms.form import Answer, Form, Head
 from preread.edge.openai import Bounds, Call
-from preread.edge.request import Done, Piece
+from preread.edge.progress import Telling
+from preread.edge.request import Done, Piece, Progress
 from preread.edge.residents import Residents
 from preread.edge.several import Item, Prompt, answers, understood
 from preread.errors import Cancelled, PrereadError
@@ -28,6 +29,8 @@ MOST_STALL_S: Final = 30.0
 """A client that takes nothing of its answer for so long is as good as gone: others wait for the engine."""
 
 PING_S: Final = 3.0
+PROGRESS_S: Final = 0.3
+"""Who asks how far the prompt is, is told so often, where it has got any further."""
 
 _log = logging.getLogger(__name__)
 _JSON: Final = {"Content-Type": "application/json", "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
@@ -59,12 +62,15 @@ class Api:
         read: a request's body.
         form: of an answer.
         error: the form of its errors.
+        progress: the event that tells how far an answer's prompt is; calls that ask for it only come by APIs that have
+            one.
     """
 
     prefix: str
     read: Read
     form: Callable[[Head], Form]
     error: Errors = as_openai
+    progress: Callable[[Head, Progress], bytes] = lambda head, progress: b""
 
 
 class Sending:
@@ -86,7 +92,7 @@ class Sending:
         if self._head.call.stream:
             await send(_start(200, _EVENTS))
             async with _pinging(send) as part, aclosing(self._answers(prompts)) as items:
-                last = await self._events(items, form, part)
+                last = await self._events(prompts[0], items, form, part)
             await send(_body(last))
             return
         await send_whole(send, form.whole(await self._gathered(prompts)))
@@ -104,16 +110,16 @@ class Sending:
                     pieces[number].append(item)
         return [(pieces[number], ends[number]) for number in range(len(ends))]
 
-    async def _events(self, items: AsyncGenerator[Item, None], form: Form, part: Part) -> bytes:
+    async def _events(self, prompt: Prompt, items: AsyncGenerator[Item, None], form: Form, part: Part) -> bytes:
         """Send all events but the last ones, which are returned: when they are sent, the engine is free for others."""
         left = len(self._head.call.asks)
         try:
-            while True:
+            async with self._progress(prompt, part):
                 number, item = await anext(items)
-                left -= isinstance(item, Done)
-                if not left:
-                    return form.event(number, item)
+            while left := left - isinstance(item, Done):
                 await part(form.event(number, item))
+                number, item = await anext(items)
+            return form.event(number, item)
         except Cancelled:
             raise
         except PrereadError as error:
@@ -122,6 +128,23 @@ class Sending:
             _log.exception("an answer failed after it had begun")
             status, body = routes.UNFORESEEN[0], routes.error_body(*routes.UNFORESEEN)
         return form.failing(self._api.error(status, body))
+
+    @asynccontextmanager
+    async def _progress(self, prompt: Prompt, part: Part) -> AsyncGenerator[None, None]:
+        """Tell, if that was asked for, how far the prompt is while this is open, and at its end that it is read."""
+        if not self._head.call.progress:
+            yield
+            return
+        telling, core = Telling(), self._residents.node.core
+
+        async def tell(now: Progress | None) -> None:
+            if now is not None:
+                await part(self._api.progress(self._head, now))
+
+        async with _every(PROGRESS_S, lambda: tell(telling.next(prompt.under_way.progress(core)))):
+            yield
+        for now in telling.last(prompt.under_way.progress(core)):
+            await tell(now)
 
 
 async def unless_gone(answering: Coroutine[Any, Any, None], receive: Receive) -> bool:
@@ -191,6 +214,25 @@ async def _pinging(send: Send) -> AsyncGenerator[Part, None]:
         await asyncio.wait([pinging])
         if not pinging.cancelled():
             pinging.exception()  # taken: the next thing that is sent meets it too
+
+
+@asynccontextmanager
+async def _every(period_s: float, tell: Callable[[], Awaitable[None]]) -> AsyncGenerator[None, None]:
+    """Tell something again and again as long as the context is open."""
+
+    async def telling() -> None:
+        while True:
+            await asyncio.sleep(period_s)
+            await tell()
+
+    task = asyncio.create_task(telling())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # taken: the next thing that is sent meets it too
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -14,6 +14,7 @@ from itertools import islice
 from preread.edge.answer import answered, read
 from preread.edge.node import Node
 from preread.edge.openai import Call
+from preread.edge.progress import UnderWay
 from preread.edge.request import Done, Piece, Timings
 from preread.edge.residents import Residents
 from preread.edge.understand import Question, understand
@@ -31,11 +32,13 @@ class Prompt:
         questions: the same one for each choice, with how its answer is drawn.
         reading: held while it is computed for all of them.
         read: what that took; None: it was not.
+        under_way: how far it is, of its first choice.
     """
 
     questions: tuple[Question, ...]
     reading: asyncio.Lock = field(default_factory=asyncio.Lock)
     read: Timings | None = None
+    under_way: UnderWay = field(default_factory=UnderWay)
 
 
 async def understood(call: Call, node: Node, caller: str) -> list[Prompt]:
@@ -97,7 +100,8 @@ async def _answer_all(
     try:
         for number, (prompt, question) in waiting:
             await _read_once(prompt, residents, caller)
-            async with aclosing(answered(question, residents, caller)) as pieces:
+            under_way = prompt.under_way if question is prompt.questions[0] else None
+            async with aclosing(answered(question, residents, caller, under_way)) as pieces:
                 async for piece in pieces:
                     if isinstance(piece, Done) and prompt.read is not None and question is prompt.questions[0]:
                         piece = replace(piece, timings=_with_reading(piece.timings, prompt.read))
@@ -114,7 +118,7 @@ async def _read_once(prompt: Prompt, residents: Residents, caller: str) -> None:
         return
     async with prompt.reading:
         if prompt.read is None:
-            prompt.read = await read(prompt.questions[0], residents, caller)
+            prompt.read = await read(prompt.questions[0], residents, caller, prompt.under_way)
 
 
 def _shares(question: Question, node: Node) -> bool:

@@ -13,6 +13,7 @@ from preread.edge.body import Common
 from preread.edge.openai import BadRequest, Bounds, Call, read_chat
 
 _CHOICES: Final = "one answer is given here: leave n out, or ask /v1/chat/completions"
+_PROGRESS: Final = "this API's events have no place for it: leave return_progress out, or ask /v1/chat/completions"
 
 
 def chat_call(request: Common, chat: Mapping[str, Any], names: Mapping[str, str], bounds: Bounds, seed: int) -> Call:
@@ -29,6 +30,8 @@ def chat_call(request: Common, chat: Mapping[str, Any], names: Mapping[str, str]
     """
     if (request.n or 1) > 1:
         raise BadRequest(_CHOICES, "n")
+    if request.return_progress:
+        raise BadRequest(_PROGRESS, "return_progress")
     same = {name: getattr(request, name) for name in Common.__struct_fields__ if name != "stream_options"}
     fields = {name: value for name, value in {**same, **chat}.items() if value is not None}
     try:

@@ -247,6 +247,15 @@ class Schedule:
 
     # What is asked
 
+    def computed(self, id: int) -> int:
+        """How many tokens of a request's prompt are computed, those included that it found."""
+        job = self._jobs.get(id)
+        return 0 if job is None else min(job.done, job.request.prompt_tokens)
+
+    def filled(self, context: str) -> int:
+        """How many tokens of a context are computed, of those that are asked for at the moment."""
+        return sum(job.done for job in self._fills.values() if job.of == context)
+
     @property
     def waiting(self) -> int:
         """Requests that nothing is computed for yet."""

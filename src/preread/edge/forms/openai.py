@@ -4,12 +4,13 @@ Pure.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Final
 
 import msgspec
 
 from preread.edge.forms.form import Answer, Head, event, joined, timings, used, whole_calls
-from preread.edge.request import CallPart, Done, Piece, TokenOdds
+from preread.edge.request import CallPart, Done, Piece, Progress, TokenOdds
 
 _DONE: Final = b"data: [DONE]\n\n"
 _LEAST_LOGPROB: Final = -9999.0  # JSON has no minus infinity; OpenAI sends this
@@ -84,6 +85,19 @@ class CompletionForm:
     def failing(self, error: dict[str, Any]) -> bytes:
         """As `Form`."""
         return event(error)
+
+
+def chat_progress(head: Head, progress: Progress) -> bytes:
+    """The event that tells how far a chat's prompt is, in llama-server's form."""
+    delta = {"role": "assistant", "content": None}
+    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}
+    return event(_body(head, "chat.completion.chunk", [choice]) | {"prompt_progress": asdict(progress)})
+
+
+def completion_progress(head: Head, progress: Progress) -> bytes:
+    """The same for a completion's."""
+    choice = {"index": 0, "text": "", "logprobs": None, "finish_reason": None}
+    return event(_body(head, "text_completion", [choice]) | {"prompt_progress": asdict(progress)})
 
 
 def _called(piece: Piece) -> dict[str, Any]:
