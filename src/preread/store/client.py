@@ -1,5 +1,6 @@
 """Clients of the HTTP library, for what is no hot path: one way to reach a server, and one way to say why it failed."""
 
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,7 +58,9 @@ def _opened(route: Route, quiet_s: float, via: Via) -> httpx2.Client:
         if response.status_code == 407 and route.proxy is not None:
             raise credentials_refused(route.proxy)
 
-    origin, context = route.origin, tls.context(via.identity)
+    origin = route.origin
+    # reading a system's authorities takes many times as long as a request; without TLS nobody's certificate is seen
+    context = tls.context(via.identity) if origin.scheme == "https" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     return httpx2.Client(
         base_url=f"{origin.scheme}://{origin.authority}{origin.prefix}",
         transport=None if origin.socket is None else httpx2.HTTPTransport(uds=origin.socket, verify=context),
