@@ -59,11 +59,11 @@ def test_a_dry_run_shows_what_would_be_published_and_publishes_nothing(preread: 
     rows = [line.split() for line in ran.out.splitlines()]
     assert rows[0] == ["NAME", "TOKENS", "WHAT", "FROM"]
     assert rows[1:4] == [
-        ["long", "500", "refused", f"{docs}/long.txt"],
+        ["long", "500", "too", "long", f"{docs}/long.txt"],
         ["one", "28", "new", f"{docs}/one.md"],
         ["guide.two", "22", "new", f"{docs}/guide/two.txt"],
     ]
-    assert ran.out.splitlines()[-1] == "2 new, 1 refused" and ran.code == 1
+    assert ran.out.splitlines()[-1] == "2 new, 1 too long" and ran.code == 1
     assert "long.txt: does not fit: 500 tokens, 100 more than 400" in ran.err
     assert "hidden" in ran.err and "binary" in ran.err and "picture.png" in ran.err
     assert names(preread, cloud) == []
@@ -95,6 +95,10 @@ def test_only_contexts_below_the_prefix_whose_document_is_gone_are_removed(
     assert "removed 'd.one'" in preread(*arguments, "--remove").out
     assert names(preread, cloud) == ["d.guide.two", "mine"]
     (docs / "guide" / "two.txt").unlink()
+    (docs / "three.md").write_text("Three.")
+    one = preread("publish", str(docs / "three.md"), "--prefix", "d.guide.", "--remove", "--cloud", cloud)
+    assert "published 'd.guide.three'" in one.out and "removed 'd.guide.two'" in one.out
+    (docs / "three.md").unlink()
     emptied = preread(*arguments, "--remove")
     assert emptied.code == 1 and "nothing to publish" in emptied.err and len(names(preread, cloud)) == 2
 
@@ -166,6 +170,8 @@ def test_a_cloud_of_before_it_could_count_gets_all_that_is_found(preread: Run, d
         (["a.md", "--watch", "--json"], "--watch goes on"),
         (["a.md", "-"], "for one document"),
         (["-", "--name", "x", "--join"], "are for files"),
+        (["--system", "x", "--name", "x", "--watch"], "are for files"),
+        (["a.md", "--tokens", "--remove"], "are for files"),
         (["https://x.example/", "--watch"], "without it"),
         (["a.md", "absent.md"], "no such file"),
     ],

@@ -18,7 +18,8 @@ from preread.documents import kinds
 from preread.errors import UsageError
 
 if TYPE_CHECKING:
-    from preread.cli.batch import Cloud, Done, Draft
+    from preread.cli.batch import Done
+    from preread.cli.drafts import Cloud, Draft, Wishes
     from preread.cloud.events import Published
     from preread.documents.find import Skipped, Source
     from preread.documents.plan import Step
@@ -82,22 +83,25 @@ def publish(
     json: options.Json = False,
 ) -> None:
     """Have a cloud read documents, so that edges can ask questions about them."""
-    from preread.cli.batch import Cloud, counted, tell_skipped
+    from preread.cli.batch import tell_skipped
+    from preread.cli.drafts import Cloud, Wishes, counted
     from preread.cli.watch import keep_in_step
     from preread.documents.find import find
 
     paths = given or []
     _check_given(paths, name, system, style, tokens=tokens)
+    typed = system is not None or tokens or _STDIN in paths
+    if typed and (join or remove or watch or prefix):
+        raise UsageError("--join, --remove, --watch and --prefix are for files: leave them away")
     _check_chosen(name, prefix, join=join, remove=remove, watch=watch, dry_run=dry_run, json=json)
     key = keys.own(api_key, api_key_file, cloud)
     to = Cloud(cloud, key, "chat" if system is not None else style, mode, options.via())
     called = None if name is None else unicodedata.normalize("NFC", name)
+    wishes = Wishes(split, again, prefix if remove else "")
     if watch:
-        keep_in_step(paths, prefix, to, cut=split, remove=remove, again=again)
+        keep_in_step(paths, prefix, to, wishes)
         return
-    if system is not None or tokens or _STDIN in paths:
-        if join or remove or prefix:
-            raise UsageError("--join, --remove and --prefix are for files: leave them away")
+    if typed:
         alone: Draft | None = _typed(paths[0] if paths else None, system, called, tokens=tokens)
         sources: tuple[Source, ...] = ()
         skipped: list[Skipped] = []
@@ -106,13 +110,12 @@ def publish(
         tell_skipped(found.skipped)
         skipped = list(found.skipped)
         sources = _called(found.sources, paths, called, join=join)
-        alone = _read_alone(sources, called, join=join, split=split, dry_run=dry_run)
+        alone = _read_alone(sources, called, join=join, planned=split or dry_run or remove)
     if alone is not None and not (split or dry_run):
         _publish_alone(alone, to, json=json)
         return
     made = counted(alone, to, cut=split) if alone is not None else None
-    below = prefix if remove else ""
-    _publish_several(made, sources, skipped, to, cut=split, again=again, below=below, dry_run=dry_run, json=json)
+    _publish_several(made, sources, skipped, to, wishes, dry_run=dry_run, json=json)
 
 
 def _check_given(paths: Sequence[str], name: str | None, system: str | None, style: Style, *, tokens: bool) -> None:
@@ -143,7 +146,7 @@ def _check_chosen(
 
 def _typed(file: str | None, system: str | None, name: str | None, *, tokens: bool) -> "Draft":
     """What comes from standard input, from the command line, or as token ids."""
-    from preread.cli.batch import Draft
+    from preread.cli.drafts import Draft
     from preread.documents.plan import Document
 
     shown = "--system" if file is None else "standard input" if file == _STDIN else file
@@ -167,11 +170,10 @@ def _called(
     return (replace(sources[0], name=name),)
 
 
-def _read_alone(
-    sources: "tuple[Source, ...]", name: str | None, *, join: bool, split: bool, dry_run: bool
-) -> "Draft | None":
-    """What is published as one: all documents together, or the one that was named; None: there are several."""
-    from preread.cli.batch import Draft, tell_skipped
+def _read_alone(sources: "tuple[Source, ...]", name: str | None, *, join: bool, planned: bool) -> "Draft | None":
+    """What is published as one: all documents together, or the one that was named; None: it is `planned` first."""
+    from preread.cli.batch import tell_skipped
+    from preread.cli.drafts import Draft
     from preread.documents.find import Skipped
     from preread.documents.plan import Document
     from preread.documents.read import read
@@ -182,10 +184,11 @@ def _read_alone(
         tell_skipped([text for _, text in texts if isinstance(text, Skipped)])
         whole = "\n\n".join(f"# {shown}\n\n{text}" for shown, text in texts if isinstance(text, str))
         return Draft(Document(name or "", f"{len(sources)} documents"), whole)
-    if len(sources) > 1 or not sources[0].given or split or dry_run:
+    if len(sources) > 1 or not sources[0].given or planned:
         return None
     text = read(sources[0], proxy)
-    assert isinstance(text, str)  # what was named itself is never passed over
+    if isinstance(text, Skipped):
+        raise UsageError(f"{text.shown} is {text.why}: there is nothing to publish")
     return Draft(Document(sources[0].name, sources[0].shown), text)
 
 
@@ -215,25 +218,24 @@ def _publish_several(
     sources: "tuple[Source, ...]",
     skipped: "list[Skipped]",
     to: "Cloud",
+    wishes: "Wishes",
     *,
-    cut: bool,
-    again: bool,
-    below: str,
     dry_run: bool,
     json: bool,
 ) -> None:
     """Find out what happens to which document, and do it, or only tell. `made`: what was read already."""
     from preread.cli import batch
+    from preread.cli.drafts import drafts
     from preread.documents.plan import plan
 
     if made is None:
-        made, empty = batch.drafts(sources, to, cut=cut, again=again)
+        made, empty = drafts(sources, to, wishes)
         batch.tell_skipped(empty)
         skipped += empty
         if not made:
             raise UsageError("there is nothing to publish: all that was found was passed over")
     documents = [draft.document for draft in made]
-    steps = plan(documents, to.names(), again=again, removed_below=below)
+    steps = plan(documents, to.names(), again=wishes.again, removed_below=wishes.removed_below)
     if any(step.document and step.document.tokens is None and step.action != "refuse" for step in steps):
         note(f"cloud {to.url} is of before it could count: nobody knows what fits, or is published already")
     done: list[Done] = []

@@ -2,11 +2,11 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from preread.cli import batch
-from preread.cli.batch import Cloud
+from preread.cli.drafts import Cloud, Wishes, drafts
 from preread.cli.terminal import note, say
 from preread.documents import names, watch
 from preread.documents.find import Found, Source, find, is_url
@@ -29,15 +29,13 @@ class _Seen:
     names: dict[Path, tuple[str, ...]] = field(default_factory=dict)
 
 
-def keep_in_step(given: Sequence[str], prefix: str, to: Cloud, *, cut: bool, remove: bool, again: bool) -> None:
+def keep_in_step(given: Sequence[str], prefix: str, to: Cloud, wishes: Wishes) -> None:
     """Publish what is found, and then whatever changes. Ends by KeyboardInterrupt only.
 
     Args:
         given, prefix: as for `find`; no addresses.
         to: the cloud.
-        cut: whether what does not fit is cut.
-        remove: whether contexts are removed whose names begin with `prefix` and that no document has.
-        again: whether all is published at the start, also what is published as it is.
+        wishes: what is to be done; `again` is meant for the start.
 
     Raises:
         UsageError: there is nothing of such a name at the start.
@@ -51,10 +49,10 @@ def keep_in_step(given: Sequence[str], prefix: str, to: Cloud, *, cut: bool, rem
         try:
             found = find(given, prefix)
             looked_s = time.monotonic() - began
-            _round(found, prefix if remove else "", to, seen, cut=cut, again=again)
+            _round(found, to, wishes, seen)
             if told:
                 note("back in step")
-            failures, told, again = 0, "", False
+            failures, told, wishes = 0, "", replace(wishes, again=False)
         except (UsageError, TransportError, RemoteError, CorruptData, Overloaded) as error:
             if str(error) != told:
                 note(f"{error}; trying again")
@@ -63,7 +61,7 @@ def keep_in_step(given: Sequence[str], prefix: str, to: Cloud, *, cut: bool, rem
         time.sleep(watch.pause_s(looked_s, failures))
 
 
-def _round(found: Found, below: str, to: Cloud, seen: _Seen, *, cut: bool, again: bool) -> None:
+def _round(found: Found, to: Cloud, wishes: Wishes, seen: _Seen) -> None:
     """One look, and what follows from it. After a failure in the middle all that was due is due again.
 
     Raises:
@@ -79,13 +77,14 @@ def _round(found: Found, below: str, to: Cloud, seen: _Seen, *, cut: bool, again
     for place in gone:
         seen.done.pop(place, None)
         del seen.names[place]
-    made, skipped = batch.drafts([sources[place] for place in due], to, cut=cut, again=again)
+    made, skipped = drafts([sources[place] for place in due], to, wishes)
     if first:
         batch.tell_skipped([*found.skipped, *skipped])
     published = to.names()
     documents = [draft.document for draft in made]
-    held = [name for place in now.keys() - set(due) for name in _held(sources[place], seen, published)]
-    steps = plan(documents, published, again=again, removed_below=below if now else "", held=held)
+    held = [name for place in now.keys() - set(due) for name in _held(place, sources[place], seen, published)]
+    below = wishes.removed_below if now else ""
+    steps = plan(documents, published, again=wishes.again, removed_below=below, held=held)
     failed: RemoteError | None = None
     for done in batch.publish_all(steps, made, to):
         if isinstance(done.error, RemoteError):
@@ -103,10 +102,9 @@ def _round(found: Found, below: str, to: Cloud, seen: _Seen, *, cut: bool, again
         seen.names[place] = tuple(one.name for one in documents if one.name in (own, *names.parts_of(own, [one.name])))
 
 
-def _held(source: Source, seen: _Seen, published: set[str]) -> tuple[str, ...]:
+def _held(place: Path, source: Source, seen: _Seen, published: set[str]) -> tuple[str, ...]:
     """Names that a document has which is not read in this round: those that it had, or all that it may have."""
-    assert isinstance(source.place, Path)
-    own = seen.names.get(source.place)
+    own = seen.names.get(place)
     return (source.name, *names.parts_of(source.name, published)) if own is None else own
 
 

@@ -79,11 +79,16 @@ def plan(
     return (*steps, *(Step("remove", name) for name in _removed(documents, published, removed_below, taken)))
 
 
+def too_long(document: Document) -> bool:
+    """Whether a document is known not to fit."""
+    return document.tokens is not None and document.tokens > document.most_tokens
+
+
 def why_not(document: Document) -> str | None:
     """Why a document cannot be published; None if it can."""
     if unfit := why_unfit(document.name):
         return f"{document.name[:200]!r} cannot name a context: {unfit}; rename it, or give --name"
-    if document.tokens is not None and document.tokens > document.most_tokens:
+    if document.tokens is not None and too_long(document):
         about = "" if document.whole else "at least "
         over = document.tokens - document.most_tokens
         return f"does not fit: {about}{document.tokens:,} tokens, {over:,} more than {document.most_tokens:,}"
