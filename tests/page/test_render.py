@@ -76,8 +76,8 @@ def edge(name: str = "manual", model: str = "m", reason: str | None = None) -> d
         "earlier": (answer(None), answer(name)),
         "contexts": Contexts(contexts, 5),
         "machine": Machine(
-            model, 2048, reason, 20.5, 41.0, (Neighbour(name, "well"),), {"cloud": 90_000}, 1, 2, 0, 17, 3.5,
-            {"contexts": 300, "free": 1748}, {"in memory": 12},
+            model, 2048, reason, 20.5, 41.0, (Neighbour(name, "well"),), (("cloud", 90_000),), 1, 2, 0, 17, 3.5,
+            (("contexts", 300), ("free", 1748)), (("in memory", 12),),
         ),
     }  # fmt: skip
 

@@ -15,7 +15,7 @@ from preread.errors import PrereadError
 from preread.page.values import Answer, Choices, Context, Contexts, Machine, Neighbour, Rung, Section, Shown
 from preread.wire.catalogue import Entry
 
-MOST_ANSWERS: Final = 13
+MOST_ANSWERS: Final = 9
 MOST_CONTEXTS: Final = 100
 MOST_CHOICES: Final = 500
 _SOON_S, _LATER_S = 0.25, 1.0
@@ -128,18 +128,18 @@ def _machine(node: Node) -> Machine:
         mbps=None if link is None else link.bytes_s * 8e-6,
         rtt_ms=None if beliefs.measured_rtt_s is None else beliefs.measured_rtt_s * 1e3,
         neighbours=tuple(Neighbour(one.host, _state(one.usable, one.known)) for one in neighbours),
-        received_bytes={supply.name: supply.received_bytes for supply in node.sources.supplies()},
+        received_bytes=tuple((supply.name, supply.received_bytes) for supply in node.sources.supplies()),
         running=stats.running,
         waiting=stats.waiting,
         loading=stats.loading,
         steps=stats.steps,
         step_tokens=sum(stats.tokens.values()) / max(1, stats.steps),
-        cells=stats.cells,
-        kv_bytes={
-            "in the engine's cache": stats.kv_bytes,
-            "in memory": node.offload.used_bytes,
-            "of segments on disk": 0 if held is None else held.used_bytes,
-        },
+        cells=tuple(stats.cells.items()),
+        kv_bytes=(
+            ("in the engine's cache", stats.kv_bytes),
+            ("in memory", node.offload.used_bytes),
+            ("of segments on disk", 0 if held is None else held.used_bytes),
+        ),
     )
 
 

@@ -1,13 +1,14 @@
 """Values to HTML. Whatever is in them is text: Jinja escapes it, and nothing here marks anything as safe."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Final, Literal
 
 import jinja2
 
 from preread.page import kvmap
-from preread.page.values import Part, Section
+from preread.page.values import Counts, Part, Section
 
 Kind = Literal["edge", "cloud"]
 
@@ -17,8 +18,9 @@ def page(kind: Kind, sections: Mapping[str, Section] | None) -> str:
     return _templates.get_template(f"{kind}.html").render(sections=sections)
 
 
+@lru_cache(maxsize=32)
 def section(name: str, value: Section) -> str:
-    """The HTML of one section."""
+    """The HTML of one section. That of a dozen maps takes tens of milliseconds, so what was made lately is kept."""
     return _templates.get_template(f"{name}.html").render(it=value)
 
 
@@ -43,11 +45,14 @@ def count(number: float) -> str:
     return f"{number:,.0f}"
 
 
-def _rows(of: tuple[Part, ...] | Mapping[str, int]) -> list[tuple[str, str, float]]:
-    """The parts of a bar: class for style sheets, name, amount."""
-    if isinstance(of, Mapping):
-        return [(f"cells-{name}", name, amount) for name, amount in of.items()]
+def _parts(of: tuple[Part, ...]) -> list[tuple[str, str, float]]:
+    """The parts of a time as those of a bar: class for style sheets, name, amount."""
     return [(f"part-{part.key}", part.name, part.ms) for part in of]
+
+
+def _cells(of: Counts) -> list[tuple[str, str, float]]:
+    """The same of a cache's cells."""
+    return [(f"cells-{name}", name, amount) for name, amount in of]
 
 
 def _environment() -> jinja2.Environment:
@@ -61,7 +66,8 @@ def _environment() -> jinja2.Environment:
         "count": count,
         "told": kvmap.told,
         "coarse": kvmap.coarse,
-        "rows": _rows,
+        "parts": _parts,
+        "cells": _cells,
     }
     made.globals |= {"ORIGINS": kvmap.ORIGINS, "AWAY": kvmap.AWAY}
     return made

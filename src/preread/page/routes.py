@@ -5,7 +5,7 @@ are keys it shows nothing then: what is in it is served only to who has one, as 
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -70,13 +70,14 @@ def page_routes(kind: Kind, look: Look, *, keys: bool) -> list[Route]:
 
 async def _page(kind: Kind, look: Look | None, request: Request) -> Response:
     shown = None if look is None else (await look(guard.caller(request.scope))).sections
-    return Response(render.page(kind, shown), headers=_NOW, media_type="text/html; charset=utf-8")
+    page = await asyncio.to_thread(render.page, kind, shown)
+    return Response(page, headers=_NOW, media_type="text/html; charset=utf-8")
 
 
 async def _state(look: Look, request: Request) -> Response:
     """All sections, as they are now."""
     shown = await look(guard.caller(request.scope))
-    return JSONResponse({name: render.section(name, it) for name, it in shown.sections.items()}, headers=_NOW)
+    return JSONResponse(await _html(shown.sections), headers=_NOW)
 
 
 async def _events(look: Look, watchers: Admission, request: Request) -> Response:
@@ -112,14 +113,18 @@ async def _changes(look: Look, caller: str, over: Callable[[], bool]) -> AsyncGe
         changed = {name: it for name, it in shown.sections.items() if before.get(name) != it}
         if changed:
             before |= changed
-            html = {name: render.section(name, it) for name, it in changed.items()}
-            yield b"data: " + msgspec.json.encode(html) + b"\n\n"
+            yield b"data: " + msgspec.json.encode(await _html(changed)) + b"\n\n"
             silent_s = 0.0
         elif silent_s >= _SILENCE_S:
             yield b": nothing new\n\n"
             silent_s = 0.0
         await asyncio.sleep(shown.pace_s)
         silent_s += shown.pace_s
+
+
+async def _html(sections: Mapping[str, Section]) -> dict[str, str]:
+    """Made beside the event loop, which has answers to send."""
+    return await asyncio.to_thread(lambda: {name: render.section(name, it) for name, it in sections.items()})
 
 
 async def _file(request: Request) -> Response:

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from preread.page.kvmap import KvMap
 
+Counts = tuple[tuple[str, int], ...]
+"""Names, and how many of each. Values can be hashed, so that what is made of them can be kept."""
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -157,14 +160,14 @@ class Machine:
     mbps: float | None
     rtt_ms: float | None
     neighbours: tuple[Neighbour, ...]
-    received_bytes: Mapping[str, int]
+    received_bytes: Counts
     running: int
     waiting: int
     loading: int
     steps: int
     step_tokens: float
-    cells: Mapping[str, int]
-    kv_bytes: Mapping[str, int]
+    cells: Counts
+    kv_bytes: Counts
 
 
 @dataclass(frozen=True, slots=True)
