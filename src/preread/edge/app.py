@@ -25,9 +25,11 @@ from preread.edge.decisions import systemone
 from preread.edge.edge import AsyncEdge
 from preread.edge.forms import messages as anthropic
 from preread.edge.forms.messages import MessageForm
+from preread.edge.forms.native import NativeForm
 from preread.edge.forms.openai import ChatForm, CompletionForm, chat_progress, completion_progress
 from preread.edge.forms.responses import ResponseForm
 from preread.edge.messages import read_messages
+from preread.edge.native import read_infill, read_native
 from preread.edge.openai import read_chat, read_completion
 from preread.edge.page import EdgePage
 from preread.edge.responses import read_response
@@ -40,6 +42,7 @@ from preread.store.guard import LOOPBACK, Access
 
 _CHAT = Api("chatcmpl-", read_chat, ChatForm, progress=chat_progress)
 _COMPLETION = Api("cmpl-", read_completion, CompletionForm, progress=completion_progress)
+_NATIVE, _INFILL = Api("cmpl-", read_native, NativeForm), Api("cmpl-", read_infill, NativeForm)
 _RESPONSE = Api("resp_", read_response, ResponseForm)
 _MESSAGES = Api("msg_", read_messages, MessageForm, anthropic.error)
 _DECISIONS = DecisionApi(decisions.read, decisions.write)
@@ -88,6 +91,8 @@ def create_app(
             *_both("/conversations", partial(_drop_conversations, edge), "DELETE"),
             *_both("/chat/completions", partial(_complete, front, _CHAT), "POST"),
             *_both("/completions", partial(_complete, front, _COMPLETION), "POST"),
+            Route("/completion", partial(_complete, front, _NATIVE), methods=["POST"]),
+            Route("/infill", partial(_complete, front, _INFILL), methods=["POST"]),
             *_both("/responses", partial(_complete, front, _RESPONSE), "POST"),
             *_both("/responses/input_tokens", partial(_work, front, texts.count_response, as_openai), "POST"),
             *_both("/messages/count_tokens", partial(_work, front, texts.count_messages, anthropic.error), "POST"),

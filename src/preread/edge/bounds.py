@@ -30,7 +30,8 @@ def check_size(ask: Ask, window_tokens: int, token_characters: int) -> None:
     if isinstance(ask.prompt, tuple) and len(ask.prompt) >= window_tokens:
         raise too_long(window_tokens, f"{len(ask.prompt)} tokens")
     texts = [ask.prompt] if ask.messages is None else [message.get("content") for message in ask.messages]
-    characters = sum(len(text) for text in texts if isinstance(text, str))
+    around = () if ask.gap is None else ask.gap.texts
+    characters = sum(map(len, around)) + sum(len(text) for text in texts if isinstance(text, str))
     if characters > window_tokens * token_characters:
         raise too_long(window_tokens, f"{characters} characters")
 

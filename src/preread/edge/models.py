@@ -14,8 +14,6 @@ from preread.wire.catalogue import Entry
 
 _OLLAMA: Final = "this is not Ollama: choose OpenAI's API in the client, with a base URL that ends in /v1"
 ELSEWHERE: Final = {
-    "/completion": "ask /v1/completions",
-    "/infill": "text cannot be inserted in the middle",
     "/slots": "how many are waiting is in each answer's timings",
     "/v1": "a client's base URL ends here; what it asks is /v1/chat/completions, for example",
     **dict.fromkeys(("/api/chat", "/api/generate", "/api/show", "/api/tags", "/api/version"), _OLLAMA),

@@ -20,6 +20,7 @@ from preread.edge.bounds import check_messages
 from preread.edge.refusal import BadRequest as BadRequest
 from preread.edge.refusal import refuse
 from preread.edge.request import Ask
+from preread.engine.infill import Gap
 from preread.engine.sampling import USUAL, Sampling
 
 MOST_CHOICES: Final = 128
@@ -47,6 +48,7 @@ class Bounds:
         answer_tokens: of a chat's answer at most, where the request names no number.
         name: the model's.
         usual: how tokens are chosen.
+        fills: the model was taught to fill in what is missing in the middle of a text.
     """
 
     window_tokens: int
@@ -54,6 +56,7 @@ class Bounds:
     answer_tokens: int
     name: str = "preread"
     usual: Sampling = USUAL
+    fills: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +114,19 @@ def read_completion(body: bytes, bounds: Bounds, seed: int) -> Call:
     Raises:
         BadRequest: it is not such a body, or asks for what cannot be done.
     """
-    request = decoded(body, Completion)
-    refuse(request.suffix, "suffix", "text cannot be inserted before a suffix: leave it out")
+    return completion_call(decoded(body, Completion), bounds, seed)
+
+
+def completion_call(request: Completion, bounds: Bounds, seed: int) -> Call:
+    """What a completion asks for.
+
+    Raises:
+        BadRequest: it asks for what cannot be done.
+    """
+    if request.suffix:
+        refuse(not bounds.fills, "suffix", f"{bounds.name} has no tokens for filling in the middle: leave suffix out")
+        refuse(request.echo, "echo", "what stands before a gap is not repeated: leave echo out, or suffix")
+        refuse(not isinstance(request.prompt, str), "prompt", "what stands before a suffix is a text")
     refuse(request.best_of not in (None, request.n or 1), "best_of", "all answers are given: leave best_of out")
     most = _first(request.max_tokens, request.n_predict, None if _endless(request) else _COMPLETION_TOKENS)
     sampling = _sampling(request, bounds, seed, bounds.window_tokens if most is None else most, request.logprobs)
@@ -121,6 +135,7 @@ def read_completion(body: bytes, bounds: Bounds, seed: int) -> Call:
         sampling=replace(sampling, prompt_logprobs=bool(request.echo)),
         stop=_stop(request),
         echo=bool(request.echo),
+        gap=Gap(request.suffix) if request.suffix else None,
     )
     return _call(request, [replace(ask, prompt=prompt) for prompt in _prompts(request.prompt, bounds)])
 

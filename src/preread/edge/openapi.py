@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from preread.edge import messages, responses, texts
+from preread.edge import messages, native, responses, texts
 from preread.edge.body import Chat, Completion, Refused
 from preread.edge.decisions import openai as decisions
 from preread.edge.decisions import systemone
@@ -84,6 +84,8 @@ OPERATIONS: Final = (
     ),
     Operation("POST", "/v1/decisions", "Decide questions about a state", decisions.Body, ("usage",)),
     Operation("POST", "/v1/systemone", "The same, as System One asks for it", systemone.Body, ("usage",)),
+    Operation("POST", "/completion", "Continue a text, as llama-server", Completion, ("content", "timings"), True),
+    Operation("POST", "/infill", "Fill in the middle of a text", native.Infill, ("content", "timings"), True),
     Operation("POST", "/tokenize", "The tokens of a text", texts.Tokenize, ("tokens",)),
     Operation("POST", "/detokenize", "The text of tokens", texts.Detokenize, ("content",)),
     Operation("POST", "/apply-template", "A chat as the model reads it", Chat, ("prompt",)),
@@ -153,7 +155,9 @@ def _answer(operation: Operation) -> dict[str, Any]:
         return {"204": {"description": "Done."}}
     if not operation.fields:
         return {"200": {"description": "The answer.", "content": {"text/plain": {"schema": _TEXT}}}}
-    content: dict[str, Any] = {"application/json": {"schema": {"type": "object", "required": list(operation.fields)}}}
+    # /completion answers several prompts with an array
+    kinds = ["object", "array"] if operation.path == "/completion" else "object"
+    content: dict[str, Any] = {"application/json": {"schema": {"type": kinds, "required": list(operation.fields)}}}
     if operation.streams:
         content["text/event-stream"] = {"schema": _TEXT}
     return {"200": {"description": "The answer.", "content": content}}

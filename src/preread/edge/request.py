@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from preread.engine.calls import Tools
+from preread.engine.infill import Gap
 from preread.engine.sampling import Sampling
 
 Way = Literal["streamed", "mixed", "resident", "computed", "none"]
@@ -28,6 +29,7 @@ class Ask:
         tools: what the model may call in a chat; None: nothing.
         echo: the answer begins with the prompt.
         local: the context is computed here unless the engine or memory has it: nothing is streamed.
+        gap: `prompt` is a text, and stands before a gap: the answer is what is missing there.
     """
 
     messages: tuple[dict[str, Any], ...] | None = None
@@ -39,6 +41,7 @@ class Ask:
     tools: Tools | None = None
     echo: bool = False
     local: bool = False
+    gap: Gap | None = None
 
 
 @dataclass(frozen=True, slots=True)

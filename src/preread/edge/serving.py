@@ -151,8 +151,8 @@ class Front:
             else:
                 body = await guard.read_body(request, MAX_BODY_BYTES, account=account)
             answer_tokens = min(self._limits.answer_tokens, spec.window_tokens // 4)
-            usual = self._edge.node.engine.sampling
-            bounds = Bounds(spec.window_tokens, spec.vocab_size, answer_tokens, spec.name, usual)
+            usual, fills = self._edge.node.engine.sampling, self._edge.node.engine.fim is not None
+            bounds = Bounds(spec.window_tokens, spec.vocab_size, answer_tokens, spec.name, usual, fills)
             return read(body, bounds, secrets.randbits(31))
         finally:
             self._bytes.leave(caller, kept)

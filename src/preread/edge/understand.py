@@ -18,6 +18,7 @@ from preread.edge.request import Ask
 from preread.edge.spans import span
 from preread.engine import calls, length
 from preread.engine.chat import ChatTemplate
+from preread.engine.infill import Gap, fim_prompt
 from preread.engine.llamacpp import LlamaCpp
 from preread.engine.marks import Prompt
 from preread.errors import PrereadError, Unavailable, UnknownContext, UsageError
@@ -218,7 +219,7 @@ def _with_text_as_text(ask: Ask, tokens: Tokens, contexts: list[Known], engine: 
     """The prompt of a completion whose beginning is a published text, if that has what looks like control tokens: they
     are read in a prompt, whose caller writes the template, but were not when the text was published."""
     texts = {known.entry.context: known for known in contexts if known.entry.form == "text"}
-    if not texts or not isinstance(ask.prompt, str):
+    if not texts or not isinstance(ask.prompt, str) or ask.gap is not None:
         return
     plain = engine.tokenize(ask.prompt, special=False, start=True)
     match = prefix_index((id, known.tokens) for id, known in texts.items()).nearest(plain, texts)
@@ -266,6 +267,8 @@ def _whole(ask: Ask, engine: LlamaCpp) -> Tokens:
     if ask.messages is None:
         if not isinstance(ask.prompt, str):
             return _continued(ask, engine)
+        if ask.gap is not None:
+            return np.concatenate([engine.tokenize("", start=True), _continued(ask, engine)])
         check_length(ask.prompt, engine)
         return engine.tokenize(ask.prompt, start=True)
     return chat_tokens(rendered(ask, engine), engine, start=True)
@@ -306,9 +309,20 @@ def check_length(text: str, engine: LlamaCpp, *, control: bool = True) -> None:
 
 def _continued(ask: Ask, engine: LlamaCpp) -> Tokens:
     """Tokens of a prompt that continues something."""
+    if isinstance(ask.prompt, str) and ask.gap is not None:
+        return _filled_in(ask.prompt, ask.gap, engine)
     if isinstance(ask.prompt, str):
         check_length(ask.prompt, engine)
         return engine.tokenize(ask.prompt)
     ids = np.array(ask.prompt or (), np.int32)
     engine.check_tokens(ids)
     return ids
+
+
+def _filled_in(before: str, gap: Gap, engine: LlamaCpp) -> Tokens:
+    """Tokens of a prompt for what is missing behind `before`. In none of its texts control tokens are read."""
+    if engine.fim is None:
+        raise UsageError(f"{engine.spec.name} has no tokens for filling in the middle")
+    for text in (before, *gap.texts):
+        check_length(text, engine, control=False)
+    return fim_prompt(before, gap, engine.fim, partial(engine.tokenize, special=False))

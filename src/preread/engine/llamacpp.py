@@ -26,6 +26,7 @@ from preread.engine.context import CacheType as CacheType
 from preread.engine.gate import Gate
 from preread.engine.ggml import CacheTensors, Embeddings, find_cache, find_embeddings, library
 from preread.engine.grammar import Grammars
+from preread.engine.infill import FimTokens
 from preread.engine.marks import Prompt
 from preread.engine.model import Spec
 from preread.engine.native import Native
@@ -173,6 +174,11 @@ class LlamaCpp:
     def sampling(self) -> Sampling:
         """How tokens are chosen where a request does not say: as the model's file recommends."""
         return usual(self._loaded.metadata)
+
+    @cached_property
+    def fim(self) -> FimTokens | None:
+        """The model's tokens for filling in the middle, if it has them."""
+        return self._loaded.fim()
 
     @cached_property
     def grammars(self) -> Grammars:

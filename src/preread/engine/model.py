@@ -17,6 +17,7 @@ import numpy.typing as npt
 from preread.engine import trial
 from preread.engine.chat import ChatTemplate
 from preread.engine.grammar import Words
+from preread.engine.infill import FimTokens
 from preread.engine.marks import Controls
 from preread.errors import EngineError, UsageError
 from preread.values import Fingerprint, Geometry
@@ -122,6 +123,22 @@ class Loaded:
         except UnicodeDecodeError as error:
             raise UsageError(f"the model's chat template cannot be read: it is not UTF-8 ({error})") from error
         return ChatTemplate(text, special_text(bos), special_text(eos), self._controls(), boundary)
+
+    def fim(self) -> FimTokens | None:
+        """The tokens for filling in the middle; None: the model lacks one."""
+        prefix, suffix, middle, repository, file = (
+            int(find(self.vocab))
+            for find in (
+                llama_cpp.llama_vocab_fim_pre,
+                llama_cpp.llama_vocab_fim_suf,
+                llama_cpp.llama_vocab_fim_mid,
+                llama_cpp.llama_vocab_fim_rep,
+                llama_cpp.llama_vocab_fim_sep,
+            )
+        )
+        if min(prefix, suffix, middle) < 0:
+            return None
+        return FimTokens(prefix, suffix, middle, None if repository < 0 else repository, None if file < 0 else file)
 
     @cached_property
     def ends(self) -> npt.NDArray[np.int64]:
