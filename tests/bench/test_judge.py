@@ -27,7 +27,7 @@ def test_a_half_is_judged_by_what_was_fitted_on_the_other() -> None:
         flipped = Judged(one.every.logs, 1 - one.every.right) if one.register % 2 else one.every
         contrary.append(Asked(one.kind, one.register, one.first, flipped))
     assert held_out(known).calibration_error[0] < unscaled(known).calibration_error[0] / 2
-    assert held_out(contrary).brier[0] > unscaled(known).brier[0], "what it was fitted on would have looked good"
+    assert held_out(contrary).brier[0] > 0.6, "by what was fitted on the same half it would be 0.44"
 
 
 def test_each_kind_has_a_scale_of_its_own_and_none_where_nothing_was_asked() -> None:

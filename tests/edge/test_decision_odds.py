@@ -92,6 +92,13 @@ def test_a_preference_for_places_cancels_over_all_orders(drawn: tuple[list[float
     assert found == pytest.approx(plain, abs=1e-9)
 
 
+def test_what_orders_say_is_averaged_geometrically() -> None:
+    rows = [[math.log(0.8), math.log(0.2)], [math.log(0.2), math.log(0.8)]]
+    assert scaled(averaged(rows), Scale()) == pytest.approx([0.5, 0.5])
+    rows = [[math.log(0.9), math.log(0.1)], [math.log(0.5), math.log(0.5)]]
+    assert scaled(averaged(rows), Scale()) == pytest.approx([0.75, 0.25])  # odds √(9 · 1)
+
+
 @given(st.lists(logs, min_size=2, max_size=26), scales)
 def test_probabilities_sum_to_one_and_a_temperature_changes_no_choice(given_logs: list[float], scale: Scale) -> None:
     rescaled = scaled(averaged([given_logs]), scale)

@@ -29,11 +29,11 @@ from preread.edge.machine import machine
 from preread.engine.base import Slice
 from preread.engine.llamacpp import BATCH_TOKENS, LlamaCpp, Tokens
 from preread.errors import RemoteError, TransportError
-from preread.fit.facts import Fact, Register, registers
+from preread.fit.facts import Fact, registers
 from preread.values import Span
 
-_ENTRIES: Final = 24
-"""Of a register: about 1,000 tokens."""
+_ENTRIES: Final = 17
+"""Of each of two registers: about 1,000 tokens together."""
 _MORE_TOKENS: Final = 1024
 _PATIENCE_S: Final = 600.0
 _TOLD_LETTERS: Final = 300
@@ -73,40 +73,42 @@ async def bench(options: Options, console: Console, report: Report) -> dict[str,
         RemoteError, TransportError: something was not answered.
         PrereadError: a part could not be started.
     """
-    (register,) = registers(1, _ENTRIES, options.questions, options.seed)
+    # New questions in each round: of those that were asked as chats before, an edge would have kept all tokens.
+    asked, other = registers(2, _ENTRIES, options.questions * (options.rounds + 1), options.seed)
+    text = f"{asked.text}\n\n{other.text}"
     rows, model = list[Row](), options.setting.model.resolve()
     engine = LlamaCpp.open(model, window_tokens=window_tokens(4 * _MORE_TOKENS), trusted=True)
     try:
         assert engine.chat is not None
-        context = engine.tokenize_prompt(engine.chat.system_prefix(register.text))
+        context = engine.tokenize_prompt(engine.chat.system_prefix(text))
         setting = replace(options.setting, context_tokens=len(context), rungs=("lossless",))
         window = window_tokens(len(context) + _MORE_TOKENS)
         with tempfile.TemporaryDirectory(prefix="preread-decisions-") as scratch:
-            async with deployed(setting, [register.text], window, Path(scratch), report) as edge:
+            async with deployed(setting, [text], window, Path(scratch), report) as edge:
                 await edge.fresh()
                 floor = _Floor(engine, context)
                 async with httpx2.AsyncClient(trust_env=False, timeout=_PATIENCE_S, base_url=edge.url) as http:
                     for number in range(options.rounds + 1):
                         report("round", number, options.rounds + 1)
-                        found = await _round(number, http, register, floor)
+                        found = await _round(number, http, asked.facts[number :: options.rounds + 1], floor)
                         rows += found if number else []  # the first one brings the context
     finally:
         engine.close()
     return _told(options, len(context), rows, console)
 
 
-async def _round(number: int, http: httpx2.AsyncClient, register: Register, floor: "_Floor") -> list[Row]:
+async def _round(number: int, http: httpx2.AsyncClient, facts: Sequence[Fact], floor: "_Floor") -> list[Row]:
     found = list[Row]()
     for way, permutations in (("decisions, one order", 1), ("decisions, all orders", None)):
         began_s = time.monotonic()
-        told = await _post(http, "/v1/decisions", _decisions(register, permutations))
+        told = await _post(http, "/v1/decisions", _decisions(facts, permutations))
         found.append(Row(number, way, time.monotonic() - began_s, told["timings"]["prompt_n"], told["prompts"]))
         tokens = found[-1].tokens
         found.append(Row(number, f"{way}: one batch", floor.seconds(tokens), tokens, 1))
     began_s, tokens = time.monotonic(), 0
-    for fact in register.facts:
+    for fact in facts:
         tokens += (await _post(http, "/v1/chat/completions", _chat(fact)))["timings"]["prompt_n"]
-    found.append(Row(number, "chats of one token", time.monotonic() - began_s, tokens, len(register.facts)))
+    found.append(Row(number, "chats of one token", time.monotonic() - began_s, tokens, len(facts)))
     return found
 
 
@@ -145,9 +147,9 @@ async def _post(http: httpx2.AsyncClient, path: str, body: dict[str, Any]) -> di
     return told
 
 
-def _decisions(register: Register, permutations: int | None) -> dict[str, Any]:
+def _decisions(facts: Sequence[Fact], permutations: int | None) -> dict[str, Any]:
     questions = []
-    for fact in register.facts:
+    for fact in facts:
         asked: dict[str, Any] = {"type": fact.kind, "instructions": fact.text}
         if fact.kind == "choice":
             asked["choices"] = [{"value": option} for option in fact.options]
