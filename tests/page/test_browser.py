@@ -215,14 +215,15 @@ def test_earlier_answers_open_and_stay_open_while_others_come(page: Page, edge: 
     for _ in range(2):
         asked(edge.url, "manual")
     page.open(f"{edge.url}/")
-    first = page.until(lambda: page.all("[data-section=earlier] details"))[0]
-    key = first.get_attribute("data-key")
-    first.find_element(By.TAG_NAME, "summary").send_keys(Press.ENTER)
-    assert page.one(f"details[data-key='{key}'] .kv").is_displayed()
-    number = int(page.all("[data-section=earlier] details")[0].get_attribute("data-key"))
+    page.run("document.querySelector('details summary').focus()")
+    key = page.run("return document.activeElement.parentElement.dataset.key")
+    page.press(Press.ENTER)
+    page.until(lambda: page.run("return document.querySelector('details').open"))
+    number = int(page.run("return document.querySelector('details').dataset.key"))
     asked(edge.url, "manual")
     page.until(lambda: int(page.run("return document.querySelector('details').dataset.key")) > number)
-    assert page.one(f"details[data-key='{key}']").get_attribute("open")
+    assert page.one(f"details[data-key='{key}'] .kv").is_displayed()
+    assert page.run("return document.activeElement.parentElement.dataset.key") == key, "the focus stays where it was"
     page.one(f"details[data-key='{key}'] summary").click()
     assert not page.one(f"details[data-key='{key}'] .sentence").is_displayed()
 

@@ -161,8 +161,8 @@ def test_the_parts_of_the_first_tokens_time_add_up(queue: float, load: float, co
 def test_parts_are_what_was_waited_for() -> None:
     assert first_token_parts(20, 300, 120, 400) == (
         Part("queue", "waiting for its turn", 20),
-        Part("here", "computing the context here", 120),
-        Part("load", "loading the context", 180),
+        Part("here", "computing the context's beginning while its end comes", 120),
+        Part("load", "waiting for the rest of it", 180),
         Part("question", "computing the question", 80),
     )
 

@@ -64,11 +64,13 @@ def first_token_parts(queue_ms: float, load_ms: float, context_ms: float, ttft_m
     parts are what was waited for, not all that was done. The arguments are those of an answer's timings.
     """
     left_ms, parts = max(0.0, ttft_ms), list[Part]()
-    computed_ms = min(context_ms, max(load_ms, context_ms))
+    computing, loading = "computing the context here", "loading the context"
+    if load_ms > context_ms > 0:
+        computing, loading = "computing the context's beginning while its end comes", "waiting for the rest of it"
     for key, name, ms in (
         ("queue", "waiting for its turn", queue_ms),
-        ("here", "computing the context here", computed_ms),
-        ("load", "loading the context", load_ms - computed_ms),
+        ("here", computing, context_ms),
+        ("load", loading, load_ms - context_ms),
     ):
         taken_ms = min(max(0.0, ms), left_ms)
         left_ms -= taken_ms

@@ -38,13 +38,24 @@ export function askForKey(why = "") {
   element("key-error").textContent = why;
 }
 
+/** What gives the focus back to where it is within a place, once that has been put in anew; null: it is elsewhere. */
+function focusIn(place) {
+  const stops = () => [...place.querySelectorAll("summary, [tabindex]")];
+  const at = stops().indexOf(document.activeElement);
+  if (at < 0) return null;
+  const key = document.activeElement.parentElement.dataset.key;
+  return () => (key ? place.querySelector(`details[data-key="${key}"] summary`) : stops()[at])?.focus();
+}
+
 function show(sections) {
   for (const [name, html] of Object.entries(sections)) {
     const place = document.querySelector(`[data-section="${name}"]`);
     if (!place) continue;
     const open = [...place.querySelectorAll("details[open]")].map((one) => one.dataset.key);
     const chosen = place.value;
+    const focus = focusIn(place);
     place.innerHTML = html;
+    focus?.();
     for (const one of place.querySelectorAll("details")) one.open = open.includes(one.dataset.key);
     if (chosen !== undefined) place.value = [...place.options].some((one) => one.value === chosen) ? chosen : "";
   }
