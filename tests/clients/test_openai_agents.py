@@ -41,10 +41,11 @@ def test_output_type(site: Any) -> None:
 
 
 def test_a_tool_is_called_and_its_result_read(site: Any) -> None:
-    asking = agent(site, tools=[code_of], settings={"tool_choice": "required"})
+    stop = "stop_on_first_tool"  # a small model would call it again and again
+    asking = agent(site, tools=[code_of], settings={"tool_choice": "required"}, tool_use_behavior=stop)
     result = Runner.run_sync(asking, "What is the code of the pump?", max_turns=4)
     kinds = [item.type for item in result.new_items]
-    assert "tool_call_item" in kinds and "tool_call_output_item" in kinds
+    assert "tool_call_item" in kinds and "tool_call_output_item" in kinds and result.final_output == "114"
 
 
 def test_streamed(site: Any) -> None:
