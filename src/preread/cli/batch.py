@@ -59,6 +59,7 @@ def publish_one(draft: Draft, cloud: Cloud, *, brief: bool = False) -> Published
         UsageError: it cannot be published.
         TransportError, RemoteError: the cloud cannot be reached, or failed.
     """
+    whose = f", {draft.document.name}" if brief else ""
 
     def publish() -> Published:
         with token_progress(brief=brief) as report:
@@ -66,9 +67,9 @@ def publish_one(draft: Draft, cloud: Cloud, *, brief: bool = False) -> Published
                 if isinstance(event, Published):
                     return event
                 if event.stage == "queue":
-                    report(waiting(event.total - event.done), 0, None)
+                    report(waiting(event.total - event.done) + whose, 0, None)
                 else:
-                    report(STAGES.get(event.stage, event.stage), event.done, event.total)
+                    report(STAGES.get(event.stage, event.stage) + whose, event.done, event.total)
         raise RemoteError(f"cloud {cloud.url} ended without having published: look at its log")
 
     return patiently(publish)

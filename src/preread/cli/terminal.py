@@ -80,7 +80,7 @@ def _lines(*, brief: bool) -> Report:
 
     def report(message: str, done: int, total: int | None) -> None:
         nonlocal last
-        if brief and total is not None and message != FIT_STAGE:
+        if brief and total is not None and not message.startswith(FIT_STAGE):
             return
         step = done * 100 // total // _STEP_PERCENT * _STEP_PERCENT if total else None
         if (message, step) != last:
