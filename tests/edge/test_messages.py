@@ -220,3 +220,14 @@ def test_its_key_is_taken_as_it_sends_it(edge: Any) -> None:
                 assert (await client.get("/v1/models", headers=headers)).status_code == status
 
     edge.run(check)
+
+
+def test_a_tool_that_has_to_be_used_is(edge: Any) -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "integer", "enum": [1, 2]}}, "required": ["n"]}
+    tool: Any = {"name": "press", "input_schema": {**schema, "additionalProperties": False}}
+    said: Any = {"model": "any", "messages": [{"role": "user", "content": "Press a key."}], "max_tokens": 60}
+    with client_of(edge.url) as client:
+        answer = client.messages.create(**said, tools=[tool], tool_choice={"type": "any"})
+    (block,) = answer.content
+    assert block.type == "tool_use" and block.name == "press" and block.input["n"] in (1, 2)
+    assert answer.stop_reason == "tool_use"

@@ -231,3 +231,12 @@ def test_openais_client(client: openai.OpenAI) -> None:
         assert stream.get_final_response().output_text == "".join(deltas[:2])
     with pytest.raises(openai.NotFoundError, match="manuel"):
         client.responses.create(**{**asked, "extra_body": {"context": "manuel"}})
+
+
+def test_a_tool_that_has_to_be_called_is(client: openai.OpenAI) -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "integer", "enum": [1, 2]}}, "required": ["n"]}
+    tool: Any = {"type": "function", "name": "press", "parameters": {**schema, "additionalProperties": False}}
+    asked: Any = {"model": "any", "input": "Press a key.", "tools": [tool], "temperature": 0, "max_output_tokens": 60}
+    with client.responses.stream(**asked, tool_choice="required") as stream:
+        (call,) = stream.get_final_response().output
+    assert call.type == "function_call" and call.name == "press" and json.loads(call.arguments)["n"] in (1, 2)
