@@ -85,7 +85,6 @@ def test_uses_of_tools_and_their_results_are_the_chat_so_far() -> None:
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "messages[0].content"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
         ({"system": [{"type": "image"}]}, "system"),
-        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking"),
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0].type"),
         ({"mcp_servers": [{}]}, "mcp_servers"),
         ({"container": "c"}, "container"),
@@ -101,8 +100,8 @@ def test_what_cannot_be_honoured_is_refused_by_the_name_that_it_has_here(fields:
 
 
 def test_hints_are_taken() -> None:
-    taken = {"metadata": {"user_id": "me"}, "service_tier": "auto", "thinking": {"type": "adaptive"},
-             "output_config": {"effort": "low"}, "cache_control": {"type": "ephemeral"}}  # fmt: skip
+    taken = {"metadata": {"user_id": "me"}, "service_tier": "auto",
+             "thinking": {"type": "enabled", "budget_tokens": 1024}, "output_config": {"effort": "low"}, "cache_control": {"type": "ephemeral"}}  # fmt: skip
     assert read(**taken).asks == read().asks
 
 

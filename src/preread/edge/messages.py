@@ -118,8 +118,6 @@ def read_counted(body: bytes, bounds: Bounds, seed: int) -> Call:
 
 def _call(request: Messages, bounds: Bounds, seed: int) -> Call:
     refuse_fields(request, _REFUSED, "tools and their state are the client's")
-    if request.thinking is not None and request.thinking.type == "enabled":
-        raise BadRequest("a budget for thinking cannot be kept here: leave thinking out", "thinking")
     choice = request.tool_choice
     chat = {
         "messages": _messages(request),
