@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preread.page import kvmap
@@ -53,6 +53,7 @@ def test_nothing_is_here_yet() -> None:
     assert kvmap.told(kvmap.one_origin(None, [(0, 7)], [(0, 4)])) == "Nothing of 7 tokens × 4 layers is here yet."
 
 
+@settings(max_examples=40)
 @given(maps())
 def test_shares_are_all_of_it_and_every_place_is_named(of: KvMap) -> None:
     shares = of.shares()
@@ -63,6 +64,7 @@ def test_shares_are_all_of_it_and_every_place_is_named(of: KvMap) -> None:
         assert (ORIGINS[letter].told if letter != AWAY else "here yet") in said or "on its way" in said
 
 
+@settings(max_examples=40)
 @given(maps(), st.integers(1, 60))
 def test_a_coarser_map_covers_the_same(of: KvMap, columns: int) -> None:
     fewer = kvmap.coarse(of, columns)
@@ -73,6 +75,7 @@ def test_a_coarser_map_covers_the_same(of: KvMap, columns: int) -> None:
         assert len(after) == len(fewer.chunks) and set(after) <= set(before)
 
 
+@settings(max_examples=40)
 @given(st.dictionaries(st.tuples(st.integers(0, 3), st.integers(0, 2)), st.sampled_from(["cloud", "disk", "near:7"])))
 def test_each_cell_has_the_letter_of_its_source(origins: dict[tuple[int, int], str]) -> None:
     of = kvmap.loaded(origins, [(n, n + 1) for n in range(4)], [(n, n + 1) for n in range(3)], "q8")
