@@ -28,6 +28,7 @@ from preread.edge.sources import Sources
 from preread.errors import EngineError
 from preread.plan.beliefs import Beliefs
 from preread.values import KVBlock, Span
+from preread.wire.manifest import LOSSLESS
 
 _TOKENS_S: Final = 100.0
 """How fast the server computes, as long as nothing was seen."""
@@ -102,7 +103,7 @@ class Bringing:
         k, v = (
             np.concatenate(halves)[:, :, : tokens.stop] for halves in zip(*((b.k, b.v) for b in blocks), strict=True)
         )
-        await self._trust.agree(known.tokens, KVBlock(tokens, Span(0, len(k)), k, v))
+        await self._trust.agree(known.tokens, KVBlock(tokens, Span(0, len(k)), k, v), lossless=rung.name == LOSSLESS)
 
     async def aclose(self) -> None:
         """End what is under way."""
@@ -136,7 +137,9 @@ class Bringing:
                 return None
             first = Span(0, min(count, check.TOKENS))
             layers = Span(0, form.geometry.layers)
-            await self._trust.agree(known.tokens, form.rows(draft.file, whole, first, layers))
+            await self._trust.agree(
+                known.tokens, form.rows(draft.file, whole, first, layers), lossless=rung.name == LOSSLESS
+            )
             if self._trust.checked is None or self._trust.checked.form != form:
                 raise EngineError("the server came back with another form of slot files meanwhile")
             if count == whole:

@@ -17,15 +17,17 @@ from preread.attach.server import Server
 from preread.attach.slot_file import Bytes, Form, learn
 from preread.errors import CorruptData, EngineError
 from preread.plan.match import Tokens
-from preread.values import ContextId, Geometry, KVBlock, Span
+from preread.values import ContextId, Geometry, Half, KVBlock, Span
 
 TOKENS: Final = 64
 """That are computed; fewer where there are no more."""
 LEAST_TOKENS: Final = 24
 
-MOST_APART: Final = 0.3
-"""By how much K or V of the cloud may differ from the server's own, as a share: of the lossless rung machines differ
-by some hundredths, and the thinnest rungs by a tenth or two; other weights, adapters or rotations by more than 0.5."""
+MOST_APART: Final = 0.15
+"""By how much the cloud's K, and of the lossless rung V, may differ from the server's own, as a share: machines differ
+by some hundredths; of the thinnest rungs K by 0.03 more. Other weights, adapters or rotations differ by more."""
+MOST_LOSSY: Final = 0.5
+"""By how much V may of other rungs: of b0.7 of Qwen2.5-0.5B it was 0.35."""
 
 _SLOT: Final = 0
 _FEWER: Final = 11
@@ -92,15 +94,17 @@ async def own_rows(server: Server, folder: Folder, form: Form, tokens: Tokens) -
     return form.rows(file, len(tokens), Span(0, len(tokens)), Span(0, form.geometry.layers))
 
 
-def apart(mine: KVBlock, theirs: KVBlock) -> float:
-    """How much two computations of the same tokens differ: of K and of V the root mean square of the difference, as a
-    share of the values', whichever is larger."""
-    shares = []
-    for one, other in ((mine.k, theirs.k), (mine.v, theirs.v)):
-        exact = one.astype(np.float32)
-        size = float(np.sqrt(np.mean(exact**2)))
-        shares.append(float(np.sqrt(np.mean((exact - other.astype(np.float32)) ** 2))) / max(size, 1e-9))
-    return max(shares) if np.isfinite(shares).all() else float("inf")
+def apart(mine: KVBlock, theirs: KVBlock) -> tuple[float, float]:
+    """How much K and V of two computations of the same tokens differ: the root mean square of the difference, as a
+    share of that of the values."""
+    return _share(mine.k, theirs.k), _share(mine.v, theirs.v)
+
+
+def _share(one: Half, other: Half) -> float:
+    exact = one.astype(np.float32)
+    difference = exact - other.astype(np.float32)
+    share = float(np.sqrt(np.mean(difference**2) / max(float(np.mean(exact**2)), 1e-12)))
+    return share if np.isfinite(share) else float("inf")
 
 
 def nats_apart(one: Mapping[int, float], other: Mapping[int, float]) -> float:

@@ -67,12 +67,13 @@ class Trust:
         self.refused = why
         self._again.set()
 
-    async def agree(self, tokens: Tokens, theirs: KVBlock) -> None:
+    async def agree(self, tokens: Tokens, theirs: KVBlock, *, lossless: bool) -> None:
         """Compare the first rows that came of a context with what the server computes of the same tokens, once.
 
         Args:
             tokens: of the context.
             theirs: rows of its first tokens, `check.TOKENS` or as many as there are.
+            lossless: they came as the cloud computed them.
 
         Raises:
             EngineError: they are of another model, or of one that is run otherwise.
@@ -86,12 +87,12 @@ class Trust:
             async with self.placing:
                 mine = await check.own_rows(self._server, self._folder, checked.form, tokens[: len(theirs.tokens)])
             count = len(mine.tokens)
-        apart = check.apart(_first(mine, count), _first(theirs, count))
-        _log.info("the cloud's KV differs from the server's own by %.3g of its size", apart)
-        if apart > check.MOST_APART:
+        k, v = check.apart(_first(mine, count), _first(theirs, count))
+        _log.info("the cloud's K differs from the server's own by %.2g of its size, and V by %.2g", k, v)
+        if k > check.MOST_APART or v > (check.MOST_APART if lossless else check.MOST_LOSSY):
             self.refused = (
-                f"the server computes other KV than the cloud (by {apart:.2g} of its size): it runs another model or "
-                "quantisation than --model, an adapter, or another RoPE scaling; restart preread attach after a change"
+                f"the server computes other KV than the cloud (K by {k:.2g} of its size, V by {v:.2g}): it runs "
+                "another model than --model, an adapter, or another RoPE scaling; restart preread attach after a change"
             )
             raise EngineError(self.refused)
         self._agrees = True
