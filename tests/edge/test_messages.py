@@ -100,8 +100,13 @@ def test_what_cannot_be_honoured_is_refused_by_the_name_that_it_has_here(fields:
 
 
 def test_hints_are_taken() -> None:
-    taken = {"metadata": {"user_id": "me"}, "service_tier": "auto",
-             "thinking": {"type": "enabled", "budget_tokens": 1024}, "output_config": {"effort": "low"}, "cache_control": {"type": "ephemeral"}}  # fmt: skip
+    taken = {
+        "metadata": {"user_id": "me"},
+        "service_tier": "auto",
+        "thinking": {"type": "enabled", "budget_tokens": 1024},
+        "output_config": {"effort": "low"},
+        "cache_control": {"type": "ephemeral"},
+    }
     assert read(**taken).asks == read().asks
 
 
