@@ -38,7 +38,8 @@ def test_a_context_is_lost_once_nobody_waits_for_it(turns: int, monkeypatch: pyt
 
     async def story() -> None:
         core = Core()
-        residents = Residents(SimpleNamespace(core=core))  # type: ignore[arg-type]
+        spec = SimpleNamespace(geometry=SimpleNamespace(layers=4))
+        residents = Residents(SimpleNamespace(core=core, engine=SimpleNamespace(spec=spec)))  # type: ignore[arg-type]
         monkeypatch.setattr(residents, "_bring", never)
         question: Any = SimpleNamespace(known=SimpleNamespace(entry=SimpleNamespace(context=CONTEXT)), named=True)
         with residents.asking(question):

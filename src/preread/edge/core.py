@@ -507,6 +507,9 @@ class Core:
         for resumed in step.resume:
             if resumed.id in self._live:
                 self._resume(resumed)
+        for id in step.begin:  # now it is known as well what was there already
+            if id in self._live:
+                self._tell(_begun, self._generations[id], time.monotonic())
         parts = tuple(part for part in step.parts if part.id in self._live or part.id in self._fills)
         if parts:
             self._compute(replace(step, parts=parts))
@@ -592,11 +595,7 @@ class Core:
             self._plan.arrive(live.request, time.monotonic())
 
     def _begin(self, id: int) -> None:
-        live = self._live[id]
-        first = live.chooser is None
-        self._sequences.begin(live)
-        if first:
-            self._tell(_begun, self._generations[id], time.monotonic())
+        self._sequences.begin(self._live[id])
 
     def _resume(self, resumed: Resumed) -> None:
         self._sequences.resume(self._live[resumed.id], self._conversations[resumed.kept], resumed.tokens)
@@ -729,4 +728,5 @@ def _put(puts: list[tuple[Generation, list[Sampled]]]) -> None:
 
 
 def _begun(generation: Generation, at_s: float) -> None:
-    generation.begun_s = at_s
+    if generation.begun_s is None:  # or it made way, and begins again
+        generation.begun_s = at_s
