@@ -1,7 +1,7 @@
 # make demo      see it work: local prefill against a streamed context, over an emulated link
 # make install   only make .venv
 # make test      lint, the test suite, and that single-event tests reach every branch of the planner
-# make long      tests of minutes: a long run of faults, what neighbours save of an uplink
+# make long      tests of minutes: benches and fits from end to end, a long run of faults, --watch, a wider schemathesis
 # make clients   official clients and their own calls, in environments of their own: see docs/clients.md
 #
 # With CPU=avx2 all is as on a processor without AVX-512: llama.cpp is compiled for AVX2, in .venv-avx2, and preread's

@@ -41,6 +41,7 @@ def test_no_answer_is_wrong_or_missing_whatever_breaks(
     assert sum(ways.values()) == requests and "none" not in ways
 
 
+@pytest.mark.long
 def test_a_wrong_answer_is_found_and_can_be_played_again(
     smollm: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -56,6 +57,7 @@ def test_a_wrong_answer_is_found_and_can_be_played_again(
     assert "--requests 40 --clients 1 --seed 4 --only 30" in out
 
 
+@pytest.mark.long
 def test_an_error_and_a_late_answer_are_found(smollm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = chaos.asked
     asked = iter([{"context": "nowhere", "messages": [{"role": "user", "content": "?"}]}])
@@ -85,6 +87,7 @@ def test_many_ask_at_once_and_none_is_answered_wrongly(
     assert newest[1, replaced.document.name] == 1, "who asks meanwhile may be told of the new text"
 
 
+@pytest.mark.long
 def test_an_edge_that_is_stuck_is_ended_once_and_one_that_ends_by_itself_is_an_error(
     smollm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

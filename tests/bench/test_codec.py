@@ -32,6 +32,7 @@ def quiet() -> AbstractContextManager[Report]:
     return nullcontext(lambda *_: None)
 
 
+@pytest.mark.long
 def test_rungs_and_other_schemes_go_through_real_bytes(
     smollm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,6 +25,7 @@ from preread.values import Fingerprint
 UNSEEN = Text("cubes", (" ".join(str(n * n * n % 9973) for n in range(1500)),))
 
 
+@pytest.mark.long
 def test_modes_are_compared_with_both_models_and_a_control(
     tiny_model: Path, tiny_mapping: Kept, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -53,6 +54,7 @@ def test_a_mapping_of_other_models_is_refused(tiny_model: Path, tiny_mapping: Ke
         bench(model, model, Options(UNSEEN, (tmp_path / "no.npz",), 4), Console(), nullcontext(lambda *_: None))
 
 
+@pytest.mark.long
 def test_a_guide_is_compared_with_its_control(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,6 +20,7 @@ AFTER = replace(LAST, running=0, free_sequences=8, context_cells=800, other_cell
 
 
 @pytest.mark.timeout(300)  # a busy machine is slow
+@pytest.mark.long
 def test_clients_that_are_killed_leave_nothing_behind(smollm: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = asyncio.run(bench(Options(smollm, "tiny", times=12, seed=1), lambda *_: None))
     expected = {"times": 12, "went_on": 0, "leaked_cells": 0, "leaked_sequences": 0, "late": 0, "same_answer": True}

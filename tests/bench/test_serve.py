@@ -104,6 +104,7 @@ def asked(body: dict[str, Any]) -> str:
 
 
 @pytest.mark.timeout(300)  # a busy machine is slow
+@pytest.mark.long
 def test_all_systems_are_asked_the_same_in_every_state(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

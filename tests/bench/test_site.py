@@ -17,6 +17,7 @@ from preread.bench.tally import Run, summed, table, told
 OPTIONS = Options((2,), 1000, 2, 640, 8, 2, "lossless", 1)
 
 
+@pytest.mark.long
 def test_edges_answer_alone_beside_each_other_and_as_neighbours(
     tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -53,6 +53,7 @@ def files(smollm: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Study
     return study, taught, folder
 
 
+@pytest.mark.long
 def test_modes_are_compared_with_a_control(
     smollm: Path, files: tuple[Study, Taught, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -28,6 +28,7 @@ def run(tiny: Path, grid: Grid) -> dict[str, Any]:
     return asyncio.run(bench(tiny, "tiny", grid, QUIET))
 
 
+@pytest.mark.long
 def test_a_grid_is_measured_and_a_cut_run_goes_on(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

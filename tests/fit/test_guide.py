@@ -107,6 +107,7 @@ def test_what_was_learnt_holds_in_the_engine_and_in_its_file(
 
 
 @pytest.mark.usefixtures("_text_is_right")
+@pytest.mark.long
 def test_a_fit_that_was_interrupted_goes_on_as_if_nothing_had_been(
     models: Models, whole: tuple[fitting.Fit, Told], tmp_path: Path
 ) -> None:

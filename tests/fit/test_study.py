@@ -26,6 +26,7 @@ def model(smollm: Path) -> Iterator[LlamaCpp]:
         yield opened
 
 
+@pytest.mark.long
 def test_a_model_asks_and_answers_itself(model: LlamaCpp, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("preread.fit.study._FEWEST", 2)  # the smallest model finds few that it can answer
     told: dict[str, list[tuple[int, int]]] = {}

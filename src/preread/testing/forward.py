@@ -59,8 +59,9 @@ class Forward:
             writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
         else:
             far_writer.write(head)
+        back = _copy if method == "CONNECT" else _copy_once
         try:
-            await asyncio.gather(_copy(reader, far_writer), _copy(far_reader, writer))
+            await asyncio.gather(_copy(reader, far_writer), back(far_reader, writer))
         finally:
             far_writer.close()
 
@@ -78,6 +79,13 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
             writer.write(data)
             await writer.drain()
     writer.close()
+
+
+async def _copy_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Whoever is asked may end the connection: then nobody is to ask on it again."""
+    status, rest = (await reader.readuntil(b"\r\n\r\n")).split(b"\r\n", 1)
+    writer.write(status + b"\r\nConnection: close\r\n" + rest)
+    await _copy(reader, writer)
 
 
 @contextmanager
