@@ -127,6 +127,9 @@ def test_json_that_would_be_cut_off_is_brought_to_its_end(engine: LlamaCpp, most
     for seed in range(3):
         text, steps = answer(engine, grammar, temperature=1.0, seed=seed, max_tokens=most)
         assert set(json.loads(text)) == {"name", "age", "tags"} and len(steps) <= most
+    many = {"type": "array", "items": {**CAT, "additionalProperties": True}}
+    text, steps = answer(engine, of_schema(many, lenient=False), temperature=1.0, seed=most, max_tokens=most)
+    assert isinstance(json.loads(text), list) and len(steps) <= most
     text, _ = answer(engine, of_schema({"type": "integer"}, lenient=False), temperature=1.0, max_tokens=most)
     assert isinstance(json.loads(text), int)
     text, _ = answer(engine, replace(grammar, closes=False), max_tokens=12)

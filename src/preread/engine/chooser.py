@@ -61,6 +61,8 @@ class Chooser:
         if not len(ids):
             return Sampled(-1, b"", end=True, failure=constraint.failure or "its grammar lets nothing follow")
         token = self._bound(row, constraint.closing(ids) if self._must_close(constraint) else ids)
+        if not self._leaves_room(constraint, token):
+            token = self._bound(row, constraint.closing(ids))
         constraint.take(token)
         sampled = self._sampled(row, token)
         return sampled if sampled.end else replace(sampled, last=constraint.complete, forced=constraint.forced())
@@ -73,6 +75,13 @@ class Chooser:
         if self._count - self._looked >= _LOOK_TOKENS:
             self._needed_tokens, self._looked = constraint.needed_tokens(), self._count
         return left <= self._needed_tokens + _SPARE_TOKENS
+
+    def _leaves_room(self, constraint: Constraint, token: int) -> bool:
+        """Whether JSON can come to its end after a token: one that begins an object may want many more."""
+        left = self._sampling.max_tokens - self._count - 1
+        if not constraint.closes or left > MOST_NEEDED + _SPARE_TOKENS or not constraint.opens(token):
+            return True
+        return constraint.needed_tokens(token) <= left
 
     def _free(self, context: object, index: int, row: Row) -> int:
         """Any token."""

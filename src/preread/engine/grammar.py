@@ -181,11 +181,13 @@ class Closing:
 
     Attributes:
         outside, inside: where no text has begun, and where one has.
+        opens: whether it may begin something that has to be closed.
         letter: the token of a letter that none of JSON's words has.
     """
 
     outside: npt.NDArray[np.int8]
     inside: npt.NDArray[np.int8]
+    opens: npt.NDArray[np.bool_]
     letter: int
 
     @classmethod
@@ -198,7 +200,8 @@ class Closing:
         closes = np.array([_closes(piece) for piece in pieces], np.int8)
         closes[[*words.ends]] = _END
         quoted = np.array([piece.startswith(b'"') for piece in pieces])
-        return cls(closes, np.where(quoted, closes, 0).astype(np.int8), letter)
+        opens = np.array([any(byte in piece for byte in b"{[,") for piece in pieces])
+        return cls(closes, np.where(quoted, closes, 0).astype(np.int8), opens, letter)
 
     def ranks(self, *, within_text: bool) -> npt.NDArray[np.int8]:
         """Of all tokens, where a text has begun or not."""
@@ -238,12 +241,21 @@ class Constraint:
 
     @property
     def closes(self) -> bool:
-        """Whether `closing` and `needed_tokens` mean anything."""
+        """Whether `closing`, `opens` and `needed_tokens` mean anything."""
         return self._closing is not None
 
-    def needed_tokens(self) -> int:
-        """About how many tokens it takes to come to an end from here, by `closing`; at most `MOST_NEEDED`."""
+    def opens(self, token: int) -> bool:
+        """Whether more may have to follow a token than without it."""
+        return self._closing is not None and bool(self._closing.opens[token])
+
+    def needed_tokens(self, after: int | None = None) -> int:
+        """About how many tokens it takes to come to an end, by `closing`; at most `MOST_NEEDED`.
+
+        after: a token that is allowed now, from behind which it is counted; None: from here.
+        """
         ahead = Constraint(self._matcher.deep_copy(), self._size, self._closing)
+        if after is not None:
+            ahead.take(after)
         for count in range(MOST_NEEDED):
             ids = ahead.allowed()
             if ahead.complete or not len(ids):
