@@ -11,7 +11,7 @@ from preread.bench.forms import TASKS, _fault, bench
 
 
 def test_a_model_that_knows_nothing_keeps_to_every_schema(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asyncio.run(bench(tiny_model, "tiny", len(TASKS), 40, 1, 3, Console(quiet=True)))
+    asyncio.run(bench(tiny_model, "tiny", len(TASKS), 64, 1, 3, Console(quiet=True)))
     told = json.loads(capsys.readouterr().out)
     assert told["validity"]["valid"] == told["validity"]["answers"] == len(TASKS), told["validity"]
     assert [row["guesses_and_forced_tokens"] for row in told["cost"]] == ["off", "on"]

@@ -23,12 +23,14 @@ class Forward:
         credentials: `user:password` that it wants; None: it wants none.
         status: what it answers instead of connecting; None: it connects.
         asked: the first line of what was asked on each connection.
+        failures: why connections ended before both ends were done.
     """
 
     port: int = 0
     credentials: str | None = None
     status: int | None = None
     asked: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
 
     @property
     def url(self) -> str:
@@ -40,8 +42,8 @@ class Forward:
         """One connection."""
         try:
             await self._pass(reader, writer)
-        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            pass
+        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError) as error:
+            self.failures.append(repr(error))
         finally:
             writer.close()
 
