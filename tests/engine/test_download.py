@@ -19,7 +19,6 @@ from preread.engine.download import Installed, default_models_dir, installed, lo
 from preread.engine.registry import MODELS, HubFile, Model, Source, Wheels, hub_model
 from preread.errors import Cancelled, CorruptData, TransportError, UsageError
 from preread.testing.forward import forwarding
-from preread.via import Proxy
 
 PARTS = (b"GGUF" + bytes(1_100_000), b"tail" + bytes(1_200_000))
 BYTES = b"".join(PARTS)
@@ -214,16 +213,18 @@ def test_a_folder_that_cannot_be_written_is_the_users_to_change(tmp_path: Path) 
 # -- in a process of its own: limits, signals, and the hub, whose address is read once per process
 
 SCRIPT = """
-import pickle, resource, sys
+import os, pickle, resource, sys
 from preread.engine.download import pull
 from preread.errors import PrereadError
+from preread.via import Proxy
 
 models, targets, limit_bytes = pickle.loads(bytes.fromhex(sys.argv[1]))
 if limit_bytes:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
+proxy = Proxy.parse(os.environ["NAMED_PROXY"]) if "NAMED_PROXY" in os.environ else None
 for target in targets:
     try:
-        pull(target, lambda *_: None, models)
+        pull(target, lambda *_: None, models, proxy)
     except PrereadError as error:
         print(type(error).__name__, error)
     else:
@@ -334,7 +335,8 @@ def test_the_hub_is_reached_through_the_proxy_that_was_named_and_through_none_of
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # discard: nobody is there
     with forwarding("ann:hunter2") as proxy:
         assert pull_apart(models, "hf:user/repo/first.gguf")[0] == ["ok"] and proxy.asked == []
-        pull(model(HUB), silent, models, Proxy.parse(proxy.url))
+        lines, warned = pull_apart(models, model(HUB), NAMED_PROXY=proxy.url)
+        assert lines == ["ok"], (warned, proxy.failures)
         assert len(proxy.asked) >= 2, "this process asked what the file is, and its child for the file"
         assert all("/user/repo/" in line for line in proxy.asked)
 
