@@ -354,9 +354,8 @@ def test_who_asks_little_is_served_soon_beside_another_who_asks_much(
     for _ in range(world.draw.randrange(1, 100)):
         world.steps(0.0)
     asked = world.arrive(short)
-    for _ in range(
-        12
-    ):  # of 1,577 random loads 1,575 need at most 5; where answers fill all cells, they have to make way
+    # 1,575 of 1,577 random loads need at most 5 steps; answers that fill all cells have to make way first.
+    for _ in range(12):
         world.steps(0.0)
         if "x" in world.held and not world.held["x"].ready:
             world.ready("x")
