@@ -16,7 +16,7 @@ Row = npt.NDArray[np.float32]
 
 _LOOK_TOKENS: Final = 8
 """How far it is to the end of JSON is looked at anew after so many tokens."""
-_SPARE_TOKENS: Final = 12
+_SPARE_TOKENS: Final = 4
 """JSON that has so few tokens left beyond those is brought to its end: cut off it would be of no use."""
 
 
@@ -72,7 +72,8 @@ class Chooser:
         left = self._sampling.max_tokens - self._count
         if not constraint.closes or left > MOST_NEEDED + _SPARE_TOKENS:
             return False
-        if self._count - self._looked >= _LOOK_TOKENS:
+        near = left <= self._needed_tokens + _SPARE_TOKENS
+        if self._count - self._looked >= _LOOK_TOKENS or (near and self._looked < self._count):
             self._needed_tokens, self._looked = constraint.needed_tokens(), self._count
         return left <= self._needed_tokens + _SPARE_TOKENS
 
