@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from preread.edge.calls import Calls, random_id
 from preread.edge.request import CallPart, Piece
-from preread.engine.calls import Form, _text
+from preread.engine.calls import CallFormat, _text
 
 NAMES = ("fan", "get_weather", "a.b-c")
 values = st.recursive(
@@ -29,7 +29,7 @@ def pieces(text: str, cuts: Sequence[int]) -> Iterator[Piece]:
         yield Piece(text[start:stop])
 
 
-def read(form: Form | None, text: str, cuts: Sequence[int] = ()) -> tuple[str, list[CallPart]]:
+def read(form: CallFormat | None, text: str, cuts: Sequence[int] = ()) -> tuple[str, list[CallPart]]:
     """The text and the calls of an answer that comes in pieces."""
     ids = map(str, count())
     calls = Calls(form, NAMES, lambda: next(ids))
@@ -49,32 +49,32 @@ def expected(calls: Sequence[tuple[str, str]]) -> list[CallPart]:
     return [CallPart(i, arguments, str(i), name) for i, (name, arguments) in enumerate(calls)]
 
 
-@given(st.sampled_from(Form), called, st.lists(st.integers(0, 500), max_size=8))
-def test_a_call_is_read_however_it_is_cut(form: Form, call: tuple[str, str], cuts: list[int]) -> None:
+@given(st.sampled_from(CallFormat), called, st.lists(st.integers(0, 500), max_size=8))
+def test_a_call_is_read_however_it_is_cut(form: CallFormat, call: tuple[str, str], cuts: list[int]) -> None:
     assert read(form, _text(form, *call), cuts) == ("", expected([call]))
 
 
 @settings(max_examples=40)
 @given(st.lists(called, min_size=1, max_size=4), st.lists(st.integers(0, 900), max_size=8))
 def test_several_calls_and_text_before_them(calls: list[tuple[str, str]], cuts: list[int]) -> None:
-    hermes = "Let me see.\n\n" + "\n".join(_text(Form.HERMES, *call) for call in calls)
-    assert read(Form.HERMES, hermes, cuts) == ("Let me see.", expected(calls))
-    listed = ", ".join(_text(Form.MISTRAL, *call).removeprefix("[TOOL_CALLS] [")[:-1] for call in calls)
-    assert read(Form.MISTRAL, f"So: [TOOL_CALLS] [{listed}]", cuts) == ("So:", expected(calls))
-    newer = "".join(_text(Form.MISTRAL_ARGS, *call) for call in calls)
-    assert read(Form.MISTRAL_ARGS, f"So: {newer}", cuts) == ("So:", expected(calls))
+    hermes = "Let me see.\n\n" + "\n".join(_text(CallFormat.HERMES, *call) for call in calls)
+    assert read(CallFormat.HERMES, hermes, cuts) == ("Let me see.", expected(calls))
+    listed = ", ".join(_text(CallFormat.MISTRAL, *call).removeprefix("[TOOL_CALLS] [")[:-1] for call in calls)
+    assert read(CallFormat.MISTRAL, f"So: [TOOL_CALLS] [{listed}]", cuts) == ("So:", expected(calls))
+    newer = "".join(_text(CallFormat.MISTRAL_ARGS, *call) for call in calls)
+    assert read(CallFormat.MISTRAL_ARGS, f"So: {newer}", cuts) == ("So:", expected(calls))
 
 
 @settings(max_examples=40)
 @given(called, st.lists(st.integers(0, 500), max_size=8))
 def test_a_call_may_stand_at_the_beginning_without_its_mark(call: tuple[str, str], cuts: list[int]) -> None:
-    bare = _text(Form.HERMES, *call).removeprefix("<tool_call>\n").removesuffix("\n</tool_call>")
-    assert read(Form.HERMES, bare, cuts) == ("", expected([call]))
-    assert read(Form.HERMES, "Hm. " + bare, cuts) == ("Hm. " + bare, [])
+    bare = _text(CallFormat.HERMES, *call).removeprefix("<tool_call>\n").removesuffix("\n</tool_call>")
+    assert read(CallFormat.HERMES, bare, cuts) == ("", expected([call]))
+    assert read(CallFormat.HERMES, "Hm. " + bare, cuts) == ("Hm. " + bare, [])
 
 
-@given(st.sampled_from([None, *Form]), st.text(), st.lists(st.integers(0, 100), max_size=8))
-def test_text_without_calls_is_what_it_was(form: Form | None, text: str, cuts: list[int]) -> None:
+@given(st.sampled_from([None, *CallFormat]), st.text(), st.lists(st.integers(0, 100), max_size=8))
+def test_text_without_calls_is_what_it_was(form: CallFormat | None, text: str, cuts: list[int]) -> None:
     assert read(form, text, cuts) == (text, [])
 
 
@@ -83,8 +83,8 @@ parts_of_calls = st.sampled_from(
 )
 
 
-@given(st.sampled_from(Form), st.lists(parts_of_calls).map("".join), st.lists(st.integers(0, 100), max_size=8))
-def test_whatever_is_said_is_read(form: Form, text: str, cuts: list[int]) -> None:
+@given(st.sampled_from(CallFormat), st.lists(parts_of_calls).map("".join), st.lists(st.integers(0, 100), max_size=8))
+def test_whatever_is_said_is_read(form: CallFormat, text: str, cuts: list[int]) -> None:
     assert read(form, text, cuts) == read(form, text)
 
 
@@ -99,16 +99,16 @@ def test_whatever_is_said_is_read(form: Form, text: str, cuts: list[int]) -> Non
     ],
 )
 def test_what_is_no_call_stays_text(text: str, said: str) -> None:
-    assert read(Form.HERMES, text, range(0, len(text), 5)) == (said, [])
+    assert read(CallFormat.HERMES, text, range(0, len(text), 5)) == (said, [])
 
 
 def test_a_call_that_is_cut_off_is_told_as_far_as_it_came() -> None:
-    said, calls = read(Form.HERMES, '<tool_call>\n{"name": "fan", "arguments": {"speed": 3, "on')
+    said, calls = read(CallFormat.HERMES, '<tool_call>\n{"name": "fan", "arguments": {"speed": 3, "on')
     assert (said, calls) == ("", [CallPart(0, '{"speed": 3, "on', "0", "fan")])
 
 
 def test_odds_are_kept_with_the_piece_that_they_came_with() -> None:
-    calls, odds = Calls(Form.HERMES, NAMES), ("odds",)
+    calls, odds = Calls(CallFormat.HERMES, NAMES), ("odds",)
     held: Any = Piece("<tool", odds)  # type: ignore[arg-type]
     assert calls.read(held) == Piece("", odds)  # type: ignore[arg-type]
     assert calls.rest(None) == Piece("<tool")

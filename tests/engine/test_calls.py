@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from preread.engine.calls import Form, Tools, form_of, grammar, preamble, retold
+from preread.engine.calls import CallFormat, Tools, format_of, grammar, preamble, retold
 from preread.engine.chat import ChatTemplate
 from preread.engine.grammar import Grammar, of_choice, of_schema
 from preread.engine.llamacpp import LlamaCpp
@@ -59,16 +59,16 @@ def template(source: str) -> ChatTemplate:
 @pytest.mark.parametrize(
     ("source", "form"),
     [
-        (WITHIN, Form.HERMES),
-        (PLAIN, Form.HERMES),
-        (BEHIND, Form.MISTRAL),
-        ("{{ '[TOOL_CALLS]' }}{{ '[ARGS]' }}", Form.MISTRAL_ARGS),
-        ('{{ "Environment: ipython" }}', Form.LLAMA),
-        ("<|python_tag|>", Form.LLAMA),
+        (WITHIN, CallFormat.HERMES),
+        (PLAIN, CallFormat.HERMES),
+        (BEHIND, CallFormat.MISTRAL),
+        ("{{ '[TOOL_CALLS]' }}{{ '[ARGS]' }}", CallFormat.MISTRAL_ARGS),
+        ('{{ "Environment: ipython" }}', CallFormat.LLAMA),
+        ("<|python_tag|>", CallFormat.LLAMA),
     ],
 )
-def test_a_templates_text_shows_the_form_of_calls(source: str, form: Form) -> None:
-    assert form_of(source) is form
+def test_a_templates_text_shows_the_form_of_calls(source: str, form: CallFormat) -> None:
+    assert format_of(source) is form
 
 
 def test_a_template_that_knows_tools_is_given_them() -> None:
@@ -82,7 +82,7 @@ def test_to_a_template_that_does_not_they_are_told_as_text() -> None:
     with closing(template(PLAIN)) as chat:
         prompt = chat.render([SYSTEM, USER, CALLED, RESULT, RESULT], {"tools": BOTH.for_template}).text
         alone = chat.render([USER], {"tools": BOTH.for_template}).text
-    text = preamble(BOTH.for_template, Form.HERMES)
+    text = preamble(BOTH.for_template, CallFormat.HERMES)
     assert prompt.startswith(f"<|im_start|>system\nS\n\n{text}<|im_end|>") and '"Turn the fan."' in text
     assert (
         '<|im_start|>assistant\n<tool_call>\n{"name": "fan", "arguments": {"speed": 2}}\n</tool_call><|im_end|>'
@@ -94,8 +94,8 @@ def test_to_a_template_that_does_not_they_are_told_as_text() -> None:
 
 
 def test_messages_without_calls_are_left_as_they_are() -> None:
-    assert retold([SYSTEM, USER], Form.LLAMA) == [SYSTEM, USER]
-    (said,) = retold([CALLED | {"content": "Now."}], Form.LLAMA)
+    assert retold([SYSTEM, USER], CallFormat.LLAMA) == [SYSTEM, USER]
+    (said,) = retold([CALLED | {"content": "Now."}], CallFormat.LLAMA)
     assert said == {"role": "assistant", "content": 'Now.\n{"name": "fan", "parameters": {"speed": 2}}'}
 
 
@@ -113,7 +113,7 @@ def test_tools_within_a_shared_system_prompt_come_instead_of_its_end() -> None:
 def test_tools_that_may_not_stand_there_have_a_message_of_their_own() -> None:
     with closing(template(WITHIN)) as chat:
         following = chat.following([USER], {"tools": BOTH.for_template}, within=False)
-    told = preamble(BOTH.for_template, Form.HERMES)
+    told = preamble(BOTH.for_template, CallFormat.HERMES)
     assert following.prompt.text == f"system\n{told}<|im_end|>\n<|im_start|>user\nU<|im_end|>\n"
     assert following.instead == ""
 
@@ -133,7 +133,7 @@ def fits(tiny_model: Path) -> Iterator[Callable[..., bool]]:
     """Whether a model that has tools may say a text, and end there."""
     with closing(LlamaCpp.open(tiny_model, window_tokens=512, threads=1)) as engine:
 
-        def fits(text: str, form: Form, answer: Grammar | None = None, **choice: Any) -> bool:
+        def fits(text: str, form: CallFormat, answer: Grammar | None = None, **choice: Any) -> bool:
             bound = grammar(Tools((FAN, LAMP), **{"allowed": ("fan", "lamp"), **choice}), form, engine.control, answer)
             constraint = engine.grammars.constraint(bound)
             for token in engine.tokenize(text, special=False).tolist():
@@ -145,14 +145,14 @@ def fits(tiny_model: Path) -> Iterator[Callable[..., bool]]:
         yield fits
 
 
-def said(form: Form, name: str, arguments: dict[str, Any]) -> str:
+def said(form: CallFormat, name: str, arguments: dict[str, Any]) -> str:
     call = {"function": {"name": name, "arguments": arguments}}
     (message,) = retold([{"role": "assistant", "content": "", "tool_calls": [call]}], form)
     return str(message["content"])
 
 
-@pytest.mark.parametrize("form", Form)
-def test_a_call_has_its_form_and_its_schema(fits: Callable[..., bool], form: Form) -> None:
+@pytest.mark.parametrize("form", CallFormat)
+def test_a_call_has_its_form_and_its_schema(fits: Callable[..., bool], form: CallFormat) -> None:
     good, other = said(form, "fan", {"speed": 3}), said(form, "lamp", {})
     wrong = [said(form, "fan", {"speed": "x"}), said(form, "fan", {}), said(form, "fan", {"speed": 1, "more": 2})]
     for required in (False, True):
@@ -165,31 +165,35 @@ def test_a_call_has_its_form_and_its_schema(fits: Callable[..., bool], form: For
 
 
 def test_text_may_come_before_a_call_but_what_begins_as_one_is_one(fits: Callable[..., bool]) -> None:
-    good = said(Form.HERMES, "fan", {"speed": 3})
-    assert fits("Let me see.\n" + good, Form.HERMES) and fits("a < b", Form.HERMES)
-    assert not fits("Let me see.\n<tool_call>what", Form.HERMES)
+    good = said(CallFormat.HERMES, "fan", {"speed": 3})
+    assert fits("Let me see.\n" + good, CallFormat.HERMES) and fits("a < b", CallFormat.HERMES)
+    assert not fits("Let me see.\n<tool_call>what", CallFormat.HERMES)
     bare = good.removeprefix("<tool_call>\n").removesuffix("\n</tool_call>")
-    assert fits(bare, Form.HERMES), "as Qwen's coders do"
-    assert not fits(bare.replace("3", '"x"'), Form.HERMES)
+    assert fits(bare, CallFormat.HERMES), "as Qwen's coders do"
+    assert not fits(bare.replace("3", '"x"'), CallFormat.HERMES)
 
 
 def test_several_calls_where_they_are_wanted(fits: Callable[..., bool]) -> None:
-    for form, between in ((Form.HERMES, "\n"), (Form.MISTRAL_ARGS, "")):
+    for form, between in ((CallFormat.HERMES, "\n"), (CallFormat.MISTRAL_ARGS, "")):
         two = said(form, "fan", {"speed": 3}) + between + said(form, "lamp", {})
         assert fits(two, form, parallel=True) and not fits(two, form)
-    two = said(Form.MISTRAL, "fan", {"speed": 3})[:-1] + ", " + said(Form.MISTRAL, "lamp", {})[len("[TOOL_CALLS] [") :]
-    assert fits(two, Form.MISTRAL, parallel=True) and not fits(two, Form.MISTRAL)
+    two = (
+        said(CallFormat.MISTRAL, "fan", {"speed": 3})[:-1]
+        + ", "
+        + said(CallFormat.MISTRAL, "lamp", {})[len("[TOOL_CALLS] [") :]
+    )
+    assert fits(two, CallFormat.MISTRAL, parallel=True) and not fits(two, CallFormat.MISTRAL)
 
 
 def test_an_answer_without_a_call_may_have_a_form_too(fits: Callable[..., bool]) -> None:
     whole = of_schema({"type": "integer"}, lenient=False)
-    assert fits("3", Form.HERMES, whole) and fits(said(Form.HERMES, "lamp", {}), Form.HERMES, whole)
-    assert not fits("three", Form.HERMES, whole)
+    assert fits("3", CallFormat.HERMES, whole) and fits(said(CallFormat.HERMES, "lamp", {}), CallFormat.HERMES, whole)
+    assert not fits("three", CallFormat.HERMES, whole)
     with pytest.raises(UsageError, match="JSON schema only"):
-        fits("a", Form.HERMES, of_choice(["a"]))
+        fits("a", CallFormat.HERMES, of_choice(["a"]))
 
 
 def test_control_tokens_of_a_form_are_that_and_no_text() -> None:
-    text = grammar(BOTH, Form.MISTRAL, {"[TOOL_CALLS]": 5}.get).text
+    text = grammar(BOTH, CallFormat.MISTRAL, {"[TOOL_CALLS]": 5}.get).text
     assert "<[5]>" in text and "[TOOL_CALLS]" not in text
-    assert json.dumps("[TOOL_CALLS]")[1:-1] in grammar(BOTH, Form.MISTRAL, lambda _: None).text
+    assert json.dumps("[TOOL_CALLS]")[1:-1] in grammar(BOTH, CallFormat.MISTRAL, lambda _: None).text

@@ -20,10 +20,10 @@ from preread.edge.residents import Residents
 from preread.edge.spans import past, span
 from preread.edge.text import Echo, Writer
 from preread.edge.understand import Question, understand
-from preread.engine.calls import Form
+from preread.engine.calls import CallFormat
 from preread.engine.llamacpp import LlamaCpp, Tokens
 from preread.engine.sampling import Sampled
-from preread.errors import UsageError
+from preread.errors import EngineError, UsageError
 from preread.plan.step import Request
 
 
@@ -37,6 +37,17 @@ async def answer(ask: Ask, residents: Residents) -> AsyncGenerator[Piece | Done,
     async with aclosing(answered(question, residents)) as items:
         async for item in items:
             yield item
+
+
+async def gathered(items: AsyncGenerator[Piece | Done, None]) -> tuple[list[Piece], Done]:
+    """All pieces of an answer, and its end. Raises what the generator raises, and closes it."""
+    pieces: list[Piece] = []
+    async with aclosing(items):
+        async for item in items:
+            if isinstance(item, Done):
+                return pieces, item
+            pieces.append(item)
+    raise EngineError("the answer ended without an end: this is a bug in preread")
 
 
 async def answered(
@@ -59,9 +70,9 @@ async def answered(
     node, record, ask = residents.node, Record(question.arrived_s), question.ask
     # One token is generated even where none is wanted: that the context has come shows with it.
     wanted, question = ask.sampling.max_tokens, replace(question, ask=_of_one_token_at_least(ask))
-    form = node.engine.chat.form if ask.tools is not None and node.engine.chat is not None else None
-    calls = Calls(form, ask.tools.allowed if ask.tools else ())
-    writer = Writer(node.engine, ask.stop, _shown(form, node.engine))
+    format = node.engine.chat.call_format if ask.tools is not None and node.engine.chat is not None else None
+    calls = Calls(format, ask.tools.allowed if ask.tools else ())
+    writer = Writer(node.engine, ask.stop, _shown(format, node.engine))
     echo = Echo(ask, writer) if ask.echo else None
     async with aclosing(_sampled(question, residents, record, caller, under_way or UnderWay())) as steps:
         async for step in steps:
@@ -88,11 +99,11 @@ async def answered(
     yield Done(finish, question.prompt_tokens, record.timings, writer.stop)
 
 
-def _shown(form: Form | None, engine: LlamaCpp) -> list[int]:
+def _shown(format: CallFormat | None, engine: LlamaCpp) -> list[int]:
     """The control tokens that calls are made of."""
-    if form is None:
+    if format is None:
         return []
-    return [id for text in form.marks if (id := engine.control(text)) is not None]
+    return [id for text in format.marks if (id := engine.control(text)) is not None]
 
 
 async def read(question: Question, residents: Residents, caller: str, under_way: UnderWay) -> Timings:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection
 from typing import Final
 
 from preread.edge.request import CallPart, Piece
-from preread.engine.calls import ARGS, ENDS, Form
+from preread.engine.calls import ARGS, ENDS, CallFormat
 
 _HEAD: Final = re.compile(r'[\s\[,]*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*')
 _HEAD_ARGS: Final = re.compile(r"\s*([^\[{\s]+)\s*" + re.escape(ARGS) + r"\s*")
@@ -30,32 +30,31 @@ class Calls:
     """Reads one answer.
 
     Args:
-        form: of the model's calls; None: it has no tools, and all that it says is text.
+        format: of the model's calls; None: it has no tools, and all that it says is text.
         names: of the functions that it may call.
-        name: gives each call its id.
+        new_id: gives each call its id.
 
     Attributes:
         count: calls that have begun.
     """
 
-    def __init__(self, form: Form | None, names: Collection[str] = (), new_id: Callable[[], str] = random_id) -> None:
-        self._form, self._names, self._new_id = form, names, new_id
-        self._text, self._state, self._bare = "", self._start, False
+    def __init__(
+        self, format: CallFormat | None, names: Collection[str] = (), new_id: Callable[[], str] = random_id
+    ) -> None:
+        self._format, self._names, self._new_id = format, names, new_id
+        self._begins = "" if format is None else format.begins
+        self._text, self._state, self._bare = "", self._plain if format is None else self._start, False
         self._depth, self._quoted, self._escaped = 0, False, False
         self.count = 0
 
     def read(self, piece: Piece) -> Piece | None:
         """What has become certain with this piece of text, if anything has."""
-        if self._form is None:
-            return piece
         self._text += piece.text
         said, parts = self._all()
         return _piece(said, piece, parts)
 
     def rest(self, piece: Piece | None) -> Piece | None:
         """What is left at the answer's end, behind its last piece of text: of a call that has not begun, its text."""
-        if self._form is None:
-            return piece
         said, parts = "", list[CallPart]()
         if piece is not None:
             self._text += piece.text
@@ -80,16 +79,23 @@ class Calls:
     @property
     def _taken(self) -> str:
         """What was taken away before a call."""
-        return "" if self._bare or self._form is None else self._form.begins
+        return "" if self._bare else self._begins
+
+    def _plain(self) -> tuple[str, CallPart | None]:
+        """Text in which nothing is a call."""
+        said, self._text = self._text, ""
+        return said, None
 
     def _start(self) -> tuple[str, CallPart | None]:
         """The answer's beginning: where a call stands there without what calls begin with, as Qwen's coders and Llama
         make them, or else text."""
-        begins = {Form.HERMES: _BARE, Form.LLAMA: "{"}.get(self._form or Form.MISTRAL)
+        begins = (
+            _BARE if self._format is CallFormat.HERMES else self._begins if self._format is CallFormat.LLAMA else None
+        )
         if begins is None or not (self._text.startswith(begins) or begins.startswith(self._text)):
             self._state = self._outside
         elif found := _HEAD.match(self._text):
-            self._bare = self._form is Form.LLAMA or json.loads(found[1]) in self._names
+            self._bare = self._format is CallFormat.LLAMA or json.loads(found[1]) in self._names
             self._state = self._head if self._bare else self._outside
         elif len(self._text) > _MOST_HEAD:
             self._state = self._outside
@@ -97,10 +103,9 @@ class Calls:
 
     def _outside(self) -> tuple[str, CallPart | None]:
         """Text, up to where a call begins. Blanks before a call are left out."""
-        if self._form in (None, Form.LLAMA):
-            said, self._text = self._text, ""
-            return said, None
-        begins = self._form.begins
+        if self._format is CallFormat.LLAMA:  # it calls at an answer's beginning only
+            return self._plain()
+        begins = self._begins
         at = self._text.find(begins)
         if at >= 0:
             said, self._text = self._text[:at].rstrip(), self._text[at + len(begins) :]
@@ -113,13 +118,13 @@ class Calls:
 
     def _head(self) -> tuple[str, CallPart | None]:
         """The function's name."""
-        found = (_HEAD_ARGS if self._form is Form.MISTRAL_ARGS else _HEAD).match(self._text)
+        found = (_HEAD_ARGS if self._format is CallFormat.MISTRAL_ARGS else _HEAD).match(self._text)
         if found is None or found.end() == len(self._text):
             if len(self._text) > _MOST_HEAD:  # no call after all
                 said, self._text, self._state = self._taken + self._text, "", self._outside
                 return said, None
             return "", None
-        name = found[1] if self._form is Form.MISTRAL_ARGS else json.loads(found[1])
+        name = found[1] if self._format is CallFormat.MISTRAL_ARGS else json.loads(found[1])
         self._text, self._state = self._text[found.end() :], self._arguments
         self._depth, self._quoted, self._escaped = 0, False, False
         self.count += 1
@@ -151,11 +156,11 @@ class Calls:
         if self._bare:
             if found := re.match(r"\s*\}", self._text):
                 self._text, self._state = self._text[found.end() :], self._outside
-        elif self._form is Form.HERMES:
+        elif self._format is CallFormat.HERMES:
             at = self._text.find(ENDS)
             if at >= 0:
                 self._text, self._state = self._text[at + len(ENDS) :], self._outside
-        elif self._form is Form.MISTRAL:
+        elif self._format is CallFormat.MISTRAL:
             if found := re.match(r"\s*\}\s*([,\]])", self._text):
                 self._text = self._text[found.end() :]
                 self._state = self._head if found[1] == "," else self._outside

@@ -127,10 +127,9 @@ def _allowed(choice: ToolChoice) -> tuple[list[str], bool]:
     if choice.function is not None:
         return [choice.function.name], True
     if choice.allowed_tools is not None and choice.allowed_tools.tools:
-        each = choice.allowed_tools.tools
-        return [_declared(tool, f"tool_choice.allowed_tools.tools[{i}]").name for i, tool in enumerate(each)], (
-            choice.allowed_tools.mode == "required"
-        )
+        at, listed = "tool_choice.allowed_tools.tools", choice.allowed_tools.tools
+        names = [_declared(tool, f"{at}[{i}]").name for i, tool in enumerate(listed)]
+        return names, choice.allowed_tools.mode == "required"
     raise BadRequest("tool_choice is none, auto, required or a function's name", "tool_choice")
 
 

@@ -157,7 +157,7 @@ def _tokenised(ask: Ask, known: Known | None, here: list[Known], node: Node) -> 
 def _bound(ask: Ask, engine: LlamaCpp) -> Ask:
     """The same with the grammar that its tools come to; whatever grammar it has is known to be one."""
     if ask.tools is not None and engine.chat is not None:
-        grammar = calls.grammar(ask.tools, engine.chat.form, engine.control, ask.sampling.grammar)
+        grammar = calls.grammar(ask.tools, engine.chat.call_format, engine.control, ask.sampling.grammar)
         ask = replace(ask, sampling=replace(ask.sampling, grammar=grammar))
     if ask.sampling.grammar is not None:
         engine.grammars.check(ask.sampling.grammar)

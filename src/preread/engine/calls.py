@@ -1,14 +1,14 @@
-"""How models call tools: which form theirs has, how they are told what there is, and the grammar of what they may say.
+"""How models call tools: their calls' format, how they are told what there is, and the grammar of what they may say.
 
-Each family was taught a form of its own:
+Each family was taught a format of its own:
 
     Hermes, Qwen    <tool_call>\\n{"name": …, "arguments": {…}}\\n</tool_call>
     Llama 3         {"name": …, "parameters": {…}}
     Mistral         [TOOL_CALLS] [{"name": …, "arguments": {…}}], or since 2025 [TOOL_CALLS]name[ARGS]{…}
 
 Which one it is shows in the chat template. A model whose template knows nothing of tools is told about them in its
-system prompt, in Hermes's form. What it says is bound to the form from where it begins to call, and arguments to their
-schema.
+system prompt, in Hermes's format. What it says is bound to the format from where it begins to call, and arguments to
+their schema.
 
 Pure. `edge/calls.py` reads what comes out.
 """
@@ -17,6 +17,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from itertools import groupby
 from typing import Any, Final
 
 from preread.engine.grammar import Grammar, spaced
@@ -26,18 +27,18 @@ Message = dict[str, Any]
 Function = dict[str, Any]
 
 
-class Form(Enum):
-    """How a model calls tools: the text that a call begins with."""
+class CallFormat(Enum):
+    """How a model calls tools."""
 
-    HERMES = "<tool_call>"
-    LLAMA = "{"
-    MISTRAL = "[TOOL_CALLS]"
-    MISTRAL_ARGS = "[TOOL_CALLS] "  # the same text; enumerations tell their members apart by value
+    HERMES = "Hermes"
+    LLAMA = "Llama 3"
+    MISTRAL = "Mistral"
+    MISTRAL_ARGS = "Mistral, newer"
 
     @property
     def begins(self) -> str:
         """The text that a call begins with."""
-        return self.value.strip()
+        return {CallFormat.HERMES: "<tool_call>", CallFormat.LLAMA: "{"}.get(self, "[TOOL_CALLS]")
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -46,10 +47,10 @@ class Form(Enum):
 
 
 ENDS: Final = "</tool_call>"
-"""Behind a call, in Hermes's form."""
+"""Behind a call, in Hermes's format."""
 
 ARGS: Final = "[ARGS]"
-"""Between a function's name and its arguments, in Mistral's newer form."""
+"""Between a function's name and its arguments, in Mistral's newer format."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,52 +76,54 @@ class Tools:
         return [{"type": "function", "function": function} for function in told]
 
 
-def form_of(template: str) -> Form:
-    """The form that a chat template has for calls; Hermes's where it has none."""
+def format_of(template: str) -> CallFormat:
+    """The format that a chat template has for calls; Hermes's where it has none."""
     if "<tool_call>" in template:
-        return Form.HERMES
+        return CallFormat.HERMES
     if ARGS in template:
-        return Form.MISTRAL_ARGS
+        return CallFormat.MISTRAL_ARGS
     if "[TOOL_CALLS]" in template:
-        return Form.MISTRAL
+        return CallFormat.MISTRAL
     if "<|python_tag|>" in template or "ipython" in template:
-        return Form.LLAMA
-    return Form.HERMES
+        return CallFormat.LLAMA
+    return CallFormat.HERMES
 
 
-def preamble(functions: Sequence[dict[str, Any]], form: Form) -> str:
+def preamble(functions: Sequence[dict[str, Any]], format: CallFormat) -> str:
     """What tells a model about tools whose template does not, `functions` as in `Tools.for_template`."""
     listed = "\n".join(json.dumps(each, ensure_ascii=False) for each in functions)
-    example = _text(form, "NAME", '{"ARGUMENT": VALUE}')
+    example = _text(format, "NAME", '{"ARGUMENT": VALUE}')
     return f"You can call these functions, described in JSON:\n{listed}\nTo call one, answer only:\n{example}"
 
 
-def retold(messages: Sequence[Message], form: Form) -> list[Message]:
-    """Messages without fields for calls: a call is the assistant's text, its result the user's."""
+def retold(messages: Sequence[Message], format: CallFormat) -> list[Message]:
+    """Messages without fields for calls: a call is the assistant's text, results that follow each other are one message
+    of the user's."""
     chat: list[Message] = []
-    for message in messages:
-        plain = {key: value for key, value in message.items() if key not in ("tool_calls", "tool_call_id")}
-        if message["role"] == "tool":
-            plain = {"role": "user", "content": f"<tool_response>\n{message['content']}\n</tool_response>"}
-            if chat and chat[-1].get("tool_result"):
-                chat[-1] = chat[-1] | {"content": f"{chat[-1]['content']}\n{plain['content']}"}
-                continue
-            plain["tool_result"] = True
-        elif calls := message.get("tool_calls"):
-            said = (_text(form, call["function"]["name"], _json(call["function"]["arguments"])) for call in calls)
-            plain["content"] = "\n".join([*([plain["content"]] if plain["content"] else []), *said])
-        chat.append(plain)
-    return [{key: value for key, value in message.items() if key != "tool_result"} for message in chat]
+    for are_results, group in groupby(messages, lambda message: message["role"] == "tool"):
+        if are_results:
+            results = (f"<tool_response>\n{message['content']}\n</tool_response>" for message in group)
+            chat.append({"role": "user", "content": "\n".join(results)})
+        else:
+            chat += [_with_calls_as_text(message, format) for message in group]
+    return chat
 
 
-def _text(form: Form, name: str, arguments: str) -> str:
+def _with_calls_as_text(message: Message, format: CallFormat) -> Message:
+    plain = {key: value for key, value in message.items() if key not in ("tool_calls", "tool_call_id")}
+    calls = [call["function"] for call in message.get("tool_calls") or ()]
+    said = [_text(format, call["name"], _json(call["arguments"])) for call in calls]
+    return plain | {"content": "\n".join([plain["content"], *said] if plain["content"] else said)}
+
+
+def _text(format: CallFormat, name: str, arguments: str) -> str:
     """One call as text."""
     named = json.dumps(name, ensure_ascii=False)
-    if form is Form.HERMES:
+    if format is CallFormat.HERMES:
         return f'<tool_call>\n{{"name": {named}, "arguments": {arguments}}}\n{ENDS}'
-    if form is Form.LLAMA:
+    if format is CallFormat.LLAMA:
         return f'{{"name": {named}, "parameters": {arguments}}}'
-    if form is Form.MISTRAL:
+    if format is CallFormat.MISTRAL:
         return f'[TOOL_CALLS] [{{"name": {named}, "arguments": {arguments}}}]'
     return f"[TOOL_CALLS]{name}{ARGS}{arguments}"
 
@@ -129,12 +132,14 @@ def _json(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def grammar(tools: Tools, form: Form, control: Callable[[str], int | None], answer: Grammar | None = None) -> Grammar:
+def grammar(
+    tools: Tools, format: CallFormat, control: Callable[[str], int | None], answer: Grammar | None = None
+) -> Grammar:
     """What a model may say that has tools: text until it begins to call, and from there on a call.
 
     Args:
         tools: that it has.
-        form: of its calls.
+        format: of its calls.
         control: the id of the control token that a text is; None: it is ordinary text.
         answer: what an answer without a call has to look like; None: any text.
 
@@ -146,17 +151,20 @@ def grammar(tools: Tools, form: Form, control: Callable[[str], int | None], answ
         id = control(text)
         return json.dumps(text) if id is None else f"<[{id}]>"
 
-    begins = literal(form.begins) if form is not Form.LLAMA else ""
+    begins = literal(format.begins) if format is not CallFormat.LLAMA else ""
     named = [function for function in tools.functions if function["name"] in tools.allowed]
-    rules = [f"call_{i}: {_call(form, function, literal)}" for i, function in enumerate(named)]
-    rules += [f"call: {' | '.join(f'call_{i}' for i in range(len(named)))}", f"calls: {_calls(form, tools, begins)}"]
+    rules = [f"call_{i}: {_call(format, function, literal)}" for i, function in enumerate(named)]
+    rules += [
+        f"call: {' | '.join(f'call_{i}' for i in range(len(named)))}",
+        f"calls: {_calls(format, begins, parallel=tools.parallel)}",
+    ]
     if tools.required:
         start = [f"start: {begins} calls"]
     elif answer is not None:
         start = [f"start: {begins} calls | answer", f"answer: {_inline(answer)}"]
-    elif form is Form.LLAMA:
+    elif format is CallFormat.LLAMA:
         start = ["start: calls | TEXT", r"TEXT: /([^{](.|\n)*)?/"]
-    elif control(form.begins) is not None:
+    elif control(format.begins) is not None:
         start = [f"start: TEXT ({begins} calls)?", r"TEXT: /(.|\n)*/"]
     else:  # a lazy lexeme ends where its text first stands, so that nothing but a call can follow it
         bare = [_bare(i, function) for i, function in enumerate(named)]
@@ -167,23 +175,23 @@ def grammar(tools: Tools, form: Form, control: Callable[[str], int | None], answ
 
 def _bare(number: int, function: Function) -> str:
     """A call without what calls begin with, at an answer's beginning, as Qwen's coders make them."""
-    head = json.dumps(_head(Form.HERMES, function["name"]))
+    head = json.dumps(_head(CallFormat.HERMES, function["name"]))
     return f'bare_{number}: head_{number} {_arguments(function)} "}}"\nhead_{number}[lazy]: {head}'
 
 
-def _call(form: Form, function: Function, literal: Callable[[str], str]) -> str:
+def _call(format: CallFormat, function: Function, literal: Callable[[str], str]) -> str:
     """One call, behind what calls begin with."""
     arguments = _arguments(function)
-    if form is Form.MISTRAL_ARGS:
+    if format is CallFormat.MISTRAL_ARGS:
         return f"{json.dumps(function['name'])} {literal(ARGS)} {arguments}"
-    head = _head(form, function["name"])
-    if form is Form.HERMES:
+    head = _head(format, function["name"])
+    if format is CallFormat.HERMES:
         return f"{json.dumps(chr(10) + head)} {arguments} {json.dumps('}' + chr(10))} {literal(ENDS)}"
     return f'{json.dumps(head)} {arguments} "}}"'
 
 
-def _head(form: Form, name: str) -> str:
-    key = "parameters" if form is Form.LLAMA else "arguments"
+def _head(format: CallFormat, name: str) -> str:
+    key = "parameters" if format is CallFormat.LLAMA else "arguments"
     return f'{{"name": {json.dumps(name)}, "{key}": '
 
 
@@ -192,15 +200,14 @@ def _arguments(function: Function) -> str:
     return f"%json {json.dumps(spaced(schema, lenient=not function.get('strict')))}"
 
 
-def _calls(form: Form, tools: Tools, begins: str) -> str:
+def _calls(format: CallFormat, begins: str, *, parallel: bool) -> str:
     """One call, or several in one answer."""
-    further = tools.parallel
-    if form is Form.HERMES:
-        return f'call ("\\n" {begins} call)*' if further else "call"
-    if form is Form.MISTRAL:
-        return '" "? "[" call (", " call)* "]"' if further else '" "? "[" call "]"'
-    if form is Form.MISTRAL_ARGS:
-        return f"call ({begins} call)*" if further else "call"
+    if format is CallFormat.MISTRAL:
+        return '" "? "[" call (", " call)* "]"' if parallel else '" "? "[" call "]"'
+    if parallel and format is CallFormat.HERMES:
+        return f'call ("\\n" {begins} call)*'
+    if parallel and format is CallFormat.MISTRAL_ARGS:
+        return f"call ({begins} call)*"
     return "call"
 
 

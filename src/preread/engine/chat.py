@@ -15,7 +15,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Final
 
-from preread.engine.calls import Form, form_of, preamble, retold
+from preread.engine.calls import CallFormat, format_of, preamble, retold
 from preread.engine.marks import Controls, Prompt
 from preread.engine.rendering import renderer
 from preread.errors import UsageError
@@ -140,25 +140,25 @@ class ChatTemplate:
         if tools and within and prompt.text.startswith(begun):
             return Following(Prompt(prompt.text[len(begun) :], prompt.mark), instead=after)
         if tools:
-            told = {"role": "system", "content": preamble(tools, self.form)}
+            told = {"role": "system", "content": preamble(tools, self.call_format)}
             return self.following([told, *messages], {**more, "tools": None})
         raise UsageError("the model's chat template cannot put these messages after a shared system prompt")
 
     @cached_property
-    def form(self) -> Form:
+    def call_format(self) -> CallFormat:
         """How the model calls tools."""
-        return form_of(self._source)
+        return format_of(self._source)
 
     def _told(
         self, messages: Sequence[Message], more: Mapping[str, Any]
     ) -> tuple[Sequence[Message], Mapping[str, Any]]:
         """Messages and variables with tools and calls as text, where the template does not know these."""
         if any(message["role"] == "tool" or message.get("tool_calls") for message in messages) and not self._has_calls:
-            messages = retold(messages, self.form)
+            messages = retold(messages, self.call_format)
         tools = more.get("tools")
         if not tools or self._has_tools:
             return messages, more
-        text, more = preamble(tools, self.form), {**more, "tools": None}
+        text, more = preamble(tools, self.call_format), {**more, "tools": None}
         if messages and messages[0]["role"] == "system":
             first = messages[0] | {"content": f"{messages[0]['content']}\n\n{text}"}
             return [first, *messages[1:]], more
