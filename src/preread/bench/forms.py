@@ -8,7 +8,7 @@ import asyncio
 import json
 import statistics
 import tempfile
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +17,7 @@ import jsonschema
 from rich.console import Console
 from rich.table import Table
 
-from preread.edge.answer import answer
+from preread.edge.answer import answer, gathered
 from preread.edge.machine import machine
 from preread.edge.opening import open_node
 from preread.edge.options import Options
@@ -25,7 +25,6 @@ from preread.edge.request import Ask, Done
 from preread.edge.residents import Residents
 from preread.engine.grammar import of_schema
 from preread.engine.sampling import USUAL, Sampling
-from preread.errors import EngineError
 
 _WINDOW_TOKENS: Final = 2048
 _AT_ONCE: Final = 8
@@ -189,10 +188,5 @@ def _token_ms(done: Done) -> float:
 
 async def _answered(residents: Residents, task: Task, sampling: Sampling) -> tuple[str, Done]:
     ask = Ask(messages=({"role": "user", "content": task.question},), sampling=sampling)
-    texts: list[str] = []
-    async with aclosing(answer(ask, residents)) as pieces:
-        async for piece in pieces:
-            if isinstance(piece, Done):
-                return "".join(texts), piece
-            texts.append(piece.text)
-    raise EngineError("the answer ended without an end: this is a bug in preread")
+    pieces, done = await gathered(answer(ask, residents))
+    return "".join(piece.text for piece in pieces), done

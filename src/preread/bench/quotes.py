@@ -3,7 +3,7 @@
 import json
 import statistics
 import tempfile
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Final
@@ -11,14 +11,13 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
-from preread.edge.answer import answer
+from preread.edge.answer import answer, gathered
 from preread.edge.machine import machine
 from preread.edge.opening import open_node
 from preread.edge.options import Options
-from preread.edge.request import Ask, Done
+from preread.edge.request import Ask
 from preread.edge.residents import Residents
 from preread.engine.sampling import Sampling
-from preread.errors import EngineError
 
 _WINDOW_TOKENS: Final = 2048
 _PARTS: Final = ("filter", "pump", "fan", "valve", "sensor", "display", "battery", "hose", "lid", "motor")
@@ -101,10 +100,5 @@ def quoted(text: str) -> float:
 async def _answered(residents: Residents, question: Ask, answer_tokens: int) -> tuple[float, str]:
     """Decode rate and text of one answer."""
     sampling = Sampling(max_tokens=answer_tokens, min_tokens=answer_tokens)
-    texts: list[str] = []
-    async with aclosing(answer(replace(question, sampling=sampling), residents)) as pieces:
-        async for piece in pieces:
-            if isinstance(piece, Done):
-                return piece.timings.predicted_per_second, "".join(texts)
-            texts.append(piece.text)
-    raise EngineError("the answer ended without an end: this is a bug in preread")
+    pieces, done = await gathered(answer(replace(question, sampling=sampling), residents))
+    return done.timings.predicted_per_second, "".join(piece.text for piece in pieces)

@@ -11,20 +11,19 @@ import statistics
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from preread.bench.faults import Document
 from preread.bench.ttft import text
-from preread.edge.answer import answer
+from preread.edge.answer import answer, gathered
 from preread.edge.opening import open_node
 from preread.edge.options import Options
 from preread.edge.request import Ask, Done, TokenOdds
 from preread.edge.residents import Residents
 from preread.engine.sampling import Sampling
-from preread.errors import EngineError
 from preread.store.egress import CloudLink
 
 _LETTERS_PER_TOKEN = 4
@@ -124,16 +123,11 @@ class Reference:
             self._node.link = None
 
     async def _ask(self, document: Document, number: int) -> tuple[Done, Right]:
-        texts, odds = list[str](), list[TokenOdds]()
         sampling = Sampling(max_tokens=self._answer_tokens, temperature=0.0, top_logprobs=TOP)
         ask = Ask(**asked(document, number), sampling=sampling)
-        async with aclosing(answer(ask, self._residents)) as pieces:
-            async for piece in pieces:
-                if isinstance(piece, Done):
-                    return piece, Right("".join(texts), tuple(one.text for one in odds), tuple(map(_likeliest, odds)))
-                texts.append(piece.text)
-                odds += piece.odds
-        raise EngineError("the answer ended without an end: this is a bug in preread")
+        pieces, done = await gathered(answer(ask, self._residents))
+        text, odds = "".join(piece.text for piece in pieces), [one for piece in pieces for one in piece.odds]
+        return done, Right(text, tuple(one.text for one in odds), tuple(map(_likeliest, odds)))
 
 
 def _likeliest(odds: TokenOdds) -> Mapping[str, float]:

@@ -11,14 +11,14 @@ from collections.abc import Callable
 from contextlib import aclosing, closing, suppress
 from dataclasses import dataclass
 
-from preread.edge.answer import answer
+from preread.edge.answer import answer, gathered
 from preread.edge.choice import chosen
 from preread.edge.load import Segments, decoded, load_spec
 from preread.edge.node import Node
-from preread.edge.request import Ask, Done, Timings
+from preread.edge.request import Ask, Timings
 from preread.edge.residents import Residents
 from preread.engine.sampling import Sampling
-from preread.errors import EngineError, PrereadError
+from preread.errors import PrereadError
 from preread.plan.match import Tokens
 from preread.store.egress import CloudLink
 from preread.store.fetch import fetch_all
@@ -182,10 +182,5 @@ class Ways:
             await self.node.forget()
         prompt, sampling = tuple(map(int, self.prompt)), Sampling(self.answer_tokens)
         ask = Ask(prompt=prompt, context=context, sampling=sampling, local=local)
-        texts: list[str] = []
-        async with aclosing(answer(ask, self.residents)) as pieces:
-            async for piece in pieces:
-                if isinstance(piece, Done):
-                    return Run(piece.timings, "".join(texts))
-                texts.append(piece.text)
-        raise EngineError("the answer ended without an end: this is a bug in preread")
+        pieces, done = await gathered(answer(ask, self.residents))
+        return Run(done.timings, "".join(piece.text for piece in pieces))

@@ -19,7 +19,7 @@ from typing import Literal, Self, Unpack
 import platformdirs
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from preread.edge.answer import answer
+from preread.edge.answer import answer, gathered
 from preread.edge.near import open_near
 from preread.edge.node import Node
 from preread.edge.opening import open_node
@@ -29,7 +29,7 @@ from preread.edge.residents import Residents
 from preread.engine import arenas
 from preread.engine.download import pull
 from preread.engine.sampling import SamplingFields
-from preread.errors import EngineError, UsageError
+from preread.errors import UsageError
 from preread.store.egress import CloudLink
 from preread.wire.neighbour import Introduction
 
@@ -139,13 +139,9 @@ class AsyncEdge:
         Raises:
             UsageError, EngineError: as `preread.edge.answer.answer` does.
         """
-        texts: list[str] = []
-        async with aclosing(self.answer(self.question(prompt, context, stop, sampling, local=local))) as pieces:
-            async for piece in pieces:
-                if isinstance(piece, Done):
-                    return Answer("".join(texts), piece.finish, piece.prompt_tokens, piece.timings)
-                texts.append(piece.text)
-        raise EngineError("the answer ended without an end: this is a bug in preread")
+        ask = self.question(prompt, context, stop, sampling, local=local)
+        pieces, done = await gathered(self.answer(ask))
+        return Answer("".join(piece.text for piece in pieces), done.finish, done.prompt_tokens, done.timings)
 
     async def stream(
         self,
