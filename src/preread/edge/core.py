@@ -211,16 +211,11 @@ class Core:
     def family(self, name: str) -> Iterator[None]:
         """When this is left, nothing of the stems of a family is kept any more."""
 
-        def drop() -> None:
-            with self._lock:
-                for key in self._conversations.disown(name):
-                    self._plan.drop(key)
-
         try:
             yield
         finally:
             with self._changing():
-                self._calls.append(drop)  # behind what its stems leave
+                self._calls.append(lambda: self._disown(name))  # behind what its stems leave
 
     def computed(self, id: int) -> int:
         """How many tokens of a generation's prompt are computed, those included that were in the cache."""
@@ -247,8 +242,7 @@ class Core:
         def drop() -> None:
             with self._lock:
                 self._plan.forget(caller)
-                for key in self._conversations.disown(caller):
-                    self._plan.drop(key)
+                self._disown(caller)
 
         await self.call(drop)  # after what was left a moment ago has come to be kept
 
@@ -415,15 +409,10 @@ class Core:
 
     @asynccontextmanager
     async def paused(self) -> AsyncGenerator[None, None]:
-        """No step begins while this is open."""
-        with self._lock:
-            self._pauses += 1
-        try:
+        """No step begins while this is open, and none is under way."""
+        with self.together():
             await self.call(lambda: None)
             yield
-        finally:
-            with self._changing():
-                self._pauses -= 1
 
     # The other thread's end
 
@@ -608,6 +597,12 @@ class Core:
             self._sequences.stop(live)
             if len(live.tokens) == live.prompt_tokens:
                 self._generations[id].resumed_tokens = 0
+
+    def _disown(self, whose: str) -> None:
+        """Nothing is kept any more of what somebody, or a family, has left."""
+        with self._lock:
+            for key in self._conversations.disown(whose):
+                self._plan.drop(key)
 
     def _leave(self, id: int, kept: int = 0) -> None:
         """A request is over, if it was not before; its first so many tokens are kept."""
