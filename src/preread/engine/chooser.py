@@ -67,22 +67,29 @@ class Chooser:
         sampled = self._sampled(row, token)
         return sampled if sampled.end else replace(sampled, last=constraint.complete, forced=constraint.forced())
 
+    @property
+    def _left(self) -> int:
+        """How many tokens may come, the next one included."""
+        return self._sampling.max_tokens - self._count
+
+    def _may_run_out(self, constraint: Constraint) -> bool:
+        """Whether so few tokens are left that JSON may not come to its end."""
+        return constraint.closes and self._left <= MOST_NEEDED + _SPARE_TOKENS
+
     def _must_close(self, constraint: Constraint) -> bool:
         """Whether the answer has to come to its end now, if it is to come to one."""
-        left = self._sampling.max_tokens - self._count
-        if not constraint.closes or left > MOST_NEEDED + _SPARE_TOKENS:
+        if not self._may_run_out(constraint):
             return False
-        near = left <= self._needed_tokens + _SPARE_TOKENS
+        near = self._left <= self._needed_tokens + _SPARE_TOKENS
         if self._count - self._looked >= _LOOK_TOKENS or (near and self._looked < self._count):
             self._needed_tokens, self._looked = constraint.needed_tokens(), self._count
-        return left <= self._needed_tokens + _SPARE_TOKENS
+        return self._left <= self._needed_tokens + _SPARE_TOKENS
 
     def _leaves_room(self, constraint: Constraint, token: int) -> bool:
         """Whether JSON can come to its end after a token: one that begins an object may want many more."""
-        left = self._sampling.max_tokens - self._count - 1
-        if not constraint.closes or left > MOST_NEEDED + _SPARE_TOKENS or not constraint.opens(token):
+        if not (self._may_run_out(constraint) and constraint.opens(token)):
             return True
-        return constraint.needed_tokens(token) <= left
+        return constraint.needed_tokens(token) < self._left
 
     def _free(self, context: object, index: int, row: Row) -> int:
         """Any token."""

@@ -101,20 +101,20 @@ class Grammars:
 
     Args:
         words: of the vocabulary; asked for when the first grammar comes.
-
-    Attributes:
-        ready: whether `prepare` was called. Until then the first of the others takes seconds.
     """
 
     def __init__(self, words: Callable[[], Words]) -> None:
         self._words, self._lock = words, threading.Lock()
         self._made: OrderedDict[Grammar, LLMatcher] = OrderedDict()
-        self.ready = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether the vocabulary was read. Until then what needs it first takes seconds."""
+        return "_tokenizer" in self.__dict__
 
     def prepare(self) -> None:
         """Read the vocabulary, which takes seconds where it is large, and some 400 bytes a token for good."""
         self._tokenizer  # noqa: B018  # kept
-        self.ready = True
 
     def check(self, grammar: Grammar) -> None:
         """Make what `constraint` needs; may take some 100 ms.
@@ -135,8 +135,7 @@ class Grammars:
             if made is not None:
                 self._made.move_to_end(grammar)
                 return made
-        tokenizer = self._tokenizer
-        made = LLMatcher(tokenizer, _source(grammar), log_level=0, limits=_LIMITS)
+        made = LLMatcher(self._tokenizer, _source(grammar), log_level=0, limits=_LIMITS)
         if made.is_error():
             raise UsageError(f"the grammar of the answer cannot be used: {_line(made.get_error())}")
         with self._lock:
