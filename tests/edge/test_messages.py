@@ -45,6 +45,8 @@ def test_messages_are_a_chat() -> None:
     call = read(system=blocks, stop_sequences=["x"], stream=True, **fields)
     assert call.asks == read_chat(json.dumps(chat).encode(), BOUNDS, 7).asks and call.stream
     assert read(model="preread@manual").asks[0].context == "manual"
+    form = {"messages": HELLO, "max_tokens": 9, "response_format": {"type": "json_object"}}
+    assert read(**form).asks == read_chat(json.dumps(form).encode(), BOUNDS, 7).asks
 
 
 def test_uses_of_tools_and_their_results_are_the_chat_so_far() -> None:
@@ -90,6 +92,7 @@ def test_uses_of_tools_and_their_results_are_the_chat_so_far() -> None:
         ({"container": "c"}, "container"),
         ({"stop_sequences": ["x"] * 17}, "stop_sequences"),
         ({"output_config": {"format": {"type": "xml"}}}, "output_config.format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
         ({"n": 3}, "n"),
     ],
 )

@@ -46,6 +46,8 @@ def test_fields_of_chats_are_those_of_chats() -> None:
     chat = {"messages": HELLO, "max_tokens": 9, "logprobs": True, "top_logprobs": 2, **fields}
     read_as = read(max_output_tokens=9, top_logprobs=2, stream=True, **fields)
     assert read_as.asks == read_chat(json.dumps(chat).encode(), BOUNDS, 7).asks and read_as.stream
+    form = {"response_format": {"type": "json_object"}}
+    assert read(**form).asks == read_chat(json.dumps({"messages": HELLO, **form}).encode(), BOUNDS, 7).asks
     assert read(include=["message.output_text.logprobs"]).asks[0].sampling.top_logprobs == 0
 
 

@@ -21,7 +21,7 @@ def chat_call(request: Common, chat: Mapping[str, Any], names: Mapping[str, str]
 
     Args:
         request: what it has in common with chats is taken from it.
-        chat: the other fields of a chat's body; None: it has none.
+        chat: fields of a chat's body that are said otherwise in the request; None: not said so.
         names: what fields of a chat are called in the request.
         bounds, seed: as `read_chat` has them.
 
@@ -33,11 +33,16 @@ def chat_call(request: Common, chat: Mapping[str, Any], names: Mapping[str, str]
     if request.return_progress:
         raise BadRequest(_PROGRESS, "return_progress")
     same = {name: getattr(request, name) for name in Common.__struct_fields__ if name != "stream_options"}
-    fields = {name: value for name, value in {**same, **chat}.items() if value is not None}
+    fields = _given(same) | _given(chat)
     try:
         return read_chat(msgspec.json.encode(fields), bounds, seed)
     except BadRequest as error:
-        raise BadRequest(str(error), error.param and _renamed(error.param, names)) from error
+        own = {name: called for name, called in names.items() if chat.get(name) is not None}
+        raise BadRequest(str(error), error.param and _renamed(error.param, own)) from error
+
+
+def _given(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _renamed(param: str, names: Mapping[str, str]) -> str:
