@@ -4,6 +4,7 @@ The variables that other programs take proxies from (HTTP_PROXY, HTTPS_PROXY, AL
 """
 
 import base64
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Self
 from urllib.parse import unquote, urlsplit
@@ -41,13 +42,12 @@ class Proxy:
             port = parts.port or 80
         except ValueError:
             raise refusal from None
-        plain = url.isascii() and url.isprintable() and not set(url) & set(' "<>\\^`{|}')
-        if parts.scheme != "http" or not (plain and parts.hostname) or parts.path.strip("/") or parts.query:
+        if parts.scheme != "http" or not (is_plain(url) and parts.hostname) or parts.path.strip("/") or parts.query:
             raise refusal
         return cls(parts.hostname, port, url, _basic(parts.username, parts.password))
 
     def __str__(self) -> str:
-        return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
+        return f"http://{authority(self.host, self.port)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,17 @@ class Via:
 DIRECT: Final = Via()
 
 
-def environment(given: dict[str, str], proxy: Proxy | None) -> dict[str, str]:
+def is_plain(url: str) -> bool:
+    """Whether a URL has only what one may have (RFC 3986): all else is written as %XX there."""
+    return url.isascii() and url.isprintable() and not set(url) & set(' "<>\\^`{|}')
+
+
+def authority(host: str, port: int) -> str:
+    """`host:port`, an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def environment(given: Mapping[str, str], proxy: Proxy | None) -> dict[str, str]:
     """The variables of a child process that reaches others: through `proxy`, whatever they said about proxies."""
     kept = {name: value for name, value in given.items() if name.lower() not in _NAMES}
     return kept if proxy is None else kept | {"http_proxy": proxy.url, "https_proxy": proxy.url}

@@ -20,6 +20,7 @@ from preread import coredumps
 from preread.errors import UsageError
 from preread.store.connections import Connections, Limits
 from preread.store.handshakes import Door
+from preread.via import authority
 
 _LOOPBACKS: Final = ("127.0.0.1", "::1")
 _TRIES: Final = 8
@@ -93,9 +94,7 @@ def url(sock: socket.socket, *, tls: bool = False) -> str:
     """Where a bound socket is reached; `tls`: whether that is spoken, which it never is on a unix socket."""
     if sock.family == socket.AF_UNIX:
         return f"unix:{sock.getsockname()}"
-    host, port = sock.getsockname()[:2]
-    scheme = "https" if tls else "http"
-    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+    return f"{'https' if tls else 'http'}://{authority(*sock.getsockname()[:2])}"
 
 
 def urls(sockets: Sequence[socket.socket], *, tls: bool = False) -> str:

@@ -184,7 +184,7 @@ def _run(command: list[str], scratch: Path, report: Callable[[int], None], proxy
             stdin=subprocess.DEVNULL,
             stdout=sink,
             stderr=sink,
-            env={**environment({**os.environ}, proxy), **environ},
+            env={**environment(os.environ, proxy), **environ},
         )
         try:
             while child.poll() is None:

@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 from preread.errors import UsageError
 from preread.store.hosts import is_loopback
-from preread.via import Proxy, Via
+from preread.via import Proxy, Via, authority, is_plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +27,8 @@ class Origin:
 
     @property
     def authority(self) -> str:
-        """What the Host header says: `host:port`, an IPv6 address in brackets."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        """What the Host header says."""
+        return authority(self.host, self.port)
 
     @property
     def near(self) -> bool:
@@ -99,7 +99,6 @@ def parse_origin(url: str) -> Origin:
         port = parts.port or {"http": 80, "https": 443}[parts.scheme]
     except (ValueError, KeyError) as error:
         raise refusal from error
-    plain = url.isascii() and url.isprintable() and not set(url) & set(' "<>\\^`{|}')
-    if not (plain and parts.hostname and parts.username is None and not parts.query and not parts.fragment):
+    if not (is_plain(url) and parts.hostname and parts.username is None and not parts.query and not parts.fragment):
         raise refusal
     return Origin(parts.scheme, parts.hostname, port, parts.path.rstrip("/"))
