@@ -79,7 +79,7 @@ class CloudLink:
         self._headers: Headers = (("User-Agent", "preread"), ("Accept-Encoding", "identity"))
         if api_key is not None:
             self._headers += (("Authorization", f"Bearer {api_key}"),)
-        self._pool = Pool(self._origin, patience, connections, via)
+        self._pool = Pool(self._route, patience, connections, via.identity)
         self._begun: dict[ObjectId, bytearray] = {}
         self._under_way: list[tuple[bytearray, int]] = []
         self._ended_bytes = 0

@@ -19,8 +19,7 @@ import h11
 from preread import tls
 from preread.errors import CorruptData, RemoteError, TransportError
 from preread.store.dial import READ_BYTES, cause, credentials_refused, dial
-from preread.store.origin import Origin, Route
-from preread.via import DIRECT, Via
+from preread.store.origin import Route
 
 Headers = tuple[tuple[str, str], ...]
 
@@ -73,14 +72,14 @@ class Answer:
 
 
 class Pool:
-    """Up to `connections` keep-alive connections to `origin`, each opened when it is first needed, `via` a proxy."""
+    """Up to `connections` keep-alive connections, each opened when it is first needed; over TLS `identity` is shown."""
 
-    def __init__(self, origin: Origin, patience: Patience, connections: int, via: Via = DIRECT) -> None:
-        self._route, self._patience = Route.to(origin, via), patience
+    def __init__(self, route: Route, patience: Patience, connections: int, identity: tls.Identity | None) -> None:
+        self._route, self._patience = route, patience
         self._places = asyncio.Semaphore(connections)
         self._open: set[_Connection] = set()
         self._idle: list[_Connection] = []
-        self._identity = via.identity
+        self._identity = identity
         self._tls: tls.Renewed | None = None
 
     async def get(self, wanted: Wanted, begun: bytearray | None = None) -> Answer:
@@ -212,7 +211,7 @@ class _Connection:
         if not done or self._http.trailing_data[0]:
             return False
         self._http.start_next_cycle()
-        self._used = True
+        self._used, self._silence = True, ""
         return True
 
     def abort(self) -> None:
@@ -230,7 +229,7 @@ class _Connection:
             return self._http.next_event()
         except h11.RemoteProtocolError as error:
             if self._reader.at_eof():
-                why = "" if body_bytes or self._used else self._silence
+                why = "" if body_bytes else self._silence
                 raise TransportError(f"{self._route} closed the connection after {body_bytes} bytes{why}") from error
             raise RemoteError(f"{self._route} does not speak proper HTTP/1.1: {error}") from error
 
