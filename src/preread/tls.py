@@ -81,7 +81,7 @@ def server_context(own: Identity, clients: Path | None = None) -> ssl.SSLContext
         UsageError: a file cannot be read, holds no certificate, or the key is that of another one.
     """
     renewed = Renewed(lambda: _server_context(own, clients), (*own.files, *([clients] if clients else [])))
-    first = _server_context(own, clients)
+    first = renewed.current()
 
     def choose(connection: ssl.SSLObject, name: str | None, asked: ssl.SSLContext) -> None:
         connection.context = renewed.current()
