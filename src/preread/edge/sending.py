@@ -85,10 +85,8 @@ class Sending:
         return await unless_gone(self._work(partial(_send, send)), receive)
 
     async def _work(self, send: Send) -> None:
-        prompts, form = (
-            await understood(self._head.call, self._residents.node, self._caller),
-            self._api.form(self._head),
-        )
+        prompts = await understood(self._head.call, self._residents.node, self._caller)
+        form = self._api.form(self._head)
         if self._head.call.stream:
             await send(_start(200, _EVENTS))
             async with _pinging(send) as part, aclosing(self._answers(prompts)) as items:
@@ -137,14 +135,16 @@ class Sending:
             return
         telling, core = Telling(), self._residents.node.core
 
-        async def tell(now: Progress | None) -> None:
-            if now is not None:
-                await part(self._api.progress(self._head, now))
+        async def tell() -> None:
+            while True:
+                await asyncio.sleep(PROGRESS_S)
+                if (now := telling.next(prompt.under_way.progress(core))) is not None:
+                    await part(self._api.progress(self._head, now))
 
-        async with _every(PROGRESS_S, lambda: tell(telling.next(prompt.under_way.progress(core)))):
+        async with _meanwhile(tell()):
             yield
         for now in telling.last(prompt.under_way.progress(core)):
-            await tell(now)
+            await part(self._api.progress(self._head, now))
 
 
 async def unless_gone(answering: Coroutine[Any, Any, None], receive: Receive) -> bool:
@@ -206,26 +206,14 @@ async def _pinging(send: Send) -> AsyncGenerator[Part, None]:
             if time.monotonic() - sent_s >= PING_S:
                 await part(_PING)
 
-    pinging = asyncio.create_task(ping())
-    try:
+    async with _meanwhile(ping()):
         yield part
-    finally:
-        pinging.cancel()
-        await asyncio.wait([pinging])
-        if not pinging.cancelled():
-            pinging.exception()  # taken: the next thing that is sent meets it too
 
 
 @asynccontextmanager
-async def _every(period_s: float, tell: Callable[[], Awaitable[None]]) -> AsyncGenerator[None, None]:
-    """Tell something again and again as long as the context is open."""
-
-    async def telling() -> None:
-        while True:
-            await asyncio.sleep(period_s)
-            await tell()
-
-    task = asyncio.create_task(telling())
+async def _meanwhile(sending: Coroutine[Any, Any, None]) -> AsyncGenerator[None, None]:
+    """Have something sent beside what this is open for."""
+    task = asyncio.create_task(sending)
     try:
         yield
     finally:
