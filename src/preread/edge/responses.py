@@ -136,26 +136,23 @@ def read_response(body: bytes, bounds: Bounds, seed: int) -> Call:
 
 def _told(request: Response) -> dict[str, Any]:
     """What the answer repeats."""
-    named = "instructions", "max_output_tokens", "metadata", "tools", "tool_choice", "top_logprobs"
-    text = TextFormat("text") if request.text is None or request.text.format is None else request.text.format
-    usual = {"metadata": {}, "tools": [], "tool_choice": "auto", "top_logprobs": 0}
-    given = {name: value for name in named if (value := getattr(request, name)) is not None}
-    parallel = request.parallel_tool_calls is not False
-    format = {"format": _bare(text)}
-    told = {
+    usual = {
         "instructions": None,
         "max_output_tokens": None,
-        **usual,
-        **given,
-        "text": format,
-        "parallel_tool_calls": parallel,
+        "metadata": {},
+        "tools": [],
+        "tool_choice": "auto",
+        "top_logprobs": 0,
     }
-    return dict(msgspec.to_builtins(told))
+    given = {name: value for name in usual if (value := getattr(request, name)) is not None}
+    format = TextFormat("text") if request.text is None or request.text.format is None else request.text.format
+    always = {"text": {"format": _bare(format)}, "parallel_tool_calls": request.parallel_tool_calls is not False}
+    return dict(msgspec.to_builtins(usual | given | always))
 
 
-def _bare(format: TextFormat) -> dict[str, Any]:
-    fields = msgspec.structs.asdict(format)
-    return {name: value for name, value in fields.items() if value is not None}
+def _bare(told: Tool | TextFormat) -> dict[str, Any]:
+    """The fields that it has."""
+    return {name: value for name, value in msgspec.structs.asdict(told).items() if value is not None}
 
 
 def _format(format: TextFormat | None) -> dict[str, Any] | None:
@@ -176,9 +173,8 @@ def _tools(request: Response) -> list[dict[str, Any]] | None:
                 f"tools[{i}]: functions of yours can be called, not tools of a server: leave {tool.type[:80]!r} out",
                 f"tools[{i}].type",
             )
-        fields = msgspec.structs.asdict(tool)
-        function = {name: value for name, value in fields.items() if name != "type" and value is not None}
-        tools.append({"type": "function", "function": function})
+        function = _bare(tool)
+        tools.append({"type": function.pop("type"), "function": function})
     return tools
 
 
