@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from functools import partial
+from typing import Final
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -47,6 +48,7 @@ _RESPONSE = Api("resp_", read_response, ResponseForm)
 _MESSAGES = Api("msg_", read_messages, MessageForm, anthropic.error)
 _DECISIONS = DecisionApi(decisions.read, decisions.write)
 _SYSTEMONE = DecisionApi(systemone.read, systemone.write)
+_NO_STORE: Final = {"Cache-Control": "no-store"}
 
 
 def create_app(
@@ -129,17 +131,17 @@ async def _health(edge: AsyncEdge, request: Request) -> Response:
         "contexts": len(contexts.entries()),
         "missing": len(contexts.missing()),
     }
-    return JSONResponse(body, headers={"Cache-Control": "no-store"})
+    return JSONResponse(body, headers=_NO_STORE)
 
 
 async def _models(edge: AsyncEdge, started: int, request: Request) -> Response:
-    listed = models.models(edge.node.engine.spec, edge.node.contexts.entries(), started)
+    all = models.models(edge.node.engine.spec, edge.node.contexts.entries(), started)
     wanted = request.path_params.get("id")
     if wanted is None:
-        return JSONResponse({"object": "list", "data": listed}, headers={"Cache-Control": "no-store"})
-    for model in listed:
+        return JSONResponse({"object": "list", "data": all}, headers=_NO_STORE)
+    for model in all:
         if model["id"] == wanted:
-            return JSONResponse(model, headers={"Cache-Control": "no-store"})
+            return JSONResponse(model, headers=_NO_STORE)
     return routes.error_response(404, f"there is no model {wanted[:200]!r}: /v1/models lists all", "model_not_found")
 
 
@@ -150,7 +152,7 @@ async def _contexts(edge: AsyncEdge, request: Request) -> Response:
         message = f"limit is a number from 1 to {listed.MOST}, not {asked[:80]!r}"
         return routes.error_response(400, message, "bad_request", param="limit")
     page = listed.listed(edge.node, request.query_params.get("after", ""), limit)
-    return JSONResponse(page, headers={"Cache-Control": "no-store"})
+    return JSONResponse(page, headers=_NO_STORE)
 
 
 async def _openapi(request: Request) -> Response:
@@ -158,7 +160,7 @@ async def _openapi(request: Request) -> Response:
 
 
 async def _metrics(edge: AsyncEdge, request: Request) -> Response:
-    headers = {"Cache-Control": "no-store", "Content-Type": metrics.CONTENT_TYPE}
+    headers = {**_NO_STORE, "Content-Type": metrics.CONTENT_TYPE}
     return Response(edge.residents.metrics.text(), headers=headers)
 
 
@@ -170,9 +172,8 @@ async def _drop_conversations(edge: AsyncEdge, request: Request) -> Response:
 
 async def _properties(edge: AsyncEdge, request: Request) -> Response:
     engine = edge.node.engine
-    return JSONResponse(
-        models.properties(engine.spec, engine.sampling, engine.kv_memory_bytes), headers={"Cache-Control": "no-store"}
-    )
+    told = models.properties(engine.spec, engine.sampling, engine.kv_memory_bytes)
+    return JSONResponse(told, headers=_NO_STORE)
 
 
 async def _elsewhere(advice: str, request: Request) -> Response:

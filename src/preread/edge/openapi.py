@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from preread.edge import messages, native, responses, texts
+from preread.edge import listed, messages, native, responses, texts
 from preread.edge.body import Chat, Completion, Refused
 from preread.edge.decisions import openai as decisions
 from preread.edge.decisions import systemone
@@ -54,7 +54,7 @@ class Operation:
     parameters: tuple[tuple[str, str, dict[str, Any]], ...] = ()
 
 
-_LIMIT: Final = {"type": "integer", "minimum": 1, "maximum": 1000}
+_LIMIT: Final = {"type": "integer", "minimum": 1, "maximum": listed.MOST}
 _TEXT: Final = {"type": "string"}
 
 OPERATIONS: Final = (
