@@ -298,14 +298,19 @@ def _prompts(prompt: str | list[int | str | list[int]], bounds: Bounds) -> list[
         return [prompt]
     ids = tuple(each for each in prompt if isinstance(each, int))
     if len(ids) == len(prompt):
-        return [_ids(ids, bounds)]
+        return [checked_ids(ids, bounds, "prompt")]
     if ids:
         raise BadRequest("prompt is text, a list of token ids, or a list of several such, not a mixture", "prompt")
     several = [each for each in prompt if not isinstance(each, int)]
-    return [each if isinstance(each, str) else _ids(tuple(each), bounds) for each in several]
+    return [each if isinstance(each, str) else checked_ids(tuple(each), bounds, "prompt") for each in several]
 
 
-def _ids(ids: tuple[int, ...], bounds: Bounds) -> tuple[int, ...]:
-    if any(not 0 <= id < bounds.vocab_size for id in ids):
-        raise BadRequest(f"token ids lie in 0 … {bounds.vocab_size - 1}", "prompt")
+def checked_ids(ids: tuple[int, ...], bounds: Bounds, param: str) -> tuple[int, ...]:
+    """Token ids as they came.
+
+    Raises:
+        BadRequest: one is none of this model's.
+    """
+    outside = any(not 0 <= id < bounds.vocab_size for id in ids)
+    refuse(outside, param, f"token ids lie in 0 … {bounds.vocab_size - 1}")
     return ids

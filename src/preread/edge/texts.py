@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from preread.edge.bounds import check_size
 from preread.edge.edge import AsyncEdge
 from preread.edge.messages import read_counted
-from preread.edge.openai import BadRequest, Bounds, read_chat, read_json
+from preread.edge.openai import Bounds, checked_ids, read_chat, read_json
 from preread.edge.request import Ask
 from preread.edge.responses import read_response
 from preread.edge.understand import rendered, understand
@@ -72,16 +72,14 @@ def _piece(data: bytes) -> str | list[int]:
 
 async def detokenize(edge: AsyncEdge, body: bytes, bounds: Bounds, caller: str) -> Response:
     """The text of token ids, control tokens' included."""
-    ids, engine = read_json(body, Detokenize).tokens, edge.node.engine
-    if any(not 0 <= id < bounds.vocab_size for id in ids):
-        raise BadRequest(f"token ids lie in 0 … {bounds.vocab_size - 1}", "tokens")
+    ids, engine = checked_ids(tuple(read_json(body, Detokenize).tokens), bounds, "tokens"), edge.node.engine
     text = b"".join(engine.piece(id, special=True) for id in ids).decode(errors="replace")
     return JSONResponse({"content": text}, headers=_NO_STORE)
 
 
 async def apply_template(edge: AsyncEdge, body: bytes, bounds: Bounds, caller: str) -> Response:
     """The prompt that a chat comes to."""
-    (ask,) = read_chat(body, bounds, 0).asks[:1]
+    ask = read_chat(body, bounds, 0).asks[0]
     engine = edge.node.engine
     check_size(ask, bounds.window_tokens, engine.spec.token_characters)
 
