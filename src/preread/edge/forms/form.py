@@ -26,6 +26,11 @@ class Head:
     call: Call
     fingerprint: str = ""
 
+    @property
+    def wants_odds(self) -> bool:
+        """Whether it was asked how likely the tokens are."""
+        return self.call.asks[0].sampling.top_logprobs is not None
+
 
 class Form(Protocol):
     """How one answer is written. Each answer has an object of its own, which remembers what was said of it."""

@@ -160,18 +160,14 @@ def _usage(head: Head, ends: Sequence[Done]) -> dict[str, Any]:
     }
 
 
-def _wants_odds(head: Head) -> bool:
-    return head.call.asks[0].sampling.top_logprobs is not None
-
-
 def _chat_odds(head: Head, piece: Piece) -> dict[str, Any] | None:
     """How likely the tokens were; None where it was not asked for."""
-    return {"content": [with_top(odds) for odds in piece.odds], "refusal": None} if _wants_odds(head) else None
+    return {"content": [with_top(odds) for odds in piece.odds], "refusal": None} if head.wants_odds else None
 
 
 def _text_odds(head: Head, piece: Piece, offset: int) -> dict[str, Any] | None:
     """The same of a piece that stands `offset` characters after the beginning."""
-    if not _wants_odds(head):
+    if not head.wants_odds:
         return None
     offsets, at = [], offset
     for odds in piece.odds:

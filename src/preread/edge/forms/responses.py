@@ -71,7 +71,7 @@ class ResponseForm:
             yield from self._close("completed")
             yield from self._begin_message()
         part = self._output[-1]["content"][0]
-        odds = [with_top(each) for each in piece.odds] if self._wants_odds else []
+        odds = [with_top(each) for each in piece.odds] if self._head.wants_odds else []
         part["text"] += piece.text
         part["logprobs"] += odds
         yield self._at("response.output_text.delta", content_index=0, delta=piece.text, logprobs=odds)
@@ -126,10 +126,6 @@ class ResponseForm:
 
     def _id(self, kind: str) -> str:
         return f"{kind}_{self._head.id.partition('_')[2]}{len(self._output)}"
-
-    @property
-    def _wants_odds(self) -> bool:
-        return self._head.call.asks[0].sampling.top_logprobs is not None
 
     def _response(self, done: Done | None) -> dict[str, Any]:
         """The response as far as it has come."""
