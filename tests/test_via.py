@@ -4,13 +4,16 @@ import asyncio
 import base64
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.types import Receive, Scope, Send
 
 from preread import tls
 from preread.cli import options, remote
@@ -66,11 +69,32 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(tmp_path_factory.mktemp("house"))
 
 
+@dataclass(frozen=True, slots=True)
+class Cloud:
+    """A cloud on this machine, over TCP or at a socket, and the paths that it was asked for."""
+
+    url: str
+    asked: list[str]
+
+
+@contextmanager
+def cloud_in(folder: Path, **options: Any) -> Iterator[Cloud]:
+    store = open_store(str(folder / "store"))
+    app, asked = create_app(store, RandomPublisher(store)), list[str]()
+
+    async def noted(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            asked.append(scope["path"])
+        await app(scope, receive, send)
+
+    with serving(noted, **options) as url:
+        yield Cloud(url, asked)
+
+
 @pytest.fixture
-def cloud(tmp_path: Path) -> Iterator[str]:
-    store = open_store(str(tmp_path / "store"))
-    with serving(create_app(store, RandomPublisher(store))) as url:
-        yield url
+def cloud(tmp_path: Path) -> Iterator[Cloud]:
+    with cloud_in(tmp_path) as cloud:
+        yield cloud
 
 
 @pytest.fixture
@@ -104,11 +128,12 @@ def dead() -> Iterator[int]:
 
 @all_ways
 def test_proxies_of_the_environment_have_no_effect(
-    cloud: str, dead: int, monkeypatch: pytest.MonkeyPatch, reach: Reach
+    cloud: Cloud, dead: int, monkeypatch: pytest.MonkeyPatch, reach: Reach
 ) -> None:
     for name in NAMES:
         monkeypatch.setenv(name, f"http://127.0.0.1:{dead}")
-    reach(cloud, DIRECT)
+    reach(cloud.url, DIRECT)
+    assert cloud.asked
 
 
 @all_ways
@@ -126,8 +151,9 @@ def test_all_go_through_the_proxy_that_was_named_and_let_it_find_the_server(
 
 
 @all_ways
-def test_this_machine_is_reached_without_a_proxy(cloud: str, dead: int, reach: Reach) -> None:
-    reach(cloud, Via(Proxy.parse(f"http://127.0.0.1:{dead}")))
+def test_this_machine_is_reached_without_a_proxy(cloud: Cloud, dead: int, reach: Reach) -> None:
+    reach(cloud.url, Via(Proxy.parse(f"http://127.0.0.1:{dead}")))
+    assert cloud.asked
 
 
 def misled(proxy: Forward, dead: int) -> str:
@@ -254,11 +280,13 @@ def test_the_command_line_says_it_for_all_commands(
 
 @all_ways
 def test_all_reach_a_server_at_a_unix_socket(tmp_path: Path, reach: Reach, dead: int) -> None:
-    store, path = open_store(str(tmp_path / "store")), tmp_path / "cloud.sock"
-    with serving(create_app(store, RandomPublisher(store)), uds=str(path)) as url:
-        assert url == f"unix:{path}"
-        reach(url, Via(Proxy.parse(f"http://127.0.0.1:{dead}")))
-        reach(f"unix://{path}", DIRECT)
+    path = tmp_path / "cloud.sock"
+    with cloud_in(tmp_path, uds=str(path)) as cloud:
+        assert cloud.url == f"unix:{path}"
+        for url, via in ((cloud.url, Via(Proxy.parse(f"http://127.0.0.1:{dead}"))), (f"unix://{path}", DIRECT)):
+            cloud.asked.clear()
+            reach(url, via)
+            assert cloud.asked
 
 
 @pytest.mark.parametrize("reach", [list_contexts, ask, sync])

@@ -121,8 +121,7 @@ def test_who_goes_away_leaves_none_of_the_answers_behind(served: Served) -> None
         "POST", f"{served.url}/v1/completions", trust_env=False, timeout=60,
         json=STANDARD | {"prompt": PROMPT, "n": 3, "max_tokens": 700, "stream": True},
     ) as answer:  # fmt: skip
-        assert answer.iter_lines()
-        next(answer.iter_lines())
+        assert next(answer.iter_lines())
     until(lambda: served.edge.node.core.idle)
     assert served.complete(prompt="Four")["choices"]
 

@@ -115,6 +115,7 @@ def test_new_requests_start_while_the_consumer_is_busy() -> None:
             await until(lambda: source.asked == refs[:2])
             source.open(refs[1])
             await until(lambda: source.asked == refs[:3])
+            assert source.asked == refs[:3], "nobody has taken the second one"
 
     asyncio.run(main())
 
