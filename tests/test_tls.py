@@ -1,6 +1,7 @@
 """One way to check certificates: whatever asks a cloud or an edge over TLS honours the same variables, and `--ca`."""
 
 import asyncio
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,9 +19,8 @@ from preread.engine import sources
 from preread.errors import PrereadError, TransportError, UsageError
 from preread.store.egress import CloudLink
 from preread.store.objects import open_store
+from preread.testing.authority import Authority
 from preread.testing.cloud import RandomPublisher, serving
-
-EXTENSIONS = "subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:FALSE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,28 +32,19 @@ class Company:
     folder: Path
 
 
-def openssl(*arguments: str, cwd: Path) -> str:
-    return subprocess.run(["openssl", *arguments], cwd=cwd, check=True, capture_output=True, text=True).stdout.strip()
-
-
 @pytest.fixture(scope="module")
 def company(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Company]:
     here = tmp_path_factory.mktemp("company")
-    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
-    openssl("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=House CA", cwd=here)
-    openssl("req", *key, "-keyout", "cloud.key", "-out", "cloud.csr", "-subj", "/CN=cloud", cwd=here)
-    (here / "extensions").write_text(EXTENSIONS)
-    signed = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "extensions", "-out", "cloud.pem")
-    openssl("x509", "-req", "-in", "cloud.csr", *signed, cwd=here)
+    authority = Authority(here)
+    own = authority.issue("cloud")
     folder = here / "authorities"
     folder.mkdir()
-    (folder / f"{openssl('x509', '-hash', '-noout', '-in', 'ca.pem', cwd=here)}.0").write_bytes(
-        (here / "ca.pem").read_bytes()
-    )
+    shutil.copy(authority.file, folder)
+    subprocess.run(["openssl", "rehash", folder], check=True, capture_output=True)
     store = open_store(str(here / "store"))
     cloud = create_app(store, RandomPublisher(store))
-    with serving(cloud, ssl_certfile=here / "cloud.pem", ssl_keyfile=here / "cloud.key") as url:
-        yield Company(url.replace("http:", "https:"), here / "ca.pem", folder)
+    with serving(cloud, ssl_certfile=own.certificate, ssl_keyfile=own.key) as url:
+        yield Company(url.replace("http:", "https:"), authority.file, folder)
 
 
 @pytest.fixture(autouse=True)
