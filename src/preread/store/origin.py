@@ -63,9 +63,8 @@ class Route:
 
     def target(self, path: str) -> str:
         """What a request's first line says (RFC 9112, 3.2.1 and 3.2.2)."""
-        return (
-            f"http://{self.origin.authority}{self.origin.prefix}{path}" if self.relayed else self.origin.prefix + path
-        )
+        below = self.origin.prefix + path
+        return f"http://{self.origin.authority}{below}" if self.relayed else below
 
     @property
     def headers(self) -> tuple[tuple[str, str], ...]:
