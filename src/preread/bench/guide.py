@@ -7,43 +7,32 @@ of its own, that learnt so. With questions, every mode also answers them about d
 measured how likely the right answers are. It knows modes; it must not know how mappings and guides are made.
 """
 
-import json
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from preread.align.guide_bytes import KeptGuide
 from preread.align.mapping import Read
 from preread.align.mapping_bytes import Kept
+from preread.bench.modes import CONTROL, GUIDED, LLM, SLM, Found, rows_of, show
 from preread.bench.through import sent
 from preread.cloud.reading import Help, check_models
 from preread.codec import ladder
 from preread.codec.profile import Profile, prepare
 from preread.codec.profile_bytes import loads
-from preread.edge.machine import machine
 from preread.engine.llamacpp import LlamaCpp, Tokens
 from preread.errors import UsageError
 from preread.fit import files
 from preread.fit import guided as guides
 from preread.fit.map import Report, load, mapped, read
-from preread.fit.quality import Double, Single, compare, interval, log_softmax
-from preread.fit.questions import SOURCE, Document, documents, right
+from preread.fit.quality import Double, Single, compare, log_softmax
+from preread.fit.questions import Document, documents, right
 from preread.fit.sample import TAIL_TOKENS, WINDOW_TOKENS, rope, windows
 from preread.fit.text import Text
 from preread.values import KVBlock
-
-_HEADINGS = (
-    "mode", "loss", "− SLM's", "KL", "gap closed", "control", "gain over it", "right answers", "control", "their loss",
-    "gain over control", "B/token",
-)  # fmt: skip
-_CONTROL = " control"
-_SLM, _LLM, _GUIDED = "slm", "llm", "guided"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,45 +52,6 @@ class Options:
     control: Path | None = None
     profile: Path | None = None
     rung: str = "b1.2"
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One mode, means over all windows; nats a token.
-
-    Attributes:
-        mode: "slm" or "llm" alone, "mapped-<split>", "guided", or "guided-<rung>".
-        loss: of the text after the context; `dloss`: less the small model's own, `dloss_ci`: its 95 % interval.
-        kl: of the next-token distribution from the small model's own.
-        gap_closed: share of the difference between the two models.
-        control_loss: with the large model's KV of another context; `gain_over_control`: less the mode's own, as such a
-            share too, `gain_ci`: its 95 % interval.
-        qa_exact: share of the questions whose answer is the right one, word for word; `qa_ci`: its 95 % interval,
-            over documents; `qa_control`: with the large model's reading of another document.
-        qa_loss: of the right answers, nats a token; `qa_gap_closed`, `qa_control_loss`, `qa_gain_over_control` and
-            `qa_gain_ci` as above.
-        bytes_per_token: of the context's KV as float16, before any codec; of a rung, what is sent.
-    """
-
-    mode: str
-    text: str
-    loss: float
-    dloss: float
-    dloss_ci: tuple[float, float]
-    kl: float
-    gap_closed: float | None
-    control_loss: float | None
-    gain_over_control: float | None
-    bytes_per_token: int
-    qa_exact: float | None = None
-    qa_ci: tuple[float, float] | None = None
-    qa_control: float | None = None
-    gain_ci: tuple[float, float] | None = None
-    qa_loss: float | None = None
-    qa_gap_closed: float | None = None
-    qa_control_loss: float | None = None
-    qa_gain_over_control: float | None = None
-    qa_gain_ci: tuple[float, float] | None = None
 
 
 def bench(
@@ -126,7 +76,7 @@ def bench(
         slm, llm = (stack.enter_context(closing(_open(*model, longest))) for model in (small, large))
         kept = _load(slm, llm, options)
         chosen = windows(slm, options.text, options.windows)
-        found = _Found({}, {}, {}, {}, {})
+        found = Found({}, {}, {}, {}, {})
         before: Read | None = None
         for number, (tokens, tail) in enumerate(chosen):
             before = _window(slm, llm, tokens, tail, kept, before, found)
@@ -135,25 +85,12 @@ def bench(
         for number, document in enumerate(asked):
             before = _asked(slm, llm, document, kept, before, found)
             report("ask", number + 1, len(asked))
-    rows = _rows(found, options.text.label, slm, llm)
-    return _show(rows, small[1], large[1], len(chosen), sum(len(one.questions) for one in asked), console)
+    rows = rows_of(found, options.text.label, slm, llm)
+    return show(rows, small[1], large[1], len(chosen), sum(len(one.questions) for one in asked), console)
 
 
 _MOST_TOKENS = 2048
 """A document of the questions with its frame, a question and an answer; code has three characters a token."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """By mode: losses (tail - 1,) and divergences of each window; of each document losses of the right answers' tokens,
-    and which answers are right. Of rungs, bytes a token that were sent.
-    """
-
-    losses: dict[str, list[Double]]
-    divergences: dict[str, list[float]]
-    answers: dict[str, list[Double]]
-    right: dict[str, list[list[bool]]]
-    sent: dict[str, list[float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,13 +131,13 @@ def _window(
     tail: Tokens,
     kept: _Kept,
     before: Read | None,
-    found: _Found,
+    found: Found,
 ) -> Read:
     """Measure all modes on a window; what both models make of it."""
     now = _read(slm, llm, tokens, kept)
     exact = log_softmax(slm.session.score(tail))
     own = _loss(exact, tail)
-    for mode, loss, kl in ((_LLM, _large_loss(slm, llm, tail), 0.0), (_SLM, own, 0.0)):
+    for mode, loss, kl in ((LLM, _large_loss(slm, llm, tail), 0.0), (SLM, own, 0.0)):
         found.losses.setdefault(mode, []).append(loss)
         found.divergences.setdefault(mode, []).append(kl)
     for mode, block in _modes(slm, now, tokens, kept, before, found):
@@ -212,7 +149,7 @@ def _window(
     return now
 
 
-def _asked(slm: LlamaCpp, llm: LlamaCpp, document: Document, kept: _Kept, before: Read | None, found: _Found) -> Read:
+def _asked(slm: LlamaCpp, llm: LlamaCpp, document: Document, kept: _Kept, before: Read | None, found: Found) -> Read:
     """Ask all modes about a document; what both models make of it."""
     start, prompts = _prompts(slm, document)
     begun, theirs = _prompts(llm, document)
@@ -224,8 +161,8 @@ def _asked(slm: LlamaCpp, llm: LlamaCpp, document: Document, kept: _Kept, before
         found.right.setdefault(mode, []).append(right(engine, document.questions, its))
         found.answers.setdefault(mode, []).append(_answers(slm, engine, document, its))
 
-    ask(_LLM, llm, theirs)
-    ask(_SLM, slm, prompts)
+    ask(LLM, llm, theirs)
+    ask(SLM, slm, prompts)
     for mode, block in _modes(slm, now, start, kept, before, found):
         slm.session.inject(now.block)
         slm.session.inject(block)
@@ -254,27 +191,27 @@ def _read(slm: LlamaCpp, llm: LlamaCpp, tokens: Tokens, kept: _Kept) -> Read:
 
 
 def _modes(
-    slm: LlamaCpp, now: Read, tokens: Tokens, kept: _Kept, before: Read | None, found: _Found
+    slm: LlamaCpp, now: Read, tokens: Tokens, kept: _Kept, before: Read | None, found: Found
 ) -> list[tuple[str, KVBlock]]:
     """The small model's KV in every mode, and in every mode's control, for which there has to be another text."""
     turn = rope(slm)
     made = [(f"mapped-{one.mapping.split}", mapped(one.mapping, now, turn)) for one in kept.mappings]
     if kept.guide is not None:
-        made.append((_GUIDED, guides.guided(kept.guide.guide, now, turn)))
+        made.append((GUIDED, guides.guided(kept.guide.guide, now, turn)))
     if kept.guide is not None and kept.profile is not None:
         codec = ladder.codec(kept.rung, prepare(kept.profile, slm.embeddings(tokens)))
         slm.session.inject(now.block)
         slm.session.inject(made[-1][1])
         whole = slm.session.export(now.block.tokens, now.block.layers)
         size_bytes = sent(slm, codec, tokens, whole, kept.profile.group_layers)
-        made.append((f"{_GUIDED}-{kept.rung}", slm.session.export(now.block.tokens, now.block.layers)))
+        made.append((f"{GUIDED}-{kept.rung}", slm.session.export(now.block.tokens, now.block.layers)))
         found.sent.setdefault(made[-1][0], []).append(size_bytes / len(tokens))
     if before is None:
         return made
     control = guides.other(now, before)
-    made += [(f"mapped-{one.mapping.split}{_CONTROL}", mapped(one.mapping, control, turn)) for one in kept.mappings]
+    made += [(f"mapped-{one.mapping.split}{CONTROL}", mapped(one.mapping, control, turn)) for one in kept.mappings]
     if kept.guide is not None:
-        made.append((_GUIDED + _CONTROL, guides.guided((kept.control or kept.guide).guide, control, turn)))
+        made.append((GUIDED + CONTROL, guides.guided((kept.control or kept.guide).guide, control, turn)))
     return made
 
 
@@ -305,114 +242,3 @@ def _large_loss(slm: LlamaCpp, llm: LlamaCpp, tail: Tokens) -> Double:
 
 def _loss(log_probabilities: Single, tail: Tokens) -> Double:
     return -log_probabilities[np.arange(len(tail) - 1), tail[1:]].astype(np.float64)
-
-
-def _rows(found: _Found, text: str, slm: LlamaCpp, llm: LlamaCpp) -> list[Row]:
-    losses = found.losses
-    rows = []
-    for mode, its in losses.items():
-        if mode.endswith(_CONTROL):
-            continue
-        its_right = found.right.get(mode)
-        told, asked = _told(losses, mode), _told(found.answers, mode)
-        assert told is not None
-        rows.append(
-            Row(
-                mode,
-                text,
-                told.loss,
-                round(told.loss - float(np.mean(np.concatenate(losses[_SLM]))), 5),
-                _interval([a.mean() - b.mean() for a, b in zip(its, losses[_SLM], strict=True)]),
-                round(float(np.mean(found.divergences[mode])), 5),
-                told.gap_closed,
-                told.control,
-                told.gain,
-                round(float(np.mean(found.sent[mode])))
-                if mode in found.sent
-                else 2 * (llm if mode == _LLM else slm).spec.geometry.values_per_token,
-                _share(its_right),
-                None if its_right is None else _interval([float(np.mean(one)) for one in its_right]),
-                _share(found.right.get(_control(mode))),
-                told.gain_ci,
-                *((None,) * 5 if asked is None else asked),
-            )
-        )
-    return rows
-
-
-def _control(mode: str) -> str:
-    return (_GUIDED if mode.startswith(_GUIDED) else mode) + _CONTROL
-
-
-class _Told(NamedTuple):
-    """Nats a token in one mode, against both models and its control, as in `Row`."""
-
-    loss: float
-    gap_closed: float | None
-    control: float | None
-    gain: float | None
-    gain_ci: tuple[float, float] | None
-
-
-def _told(losses: dict[str, list[Double]], mode: str) -> _Told | None:
-    """Of windows or of documents; None: there are none."""
-    if not losses:
-        return None
-    loss, own, best = (float(np.concatenate(losses[one]).mean()) for one in (mode, _SLM, _LLM))
-    gap = own - best
-    closed = None if mode == _SLM or gap <= 0 else round((own - loss) / gap, 4)
-    controls = losses.get(_control(mode))
-    if not controls:
-        return _Told(round(loss, 5), closed, None, None, None)
-    control = round(float(np.concatenate(controls).mean()), 5)
-    if gap <= 0:
-        return _Told(round(loss, 5), closed, control, None, None)
-    # The first text has no other before it: the control is compared with the same texts.
-    gains = [(other - mine) / gap for mine, other in zip(losses[mode][-len(controls) :], controls, strict=True)]
-    low, high = interval(gains)
-    return _Told(
-        round(loss, 5), closed, control, round(float(np.concatenate(gains).mean()), 4), (round(low, 4), round(high, 4))
-    )
-
-
-def _share(marks: list[list[bool]] | None) -> float | None:
-    return None if marks is None else share([one for each in marks for one in each])
-
-
-def _interval(means: list[float]) -> tuple[float, float]:
-    """Percentile bootstrap over windows, seeded."""
-    picks = np.random.default_rng(0).integers(len(means), size=(10_000, len(means)))
-    low, high = np.percentile(np.array(means)[picks].mean(axis=1), (2.5, 97.5))
-    return round(float(low), 5), round(float(high), 5)
-
-
-def _show(rows: list[Row], small: str, large: str, count: int, asked: int, console: Console) -> dict[str, object]:
-    caption = f"{count} contexts of {WINDOW_TOKENS} tokens, the next {TAIL_TOKENS - 1} predicted; nats a token"
-    if asked:
-        caption += f"; {asked} questions about {SOURCE}"
-    table = Table(*_HEADINGS, title=f"{large} reads for {small}: {rows[0].text}", caption=caption)
-    for row in rows:
-        low, high = row.dloss_ci
-        table.add_row(
-            row.mode, f"{row.loss:.4f}", f"{row.dloss:+.4f} [{low:+.4f}, {high:+.4f}]", f"{row.kl:.4f}",
-            number(row.gap_closed), number(row.control_loss), number(row.gain_over_control),
-            number(row.qa_exact), number(row.qa_control), number(row.qa_loss), number(row.qa_gain_over_control),
-            f"{row.bytes_per_token:,}",
-        )  # fmt: skip
-    console.print(table)
-    result: dict[str, object] = {
-        "bench": "guide", "slm": small, "llm": large, "questions": asked, "rows": [asdict(row) for row in rows],
-        "machine": asdict(machine()),
-    }  # fmt: skip
-    print(json.dumps(result))
-    return result
-
-
-def share(marks: Sequence[bool]) -> float | None:
-    """Of the answers, which are right or not; None where nothing was asked."""
-    return round(float(np.mean(marks)), 4) if marks else None
-
-
-def number(value: float | None) -> str:
-    """As it is shown in tables."""
-    return "–" if value is None else f"{value:.3f}"

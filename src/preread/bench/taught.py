@@ -17,7 +17,7 @@ from rich.table import Table
 
 from preread.align.study_bytes import Study
 from preread.align.taught_bytes import Taught
-from preread.bench.guide import number, share
+from preread.bench.modes import number, share
 from preread.bench.through import sent
 from preread.codec import ladder
 from preread.codec.profile import prepare
