@@ -31,7 +31,7 @@ def test_a_streamed_context_says_from_where_and_at_which_rung() -> None:
 
 
 def test_tokens_are_counted_where_each_chunk_came_from_one_place() -> None:
-    origins = {(0, g): "here" for g in range(2)} | {(1, g): "near:aa" for g in range(2)}
+    origins = {(0, g): None for g in range(2)} | {(1, g): "near:aa" for g in range(2)}
     mixed = kvmap.loaded(origins, [(0, 100), (100, 300)], [(0, 2), (2, 4)], "q8")
     assert kvmap.told(mixed) == (
         "200 of 300 tokens × 4 layers came from a neighbouring edge at q8; 100 were computed here."
@@ -76,12 +76,14 @@ def test_a_coarser_map_covers_the_same(of: KvMap, columns: int) -> None:
 
 
 @settings(max_examples=40)
-@given(st.dictionaries(st.tuples(st.integers(0, 3), st.integers(0, 2)), st.sampled_from(["cloud", "disk", "near:7"])))
-def test_each_cell_has_the_letter_of_its_source(origins: dict[tuple[int, int], str]) -> None:
+@given(
+    st.dictionaries(st.tuples(st.integers(0, 3), st.integers(0, 2)), st.sampled_from(["cloud", "disk", "near:7", None]))
+)
+def test_each_cell_has_the_letter_of_its_source(origins: dict[tuple[int, int], str | None]) -> None:
     of = kvmap.loaded(origins, [(n, n + 1) for n in range(4)], [(n, n + 1) for n in range(3)], "q8")
-    letters = {"cloud": CLOUD.letter, "disk": DISK.letter, "near:7": NEIGHBOUR.letter, None: AWAY}
+    letters = {"cloud": CLOUD.letter, "disk": DISK.letter, "near:7": NEIGHBOUR.letter, None: HERE.letter, "": AWAY}
     for group, row in enumerate(of.cells):
-        assert list(row) == [letters[origins.get((chunk, group))] for chunk in range(4)]
+        assert list(row) == [letters[origins.get((chunk, group), "")] for chunk in range(4)]
 
 
 def test_letters_and_names_for_style_sheets_are_each_of_one_origin() -> None:

@@ -58,7 +58,7 @@ class Tags(HTMLParser):
 
 
 def answer(name: str | None, reason: str | None = None) -> Answer:
-    origins = {(c, g): ("here" if c < 1 else "cloud") for c in range(3) for g in range(2)}
+    origins = {(c, g): (None if c < 1 else "cloud") for c in range(3) for g in range(2)}
     kv = kvmap.loaded(origins, [(0, 128), (128, 256), (256, 300)], [(0, 2), (2, 4)], "b1.2")
     parts = first_token_parts(20, 300, 120, 400)
     return Answer(1, "12:00:00", name, kv if name else None, None, reason, 25, 8, 12, 90_000, 400, parts, 21.5)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from preread.codec.fitted import joined
 from preread.edge.core import Core
@@ -31,9 +31,6 @@ from preread.wire import segment
 from preread.wire.manifest import Manifest, SegmentPlace
 
 T = TypeVar("T")
-
-HERE: Final = "here"
-"""Where cells come from that are computed."""
 
 _TICK_S = 0.02
 _FIRST_TICK_S, _FIRST_S = 0.005, 0.2
@@ -81,7 +78,7 @@ class Loaded:
         seen_bytes: of all that arrived, unfinished segments included.
         computed_tokens, computed_s: what was computed here, and how long that took.
         decoded_bytes, decoded_s: what was decoded, and how much processor time that took.
-        origins: where the cells that are in place came from: a source's name, or `HERE`.
+        origins: where the cells that are in place came from: a source's name; None: they were computed here.
         failure: the last thing that went wrong, if anything did.
         seconds: until everything was in place; None before that.
     """
@@ -93,7 +90,7 @@ class Loaded:
     computed_s: float = 0.0
     decoded_bytes: int = 0
     decoded_s: float = 0.0
-    origins: dict[Cell, str] = field(default_factory=dict)
+    origins: dict[Cell, str | None] = field(default_factory=dict)
     failure: PrereadError | None = None
     seconds: float | None = None
 
@@ -317,7 +314,7 @@ class Loading:
         self._done.computed_tokens += last - first
         self._done.computed_s += seconds
         groups = range(len(self._what.manifest.groups))
-        self._done.origins |= {(chunk, group): HERE for chunk in range(start, stop) for group in groups}
+        self._done.origins |= {(chunk, group): None for chunk in range(start, stop) for group in groups}
         self._tell(events.Computed(seconds))
 
     def _injected(self, cell: Cell, frames: list[bytes], rows: Rows) -> float:

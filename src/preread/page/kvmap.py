@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-Cell = tuple[int, int]
-"""A chunk and a group of layers, as the plan of a load has it."""
+from preread.plan import beliefs
+from preread.plan.events import Cell
 
 Pair = tuple[int, int]
 """Half-open: [start, stop)."""
@@ -41,6 +41,8 @@ HERE: Final = Origin("H", "here", "computed here", "were computed here")
 ORIGINS: Final[Mapping[str, Origin]] = {
     origin.letter: origin for origin in (CLOUD, NEIGHBOUR, DISK, MEMORY, RESIDENT, HERE)
 }
+_SOURCES: Final[Mapping[str | None, Origin]] = {None: HERE, beliefs.CLOUD: CLOUD, beliefs.DISK: DISK}
+"""By the name of a load's source; all others are neighbours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +94,15 @@ def one_origin(origin: Origin | None, chunks: Iterable[Pair], layers: Iterable[P
     return KvMap(columns, rows, (len(columns) * (AWAY if origin is None else origin.letter),) * len(rows))
 
 
-def loaded(origins: Mapping[Cell, str], chunks: Iterable[Pair], layers: Iterable[Pair], rung: str) -> KvMap:
+def loaded(origins: Mapping[Cell, str | None], chunks: Iterable[Pair], layers: Iterable[Pair], rung: str) -> KvMap:
     """The map of a context that was loaded at a rung.
 
     Args:
-        origins: of the cells that are in place: "here" for what was computed, else the name of a source: "disk",
-            "cloud", or "near:" and an edge's id.
+        origins: of the cells that are in place: the name of a source; None: they were computed here.
         chunks, layers: of the context's manifest.
     """
     columns, rows = tuple(chunks), tuple(layers)
-    letters = {cell: _letter(name) for cell, name in origins.items()}
+    letters = {cell: _SOURCES.get(name, NEIGHBOUR).letter for cell, name in origins.items()}
     cells = tuple("".join(letters.get((c, g), AWAY) for c in range(len(columns))) for g in range(len(rows)))
     return KvMap(columns, rows, cells, rung)
 
@@ -143,12 +144,6 @@ def told(of: KvMap) -> str:
         share = len(of.replaced) / (len(of.chunks) * len(of.layers))
         said += f"; {share:.0%} of it is held at {of.better} since"
     return said + "."
-
-
-def _letter(source: str) -> str:
-    if source == HERE.key:
-        return HERE.letter
-    return {"cloud": CLOUD, "disk": DISK}.get(source, NEIGHBOUR).letter
 
 
 def _came(origin: Origin, of: KvMap) -> str:
