@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import pytest
 
-QUESTION = "What is the code of the pump?"
 os.environ["NO_PROXY"] = "127.0.0.1,localhost"
 
 

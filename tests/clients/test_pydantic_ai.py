@@ -41,7 +41,7 @@ def test_output(model: Any, kind: Any) -> None:
     assert isinstance(agent.run_sync("What is the pump's name and code?").output, Part)
 
 
-def test_a_tool_is_called(model: Any) -> None:
+def test_a_tool_is_offered(model: Any) -> None:
     called = []
     agent = Agent(model, output_type=ToolOutput(Part), model_settings=SETTINGS, retries=2)
 
