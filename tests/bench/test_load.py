@@ -193,9 +193,11 @@ JSON = st.recursive(
 @given(st.lists(st.text(max_size=20) | JSON.map(lambda value: "data: " + json.dumps(value)), max_size=5))
 def test_whatever_comes_is_read_or_refused(lines: list[str]) -> None:
     try:
-        read([(float(number), line) for number, line in enumerate(lines)], 0.0)
-    except RemoteError:
-        return
+        reply = read([(float(number), line) for number, line in enumerate(lines)], 0.0)
+    except RemoteError as refused:
+        assert str(refused)
+    else:
+        assert reply.seen.ttft_s >= 0 and reply.seen.tokens >= 0
 
 
 @given(st.text("ab c", min_size=30, max_size=90), st.integers(1, 12))

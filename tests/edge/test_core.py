@@ -255,14 +255,16 @@ class Bench:
                 found += steps
         return found
 
-    async def ask(self, question: Question) -> None:
-        """Ask, and see that the answer is exact."""
+    async def ask(self, question: Question) -> tuple[int, ...]:
+        """Ask, and see that the answer is exact; its tokens."""
         steps = await self.steps(question)
         given = [one.token for one in steps if one.given]
-        assert tuple(one.token for one in steps if not one.given) == alone(question)
+        answer = tuple(one.token for one in steps if not one.given)
+        assert answer == alone(question)
         if question.echo and not question.guest:
             assert given == question.prompt.tolist()
             assert [one.given for one in steps] == sorted((one.given for one in steps), reverse=True)
+        return answer
 
     # What is left
 
@@ -357,7 +359,7 @@ def test_many_answers_over_shared_contexts_are_those_that_each_gets_alone() -> N
             Question(5 + seed % 9, seed, (None, *CONTEXTS[:3])[seed % 4], temperature=seed % 2, echo=seed % 5 == 0)
             for seed in range(24)
         ]
-        await asyncio.gather(*map(bench.ask, questions))
+        assert await asyncio.gather(*map(bench.ask, questions)) == [*map(alone, questions)]
 
     run(story)
 
@@ -374,10 +376,16 @@ def test_contexts_make_way_and_are_brought_again() -> None:
     run(story, cells=200)
 
 
+def stopped(bench: Bench) -> list[int]:
+    """The answers that make way from now on."""
+    stops: list[int] = []
+    stop, bench.core._stop = bench.core._stop, lambda id: (stops.append(id), stop(id))[1]  # type: ignore[method-assign]
+    return stops
+
+
 def test_an_answer_that_makes_way_goes_on_where_it_was() -> None:
     async def story(bench: Bench) -> None:
-        stops: list[int] = []
-        stop, bench.core._stop = bench.core._stop, lambda id: (stops.append(id), stop(id))[1]  # type: ignore[method-assign]
+        stops = stopped(bench)
         questions = [Question(10, seed, most=80, temperature=1, caller=str(seed)) for seed in range(6)]
         await asyncio.gather(*map(bench.ask, questions))
         assert stops
@@ -389,10 +397,14 @@ def test_a_prompt_that_made_way_is_told_once() -> None:
     """Not again when its answer goes on, nor its answer as if it had been asked."""
 
     async def story(bench: Bench) -> None:
+        stops = stopped(bench)
         questions = [
             Question(30, seed, most=80, temperature=1, echo=seed % 2 == 0, caller=str(seed)) for seed in range(6)
         ]
-        await asyncio.gather(*map(bench.ask, questions))
+        for question, steps in zip(questions, await asyncio.gather(*map(bench.steps, questions)), strict=True):
+            told = question.prompt.tolist() if question.echo else []
+            assert [one.token for one in steps] == [*told, *alone(question)]
+        assert stops
 
     run(story, cells=250)
 
@@ -418,7 +430,7 @@ def test_leaving_while_queued(beside: bool) -> None:
         context = CONTEXTS[0] if beside else None
         await leave(bench, Question(seed=2, context=context), lambda: asyncio.sleep(0))
         hold.go()
-        await other
+        assert await other == alone(Question(seed=1, most=20)) and not bench.brought
 
     run(story, answers=1)
 
@@ -566,7 +578,7 @@ def test_layers_that_open_just_before_a_step_begins_are_not_waited_for() -> None
                 await asyncio.sleep(0.001)
 
         bench.way = late
-        await bench.ask(Question(context=CONTEXTS[0]))
+        assert await bench.ask(Question(context=CONTEXTS[0])) == alone(Question(context=CONTEXTS[0]))
 
     run(story)
 
@@ -819,9 +831,9 @@ def test_a_step_that_waits_for_a_link_keeps_nobody() -> None:
         await bench.ask(Question(seed=1))
         await waiting(bench)
         async with bench.core.paused():
-            pass
+            assert not asking.done()
         go_on.set()
-        await asking
+        assert await asking == alone(Question(context=CONTEXTS[0]))
 
     run(story)
 
@@ -872,21 +884,23 @@ def test_in_any_order_every_answer_is_exact_and_nothing_is_left(seed: int) -> No
         async def any_way(context: ContextId) -> None:
             await getattr(bench, WAYS[int(chance.integers(len(WAYS)))])(context)
 
-        async def one(number: int) -> None:
+        async def one(number: int) -> bool:
+            """Whether whoever asks stays until the end."""
             question = asked(number)
             for _ in range(int(chance.integers(60))):
                 await bench.core.call(lambda: None)
             if chance.random() < 0.6:
-                await bench.ask(question)
-                return
+                return await bench.ask(question) == alone(question)
             asking = asyncio.ensure_future(bench.steps(question, int(chance.integers(1, 20))))
             for _ in range(int(chance.integers(80))):
                 await bench.core.call(lambda: None)
             asking.cancel()
             await asyncio.wait([asking])
+            return False
 
         bench.way = any_way
-        await asyncio.gather(*map(one, range(24)))
+        stayed = await asyncio.gather(*map(one, range(24)))
         await bench.settle()
+        assert any(stayed) and not all(stayed)
 
     run(story, cells=220, answers=5, contexts=4)

@@ -202,9 +202,11 @@ def test_an_answer_whose_grammar_takes_too_much_fails_alone(engine: LlamaCpp, mo
 @given(st.text(), st.sampled_from(["json", "regex", "gbnf", "lark", "any"]))
 def test_any_text_is_a_grammar_or_refused(engine: LlamaCpp, text: str, kind: Any) -> None:
     try:
-        engine.grammars.constraint(Grammar(kind, text)).allowed()
-    except UsageError:
-        pass
+        allowed = engine.grammars.constraint(Grammar(kind, text)).allowed()
+    except UsageError as refused:
+        assert str(refused)
+    else:
+        assert allowed.tolist() == sorted(set(allowed.tolist()))
 
 
 def test_what_was_made_of_a_grammar_is_kept_for_the_next_answer(engine: LlamaCpp) -> None:

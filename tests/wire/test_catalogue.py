@@ -137,4 +137,4 @@ def test_truncated_or_flipped(vectors: Path) -> None:
 
 @given(st.binary(max_size=200))
 def test_arbitrary_bytes(data: bytes) -> None:
-    reason(data)
+    assert reason(data)
