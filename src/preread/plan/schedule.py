@@ -5,8 +5,9 @@ in the KV cache. A step takes the next few tokens of several requests. Where it 
 chosen, so that decoding is nothing but a slice of one token. Contexts that are computed here are slices as well, after
 which nothing is chosen.
 
-- Requests whose answers are under way have a token in every step. Prompts and contexts share what the step has left:
-  few enough tokens that those who read along are not kept waiting.
+- Requests whose answers are under way have a token in every step, or in every second one while all of them are of
+  callers who have many, and another's prompt is read. Prompts and contexts share what the step has left: few enough
+  tokens that those who read along are not kept waiting.
 - Callers are served by how few tokens they had so far, each counting alike (Virtual Token Counter; Sheng et al., OSDI
   2024). Who comes back after a pause has saved nothing up.
 - A request begins when its context is in the cache, or is none, and cells are free, or can be made so. When cells run
@@ -163,9 +164,11 @@ class Schedule:
 
     def _stays(self, job: _Job) -> bool:
         """Whether what was computed for a request is to stay when it ends."""
-        if job.forgotten or job.request.family is not None:
-            return job.request.stem and not job.forgotten
-        return job.done >= LEAST_KEPT_TOKENS and self._keep_s > 0
+        if job.forgotten:
+            return False
+        if job.request.family is not None:
+            return job.request.stem
+        return job.done >= LEAST_KEPT_TOKENS and self.keeps
 
     def propose(self, id: int, drafts: int) -> None:
         """So many of an answer's next tokens are guessed: they may go into its next step."""

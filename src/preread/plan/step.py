@@ -1,6 +1,6 @@
 """The words between the schedule and whoever does what it says: requests, and steps."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +43,9 @@ class Request:
     def alone(self) -> "Request":
         """The same without the context: what it begins with is part of the prompt."""
         prompt_tokens = self.prompt_tokens + self.reuse_tokens
-        alone = Request(self.id, self.caller, prompt_tokens, self.most_tokens, echo=self.echo)
-        return replace(alone, family=self.family, stem=self.stem)
+        return Request(
+            self.id, self.caller, prompt_tokens, self.most_tokens, echo=self.echo, family=self.family, stem=self.stem
+        )
 
 
 @dataclass(frozen=True, slots=True)
