@@ -64,7 +64,12 @@ def _rungs(known: Known | None, node: Node) -> list[dict[str, Any]]:
 
 
 def _rung(rung: Streamable, node: Node) -> dict[str, Any]:
-    holds = node.sources.disk.holds
-    here = sum(ref.size_bytes for place in rung.places for ref in place.refs if holds(ref))
-    told = {"name": rung.name, "bytes": rung.size_bytes, "dloss": rung.stated_dloss, "disk_bytes": here}
+    here_bytes = disk_bytes(rung, node)
+    told = {"name": rung.name, "bytes": rung.size_bytes, "dloss": rung.stated_dloss, "disk_bytes": here_bytes}
     return told if rung.base is None else {**told, "base": rung.base}
+
+
+def disk_bytes(rung: Streamable, node: Node) -> int:
+    """Of a rung's segments, with those that they refine, what this edge's disk has."""
+    holds = node.sources.disk.holds
+    return sum(ref.size_bytes for place in rung.places for ref in place.refs if holds(ref))

@@ -4,22 +4,22 @@ Answers are shown to the caller who asked. All else is the edge's, and said to w
 """
 
 import time
-from collections.abc import Iterable
 from typing import Final
 
 from preread.edge.contexts import Known
 from preread.edge.edge import AsyncEdge
+from preread.edge.listed import disk_bytes
 from preread.edge.node import Node
 from preread.edge.residents import Residents
 from preread.errors import PrereadError
-from preread.page.values import Answer, Choices, Context, Contexts, Machine, Neighbour, Rung, Section, Shown
+from preread.page.values import Choices, Context, Contexts, Machine, Neighbour, Rung, Section, Shown
 from preread.wire.catalogue import Entry
 
 MOST_ANSWERS: Final = 9
 MOST_CONTEXTS: Final = 100
 MOST_CHOICES: Final = 500
 _SOON_S, _LATER_S = 0.25, 1.0
-"""While an answer's context comes, its map is looked at so often; else this often."""
+"""While an answer is under way, its map is looked at so often; else this often."""
 _REST_S: Final = 2.0
 """What all callers see alike is put together no more often, however many look."""
 
@@ -40,11 +40,8 @@ class EdgePage:
         if now_s - self._rest_s >= _REST_S:
             self._rest, self._rest_s = _rest(residents), now_s
         own = {"latest": answers[:1], "earlier": answers[1:]}
-        return Shown({**own, **self._rest}, _SOON_S if _coming(answers) else _LATER_S)
-
-
-def _coming(answers: Iterable[Answer]) -> bool:
-    return any(answer.live for answer in answers)
+        live = any(answer.live for answer in answers)
+        return Shown({**own, **self._rest}, _SOON_S if live else _LATER_S)
 
 
 def _rest(residents: Residents) -> dict[str, Section]:
@@ -68,10 +65,11 @@ def _contexts(entries: list[Entry], residents: Residents) -> Contexts:
         return context not in there, context not in node.offload, -used[context], entry.name
 
     shown = sorted(entries, key=rank)[:MOST_CONTEXTS]
-    return Contexts(tuple(_context(entry, residents) for entry in shown), len(entries) - len(shown))
+    contexts = tuple(_context(entry, residents, resident=entry.context in there) for entry in shown)
+    return Contexts(contexts, len(entries) - len(shown))
 
 
-def _context(entry: Entry, residents: Residents) -> Context:
+def _context(entry: Entry, residents: Residents, *, resident: bool) -> Context:
     node, history, context = residents.node, residents.history, entry.context
     note, known = None, None
     try:
@@ -85,7 +83,7 @@ def _context(entry: Entry, residents: Residents) -> Context:
     elif known is not None and not rungs:
         note = known.why
     whole_here = any(rung.held == 1 for rung in rungs)
-    if context in node.core.residents():
+    if resident:
         tier = "resident"
     elif node.core.present(context):
         tier = "loading"
@@ -101,17 +99,8 @@ def _context(entry: Entry, residents: Residents) -> Context:
 
 
 def _rungs(known: Known, node: Node) -> tuple[Rung, ...]:
-    def held(refs_bytes: list[tuple[bool, int]]) -> float:
-        return sum(size for here, size in refs_bytes if here) / sum(size for _, size in refs_bytes)
-
-    disk = node.sources.disk
     return tuple(
-        Rung(
-            rung.name,
-            rung.size_bytes,
-            rung.stated_dloss,
-            held([(disk.holds(ref), ref.size_bytes) for place in rung.places for ref in place.refs]),
-        )
+        Rung(rung.name, rung.size_bytes, rung.stated_dloss, disk_bytes(rung, node) / rung.size_bytes)
         for rung in known.rungs
     )
 
