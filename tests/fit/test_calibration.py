@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preread.fit.calibration import Fitted, Judged, calibration_error, fitted, probabilities, quality
+from preread.fit.calibration import Judged, Scale, calibration_error, fitted, quality, scaled
 from preread.fit.facts import Fact, registers
 
 logs = st.floats(-20, 0)
@@ -39,7 +39,7 @@ def test_who_knows_nothing_is_told_so() -> None:
     source = np.random.default_rng(0)
     guessed = [Judged(one.logs, int(source.integers(2))) for one in drawn(1000, 2, 3.0, 0.0)]
     found = fitted(guessed, biased=True)
-    assert max(probabilities(guessed[0], found)) < 0.65
+    assert max(scaled(guessed[0].logs, found)) < 0.65
 
 
 @settings(max_examples=30)
@@ -49,14 +49,14 @@ def test_any_questions_give_a_scale_that_makes_sense(asked: list[tuple[list[floa
     found = fitted(judged, biased=False)
     assert 0.04 < found.temperature <= 51 and found.bias == 0
     for one in judged:
-        assert probabilities(one, found).sum() == pytest.approx(1)
+        assert sum(scaled(one.logs, found)) == pytest.approx(1)
 
 
 def test_calibration_is_better_after_a_fit_than_before_and_accuracy_the_same() -> None:
     learnt, asked = drawn(500, 3, 4.0, 0.0), drawn(300, 3, 4.0, 0.0, seed=1)
     by = fitted(learnt, biased=False)
-    before = quality(asked, [probabilities(one, Fitted(1.0, 0.0)) for one in asked])
-    after = quality(asked, [probabilities(one, by) for one in asked])
+    before = quality(asked, [scaled(one.logs, Scale()) for one in asked])
+    after = quality(asked, [scaled(one.logs, by) for one in asked])
     assert before.accuracy == after.accuracy and before.accuracy[1] < before.accuracy[0] < before.accuracy[2]
     assert after.calibration_error[0] < before.calibration_error[0] / 2 and after.brier[0] < before.brier[0]
 

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from typing import Final
 
 from preread.edge.decisions.decide import decide
-from preread.edge.decisions.odds import KINDS, UNFITTED, Calibration, Scale, averaged
+from preread.edge.decisions.odds import KINDS, UNFITTED, Calibration, averaged
 from preread.edge.decisions.question import Inquiry, Kind, Option, Question, predicate
 from preread.edge.residents import Residents
-from preread.fit.calibration import Fitted, Judged, Quality, fitted, probabilities, quality
+from preread.fit.calibration import Judged, Quality, Scale, fitted, quality, scaled
 from preread.fit.facts import Fact, Register
 
 Report = Callable[[str, int, int | None], None]
 
-AS_IT_IS: Final = Fitted(1.0, 0.0)
+AS_IT_IS: Final = Scale()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ def _question(fact: Fact) -> Question:
     return Question(fact.kind, None, fact.text, tuple(Option(n, text) for n, text in enumerate(fact.options)))
 
 
-def fit(asked: Iterable[Asked]) -> dict[Kind, Fitted]:
+def fit(asked: Iterable[Asked]) -> dict[Kind, Scale]:
     """The scale of each kind of question."""
     by_kind: dict[Kind, list[Judged]] = {kind: [] for kind in KINDS}
     for one in asked:
@@ -68,18 +68,18 @@ def fit(asked: Iterable[Asked]) -> dict[Kind, Fitted]:
 
 def calibration(asked: Sequence[Asked]) -> Calibration:
     """What an edge is given, fitted on all questions."""
-    return Calibration({kind: Scale(by.temperature, by.bias) for kind, by in fit(asked).items()}, len(asked))
+    return Calibration(fit(asked), len(asked))
 
 
 def held_out(asked: Sequence[Asked], kind: Kind | None = None) -> Quality:
     """What scales make of questions that they were not fitted on; of one kind, or of all."""
     halves = [fit(one for one in asked if one.register % 2 != half) for half in (0, 1)]
     chosen = [one for one in asked if kind in (None, one.kind)]
-    chances = [probabilities(one.every, halves[one.register % 2].get(one.kind, AS_IT_IS)) for one in chosen]
+    chances = [scaled(one.every.logs, halves[one.register % 2].get(one.kind, AS_IT_IS)) for one in chosen]
     return quality([one.every for one in chosen], chances)
 
 
 def unscaled(asked: Sequence[Asked], kind: Kind | None = None, *, first: bool = False) -> Quality:
     """What the model's own probabilities are worth; `first`: with the options in one order alone."""
     judged = [one.first if first else one.every for one in asked if kind in (None, one.kind)]
-    return quality(judged, [probabilities(one, AS_IT_IS) for one in judged])
+    return quality(judged, [scaled(one.logs, AS_IT_IS) for one in judged])

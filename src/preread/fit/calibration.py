@@ -33,14 +33,24 @@ class Judged:
 
 
 @dataclass(frozen=True, slots=True)
-class Fitted:
-    """What log-odds are divided by, and what is taken from those of the first of two options before."""
+class Scale:
+    """How log-odds are scaled: `bias` is taken from those of the first of two options, then all are divided by
+    `temperature`.
+    """
 
-    temperature: float
-    bias: float
+    temperature: float = 1.0
+    bias: float = 0.0
 
 
-def fitted(judged: Sequence[Judged], *, biased: bool) -> Fitted:
+def scaled(logs: Sequence[float], scale: Scale) -> tuple[float, ...]:
+    """Probabilities (options,), of sum 1, of log-probabilities."""
+    odds = np.asarray(logs, np.float64)
+    if len(logs) == 2:
+        odds = odds - np.array([scale.bias, 0.0])
+    return tuple(_softmax(odds / scale.temperature).tolist())
+
+
+def fitted(judged: Sequence[Judged], *, biased: bool) -> Scale:
     """The scale under which the right answers are likeliest; `biased`: between two options, of which the first may be
     preferred whatever is asked.
 
@@ -48,7 +58,7 @@ def fitted(judged: Sequence[Judged], *, biased: bool) -> Fitted:
     within bounds: a model that knows nothing gets a temperature so high that it says so.
     """
     if not judged:
-        return Fitted(1.0, 0.0)
+        return Scale()
     steep, shift, groups = 1.0, 0.0, _by_options(judged)
     for _ in range(_STEPS):
         gradient, curvature = _slope(groups, len(judged), steep, shift, biased=biased)
@@ -56,7 +66,7 @@ def fitted(judged: Sequence[Judged], *, biased: bool) -> Fitted:
         steep, shift = float(np.clip(steep - step[0], _LEAST_STEEP, _MOST_STEEP)), shift - float(step[1])
         if np.abs(step).max() < _ENOUGH:
             break
-    return Fitted(1 / steep, float(np.clip(shift / steep, -_MOST_BIAS, _MOST_BIAS)))
+    return Scale(1 / steep, float(np.clip(shift / steep, -_MOST_BIAS, _MOST_BIAS)))
 
 
 def _by_options(judged: Sequence[Judged]) -> list[tuple[Double, npt.NDArray[np.int64]]]:
@@ -86,14 +96,6 @@ def _slope(
     return gradient, curvature
 
 
-def probabilities(one: Judged, by: Fitted) -> Double:
-    """Of the options (options,)."""
-    logs = np.asarray(one.logs, np.float64)
-    if len(logs) == 2:
-        logs = logs - np.array([by.bias, 0.0])
-    return _softmax(logs / by.temperature)
-
-
 @dataclass(frozen=True, slots=True)
 class Quality:
     """Each with its 95 % interval: a percentile bootstrap over questions.
@@ -110,10 +112,10 @@ class Quality:
     brier: tuple[float, float, float]
 
 
-def quality(judged: Sequence[Judged], chances: Sequence[Double], seed: int = 0) -> Quality:
+def quality(judged: Sequence[Judged], chances: Sequence[Sequence[float]], seed: int = 0) -> Quality:
     """What probabilities are worth."""
-    right = np.array([int(p.argmax()) == one.right for one, p in zip(judged, chances, strict=True)], np.float64)
-    sure = np.array([float(p.max()) for p in chances])
+    right = np.array([int(np.argmax(p)) == one.right for one, p in zip(judged, chances, strict=True)], np.float64)
+    sure = np.array([max(p) for p in chances])
     squares = np.array([_square(one, p) for one, p in zip(judged, chances, strict=True)])
     draws = np.random.default_rng(seed).integers(0, len(judged), (_DRAWS, len(judged)))
 
@@ -136,10 +138,8 @@ def calibration_error(sure: Double, right: Double) -> float:
     return float(sum(abs(sure[part].mean() - right[part].mean()) * len(part) for part in bins) / len(order))
 
 
-def _square(one: Judged, chances: Double) -> float:
-    wanted = np.zeros(len(chances))
-    wanted[one.right] = 1.0
-    return float(((chances - wanted) ** 2).sum())
+def _square(one: Judged, chances: Sequence[float]) -> float:
+    return sum((p - (option == one.right)) ** 2 for option, p in enumerate(chances))
 
 
 def _softmax(logs: Double) -> Double:

@@ -11,8 +11,9 @@ import msgspec
 import platformdirs
 from msgspec import Meta
 
-from preread.edge.decisions.odds import KINDS, UNFITTED, Calibration, Scale
+from preread.edge.decisions.odds import KINDS, UNFITTED, Calibration
 from preread.errors import CorruptData, UsageError
+from preread.fit.calibration import Scale
 from preread.values import Fingerprint
 
 MOST_BYTES: Final = 65_536

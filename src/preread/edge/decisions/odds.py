@@ -2,8 +2,7 @@
 
 What the same question says in several orders is averaged as log-probabilities, that is, geometrically: a constant
 preference for a label or a place, which multiplies its probability, is then the same for all options and cancels. The
-result is scaled by a temperature that was fitted on questions with known answers (Guo et al., 2017), for a predicate
-after taking a bias towards Yes from it (Platt, 1999). Pure.
+result is scaled as was fitted on questions with known answers: see `fit/calibration.py`. Pure.
 """
 
 import math
@@ -15,18 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from preread.edge.decisions.question import Kind
+from preread.fit.calibration import Scale
 
 KINDS: Final[tuple[Kind, ...]] = ("predicate", "choice", "score")
 
 _Odds = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Scale:
-    """How log-odds are scaled: `bias` is taken from those of Yes, then all are divided by `temperature`."""
-
-    temperature: float = 1.0
-    bias: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +40,6 @@ def averaged(rows: Sequence[Sequence[float]]) -> tuple[float, ...]:
     """The mean log-probability of each option over the orders (rows) in which the question was asked, normalised."""
     mean = np.asarray(rows, np.float64).mean(0)
     return tuple((mean - _log_sum(mean)).tolist())
-
-
-def scaled(logs: Sequence[float], scale: Scale) -> tuple[float, ...]:
-    """Probabilities (options,), of sum 1, of log-probabilities; a bias counts for the first of two options."""
-    odds: _Odds = np.asarray(logs, np.float64)
-    if len(logs) == 2:
-        odds = odds - np.array([scale.bias, 0.0])
-    odds = odds / scale.temperature
-    return tuple(np.exp(odds - _log_sum(odds)).tolist())
 
 
 def joined(logs: Sequence[float]) -> float:
