@@ -24,7 +24,8 @@ from rich.table import Table
 
 from preread.bench.corpus import name as document_name
 from preread.bench.deployment import Report, Setting, deployed, window_tokens
-from preread.edge.decisions.question import INSTRUCTION, Option, Question, orders_of, predicate, text_of
+from preread.bench.judge import question
+from preread.edge.decisions.question import INSTRUCTION, orders_of, text_of
 from preread.edge.machine import machine
 from preread.engine.base import Slice
 from preread.engine.llamacpp import BATCH_TOKENS, LlamaCpp, Tokens
@@ -161,8 +162,7 @@ def _decisions(facts: Sequence[Fact], permutations: int | None) -> dict[str, Any
 
 def _chat(fact: Fact) -> dict[str, Any]:
     """The same question as a chat."""
-    options = tuple(Option(n, text) for n, text in enumerate(fact.options))
-    asked = predicate(None, fact.text) if fact.kind == "predicate" else Question(fact.kind, None, fact.text, options)
+    asked = question(fact)
     content = f"{INSTRUCTION}\n\n{text_of(asked, orders_of(asked, 1)[0])}"
     messages = [{"role": "user", "content": content}]
     return {"context": document_name(0), "messages": messages, "temperature": 0, "max_tokens": 1}

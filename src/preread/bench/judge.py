@@ -43,7 +43,7 @@ async def ask(residents: Residents, registers: Sequence[Register], report: Repor
     for number, register in enumerate(registers):
         report("ask", number, len(registers))
         state = registers[(number + shuffled) % len(registers)].text
-        questions = tuple(_question(fact) for fact in register.facts)
+        questions = tuple(question(fact) for fact in register.facts)
         decided = await decide(Inquiry(state, None, questions), residents, UNFITTED)
         for fact, rows in zip(register.facts, decided.rows, strict=True):
             first, every = Judged(averaged(rows[:1]), fact.right), Judged(averaged(rows), fact.right)
@@ -52,7 +52,8 @@ async def ask(residents: Residents, registers: Sequence[Register], report: Repor
     return found
 
 
-def _question(fact: Fact) -> Question:
+def question(fact: Fact) -> Question:
+    """A fact as it is asked; the value of an option is its number."""
     if fact.kind == "predicate":
         return predicate(None, fact.text)
     return Question(fact.kind, None, fact.text, tuple(Option(n, text) for n, text in enumerate(fact.options)))
