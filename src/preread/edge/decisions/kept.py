@@ -94,8 +94,9 @@ def found(path: Path | None, model: Fingerprint) -> Calibration:
     """
     if path is not None:
         return load(path, model)
+    usual = usual_path(model)
     try:
-        return load(usual, model) if (usual := usual_path(model)).exists() else UNFITTED
+        return load(usual, model) if usual.exists() else UNFITTED
     except UsageError as error:
         _log.warning("confidence of decisions is as the model has it: %s", error)
         return UNFITTED

@@ -12,11 +12,10 @@ import msgspec
 from msgspec import Meta
 
 from preread.edge.decisions.odds import expected
-from preread.edge.decisions.question import MOST_OPTIONS, Inquiry, Option, Question, predicate
+from preread.edge.decisions.question import MOST_OPTIONS, MOST_QUESTIONS, Inquiry, Option, Question, predicate
 from preread.edge.decisions.reply import Decided, told, used
 from preread.edge.openai import BadRequest, Bounds, context_named, read_json
 
-MOST_QUESTIONS: Final = 400
 MOST_DATA: Final = 1 << 18
 """Bytes of a part that is JSON."""
 
@@ -126,17 +125,17 @@ def write(decided: Decided) -> bytes:
 
 
 def _answer(question: Question, odds: Sequence[float]) -> dict[str, Any]:
-    told = {"type": question.kind, "name": question.name}
+    asked = {"type": question.kind, "name": question.name}
     each = list(zip(question.options, odds, strict=True))
     if question.kind == "predicate":
-        return told | {"probability": odds[0]}
+        return asked | {"probability": odds[0]}
     confidence = max(odds)
     if question.kind == "choice":
         chosen = max(each, key=lambda pair: pair[1])[0]
         probabilities = [{"value": option.value, "probability": p} for option, p in each]
-        return told | {"choice": chosen.value, "confidence": confidence, "probabilities": probabilities}
+        return asked | {"choice": chosen.value, "confidence": confidence, "probabilities": probabilities}
     levels = [{"value": option.value, "label": option.text, "probability": p} for option, p in each]
-    return told | {"score": expected(odds), "confidence": confidence, "probabilities": levels}
+    return asked | {"score": expected(odds), "confidence": confidence, "probabilities": levels}
 
 
 def _question(asked: Predicate | ChoiceQuestion | ScoreQuestion, at: str) -> Question:

@@ -15,6 +15,8 @@ Kind = Literal["predicate", "choice", "score"]
 LETTERS: Final = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 YES, NO = "Yes", "No"
 MOST_OPTIONS: Final = len(LETTERS)
+MOST_QUESTIONS: Final = 400
+"""Of one request."""
 MOST_PROMPTS: Final = 1024
 """Questions times orders of one request."""
 

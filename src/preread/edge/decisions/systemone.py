@@ -8,17 +8,15 @@ Ollama's examples have it. Images and files are refused. Pure.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
 from preread.edge.decisions.odds import decidedness, expected
-from preread.edge.decisions.question import MOST_OPTIONS, Inquiry, Option, Question, predicate
+from preread.edge.decisions.question import MOST_OPTIONS, MOST_QUESTIONS, Inquiry, Option, Question, predicate
 from preread.edge.decisions.reply import Decided, told, used
 from preread.edge.openai import BadRequest, Bounds, context_named, read_json
-
-MOST_QUESTIONS: Final = 400
 
 _Orders = Annotated[int, Meta(ge=1, le=MOST_OPTIONS)]
 _Id = Annotated[str, Meta(min_length=1, max_length=1000)]
