@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from preread.page import kvmap, render
+from preread.page.first_token import first_token_parts
 from preread.page.routes import FILES
 from preread.page.values import (
     Answer,
@@ -23,7 +24,6 @@ from preread.page.values import (
     Published,
     Rung,
     Section,
-    first_token_parts,
 )
 
 STATIC = Path(render.__file__).parent / "static"

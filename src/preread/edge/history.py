@@ -15,8 +15,9 @@ from preread.edge.contexts import Known
 from preread.edge.record import Record
 from preread.edge.refine import Refinement
 from preread.page import kvmap
+from preread.page.first_token import first_token_parts
 from preread.page.kvmap import KvMap, Origin, Pair
-from preread.page.values import Answer, first_token_parts
+from preread.page.values import Answer
 from preread.values import ContextId
 
 MOST: Final = 64
