@@ -94,7 +94,7 @@ async def decide(
                 tokens = await _read(every, stem, node, caller, family, at_once)
     finally:
         residents.begun()
-    record.token(replace(tokens[-1], end=True))
+    record.token(replace(tokens[-1], end=True))  # the last of them is here, and none is part of an answer
     own = sum(len(reading.tokens) for reading in every)
     record.note(prompt_n=record.timings.prompt_n + own)
     residents.metrics.answered(record.timings)
