@@ -1,5 +1,6 @@
 """A context comes from a cloud into a server's slot, and every doubt leaves the request to the server."""
 
+import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,9 @@ import pytest
 from preread.attach.app import create_app
 from preread.attach.opening import attached
 from preread.attach.options import Options
+from preread.errors import UsageError
 from preread.testing.cloud import serving
+from preread.via import Proxy, Via
 
 QUESTION = {"role": "user", "content": "What is the code of the valve?"}
 
@@ -124,3 +127,21 @@ def test_without_a_cloud_that_answers_the_server_computes(
     with attach(small_server, tiny_model, "http://127.0.0.1:9", tmp_path / "cache") as url:
         way, answer = _chat(url, context="manual")
         assert way == "passed" and answer["timings"]["prompt_n"] > 200
+
+
+def test_a_model_that_is_not_here_comes_through_the_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    proxies: list[Proxy | None] = []
+
+    def pull(model: str, progress: Any, proxy: Proxy | None = None) -> Path:
+        proxies.append(proxy)
+        raise UsageError("it is not to be had")
+
+    async def opened() -> None:
+        async with attached(Options("small", "http://127.0.0.1:9", tmp_path, via=Via(named))):
+            pass
+
+    named = Proxy.parse("http://proxy.example:3128")
+    monkeypatch.setattr("preread.attach.opening.pull", pull)
+    with pytest.raises(UsageError, match="not to be had"):
+        asyncio.run(opened())
+    assert proxies == [named]

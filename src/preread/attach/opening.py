@@ -55,7 +55,7 @@ async def attached(options: Options) -> AsyncGenerator[Attached, None]:
         server = Server(options.server, options.server_key)
         stack.push_async_callback(server.aclose)
         slot_files = stack.enter_context(Folder(options.slots, options.slots_bytes))
-        path = await asyncio.to_thread(pull, options.model, lambda *_: None)
+        path = await asyncio.to_thread(pull, options.model, lambda *_: None, proxy=options.via.proxy)
         name = path.stem if options.model.endswith(".gguf") else options.model
         engine = await to_thread.run_sync(lambda: _engine(path, name))
         stack.callback(engine.close)
