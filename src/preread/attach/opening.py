@@ -1,7 +1,6 @@
 """Attaching to a llama-server: the parts of it, opened together and closed in turn."""
 
 import asyncio
-import hashlib
 import logging
 import secrets
 from collections.abc import AsyncGenerator, Coroutine
@@ -9,7 +8,6 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
-import platformdirs
 from anyio import to_thread
 
 from preread.attach.attached import Attached
@@ -20,6 +18,7 @@ from preread.attach.options import Options
 from preread.attach.published import Published
 from preread.attach.server import Server
 from preread.attach.trust import Trust
+from preread.edge import kept
 from preread.edge.contexts import Contexts
 from preread.edge.neighbours import Neighbours
 from preread.edge.published import OwnModel
@@ -64,7 +63,7 @@ async def attached(options: Options) -> AsyncGenerator[Attached, None]:
             stack.push_async_callback(link.aclose)
             if link.exposed:
                 _log.warning("contexts come without TLS: whoever is on the way can read them, and change them")
-        folder, spec = options.folder or _folder(options.cloud), engine.spec
+        folder, spec = options.folder or kept.usual_folder(options.cloud), engine.spec
         contexts = Contexts(folder, OwnModel(spec.fingerprint, spec.vocabulary, spec.geometry, spec.trained_tokens))
         await asyncio.to_thread(contexts.restore)
         held = Held(folder / "held" / spec.fingerprint[:16], options.disk_bytes) if options.disk_bytes else None
@@ -124,9 +123,3 @@ async def _running(work: Coroutine[Any, Any, None]) -> AsyncGenerator[None, None
 
 def _engine(path: Path, name: str) -> LlamaCpp:
     return LlamaCpp.open(path, name=name, window_tokens=_WINDOW_TOKENS, threads=1, mapped=True)
-
-
-def _folder(cloud: str | None) -> Path:
-    """Each cloud's catalogue has a folder of its own, which an edge of that cloud shares."""
-    digest = hashlib.blake2b((cloud or "none").encode(), digest_size=8).hexdigest()
-    return platformdirs.user_cache_path("preread") / "edge" / digest

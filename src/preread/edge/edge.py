@@ -6,19 +6,17 @@ with Edge(model="smollm2-135m-instruct", cloud="http://cloud:8000") as edge:
         print(text, end="", flush=True)
 """
 
-import hashlib
 import secrets
 from collections.abc import AsyncGenerator, Generator
 from contextlib import AsyncExitStack, ExitStack, aclosing, closing
 from dataclasses import dataclass, replace
-from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Literal, Self, Unpack
 
-import platformdirs
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
+from preread.edge import kept
 from preread.edge.answer import answer, gathered
 from preread.edge.near import open_near
 from preread.edge.node import Node
@@ -63,7 +61,7 @@ class AsyncEdge:
         arenas.bound()
         path = pull(options.model, lambda *_: None, proxy=options.via.proxy)
         link = CloudLink(options.cloud, api_key=options.api_key, via=options.via) if options.cloud else None
-        folder = options.folder or _folder(options.cloud)
+        folder = options.folder or kept.usual_folder(options.cloud)
         residents = await self._stack.enter_async_context(
             open_node(path, path.stem if options.model.endswith(".gguf") else options.model, link, folder, options)
         )
@@ -259,9 +257,3 @@ class Edge:
             generating.result()
         finally:
             generating.cancel()
-
-
-def _folder(cloud: str | None) -> Path:
-    """Each cloud's catalogue has a folder of its own."""
-    digest = hashlib.blake2b((cloud or "none").encode(), digest_size=8).hexdigest()
-    return platformdirs.user_cache_path("preread") / "edge" / digest

@@ -4,6 +4,7 @@ It is this module's own, below the one that somebody named, and only files of na
 knows files and sizes; what they mean is in `contexts.py`.
 """
 
+import hashlib
 import logging
 import os
 import time
@@ -12,6 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+import platformdirs
+
 from preread import files
 from preread.errors import CorruptData
 from preread.values import ObjectRef
@@ -19,6 +22,12 @@ from preread.wire.digest import is_id, object_id
 
 _STALE_S: Final = 600.0
 _log = logging.getLogger(__name__)
+
+
+def usual_folder(cloud: str | None) -> Path:
+    """Where what a cloud publishes is kept by default: each has a folder of its own, whoever keeps it."""
+    digest = hashlib.blake2b((cloud or "none").encode(), digest_size=8).hexdigest()
+    return platformdirs.user_cache_path("preread") / "edge" / digest
 
 
 class Kept:
