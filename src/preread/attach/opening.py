@@ -3,10 +3,10 @@
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from anyio import to_thread
 
@@ -30,6 +30,7 @@ from preread.errors import PrereadError
 from preread.plan.match import Tokens
 from preread.store.egress import CloudLink
 from preread.store.held import Held
+from preread.tasks import running
 
 _WINDOW_TOKENS: Final = 64
 """Nothing is computed but one token, which shows where the embeddings are that decoding takes."""
@@ -80,7 +81,7 @@ async def attached(options: Options) -> AsyncGenerator[Attached, None]:
             )
             stack.push_async_callback(near.aclose)
             await near.probe()
-            await stack.enter_async_context(_running(near.keep_probing()))
+            await stack.enter_async_context(running(near.keep_probing()))
         sources = Sources(link, held, near)
         stack.push_async_callback(sources.flush)
 
@@ -93,9 +94,9 @@ async def attached(options: Options) -> AsyncGenerator[Attached, None]:
         bringing = Bringing(slot_files, sources, engine.embeddings, trust, counts, options)
         opened = Attached(server, slot_files, published, trust, bringing, counts)
         stack.push_async_callback(opened.aclose)
-        await stack.enter_async_context(published.in_step(options.sync_s))
-        await stack.enter_async_context(trust.checking())
-        await stack.enter_async_context(_running(_prove(opened, bringing)))
+        await stack.enter_async_context(running(published.keep_in_step(options.sync_s)))
+        await stack.enter_async_context(running(trust.keep_checking()))
+        await stack.enter_async_context(running(_prove(opened, bringing)))
         yield opened
 
 
@@ -108,17 +109,6 @@ async def _prove(opened: Attached, bringing: Bringing) -> None:
             await bringing.prove(own[0])
         except PrereadError as error:
             _log.info("whether the cloud's KV is the server's own is not known yet: %s", error)
-
-
-@asynccontextmanager
-async def _running(work: Coroutine[Any, Any, None]) -> AsyncGenerator[None, None]:
-    """Have something run as long as the context is open."""
-    task = asyncio.create_task(work)
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
 
 
 def _engine(path: Path, name: str) -> LlamaCpp:

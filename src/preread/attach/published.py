@@ -6,8 +6,7 @@ Names are asked of the cloud; what a prompt begins with is compared here, and ne
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from typing import Final
 
 from preread.attach.asked import Spoken
@@ -41,15 +40,18 @@ class Published:
         self.contexts, self._link, self._engine, self.model = contexts, link, engine, engine.spec.name
         self._spoken: dict[ContextId, Spoken] = {}
 
-    @asynccontextmanager
-    async def in_step(self, every_s: float) -> AsyncGenerator[None, None]:
-        """Ask the cloud for its catalogue again and again as long as this is open."""
-        work = asyncio.create_task(self._keep_in_step(every_s))
-        try:
-            yield
-        finally:
-            work.cancel()
-            await asyncio.wait([work])
+    async def keep_in_step(self, every_s: float) -> None:
+        """Ask the cloud for its catalogue for ever; failures are logged once when they begin and once when they end."""
+        if self._link is None:
+            self.contexts.unreachable = "there is no cloud"
+            self.contexts.asked_cloud.set()
+            return
+        failures, asked_s = 0, float("-inf")
+        while True:
+            if time.monotonic() - asked_s >= sync_pause_s(every_s, failures or bool(self.contexts.unreachable)):
+                failures = await self._synced(self._link, failures)
+                asked_s = time.monotonic()
+            await asyncio.sleep(min(every_s, _LOOK_S))
 
     async def find(self, name: str) -> Known:
         """The context of this name, got from the cloud as far as it is not here.
@@ -101,19 +103,6 @@ class Published:
         if self._link is not None and not contexts.unreachable and contexts.entry(name) is None:
             with suppress(TimeoutError, PrereadError):  # it is in `unreachable`
                 await asyncio.wait_for(contexts.sync(self._link), _RESYNC_S)
-
-    async def _keep_in_step(self, every_s: float) -> None:
-        """Failures are logged once when they begin and once when they end."""
-        if self._link is None:
-            self.contexts.unreachable = "there is no cloud"
-            self.contexts.asked_cloud.set()
-            return
-        failures, asked_s = 0, float("-inf")
-        while True:
-            if time.monotonic() - asked_s >= sync_pause_s(every_s, failures or bool(self.contexts.unreachable)):
-                failures = await self._synced(self._link, failures)
-                asked_s = time.monotonic()
-            await asyncio.sleep(min(every_s, _LOOK_S))
 
     async def _synced(self, link: CloudLink, failures: int) -> int:
         try:

@@ -5,8 +5,7 @@ And whether the cloud's KV is this server's own: the first rows that come are co
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import numpy as np
@@ -27,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 class Trust:
-    """Belongs to the event loop; `checking` has to run beside.
+    """Belongs to the event loop; `keep_checking` has to run beside.
 
     Args:
         server, folder, engine: what is tried, its --slot-save-path, and the model that it should run.
@@ -52,15 +51,18 @@ class Trust:
         self._agrees = False
         self._again = asyncio.Event()
 
-    @asynccontextmanager
-    async def checking(self) -> AsyncGenerator[None, None]:
-        """Try the server, and again when that failed or is asked for, as long as this is open."""
-        work = asyncio.create_task(self._keep_checking())
-        try:
-            yield
-        finally:
-            work.cancel()
-            await asyncio.wait([work])
+    async def keep_checking(self) -> None:
+        """Try the server, and again whenever that failed or is asked for, for ever."""
+        while True:
+            self._again.clear()
+            before, self.refused = self.refused, await self._refusal()
+            self.tried.set()
+            if self.refused is None:
+                await self._again.wait()
+                continue
+            if before != self.refused:
+                _log.warning("requests go to the server as they are: %s", self.refused)
+            await asyncio.sleep(_AGAIN_S)
 
     def lose(self, why: str) -> None:
         """Something was not as it should be: restore nothing until the server has been tried again."""
@@ -96,18 +98,6 @@ class Trust:
             )
             raise EngineError(self.refused)
         self._agrees = True
-
-    async def _keep_checking(self) -> None:
-        while True:
-            self._again.clear()
-            before, self.refused = self.refused, await self._refusal()
-            self.tried.set()
-            if self.refused is None:
-                await self._again.wait()
-                continue
-            if before != self.refused:
-                _log.warning("requests go to the server as they are: %s", self.refused)
-            await asyncio.sleep(_AGAIN_S)
 
     async def _refusal(self) -> str | None:
         """Try the server; why nothing may be restored, if so."""

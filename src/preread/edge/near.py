@@ -4,10 +4,9 @@ import asyncio
 import logging
 import re
 import secrets
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 from preread import files
 from preread.edge.neighbours import Neighbours
@@ -19,6 +18,7 @@ from preread.edge.uses import Uses
 from preread.errors import UsageError
 from preread.store.held import Held
 from preread.store.mdns import Announced, Found, discovering
+from preread.tasks import running
 from preread.wire.neighbour import Introduction
 
 _ID = re.compile(r"[0-9a-f]{16}")
@@ -50,7 +50,7 @@ async def open_near(node: Node, near: Near, folder: Path) -> AsyncGenerator[Intr
             neighbours = Neighbours(edge, fingerprint, site_key=near.site_key, sharing=sharing, urls=near.neighbours)
             stack.push_async_callback(neighbours.aclose)
             await neighbours.probe()
-            await stack.enter_async_context(_running(neighbours.keep_probing()))
+            await stack.enter_async_context(running(neighbours.keep_probing()))
         if neighbours is not None and near.mdns:
             announced = Announced(edge, fingerprint, near.share)
             await stack.enter_async_context(discovering(announced, _telling(neighbours)))
@@ -61,19 +61,8 @@ async def open_near(node: Node, near: Near, folder: Path) -> AsyncGenerator[Intr
             await asyncio.to_thread(node.uses.restore)
             prefetch = Prefetch(node, node.sources, held, node.uses, near.wishes)
             stack.push_async_callback(prefetch.save)
-            await stack.enter_async_context(_running(prefetch.keep_going()))
+            await stack.enter_async_context(running(prefetch.keep_going()))
         yield Introduction(edge, fingerprint)
-
-
-@asynccontextmanager
-async def _running(work: Coroutine[Any, Any, None]) -> AsyncGenerator[None, None]:
-    """Have something run as long as the context is open."""
-    task = asyncio.create_task(work)
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
 
 
 def _telling(neighbours: Neighbours) -> Found:
