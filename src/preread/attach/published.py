@@ -4,13 +4,14 @@ Names are asked of the cloud; what a prompt begins with is compared here, and ne
 """
 
 import asyncio
-import logging
 import time
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 from preread.attach.asked import Spoken
 from preread.edge.contexts import Contexts, Known
+from preread.edge.syncing import synced
 from preread.engine.chat import ChatTemplate
 from preread.engine.llamacpp import LlamaCpp
 from preread.errors import PrereadError, Unavailable, UnknownContext, UsageError
@@ -24,7 +25,6 @@ _RESYNC_S: Final = 2.0
 _FETCH_S: Final = 30.0
 _LOOK_S: Final = 1.0
 _PLACEHOLDER: Final = "\ue000 the shared context stands here \ue001"
-_log = logging.getLogger(__name__)
 
 
 class Published:
@@ -46,10 +46,11 @@ class Published:
             self.contexts.unreachable = "there is no cloud"
             self.contexts.asked_cloud.set()
             return
+        sync = partial(self.contexts.sync, self._link)
         failures, asked_s = 0, float("-inf")
         while True:
             if time.monotonic() - asked_s >= sync_pause_s(every_s, failures or bool(self.contexts.unreachable)):
-                failures = await self._synced(self._link, failures)
+                failures = await synced(sync, failures, "contexts are left to the server")
                 asked_s = time.monotonic()
             await asyncio.sleep(min(every_s, _LOOK_S))
 
@@ -103,20 +104,6 @@ class Published:
         if self._link is not None and not contexts.unreachable and contexts.entry(name) is None:
             with suppress(TimeoutError, PrereadError):  # it is in `unreachable`
                 await asyncio.wait_for(contexts.sync(self._link), _RESYNC_S)
-
-    async def _synced(self, link: CloudLink, failures: int) -> int:
-        try:
-            await self.contexts.sync(link)
-        except PrereadError as error:
-            if not failures:
-                _log.warning("contexts are left to the server until the cloud is back: %s", error)
-            return failures + 1
-        except Exception:
-            _log.exception("asking the cloud failed in a way that nobody foresaw")
-            return failures + 1
-        if failures:
-            _log.info("the cloud can be reached again")
-        return 0
 
 
 def _text(known: Known, engine: LlamaCpp) -> str | None:

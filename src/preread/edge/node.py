@@ -1,7 +1,6 @@
 """An edge's parts, put together: engine, contexts, link, and what is believed and held. Opened in `opening.py`."""
 
 import asyncio
-import logging
 import math
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from preread.edge.profiles import Preparations
 from preread.edge.readers import Readers
 from preread.edge.refine import Refinement
 from preread.edge.sources import Sources
+from preread.edge.syncing import synced
 from preread.edge.uses import Uses
 from preread.engine.llamacpp import LlamaCpp
 from preread.engine.worker import Worker
@@ -31,7 +31,6 @@ FIRST_SYNC_S: Final = 10.0
 """A question that needs the first sync waits for it no longer."""
 
 _LOOK_S = 1.0
-_log = logging.getLogger(__name__)
 
 
 class Node:
@@ -135,28 +134,13 @@ class Node:
             now_s = time.monotonic()
             # A load may find out first that the cloud is gone.
             if now_s - asked_s >= sync_pause_s(every_s, failures or bool(self.contexts.unreachable)):
-                failures = await self._synced(failures)
+                failures = await synced(self.sync, failures, "contexts are computed here")
                 asked_s = time.monotonic()
             if not failures and self.link is not None and warm_due(now_s, warmed_s, self.streamed_s):
                 with suppress(PrereadError):
                     await self.link.warm(IN_FLIGHT)
                 warmed_s = time.monotonic()
             await asyncio.sleep(min(every_s, _LOOK_S))
-
-    async def _synced(self, failures: int) -> int:
-        """Sync; how many times that has failed by now since it last did not."""
-        try:
-            await self.sync()
-        except PrereadError as error:
-            if not failures:
-                _log.warning("contexts are computed here until the cloud is back: %s", error)
-            return failures + 1
-        except Exception:
-            _log.exception("asking the cloud failed in a way that nobody foresaw")
-            return failures + 1
-        if failures:
-            _log.info("the cloud can be reached again")
-        return 0
 
     async def forget(self) -> None:
         """Hold no context any more, neither in the engine's cache nor in memory, once nobody asks anything."""
