@@ -41,6 +41,7 @@ def test_what_was_used_longest_ago_makes_room(tmp_path: Path) -> None:
         _kept(folder, A, 100)
         _kept(folder, B, 100)
         folder.find(A)
+        assert B in folder  # who looks whether it is there does not use it
         _kept(folder, C, 100)
         assert folder.find(B) is None and folder.find(A) is not None and folder.find(C) is not None
         assert folder.used_bytes == 200 and len(_files(tmp_path)) == 2

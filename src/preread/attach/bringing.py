@@ -81,8 +81,7 @@ class Bringing:
         """Whether all of a context is here at some rung, so that nobody would notice if it were restored."""
         context = known.entry.context
         return any(
-            self._folder.find((context, rung.name)) is not None or self._sources.without_cloud(rung.places)
-            for rung in known.rungs
+            (context, rung.name) in self._folder or self._sources.without_cloud(rung.places) for rung in known.rungs
         )
 
     async def prove(self, known: Known) -> None:

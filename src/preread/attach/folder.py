@@ -165,8 +165,12 @@ class Folder:
         self._kept[key] = kept = Kept(draft.name, tokens, len(draft.file))
         return kept
 
+    def __contains__(self, key: Key) -> bool:
+        """Whether anything is kept for `key`. Who only asks that does not use it."""
+        return key in self._kept
+
     def find(self, key: Key) -> Kept | None:
-        """What is kept for `key`."""
+        """What is kept for `key`, which is used by that."""
         found = self._kept.get(key)
         if found is not None:
             self._kept.move_to_end(key)
