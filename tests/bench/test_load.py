@@ -1,5 +1,6 @@
 """Which requests are sent when, what answers add up to, and how an answer is read: the pure parts of the load bench."""
 
+import asyncio
 import json
 import random
 from collections import Counter
@@ -29,7 +30,7 @@ from preread.bench.load import (
     table,
     zipf,
 )
-from preread.bench.peers import Beside, peers
+from preread.bench.peers import Beside, peers, started_by
 from preread.errors import RemoteError, UsageError
 
 TIMES = st.lists(st.floats(0, 1e6), min_size=1, max_size=50)
@@ -218,6 +219,14 @@ def test_a_document_that_cannot_be_made_is_refused() -> None:
 def test_commands_without_a_port_are_refused(command: str, tmp_path: Any) -> None:
     with pytest.raises(UsageError, match="--peer-command"):
         peers(Beside(commands=(command,)), tmp_path, tmp_path)
+
+
+def test_a_command_that_cannot_be_read_is_told_of_by_the_option_that_had_it(tmp_path: Any) -> None:
+    with pytest.raises(UsageError, match="--server-command needs"):
+        started_by("server --port 1", {}, tmp_path / "log", "--server-command")
+    absent = started_by("absent {port} {slots}", {"{slots}": "x"}, tmp_path / "log", "--server-command")
+    with pytest.raises(UsageError, match="--server-command: absent cannot be started"):
+        asyncio.run(absent.fresh())
 
 
 def test_peers_have_names_of_their_own(tmp_path: Any) -> None:

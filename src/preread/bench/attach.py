@@ -6,16 +6,11 @@ anew with nothing on its disk, so that all of the context comes over the emulate
 
 import asyncio
 import json
-import os
-import shlex
 import shutil
-import signal
-import socket
 import statistics
-import subprocess
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from preread.bench import corpus
+from preread.bench.peers import started_by
 from preread.bench.processes import Server
 from preread.cloud import client
 from preread.cloud.profiles import keep
@@ -108,6 +104,10 @@ class _Parts:
 @asynccontextmanager
 async def _parts(setting: Setting, scratch: Path) -> AsyncGenerator[_Parts, None]:
     """A llama-server, and a cloud behind a link that has published a document of each length."""
+    slots = scratch / "slots"
+    slots.mkdir()
+    filled = {"{model}": str(setting.model), "{slots}": str(slots)}
+    server = started_by(setting.command, filled, scratch / "llama-server.log", "--server-command")
     drawn = {
         tokens: corpus.draw(setting.model, tokens, 1, tokens, setting.runs, _QUESTION_TOKENS)
         for tokens in setting.lengths
@@ -120,8 +120,6 @@ async def _parts(setting: Setting, scratch: Path) -> AsyncGenerator[_Parts, None
          "--store", str(scratch / "store"), "--rungs", ",".join(setting.rungs)],
         scratch / "cloud-cache", setting.model.parent,
     )  # fmt: skip
-    slots = scratch / "slots"
-    slots.mkdir()
     async with AsyncExitStack() as stack:
         stack.callback(cloud.kill)
         cloud.start()
@@ -129,31 +127,15 @@ async def _parts(setting: Setting, scratch: Path) -> AsyncGenerator[_Parts, None
         for tokens, one in drawn.items():
             await asyncio.to_thread(_publish, cloud.url, f"context{tokens}", one.documents[0])
         proxy = stack.enter_context(ProxyProcess(cloud.port, Link(setting.mbps[0], setting.rtt_ms)))
-        server = stack.enter_context(_llama_server(setting, slots, scratch / "llama-server.log"))
-        await _until(f"{server}/health", lambda told: told.get("status") == "ok")
+        stack.callback(server.kill)
+        await server.fresh()
         documents = {tokens: one.documents[0] for tokens, one in drawn.items()}
-        yield _Parts(server, slots, cloud, proxy, scratch, documents, next(iter(drawn.values())).questions)
+        yield _Parts(server.url, slots, cloud, proxy, scratch, documents, next(iter(drawn.values())).questions)
 
 
 def _publish(cloud: str, name: str, document: str) -> None:
     for _ in client.publish(cloud, name, text=document, form="chat"):
         pass
-
-
-@contextmanager
-def _llama_server(setting: Setting, slots: Path, log: Path) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    given = {"{port}": str(port), "{model}": str(setting.model), "{slots}": str(slots)}
-    command = [given.get(part, part) for part in shlex.split(setting.command)]
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 async def _measured(setting: Setting, parts: _Parts) -> AsyncGenerator[Row, None]:

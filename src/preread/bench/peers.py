@@ -9,7 +9,7 @@ import shlex
 import signal
 import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from preread.store.origin import parse_origin
 _START_S: Final = 300.0
 _THERE_S: Final = 10.0
 _PORT, _MODEL = "{port}", "{model}"
+_OPTION: Final = "--peer-command"
 _LOG_LETTERS: Final = 500
 
 
@@ -44,10 +45,14 @@ class Peer:
         name: of its program, or its address.
         url: without /v1.
         model: as it calls it, once it is ready; None: it does not say.
+
+    `option` is where the user gave the command.
     """
 
-    def __init__(self, name: str, url: str, command: Sequence[str], log: Path | None) -> None:
-        self.name, self.url = name, url
+    def __init__(
+        self, name: str, url: str, command: Sequence[str] = (), log: Path | None = None, option: str = _OPTION
+    ) -> None:
+        self.name, self.url, self._option = name, url, option
         self.model: str | None = None
         self._command, self._log = command, log
         self._process: subprocess.Popen[bytes] | None = None
@@ -72,7 +77,7 @@ class Peer:
                         self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
                     )
             except OSError as error:
-                raise UsageError(f"--peer-command: {self._command[0]} cannot be started: {error.strerror}") from error
+                raise UsageError(f"{self._option}: {self._command[0]} cannot be started: {error.strerror}") from error
         try:
             async with (
                 asyncio.timeout(_START_S if self.restarts else _THERE_S),
@@ -134,12 +139,9 @@ def peers(beside: Beside, model: Path, folder: Path) -> list[Peer]:
     for url in beside.urls:
         parse_origin(url)
         base = url.rstrip("/").removesuffix("/v1")
-        found.append(Peer(base.partition("://")[2], base, (), None))
+        found.append(Peer(base.partition("://")[2], base))
     for number, command in enumerate(beside.commands):
-        words, port = split(command), _free_port()
-        filled = [word.replace(_PORT, str(port)).replace(_MODEL, str(model)) for word in words]
-        log = folder / f"peer{number}.log"
-        found.append(Peer(Path(words[0]).name, f"http://127.0.0.1:{port}", filled, log))
+        found.append(started_by(command, {_MODEL: str(model)}, folder / f"peer{number}.log"))
     names = [peer.name for peer in found]
     for number, peer in enumerate(found):
         if names.count(peer.name) > 1 or peer.name == "preread":
@@ -147,8 +149,26 @@ def peers(beside: Beside, model: Path, folder: Path) -> list[Peer]:
     return found
 
 
-def split(command: str) -> list[str]:
-    """The words of a command, as a shell splits them.
+def started_by(command: str, filled: Mapping[str, str], log: Path, option: str = _OPTION) -> Peer:
+    """The server that a command starts, on a free port; it is not started yet.
+
+    Args:
+        command: with {port}.
+        filled: what else it may have in braces, and what it gets for that.
+        log: where it writes what it says.
+        option: where the user gave the command, for errors.
+
+    Raises:
+        UsageError: as for `split`.
+    """
+    words, port = split(command, option), _free_port()
+    for what, value in {_PORT: str(port), **filled}.items():
+        words = [word.replace(what, value) for word in words]
+    return Peer(Path(words[0]).name, f"http://127.0.0.1:{port}", words, log, option)
+
+
+def split(command: str, option: str = _OPTION) -> list[str]:
+    """The words of a command, as a shell splits them. `option` is where the user gave it.
 
     Raises:
         UsageError: it has none, or a quote without an end, or no {port}.
@@ -156,9 +176,9 @@ def split(command: str) -> list[str]:
     try:
         words = shlex.split(command)
     except ValueError as error:
-        raise UsageError(f"--peer-command cannot be read: {error}") from error
+        raise UsageError(f"{option} cannot be read: {error}") from error
     if not any(_PORT in word for word in words):
-        raise UsageError("--peer-command needs {port} where the server is told its port")
+        raise UsageError(f"{option} needs {_PORT} where the server is told its port")
     return words
 
 
