@@ -98,11 +98,10 @@ class Bringing:
         for place in places:
             frames = await segments.get(place)
             blocks.append(await to_thread.run_sync(decoded, what, place, frames))
-        tokens = Span(0, min(check.TOKENS, len(blocks[0].tokens)))
-        k, v = (
-            np.concatenate(halves)[:, :, : tokens.stop] for halves in zip(*((b.k, b.v) for b in blocks), strict=True)
-        )
-        await self._trust.agree(known.tokens, KVBlock(tokens, Span(0, len(k)), k, v), lossless=rung.name == LOSSLESS)
+        k, v = np.concatenate([block.k for block in blocks]), np.concatenate([block.v for block in blocks])
+        whole = KVBlock(blocks[0].tokens, Span(0, len(k)), k, v)
+        rows = check.first(whole, min(check.TOKENS, len(whole.tokens)))
+        await self._trust.agree(known.tokens, rows, lossless=rung.name == LOSSLESS)
 
     async def aclose(self) -> None:
         """End what is under way."""

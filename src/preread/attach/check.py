@@ -94,6 +94,11 @@ async def own_rows(server: Server, folder: Folder, form: Form, tokens: Tokens) -
     return form.rows(file, len(tokens), Span(0, len(tokens)), Span(0, form.geometry.layers))
 
 
+def first(block: KVBlock, count: int) -> KVBlock:
+    """The first rows of a block that begins with a text."""
+    return KVBlock(Span(0, count), block.layers, block.k[:, :, :count], block.v[:, :, :count])
+
+
 def apart(mine: KVBlock, theirs: KVBlock) -> tuple[float, float]:
     """How much K and V of two computations of the same tokens differ: the root mean square of the difference, as a
     share of that of the values."""
@@ -141,10 +146,9 @@ async def _restored(
 ) -> None:
     """Write all tokens but the last into a file, have it restored, and compare what the server says of the next one."""
     count = len(tokens) - 1
-    begun = KVBlock(Span(0, count), rows.layers, rows.k[:, :, :count], rows.v[:, :, :count])
     with folder.draft(form.size_bytes(count)) as draft:
         form.frame(tokens[:count], draft.file)
-        form.put(draft.file, count, begun)
+        form.put(draft.file, count, first(rows, count))
         kept = folder.keep(_CHECK, draft, count)
     try:
         await server.erase(_SLOT)

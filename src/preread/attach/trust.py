@@ -17,7 +17,7 @@ from preread.attach.server import Properties, Server
 from preread.engine.llamacpp import LlamaCpp
 from preread.errors import EngineError, PrereadError
 from preread.plan.match import Tokens, shared_tokens
-from preread.values import KVBlock, Span
+from preread.values import KVBlock
 
 _AGAIN_S: Final = 30.0
 """After a check that failed, the next one."""
@@ -89,7 +89,7 @@ class Trust:
             async with self.placing:
                 mine = await check.own_rows(self._server, self._folder, checked.form, tokens[: len(theirs.tokens)])
             count = len(mine.tokens)
-        k, v = check.apart(_first(mine, count), _first(theirs, count))
+        k, v = check.apart(check.first(mine, count), check.first(theirs, count))
         _log.info("the cloud's K differs from the server's own by %.2g of its size, and V by %.2g", k, v)
         if k > check.MOST_APART or v > (check.MOST_APART if lossless else check.MOST_LOSSY):
             self.refused = (
@@ -132,7 +132,3 @@ class Trust:
             "contexts are restored into %d slots of %d tokens; the server computes %.0f tokens/s",
             properties.slots, properties.window_tokens, checked.tokens_s,
         )  # fmt: skip
-
-
-def _first(block: KVBlock, count: int) -> KVBlock:
-    return KVBlock(Span(0, count), block.layers, block.k[:, :, :count], block.v[:, :, :count])
