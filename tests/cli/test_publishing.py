@@ -210,20 +210,22 @@ def test_who_waits_reads_how_many_are_before(preread: Run, docs: Path, tmp_path:
     assert "its turn has come\n" in ran.err
 
 
+@pytest.mark.parametrize("treated", ["published", "counted"])
 def test_a_cloud_that_has_too_much_to_do_is_asked_again_when_it_says(
-    preread: Run, cloud: str, docs: Path, monkeypatch: pytest.MonkeyPatch
+    preread: Run, cloud: str, docs: Path, monkeypatch: pytest.MonkeyPatch, treated: str
 ) -> None:
     check, refused = turns.Turns._check, [True]
 
     def once(self: turns.Turns, caller: str, size_bytes: int) -> None:
-        if self._treated == "published" and refused:
+        if self._treated == treated and refused:
             refused.pop()
-            raise Overloaded("9 documents wait to be published", retry_after_s=1.0)
+            raise Overloaded(f"9 documents wait to be {treated}", retry_after_s=1.0)
         check(self, caller, size_bytes)
 
     monkeypatch.setattr(turns.Turns, "_check", once)
     ran = preread("publish", str(docs), "--cloud", cloud)
     assert ran.code == 0 and "9 documents wait" in ran.err and "again in 1 s" in ran.err
+    assert ran.out.splitlines()[-1] == "2 new"
 
 
 @dataclass

@@ -1,19 +1,16 @@
 """Publishing documents that were read and counted: what is to happen to each is told, and done, one line each."""
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final
 
-from preread.cli.drafts import Cloud, Draft
+from preread.cli.drafts import Cloud, Draft, patiently
 from preread.cli.terminal import FIT_STAGE, note, print_table, say, token_progress
 from preread.cloud.events import Published
 from preread.documents.find import Skipped
 from preread.documents.plan import Action, Step, too_long
-from preread.errors import Overloaded, RemoteError, UsageError
-
-T = TypeVar("T")
+from preread.errors import RemoteError, UsageError
 
 STAGES: Final = {
     "fit": FIT_STAGE,
@@ -80,16 +77,6 @@ def waiting(ahead: int) -> str:
     if not ahead:
         return "its turn has come"
     return f"waiting: {ahead} document{'s are' if ahead > 1 else ' is'} published before this one"
-
-
-def patiently(call: Callable[[], T]) -> T:
-    """What a call gives; where the cloud has too much to do, it is called again when the cloud says."""
-    while True:
-        try:
-            return call()
-        except Overloaded as error:
-            note(f"{error}: again in {error.retry_after_s:.0f} s")
-            time.sleep(error.retry_after_s)
 
 
 def tell(done: Done) -> None:
