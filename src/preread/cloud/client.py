@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 from urllib.parse import quote
 
 import httpx2
@@ -17,6 +17,8 @@ from preread.wire import catalogue as wire
 from preread.wire.fields import MAX_CATALOGUE_BYTES
 from preread.wire.pages import Pages
 
+T = TypeVar("T")
+
 _LINE_BYTES: Final = 2**20
 _LONGEST_S: Final = 600.0
 """A cloud that says to try again later than this is not believed."""
@@ -25,6 +27,7 @@ _QUIET_S: Final = 900.0
 
 
 _events: Final[msgspec.json.Decoder[Event]] = msgspec.json.Decoder(Event)
+_counted: Final = msgspec.json.Decoder(Counted)
 
 
 class _ErrorBody(msgspec.Struct):
@@ -55,7 +58,7 @@ def publish(
     body = msgspec.json.encode(Request(name, text, tokens, form, mode))
     with _answer(url, "POST", "/v1/contexts", api_key, via, body) as response:
         for line in _lines(response):
-            event = _decode(line)
+            event = _decoded(line, _events)
             if isinstance(event, Failed):
                 raise _failure(url, 400 if event.error.type == "invalid_request_error" else 500, event.error)
             yield event
@@ -83,11 +86,7 @@ def count(
     """
     body = msgspec.json.encode(Request(name, text, tokens, form, mode))
     with _answer(url, "POST", "/v1/count", api_key, via, body) as response:
-        data = _read(response, _LINE_BYTES)
-    try:
-        return msgspec.json.decode(data, type=Counted)
-    except (msgspec.DecodeError, ValueError) as error:
-        raise CorruptData("json", f"this is not how a cloud answers: {error}; check the address") from error
+        return _decoded(_read(response, _LINE_BYTES), _counted)
 
 
 def remove(url: str, name: str, *, api_key: str | None = None, via: Via = DIRECT) -> None:
@@ -151,9 +150,9 @@ def _lines(response: httpx2.Response) -> Iterator[bytes]:
             raise CorruptData("length", f"event is longer than the {_LINE_BYTES} bytes it may have")
 
 
-def _decode(line: bytes) -> Event:
+def _decoded(data: bytes, decoder: "msgspec.json.Decoder[T]") -> T:
     try:
-        return _events.decode(line)
+        return decoder.decode(data)
     except (msgspec.DecodeError, ValueError) as error:
         raise CorruptData("json", f"this is not how a cloud answers: {error}; check the address") from error
 
