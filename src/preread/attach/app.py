@@ -181,11 +181,12 @@ class _Passing:
             if len(begun) > MOST_READ_BYTES:
                 await self._pass(_joined(bytes(begun), pieces))
                 return
-        asked = requests.read(self._path, bytes(begun), self._attached.models)
+        whole = bytes(begun)
+        asked = requests.read(self._path, whole, self._attached.models)
         if asked is None:
-            await self._pass(bytes(begun))
-            return
-        await self._place(asked, bytes(begun))
+            await self._pass(whole)
+        else:
+            await self._place(asked, whole)
 
     def _plain_json(self) -> bool:
         told = dict(self._headers)
