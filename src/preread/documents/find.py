@@ -4,7 +4,7 @@ import glob
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -211,4 +211,5 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in _NUMBERS.split(name)]
 
 
-_order: Final[Callable[[Path], list[list[tuple[int, str]]]]] = lambda path: [_natural(part) for part in path.parts]  # noqa: E731
+def _order(path: Path) -> list[list[tuple[int, str]]]:
+    return [_natural(part) for part in path.parts]

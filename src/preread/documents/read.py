@@ -63,9 +63,9 @@ def _text(file: BinaryIO, source: Source, suffix: str, media_type: str = "", cha
         return _nothing(
             source, "binary", "holds neither text nor Markdown, HTML, PDF or DOCX: export it as one of these"
         )
-    if kind in (None, "text"):
+    if kind is None or kind == "text":
         return _decoded(file.read(MOST_TEXT_BYTES + 1), source, charset)
-    return _converted(file, source, kind or "", charset)
+    return _converted(file, source, kind, charset)
 
 
 def _may_be_text(head: bytes) -> bool:
