@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from preread.cli import listen, options
+from preread.cli import arguments, listen
 from preread.engine.download import locate
 from preread.errors import UsageError
 
@@ -41,13 +41,13 @@ def test_taken_port_of_sharing(preread: Run, taken: str) -> None:
     [("a:1", ("a", 1)), ("[::1]:8090", ("::1", 8090)), ("0.0.0.0:0", ("0.0.0.0", 0))],
 )
 def test_host_and_port(given: str, expected: tuple[str, int]) -> None:
-    assert options.host_and_port(given) == expected
+    assert arguments.host_and_port(given) == expected
 
 
 @pytest.mark.parametrize("given", ["", "a", ":1", "a:", "a:x", "a:99999", "a:٣"])
 def test_no_host_and_port(given: str) -> None:
     with pytest.raises(UsageError):
-        options.host_and_port(given)
+        arguments.host_and_port(given)
 
 
 @pytest.mark.parametrize(

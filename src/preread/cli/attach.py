@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from preread import loop
-from preread.cli import keys, options
+from preread.cli import arguments, keys, options
 from preread.cli.listener import Listener, Place, listening
 from preread.cli.terminal import say
 from preread.engine.registry import DEFAULT
@@ -78,7 +78,7 @@ def attach(
     from preread.wire.neighbour import SiteKey
 
     clients, site_secret = keys.of_clients(api_key, api_key_file, "ask"), keys.own(site_key, site_key_file)
-    options.check_rung(rung)
+    arguments.check_rung(rung)
     wanted = Options(
         model=model,
         server=server,
@@ -92,7 +92,7 @@ def attach(
         sync_s=sync_s,
         disk_bytes=disk_cache << 20,
         via=options.via(),
-        neighbours=options.urls(neighbours),
+        neighbours=arguments.urls(neighbours),
         site_key=None if site_secret is None else SiteKey(site_secret),
     )
     place = Place(host, port, uds, uds_mode, cert, key, client_ca)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from preread import loop
-from preread.cli import options
+from preread.cli import arguments, options
 from preread.cli.terminal import Report, print_json, print_table, say, token_progress
 from preread.engine.registry import DEFAULT
 
@@ -45,7 +45,7 @@ def fit(
     from preread.fit import facts, files
 
     if out is not None:
-        options.check_folder(out)
+        arguments.check_folder(out)
     path = options.pulled(model)
     drawn = facts.registers(registers, seed=seed)
     with token_progress() as report:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from preread import loop
-from preread.cli import options
+from preread.cli import arguments, options
 from preread.cli.terminal import ALIGN_STAGE, FIT_STAGE, Report, print_json, print_table, say, size, token_progress
 from preread.engine.registry import DEFAULT
 from preread.errors import UsageError
@@ -59,7 +59,7 @@ def codec(
     source = read(text) if text else calibration()
     objects = open_store(store)
     if out is not None:
-        options.check_folder(out)
+        arguments.check_folder(out)
     with engine_for(model, 0, threads) as engine, token_progress() as report:
         profile, kept = loop.run(_fitted(engine, source, objects, out, report))
     sized = f"{size(kept.ref.size_bytes)}, profile {kept.ref.id[:12]}…"
@@ -163,7 +163,7 @@ def map_layers(
     from preread.fit.text import calibration, read
 
     source = read(text) if text else calibration()
-    options.check_folder(out)
+    arguments.check_folder(out)
     with (
         engine_for(slm, 0, threads) as small,
         engine_for(llm, 0, threads, streamed=False) as large,

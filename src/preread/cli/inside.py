@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Unpack
 
-from preread.cli import options
+from preread.cli import arguments, options
 from preread.edge.edge import Edge
 from preread.edge.options import OptionFields
 from preread.edge.understand import find_context
@@ -20,8 +20,8 @@ def open_edge(model: str, cloud: str | None, **chosen: Unpack[OptionFields]) -> 
     Raises:
         PrereadError: the model cannot be had or loaded, or the rung is unknown.
     """
-    options.check_rung(chosen.get("rung"))
-    options.check_rung(chosen.get("refine"))
+    arguments.check_rung(chosen.get("rung"))
+    arguments.check_rung(chosen.get("refine"))
     options.pulled(model)
     chosen["via"] = options.via()
     with Edge(model, cloud, **chosen) as edge:

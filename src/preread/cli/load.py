@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from preread import loop
-from preread.cli import options
+from preread.cli import arguments, options
 from preread.cli.terminal import token_progress
 from preread.engine.registry import DEFAULT
 from preread.errors import UsageError
@@ -94,7 +94,7 @@ def serve(
     named = [name.strip() for name in states.split(",") if name.strip()]
     if not named or not set(named) <= set(STATES):
         raise UsageError(f"--states holds some of {', '.join(STATES)}, not {states!r}")
-    more = options.numbers("--rates", rates) if rates else ()
+    more = arguments.numbers("--rates", rates) if rates else ()
     if rates and min(more) <= 0:
         raise UsageError("--rates are above 0")
     chosen = Options(
@@ -234,7 +234,7 @@ def _setting(
 ) -> "Setting":
     from preread.bench.deployment import Setting
 
-    rungs = options.rung_names(rung)
+    rungs = arguments.rung_names(rung)
     try:
         words = tuple(word for given in edge_options or () for word in shlex.split(given))
     except ValueError as error:
@@ -265,7 +265,7 @@ def attach(
     from preread.bench.attach import Setting
     from preread.bench.attach import bench as bench_attach
 
-    path, lengths = options.pulled(model), options.counts("--context-tokens", context_tokens)
-    links = options.numbers("--mbps", mbps)
-    setting = Setting(server_command, path, profile, options.rung_names(rung), lengths, links, rtt_ms, runs)
+    path, lengths = options.pulled(model), arguments.counts("--context-tokens", context_tokens)
+    links = arguments.numbers("--mbps", mbps)
+    setting = Setting(server_command, path, profile, arguments.rung_names(rung), lengths, links, rtt_ms, runs)
     loop.run(bench_attach(setting, Console(width=WIDE)))

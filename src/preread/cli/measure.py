@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from preread import loop
-from preread.cli import load, options
+from preread.cli import arguments, load, options
 from preread.cli.terminal import token_progress
 from preread.engine.registry import DEFAULT
 from preread.errors import UsageError
@@ -33,7 +33,7 @@ def demo(
     path = options.pulled(model)
     asked = question or (story.QUESTION if document is None else "What is this document about?")
     chosen = story.Options(
-        options.shown_name(model, path), path, mbps, rtt_ms, options.rung_names(rung), document, asked, max_tokens
+        options.shown_name(model, path), path, mbps, rtt_ms, arguments.rung_names(rung), document, asked, max_tokens
     )
     story.run(chosen, Console(width=_WIDTH))
 
@@ -86,12 +86,12 @@ def ttft(
         raise UsageError("--trace has one link: leave --grid and --out away")
     whole = grid is not None
     chosen = measured.Grid(
-        measured.ISSUE_MBPS if whole else options.numbers("--mbps", mbps),
-        measured.ISSUE_RTT_MS if whole else options.numbers("--rtt-ms", rtt_ms),
-        measured.ISSUE_CONTEXT_TOKENS if whole else options.counts("--context-tokens", context_tokens),
+        measured.ISSUE_MBPS if whole else arguments.numbers("--mbps", mbps),
+        measured.ISSUE_RTT_MS if whole else arguments.numbers("--rtt-ms", rtt_ms),
+        measured.ISSUE_CONTEXT_TOKENS if whole else arguments.counts("--context-tokens", context_tokens),
         prompt_tokens,
         answer_tokens,
-        options.rung_names(rung),
+        arguments.rung_names(rung),
         runs,
         profile,
         choose=choose or whole,
@@ -201,8 +201,8 @@ def site(
     from preread.bench.site import Options
     from preread.bench.site import bench as bench_site
 
-    options.check_rung(rung)
-    counts = options.counts("--edges", edges)
+    arguments.check_rung(rung)
+    counts = arguments.counts("--edges", edges)
     chosen = Options(
         counts, mbps, rtt_ms, context_tokens, prompt_tokens, answer_tokens, rung, runs, threads, profile
     )  # fmt: skip
@@ -264,7 +264,7 @@ def codec(
     from preread.bench.codec import bench as bench_codec
     from preread.fit.text import evaluation, read
 
-    lengths = options.counts("--context-tokens", context_tokens)
+    lengths = arguments.counts("--context-tokens", context_tokens)
     names = tuple(dict.fromkeys(name.strip() for name in (rungs or "").split(",") if name.strip()))
     path = options.pulled(model)
     texts, counts = read(text) if text else evaluation(), tuple(dict.fromkeys(lengths))
@@ -327,7 +327,7 @@ def chaos(
     from preread.bench.chaos import bench as bench_chaos
     from preread.testing.tiny import NAME
 
-    lengths = options.counts("--context-tokens", context_tokens)
+    lengths = arguments.counts("--context-tokens", context_tokens)
     if len(lengths) != 2 or not 8 <= lengths[0] <= lengths[1]:
         raise UsageError("--context-tokens is the fewest and the most tokens, at least 8")
     turn, turns = max(start, only or 0), crowd.turns(requests, clients)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from preread import loop
-from preread.cli import keys, options
+from preread.cli import arguments, keys, options
 from preread.cli.terminal import say
 from preread.engine.registry import DEFAULT
 from preread.errors import UsageError
@@ -80,7 +80,7 @@ def cloud(
     from preread.cli.listener import Place, listening
     from preread.store.objects import open_store
 
-    names = None if rungs is None else options.rung_names(rungs)
+    names = None if rungs is None else arguments.rung_names(rungs)
     clients = keys.of_clients(api_key, api_key_file, "read")
     if (llm is None) != (not mapping and not guide):
         raise UsageError(
@@ -230,9 +230,9 @@ def edge(
 
     clients = keys.of_clients(api_key, api_key_file, "ask")
     to_cloud, site_secret = keys.own(cloud_key, cloud_key_file, cloud), keys.own(site_key, site_key_file)
-    options.check_rung(rung)
-    options.check_rung(refine)
-    wishes, near_urls = Wishes(*options.subscriptions(subscribe, pin, prefetch)), options.urls(neighbours)
+    arguments.check_rung(rung)
+    arguments.check_rung(refine)
+    wishes, near_urls = Wishes(*arguments.subscriptions(subscribe, pin, prefetch)), arguments.urls(neighbours)
     place = Place(host, port, uds, uds_mode, cert, key, client_ca)
     with ExitStack() as stack:
         there = stack.enter_context(listening(place, clients, allow_host, allow_origin, insecure=insecure))
@@ -276,7 +276,7 @@ def _sharing_socket(share: str, *, anywhere: bool) -> socket.socket:
     """
     from preread.cli import listen
 
-    sock = listen.bind(*options.host_and_port(share), "--share")
+    sock = listen.bind(*arguments.host_and_port(share), "--share")
     try:
         if not anywhere:
             listen.check_closed([sock], "a secret with --site-key-file or PREREAD_SITE_KEY")

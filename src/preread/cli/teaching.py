@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from preread.cli import options
+from preread.cli import arguments, options
 from preread.cli.terminal import print_json, print_table, say, token_progress
 from preread.engine.registry import DEFAULT
 from preread.fit import files
@@ -51,7 +51,7 @@ def study(
 
     (text,) = read([document]).parts
     path = out or document.with_name(f"{document.name}.study")
-    options.check_folder(path)
+    arguments.check_folder(path)
     with (
         engine_for(slm, 0, threads) as small,
         engine_for(llm, 0, threads, streamed=False) as large,
@@ -107,7 +107,7 @@ def teach(
     measured = load_study(study or document.with_name(f"{document.name}.study"))
     learnt = measured if lessons is None else load_study(lessons)
     path = (out or document.with_name(f"{document.name}.taught")).expanduser()
-    options.check_folder(path)
+    arguments.check_folder(path)
     keep = path.with_name(f"{path.name}.part")
     with engine_for(slm, 0, threads) as small, token_progress() as report:
         tokens, _ = read_document(small, text, None, "chat")
@@ -169,7 +169,7 @@ def guide(
 
     source = below(text) if text else calibration()
     path = out.expanduser()
-    options.check_folder(path)
+    arguments.check_folder(path)
     keep = path.with_name(f"{path.name}.part")
     with (
         engine_for(slm, 0, threads) as small,
