@@ -4,13 +4,12 @@ Names are drawn at random and nothing of them comes from outside. It knows files
 them, or which server reads them.
 """
 
-import fcntl
 import logging
 import os
 import secrets
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +17,7 @@ from typing import Final, Self
 
 import numpy as np
 
+from preread import locks
 from preread.attach.slot_file import Bytes
 from preread.errors import EngineError, UsageError
 from preread.values import ContextId
@@ -58,7 +58,7 @@ class Folder:
     def __init__(self, path: Path, room_bytes: int) -> None:
         self._path, self.room_bytes = path, room_bytes
         self._kept: OrderedDict[Key, Kept] = OrderedDict()
-        self._lock: int | None = None
+        self._taken = ExitStack()
 
     def __enter__(self) -> Self:
         """Take the folder.
@@ -67,10 +67,8 @@ class Folder:
             UsageError: it is not there, cannot be written, or another process has it.
         """
         try:
-            self._lock = os.open(self._path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._taken.enter_context(locks.held(self._path / _LOCK))
         except BlockingIOError as error:
-            os.close(self._lock or -1)
             raise UsageError(
                 f"another preread attach uses {self._path}: give each server a --slots of its own"
             ) from error
@@ -87,10 +85,7 @@ class Folder:
     ) -> None:
         self._sweep()
         self._kept.clear()
-        with suppress(OSError):
-            (self._path / _LOCK).unlink()
-        if self._lock is not None:
-            os.close(self._lock)
+        self._taken.close()
 
     @property
     def used_bytes(self) -> int:

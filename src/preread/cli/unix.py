@@ -1,13 +1,12 @@
 """Listening on a unix socket: a file whose mode says who may connect, unix(7)."""
 
-import fcntl
-import os
 import socket
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from preread import locks
 from preread.errors import UsageError
 
 
@@ -42,31 +41,14 @@ def bound(path: Path, mode: int) -> Iterator[socket.socket]:
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """One server at a path. A socket that is bound and not listened on yet looks like one whose process is gone."""
-    lock = path.with_name(path.name + ".lock")
-    held = _locked(lock, path)
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            lock.unlink()  # while it is held: who opened it meanwhile sees that it is gone
-        os.close(held)
-
-
-def _locked(lock: Path, path: Path) -> int:
-    while True:
+    with ExitStack() as stack:
         try:
-            held = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            stack.enter_context(locks.held(path.with_name(path.name + ".lock")))
+        except BlockingIOError as error:
+            raise _taken(path) from error
         except OSError as error:
             raise _not_bound(path, error) from error
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(held)
-            raise _taken(path) from error
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(held), os.stat(lock)):
-                return held
-        os.close(held)  # it was somebody's who has just ended
+        yield
 
 
 def _clear(path: Path) -> None:
