@@ -237,14 +237,20 @@ def test_a_name_that_nobody_published_is_said_to_be_one(proxy: str) -> None:
 
 
 def test_a_client_that_leaves_frees_the_slot(proxy: str, server: LlamaServer) -> None:
-    body = {"context": "manual", "messages": [QUESTION], "max_tokens": 3000, "ignore_eos": True, "stream": True}
-    with httpx2.stream("POST", f"{proxy}/v1/chat/completions", json=body, trust_env=False, timeout=60) as answer:
-        next(answer.iter_raw())
-
     def free() -> bool:
         return not any(slot["is_processing"] for slot in httpx2.get(f"{server.url}/slots", trust_env=False).json())
 
+    long = {"context": "manual", "max_tokens": 600, "ignore_eos": True}
+    began_s = time.monotonic()
+    _chat(proxy, **long)
+    whole_s = time.monotonic() - began_s
+    body = {"messages": [QUESTION], **GREEDY, **long, "stream": True}
+    with httpx2.stream("POST", f"{proxy}/v1/chat/completions", json=body, trust_env=False, timeout=60) as answer:
+        next(answer.iter_raw())
+        assert not free()
+    left_s = time.monotonic()
     _until(free)
+    assert time.monotonic() - left_s < whole_s / 2, "it went on with an answer that nobody reads"
 
 
 def test_a_server_that_comes_back_is_tried_again(
