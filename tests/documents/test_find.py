@@ -53,7 +53,7 @@ def test_files_patterns_and_addresses(tmp_path: Path, monkeypatch: pytest.Monkey
         ("absent.md", "no such file"),
         ("*.md", "matches no file"),
         ("ftp://x/a", "only pages of http"),
-        ("http://[", "no"),
+        ("http://[", "is no address"),
     ],
 )
 def test_what_is_not_there_is_told(tmp_path: Path, given: str, told: str) -> None:
