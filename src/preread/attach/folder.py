@@ -90,7 +90,8 @@ class Folder:
     @property
     def used_bytes(self) -> int:
         """Of the files that are kept."""
-        return sum(kept.size_bytes for kept in self._kept.values())
+        kept = [*self._kept.values()]  # at once: drafts are begun in threads, while files are found beside
+        return sum(one.size_bytes for one in kept)
 
     def new_name(self) -> str:
         """A name that no other file has, and that nobody can guess."""
