@@ -1,4 +1,4 @@
-"""`preread bench serve`, `chat`, `streams`, `gap`, `forms`: an edge under load, and other OpenAI servers beside it."""
+"""`preread bench serve`, `chat`, `streams`, `gap`, `forms`, `attach`: an edge, and servers of others beside it."""
 
 import shlex
 from pathlib import Path
@@ -222,30 +222,6 @@ def forms(
     loop.run(bench_forms(path, name, answers, answer_tokens, runs, seed, Console(width=WIDE)))
 
 
-def _setting(
-    model: str,
-    context_tokens: int,
-    rung: str,
-    profile: Path | None,
-    mbps: float,
-    rtt_ms: float,
-    kv_memory: int | None,
-    edge_options: list[str] | None,
-) -> "Setting":
-    from preread.bench.deployment import Setting
-
-    rungs = arguments.rung_names(rung)
-    try:
-        words = tuple(word for given in edge_options or () for word in shlex.split(given))
-    except ValueError as error:
-        raise UsageError(f"--edge-option cannot be read: {error}") from error
-    path = options.pulled(model)
-    memory_bytes = None if kv_memory is None else kv_memory << 20
-    return Setting(
-        path, options.shown_name(model, path), context_tokens, rungs, profile, mbps, rtt_ms, memory_bytes, words
-    )  # fmt: skip
-
-
 def attach(
     model: options.Model = DEFAULT,
     server_command: Annotated[
@@ -269,3 +245,27 @@ def attach(
     links = arguments.numbers("--mbps", mbps)
     setting = Setting(server_command, path, profile, arguments.rung_names(rung), lengths, links, rtt_ms, runs)
     loop.run(bench_attach(setting, Console(width=WIDE)))
+
+
+def _setting(
+    model: str,
+    context_tokens: int,
+    rung: str,
+    profile: Path | None,
+    mbps: float,
+    rtt_ms: float,
+    kv_memory: int | None,
+    edge_options: list[str] | None,
+) -> "Setting":
+    from preread.bench.deployment import Setting
+
+    rungs = arguments.rung_names(rung)
+    try:
+        words = tuple(word for given in edge_options or () for word in shlex.split(given))
+    except ValueError as error:
+        raise UsageError(f"--edge-option cannot be read: {error}") from error
+    path = options.pulled(model)
+    memory_bytes = None if kv_memory is None else kv_memory << 20
+    return Setting(
+        path, options.shown_name(model, path), context_tokens, rungs, profile, mbps, rtt_ms, memory_bytes, words
+    )  # fmt: skip
