@@ -136,7 +136,7 @@ def read_response(body: bytes, bounds: Bounds, seed: int) -> Call:
 
 def _told(request: Response) -> dict[str, Any]:
     """What the answer repeats."""
-    usual = {
+    usual: dict[str, Any] = {
         "instructions": None,
         "max_output_tokens": None,
         "metadata": {},
