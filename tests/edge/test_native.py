@@ -17,7 +17,7 @@ from preread.edge.forms.form import Head
 from preread.edge.forms.native import NativeForm
 from preread.edge.native import read_infill, read_native
 from preread.edge.openai import BadRequest, Bounds, read_completion
-from preread.edge.request import Done, Piece, Timings
+from preread.edge.request import Done, Piece, Timings, TokenOdds
 from preread.engine.infill import FimTokens, Gap, fim_prompt
 from preread.testing.cloud import serving
 
@@ -92,6 +92,23 @@ def test_answers_are_llama_servers() -> None:
     told = form.event(1, Piece("x")) + form.event(1, done)
     part, last = [json.loads(line.removeprefix("data: ")) for line in told.decode().removesuffix("\n\n").split("\n\n")]
     assert (part["content"], part["stop"], last["stop"], last["index"]) == ("x", False, True, 1)
+    assert "completion_probabilities" not in first | part
+
+
+def test_how_likely_tokens_were_is_told_as_llama_server_does() -> None:
+    call = read_native(b'{"prompt": "a", "n_probs": 2}', BOUNDS, 7)
+    assert call.asks[0].sampling.top_logprobs == 2
+    assert read_native(b'{"prompt": "a", "n_probs": 0}', BOUNDS, 7).asks[0].sampling.top_logprobs is None
+    form, odds = (
+        NativeForm(Head("cmpl-1", 0, "tiny", call)),
+        TokenOdds(7, "x", b"x", -0.5, (TokenOdds(9, "y", b"y", -1),)),
+    )
+    one = {"id": 7, "token": "x", "bytes": [120], "logprob": -0.5}
+    told = [one | {"top_logprobs": [{"id": 9, "token": "y", "bytes": [121], "logprob": -1}]}]
+    whole = json.loads(form.whole([([Piece("x", (odds,))], Done("stop", 9, Timings()))]))
+    assert whole["completion_probabilities"] == told
+    part = json.loads(form.event(0, Piece("x", (odds,))).removeprefix(b"data: "))
+    assert part["completion_probabilities"] == told
 
 
 @pytest.fixture(scope="module")
@@ -129,5 +146,10 @@ def test_llama_servers_own_completion_is_ours(edge: Any) -> None:
     told = [json.loads(line.removeprefix("data: ")) for line in lines]
     assert "".join(each["content"] for each in told) == whole["content"]
     assert [each["stop"] for each in told] == [False] * (len(told) - 1) + [True]
+    likely = post("/completion", n_probs=3).json()["completion_probabilities"]
+    assert "".join(each["token"] for each in likely) == whole["content"]
+    assert all(each["top_logprobs"][0]["id"] == each["id"] and len(each["top_logprobs"]) == 3 for each in likely)
+    without = post("/completion", logit_bias=[[likely[0]["id"], False]]).json()["content"]
+    assert not without.startswith(likely[0]["token"])
     refused = post("/infill", input_prefix="a")
     assert refused.status_code == 400 and refused.json()["error"]["param"] == "input_suffix"

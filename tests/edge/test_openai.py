@@ -119,6 +119,13 @@ def test_max_tokens() -> None:
     assert sampled(completion(max_tokens=0)).max_tokens == sampled(chat(max_completion_tokens=0)).max_tokens == 0
 
 
+def test_biases_are_also_pairs_of_which_false_bans() -> None:
+    pairs = [[3, -1.5], [4, False]]
+    assert sampled(chat(logit_bias=pairs)).logit_bias == sampled(completion(logit_bias=pairs)).logit_bias
+    assert sampled(chat(logit_bias=pairs)).logit_bias == ((3, -1.5), (4, -100.0))
+    assert sampled(chat(logit_bias={"4": False})).logit_bias == ((4, -100.0),)
+
+
 def test_a_context_can_be_chosen_by_the_models_name() -> None:
     def context(**fields: Any) -> str | None:
         return chat(**fields).asks[0].context
@@ -236,6 +243,10 @@ def test_prompts(prompt: object, read: object) -> None:
         ({"logit_bias": {"1": 101}}, "logit_bias[...]"),
         ({"logit_bias": {"1000": 1}}, "logit_bias"),
         ({"logit_bias": {"-1": 1}}, "logit_bias"),
+        ({"logit_bias": [[1000, 1]]}, "logit_bias"),
+        ({"logit_bias": [[1, True]]}, "logit_bias"),
+        ({"logit_bias": [["a", 1]]}, "logit_bias[0][0]"),
+        ({"n_probs": 21}, "n_probs"),
         ({"frequency_penalty": 3}, "frequency_penalty"),
         ({"presence_penalty": -3}, "presence_penalty"),
         ({"n": 129}, "n"),
@@ -380,7 +391,8 @@ USAGE = {
     "total_tokens": 103,
     "prompt_tokens_details": {"cached_tokens": 90},
 }
-ODDS = TokenOdds("é", b"\xc3\xa9", -0.5, (("é", b"\xc3\xa9", -0.5), ("x", b"x", float("-inf"))))
+E_ACUTE = TokenOdds(7, "é", b"\xc3\xa9", -0.5)
+ODDS = replace(E_ACUTE, top=(E_ACUTE, TokenOdds(9, "x", b"x", float("-inf"))))
 TOLD = {
     "context": "manual", "way": "streamed", "reason": None, "rung": "q8", "refined_to": None,
     "refined_share": 0.0, "cache_n": 90, "context_n": 91,
@@ -452,7 +464,7 @@ def test_several_answers_are_several_choices() -> None:
 
 
 def test_echoed_tokens_have_odds_but_the_first() -> None:
-    first = TokenOdds("a", b"a", None, ())
+    first = TokenOdds(5, "a", b"a", None)
     pieces = [Piece("aé", (first, replace(ODDS, top=ODDS.top[1:])))]
     (choice,) = json.loads(CompletionForm(head(completion(logprobs=1, echo=True))).whole([(pieces, DONE)]))["choices"]
     assert choice["logprobs"]["token_logprobs"] == [None, -0.5]

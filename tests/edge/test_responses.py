@@ -190,7 +190,7 @@ def test_events_come_to_the_whole_answer(pieces: tuple[Piece, ...]) -> None:
 
 
 def test_odds_where_they_are_asked_for() -> None:
-    odds = TokenOdds("é", b"\xc3\xa9", -0.5, (("é", b"\xc3\xa9", -0.5),))
+    odds = TokenOdds(7, "é", b"\xc3\xa9", -0.5, (TokenOdds(7, "é", b"\xc3\xa9", -0.5),))
     one = {"token": "é", "logprob": -0.5, "bytes": [195, 169]}
     asked = form(top_logprobs=1)
     told = events(asked.event(0, Piece("é", (odds,))), asked.event(0, DONE))

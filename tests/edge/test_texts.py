@@ -45,6 +45,7 @@ def test_pieces_are_bytes_where_they_are_no_text(edge: Any) -> None:
         ("/apply-template", {"messages": []}, "messages"),
         ("/v1/messages/count_tokens", {"messages": 5}, "messages"),
         ("/v1/responses/input_tokens", {"input": 5}, "input"),
+        ("/v1/chat/completions/input_tokens", {"messages": 5}, "messages"),
     ],
 )
 def test_what_is_no_such_request_is_refused(edge: Any, path: str, body: dict[str, Any], param: str | None) -> None:
@@ -69,6 +70,7 @@ def test_tokens_are_counted_as_an_answer_has_them(edge: Any) -> None:
         trust_env=False
     )) as other:  # fmt: skip
         assert other.responses.input_tokens.count(model="any", input="Hello").input_tokens == answer
+    assert post(edge, "/chat/completions/input_tokens", messages=HELLO).json() == {"input_tokens": answer}
     about = post(edge, "/v1/messages/count_tokens", messages=HELLO, context="manual").json()["input_tokens"]
     assert about > answer + 200
 

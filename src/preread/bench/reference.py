@@ -131,7 +131,7 @@ class Reference:
 
 
 def _likeliest(odds: TokenOdds) -> Mapping[str, float]:
-    return {text: logprob for text, _, logprob in odds.top} | {odds.text: odds.logprob or 0.0}
+    return {each.text: each.logprob or 0.0 for each in (*odds.top, odds)}
 
 
 def asked(document: Document, number: int) -> dict[str, Any]:

@@ -96,6 +96,7 @@ def create_app(
             Route("/completion", partial(_complete, front, _NATIVE), methods=["POST"]),
             Route("/infill", partial(_complete, front, _INFILL), methods=["POST"]),
             *_both("/responses", partial(_complete, front, _RESPONSE), "POST"),
+            *_both("/chat/completions/input_tokens", partial(_work, front, texts.count_chat, as_openai), "POST"),
             *_both("/responses/input_tokens", partial(_work, front, texts.count_response, as_openai), "POST"),
             *_both("/messages/count_tokens", partial(_work, front, texts.count_messages, anthropic.error), "POST"),
             *(

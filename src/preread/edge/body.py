@@ -30,7 +30,6 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True):
     logits_processors: Any = None
     use_beam_search: Any = None
     prompt_logprobs: Any = None
-    n_probs: Any = None
     post_sampling_probs: Any = None
     truncate_prompt_tokens: Any = None
     continue_final_message: Any = None
@@ -120,7 +119,8 @@ class Common(Refused, frozen=True, kw_only=True):
     repeat_penalty: _Repeat | None = None
     repetition_penalty: _Repeat | None = None
     repeat_last_n: Annotated[int, Meta(ge=-1)] | None = None
-    logit_bias: dict[int, _Bias] | None = None
+    logit_bias: dict[int, _Bias | bool] | Annotated[list[tuple[int, _Bias | bool]], Meta(max_length=1024)] | None = None
+    n_probs: Annotated[int, Meta(ge=0, le=20)] | None = None
     stop: str | Annotated[list[str], Meta(max_length=16)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None

@@ -28,6 +28,7 @@ MOST_CHOICES: Final = 128
 
 _COMPLETION_TOKENS: Final = 16
 _SEEDS: Final = 2**32 - 1  # llama.cpp takes 32 bits, of which all ones mean "draw one"
+_BAN: Final = -100.0  # as OpenAI has it
 _ROLE: Final = b'"role"'  # once in each message; inside a text its last quote would be escaped
 _AT: Final = re.compile(r" - at (?:`key` in )?`\$\.?([^`]*)`$")
 _AS_THEY_ARE: Final = (
@@ -192,10 +193,6 @@ def _endless(request: Request) -> bool:
 
 
 def _sampling(request: Request, bounds: Bounds, seed: int, most: int | None, top_logprobs: int | None) -> Sampling:
-    biases = tuple((request.logit_bias or {}).items())
-    for token, _ in biases:
-        if not 0 <= token < bounds.vocab_size:
-            raise BadRequest(f"token ids lie in 0 … {bounds.vocab_size - 1}, and {token} does not", "logit_bias")
     given = {name: value for name in _AS_THEY_ARE if (value := getattr(request, name)) is not None}
     if request.top_k is not None:
         given["top_k"] = min(max(request.top_k, 0), bounds.vocab_size)
@@ -208,12 +205,23 @@ def _sampling(request: Request, bounds: Bounds, seed: int, most: int | None, top
         bounds.usual,
         max_tokens=min(bounds.window_tokens if most is None else most, bounds.window_tokens),
         seed=(drawn or 0) % _SEEDS,
-        logit_bias=biases,
-        top_logprobs=top_logprobs,
+        logit_bias=_biases(request, bounds),
+        top_logprobs=(request.n_probs or None) if top_logprobs is None else top_logprobs,
         grammar=constraints.grammar(request),
         **given,
         **_repeats(request, bounds),
     )
+
+
+def _biases(request: Request, bounds: Bounds) -> tuple[tuple[int, float], ...]:
+    """By token id: OpenAI's, an object, and llama-server's, pairs, in which `false` bans a token."""
+    given = request.logit_bias or ()
+    pairs = list(given.items() if isinstance(given, dict) else given)
+    for token, bias in pairs:
+        if not 0 <= token < bounds.vocab_size:
+            raise BadRequest(f"token ids lie in 0 … {bounds.vocab_size - 1}, and {token} does not", "logit_bias")
+        refuse(bias is True, "logit_bias", "a bias is a number from -100 to 100, or false for never")
+    return tuple((token, _BAN if bias is False else bias) for token, bias in pairs)
 
 
 def _repeats(request: Request, bounds: Bounds) -> dict[str, Any]:

@@ -70,6 +70,7 @@ OPERATIONS: Final = (
     Operation("GET", "/openapi.json", "This description", fields=("openapi", "paths")),
     Operation("DELETE", "/v1/conversations", "Keep nothing of what this caller said"),
     Operation("POST", "/v1/chat/completions", "Answer a chat", Chat, ("choices", "usage", "timings"), True),
+    Operation("POST", "/v1/chat/completions/input_tokens", "Count the tokens of a chat", Chat, ("input_tokens",)),
     Operation("POST", "/v1/completions", "Continue texts", Completion, ("choices", "usage", "timings"), True),
     Operation(
         "POST", "/v1/responses", "Answer, in OpenAI's newer form", responses.Response, ("output", "status"), True

@@ -46,12 +46,13 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class TokenOdds:
-    """A token with its log-probability (nats), and the likeliest ones with theirs. None: nothing stands before it."""
+    """A token with its log-probability (nats; None: nothing stands before it), and the likeliest ones, alike."""
 
+    id: int
     text: str
     data: bytes
     logprob: float | None
-    top: tuple[tuple[str, bytes, float], ...]
+    top: tuple["TokenOdds", ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

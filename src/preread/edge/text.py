@@ -2,6 +2,7 @@
 
 import codecs
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Literal
 
 from preread.edge.request import Ask, Piece, TokenOdds
@@ -79,12 +80,11 @@ class Writer:
     def odds(self, step: Sampled) -> TokenOdds:
         """How likely a token was."""
 
-        def named(token: int) -> tuple[str, bytes]:
+        def named(token: int, logprob: float | None) -> TokenOdds:
             data = self._engine.piece(token, special=True)
-            return data.decode(errors="replace"), data
+            return TokenOdds(token, data.decode(errors="replace"), data, logprob)
 
-        top = tuple((*named(token), logprob) for token, logprob in step.top)
-        return TokenOdds(*named(step.token), step.logprob, top)
+        return replace(named(step.token, step.logprob), top=tuple(named(*each) for each in step.top))
 
 
 class Echo:

@@ -1,8 +1,8 @@
 """What is asked of texts without an answer: their tokens, how many these are, and a chat as the model reads it.
 
 Bodies and answers are llama-server's (`/tokenize`, `/detokenize`, `/apply-template`), Anthropic's
-(`/v1/messages/count_tokens`) and OpenAI's (`/v1/responses/input_tokens`). Nothing is computed, and nothing leaves this
-machine but what finding a context by its name asks for.
+(`/v1/messages/count_tokens`) and OpenAI's (`/v1/responses/input_tokens`, which llama-server has for chats as well).
+Nothing is computed, and nothing leaves this machine but what finding a context by its name asks for.
 """
 
 from typing import Annotated, Any
@@ -93,6 +93,12 @@ async def apply_template(edge: AsyncEdge, body: bytes, bounds: Bounds, caller: s
 async def count_messages(edge: AsyncEdge, body: bytes, bounds: Bounds, caller: str) -> Response:
     """How many tokens a request of Anthropic's API has."""
     (ask,) = read_counted(body, bounds, 0).asks
+    return JSONResponse({"input_tokens": await _counted(edge, ask, caller)}, headers=_NO_STORE)
+
+
+async def count_chat(edge: AsyncEdge, body: bytes, bounds: Bounds, caller: str) -> Response:
+    """How many tokens a chat has, in the form that llama-server has for it."""
+    (ask,) = read_chat(body, bounds, 0).asks[:1]
     return JSONResponse({"input_tokens": await _counted(edge, ask, caller)}, headers=_NO_STORE)
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 
 from preread.edge.forms.form import Answer, Head, event, joined, timings
-from preread.edge.request import Done, Piece
+from preread.edge.forms.openai import alone
+from preread.edge.request import Done, Piece, TokenOdds
 
 
 class NativeForm:
@@ -25,7 +26,7 @@ class NativeForm:
         for index, (pieces, done) in enumerate(answers):
             piece = joined(pieces)
             self._note(index, piece)
-            told.append(self._end(index, done) | {"content": piece.text})
+            told.append(self._end(index, done) | {"content": piece.text} | self._odds(piece))
         return msgspec.json.encode(told[0] if len(told) == 1 else told)
 
     def event(self, choice: int, item: Piece | Done) -> bytes:
@@ -33,11 +34,16 @@ class NativeForm:
         if isinstance(item, Done):
             return event(self._end(choice, item))
         self._note(choice, item)
-        return event({"index": choice, "content": item.text, "tokens": [], "stop": False, "id_slot": -1})
+        told = {"index": choice, "content": item.text, "tokens": [], "stop": False, "id_slot": -1}
+        return event(told | self._odds(item))
 
     def failing(self, error: dict[str, Any]) -> bytes:
         """As `Form`."""
         return event(error)
+
+    def _odds(self, piece: Piece) -> dict[str, Any]:
+        """How likely the tokens were, where it was asked for."""
+        return {"completion_probabilities": [_with_top(odds) for odds in piece.odds]} if self._head.wants_odds else {}
 
     def _note(self, choice: int, piece: Piece) -> None:
         if "\n" in piece.text:
@@ -62,3 +68,12 @@ class NativeForm:
             "stopping_word": done.stop or "",
             "timings": timings(done.timings),
         }
+
+
+def _with_top(odds: TokenOdds) -> dict[str, Any]:
+    """The token and the likeliest ones, as llama-server has them: with their ids."""
+    return _with_id(odds) | {"top_logprobs": [_with_id(each) for each in odds.top]}
+
+
+def _with_id(odds: TokenOdds) -> dict[str, Any]:
+    return {"id": odds.id} | alone(odds)

@@ -185,17 +185,17 @@ def _top(odds: TokenOdds) -> dict[str, float | None] | None:
     """The likeliest tokens, and the one that came, as OpenAI's API has it; nothing where nothing stands before it."""
     if odds.logprob is None:
         return None
-    return {text: _finite(logprob) for text, _, logprob in (*odds.top, (odds.text, odds.data, odds.logprob))}
+    return {each.text: _finite(each.logprob) for each in (*odds.top, odds)}
 
 
 def with_top(odds: TokenOdds) -> dict[str, Any]:
     """The token and the likeliest ones, as OpenAI's newer APIs have them."""
-    top = [_one(*each) for each in odds.top]
-    return _one(odds.text, odds.data, odds.logprob) | {"top_logprobs": top}
+    return alone(odds) | {"top_logprobs": [alone(each) for each in odds.top]}
 
 
-def _one(text: str, data: bytes, logprob: float | None) -> dict[str, Any]:
-    return {"token": text, "logprob": _finite(logprob), "bytes": list(data)}
+def alone(odds: TokenOdds) -> dict[str, Any]:
+    """The token without the likeliest ones."""
+    return {"token": odds.text, "logprob": _finite(odds.logprob), "bytes": list(odds.data)}
 
 
 def _finite(logprob: float | None) -> float | None:
