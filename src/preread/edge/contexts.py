@@ -211,6 +211,7 @@ class Contexts:
                 self._syncs += 1
                 if answer is not None:
                     await self._learn(*answer)
+                self.unreachable = None  # it answers: who asks now need not wait for what is fetched ahead of need
                 for ref, entry in self._refs():
                     if self._due(ref):
                         await self._fetch(link, ref, entry)
@@ -223,7 +224,6 @@ class Contexts:
                 raise
             finally:
                 self.asked_cloud.set()
-            self.unreachable = None
             return answered_s
 
     async def get(self, name: str, link: CloudLink | None) -> Known:
