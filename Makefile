@@ -21,10 +21,10 @@ install: $(venv)/.installed
 demo: $(venv)/.installed
 	$(venv)/bin/preread demo $(ARGS)
 
-# Threads of PyTorch and llama.cpp wait for each other asleep: two processes of two threads each share two processors, and
-# who waits awake takes them from whom it waits for.
+# Two processes share the processors: llama.cpp's threads wait for each other asleep, as who waits awake takes a processor
+# from whom it waits for, and NumPy and PyTorch have one thread each.
 test: lint
-	OMP_WAIT_POLICY=passive $(venv)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 20 --durations-min 5
+	OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(venv)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 20 --durations-min 5
 	$(venv)/bin/coverage run -m pytest tests/plan --ignore=tests/plan/test_plan.py --ignore=tests/plan/test_orders.py --ignore=tests/plan/test_schedule_orders.py
 	$(venv)/bin/coverage report
 

@@ -389,7 +389,7 @@ def test_requests_at_the_same_time_are_each_answered_right(bench: Bench) -> None
         for expected, found in zip(before, together, strict=True):
             assert abs((expected.logprob or 0) - (found.logprob or 0)) < ROUNDING
             if expected.data != found.data:
-                assert found.data in [data for _, data, _ in expected.top]
+                assert found.data in [one.data for one in expected.top]
                 break
 
 

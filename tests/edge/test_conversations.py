@@ -104,7 +104,7 @@ def same_odds(one: Sequence[TokenOdds], other: Sequence[TokenOdds]) -> None:
     for expected, found in zip(one, other, strict=True):
         assert abs((expected.logprob or 0) - (found.logprob or 0)) < ROUNDING
         if expected.data != found.data:
-            assert found.data in [data for _, data, _ in expected.top]
+            assert found.data in [one.data for one in expected.top]
             break
 
 

@@ -89,8 +89,8 @@ def asker(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> Asker:
 def same(one: Whole, other: Whole) -> bool:
     """Whether two answers are the same. The odds are, up to rounding, as far as what stands before them is."""
     for expected, found in zip(one.odds, other.odds, strict=False):
-        odds = {data: math.exp(logprob) for _, data, logprob in found.top}
-        assert all(abs(math.exp(logprob) - odds.get(data, 0.0)) < ROUNDING for _, data, logprob in expected.top)
+        odds = {one.data: math.exp(one.logprob) for one in found.top}
+        assert all(abs(math.exp(one.logprob) - odds.get(one.data, 0.0)) < ROUNDING for one in expected.top)
         if expected.data != found.data:
             return False
     assert one.text == other.text and one.done.finish == other.done.finish
@@ -183,7 +183,7 @@ def test_an_answer_does_not_end_before_it_may(asker: Asker) -> None:
 def test_an_answer_that_repeats_itself_ends_with_the_window(asker: Asker) -> None:
     stay = asker.node.engine.tokenize(" yes")
     bias = tuple((int(id), 100.0) for id in stay)
-    without, guessed = asker.both(prompt=ASKED * 4, max_tokens=10_000, logit_bias=bias)
+    without, guessed = asker.both(prompt=ASKED * 6, max_tokens=10_000, logit_bias=bias)
     for one in (without, guessed):
         assert one.done.prompt_tokens + one.timings.predicted_n == WINDOW_TOKENS
         assert one.done.finish == "length"

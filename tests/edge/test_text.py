@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preread.edge.request import Piece
+from preread.edge.request import Piece, TokenOdds
 from preread.edge.text import Writer
 from preread.engine.sampling import Sampled
 
@@ -76,7 +76,7 @@ def test_odds_go_with_the_text_that_they_made() -> None:
     piece = writer.write(Sampled(0xA9, b"\xa9", False, -2.0, ((0x41, -0.5),)))
     assert piece is not None and piece.text == "é"
     assert [odds.logprob for odds in piece.odds] == [-1.0, -2.0]
-    assert piece.odds[1].top == (("A", b"A", -0.5),)
+    assert piece.odds[1].top == (TokenOdds(0x41, "A", b"A", -0.5),)
     assert piece.odds[0].data == b"\xc3" and piece.odds[0].text == "\ufffd"
 
 
