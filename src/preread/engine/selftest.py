@@ -50,9 +50,10 @@ def self_test(engine: LlamaCpp) -> Tested:
     tokens = (np.arange(_CONTEXT_TOKENS + _PROMPT_TOKENS, dtype=np.int64) * 97 + 11) % engine.spec.vocab_size
     context, prompt = tokens[:_CONTEXT_TOKENS].astype(np.int32), tokens[_CONTEXT_TOKENS:].astype(np.int32)
     _check_attention(engine, context[:_COMPUTED_TOKENS])
-    engine.session.prefill(context[:8])
+    engine.session.prefill(context[:8])  # llama.cpp makes its graph, and needs its memory, for the first time
+    engine.session.clear()
     started = time.monotonic()
-    engine.session.prefill(context)
+    _compute(engine, Slice(engine.sequences[0], context, 0))
     rate = _CONTEXT_TOKENS / (time.monotonic() - started)
     if engine.no_injection is None:
         try:
@@ -82,10 +83,9 @@ def _check_attention(engine: LlamaCpp, context: Tokens) -> None:
 
 
 def _differs(engine: LlamaCpp, context: Tokens, prompt: Tokens) -> str | None:
-    engine.session.clear()
+    """What injection does otherwise than computing, if anything; the context is computed in the first sequence."""
     own, request, scratch, *_ = engine.sequences
     everything = Span(0, len(context)), Span(0, engine.spec.geometry.layers)
-    _compute(engine, Slice(own, context, 0))
     local = _logits(engine, own, request, prompt)
     block = engine.cache.export(own, *everything)
     engine.cache.free(own)
