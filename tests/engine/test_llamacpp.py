@@ -156,10 +156,18 @@ LONG_PROMPT = document(2000)[1900:1956]
 LONG_CONTEXT = 950
 
 
-def test_a_long_prompt_is_answered_alike_behind_streamed_and_computed_contexts(engine: LlamaCpp) -> None:
-    layers = engine.spec.geometry.layers
+@pytest.fixture(scope="module")
+def computed(engine: LlamaCpp) -> tuple[KVBlock, tuple[list[int], np.ndarray]]:
+    """The KV of a long context, and the answer to a long prompt behind it, both computed."""
     engine.session.prefill(document(LONG_CONTEXT))
-    local, block = answer(engine, LONG_PROMPT), engine.session.export(Span(0, LONG_CONTEXT), Span(0, layers))
+    everything = Span(0, LONG_CONTEXT), Span(0, engine.spec.geometry.layers)
+    return engine.session.export(*everything), answer(engine, LONG_PROMPT)
+
+
+def test_a_long_prompt_is_answered_alike_behind_streamed_and_computed_contexts(
+    engine: LlamaCpp, computed: tuple[KVBlock, tuple[list[int], np.ndarray]]
+) -> None:
+    layers, (block, local) = engine.spec.geometry.layers, computed
     engine.session.reserve(LONG_CONTEXT)
     feeder = threading.Thread(target=lambda: feed_layers(engine, block))
     feeder.start()
@@ -176,8 +184,12 @@ def feed_layers(engine: LlamaCpp, block: KVBlock) -> None:
         engine.session.open_layers(layer + 1)
 
 
-def test_an_answer_ends_where_the_window_does(engine: LlamaCpp) -> None:
-    engine.session.prefill(document(LONG_CONTEXT))
+def test_an_answer_ends_where_the_window_does(
+    engine: LlamaCpp, computed: tuple[KVBlock, tuple[list[int], np.ndarray]]
+) -> None:
+    engine.session.reserve(LONG_CONTEXT)
+    engine.session.inject(computed[0])
+    engine.session.open_layers(engine.spec.geometry.layers)
     before = answer(engine)
     room = engine.spec.window_tokens - LONG_CONTEXT
     assert len(answer(engine, LONG_PROMPT, 2 * room)[0]) == room - len(LONG_PROMPT)
