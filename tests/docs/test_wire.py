@@ -1,24 +1,30 @@
-"""docs/wire.md says of publishing, errors, catalogue and manifest what the types say: neither can drift alone."""
+"""docs/wire.md says what the types, headers and routes say: neither can drift alone."""
 
 import json
 import re
+import struct
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import msgspec
 import pytest
 
 from preread.cli.batch import STAGES
 from preread.cloud import app, events, turns
-from preread.cloud.events import Event, Failed, Problem, Progress, Published, Request
+from preread.cloud.events import Counted, Event, Failed, Problem, Progress, Published, Request
+from preread.codec import profile_bytes
 from preread.errors import Overloaded, PrereadError, UnknownContext
 from preread.store import routes
+from preread.store.objects import open_store
 from preread.values import Form
-from preread.wire import manifest, pages
+from preread.wire import manifest, neighbour, pages, segment, tokens
 from preread.wire.catalogue import MOST_REMOVED, Catalogue, Entry
+from preread.wire.digest import object_id
 from preread.wire.fields import MAX_CATALOGUE_BYTES
 
-TEXT = (Path(__file__).parents[2] / "docs" / "wire.md").read_text()
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs" / "wire.md").read_text()
+SOURCE, VECTORS = ROOT / "src" / "preread", ROOT / "tests" / "vectors"
 
 
 def table(head: str, below: str = "\n") -> list[list[str]]:
@@ -83,9 +89,7 @@ def test_examples_of_what_a_publication_says_are_that(type: Any) -> None:
         assert json.loads(msgspec.json.encode(read)) == json.loads(line.replace("{…}", entry))
 
 
-ENTRY = msgspec.json.decode(
-    (Path(__file__).parents[1] / "vectors" / "catalogue.json").read_bytes(), type=Catalogue
-).contexts[0]
+ENTRY = msgspec.json.decode((VECTORS / "catalogue.json").read_bytes(), type=Catalogue).contexts[0]
 
 
 def test_stages_are_those_that_the_terminal_knows_and_those_that_need_no_words() -> None:
@@ -130,3 +134,61 @@ def test_the_fields_of_a_manifest() -> None:
     )
     rows = [quoted(name)[0] for name, *_ in table("| Field | Type | Bounds and meaning |", "A quality says what")]
     assert set(rows) == fields(manifest.Quality)
+
+
+def test_what_counting_answers() -> None:
+    rows = {quoted(name)[0]: meaning for name, meaning in table("| Field | Meaning |", "\n## Counting")}
+    assert set(rows) == fields(Counted)
+    assert {name for name, meaning in rows.items() if "left out" in meaning} == optional(Counted)
+
+
+def test_the_head_of_a_profile() -> None:
+    rows = {
+        quoted(name)[0]: meaning for name, _, meaning in table("| Field | Type | Bounds and meaning |", "\n## Profile")
+    }
+    assert set(rows) == fields(profile_bytes._Head)
+    assert {name for name, meaning in rows.items() if "may be missing" in meaning} == optional(profile_bytes._Head)
+
+
+def test_what_an_edge_tells_its_neighbours() -> None:
+    (answer,) = [
+        answer for _, path, answer in table("| Method | Path | Answer |", "\n### Between edges") if "edge" in path
+    ]
+    assert set(re.findall(r'"(\w+)":', answer)) | {"nonce", "proof"} == fields(neighbour.Introduction)
+    assert {"nonce", "proof"} <= set(quoted(answer)) and optional(neighbour.Introduction) == {"nonce", "proof"}
+    assert f"at most {neighbour.MAX_INTRODUCTION_BYTES:,} bytes" in answer
+
+
+@pytest.mark.parametrize(
+    ("section", "header", "magic"),
+    [("\n## Segment", segment.HEADER, segment.MAGIC), ("\n## Token object", tokens.HEADER, tokens.MAGIC)],
+)
+def test_headers_of_objects_have_these_fields_at_these_places(
+    section: str, header: struct.Struct, magic: bytes
+) -> None:
+    *rows, last = table("| Offset | Bytes | Type | Field | Must be |", section)
+    letters = {"u16": "H", "u32": "I", "u64": "Q"}
+    told = "".join(letters.get(type, f"{size}s") for _, size, type, *_ in rows)
+    assert struct.Struct(f"<{told}").format == header.format
+    stops = [int(offset) + int(size) for offset, size, *_ in rows]
+    assert [int(offset) for offset, *_ in rows] == [0, *stops[:-1]]
+    assert int(last[0]) == header.size and rows[0][4] == f"`{magic.decode()}`"
+
+
+def test_what_a_cloud_answers() -> None:
+    told = {path.strip("`") for _, path, _ in table("| Method | Path | Answer |", "\n## HTTP")}
+    served = app.create_app(open_store("memory:"), cast(Any, None)).routes
+    assert told == {path for route in served if not (path := cast(Any, route).path).startswith("/page") and path != "/"}
+
+
+def test_reasons_of_refusal_are_those_that_the_code_gives() -> None:
+    told = {quoted(reason)[0] for reason, *_ in table("| Reason | What is wrong | Of |")}
+    sources = [path for layer in ("wire", "codec", "store") for path in (SOURCE / layer).rglob("*.py")]
+    given = {reason for path in sources for reason in re.findall(r'CorruptData\(\s*"(\w+)"', path.read_text())}
+    assert told == given
+
+
+def test_golden_files_are_those_that_are_listed() -> None:
+    rows = {quoted(file)[0]: (int(size), quoted(id)[0]) for file, size, id in table("| File | Bytes | BLAKE3 |")}
+    read = {file: (VECTORS / file).read_bytes() for file in rows}
+    assert rows == {file: (len(data), object_id(data)) for file, data in read.items()}
