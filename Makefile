@@ -2,11 +2,12 @@
 # make install   only make .venv
 # make test      lint, the test suite, and that single-event tests reach every branch of the planner
 # make long      tests of minutes: benches and fits from end to end, a long run of faults, --watch, a wider schemathesis
+# make docs      the documentation's site, in build/site: python3 -m http.server -d build/site shows it
 # make clients   official clients and their own calls, in environments of their own: see docs/clients.md
 #
 # With CPU=avx2 all is as on a processor without AVX-512: llama.cpp is compiled for AVX2, in .venv-avx2, and preread's
 # own code takes no wider vectors. So `make test CPU=avx2` tests what many users have on a machine that has more.
-.PHONY: install demo test long clients lint clean
+.PHONY: install demo test long clients lint docs clean
 
 CPU = native
 venv = .venv$(if $(filter-out native,$(CPU)),-$(CPU))
@@ -23,7 +24,7 @@ demo: $(venv)/.installed
 
 # Two processes share the processors: llama.cpp's threads wait for each other asleep, as who waits awake takes a processor
 # from whom it waits for, and NumPy and PyTorch have one thread each.
-test: lint
+test: lint docs
 	OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(venv)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 20 --durations-min 5
 	$(venv)/bin/coverage run -m pytest tests/plan --ignore=tests/plan/test_plan.py --ignore=tests/plan/test_orders.py --ignore=tests/plan/test_schedule_orders.py
 	$(venv)/bin/coverage report
@@ -39,6 +40,11 @@ lint: $(venv)/.dev
 	$(venv)/bin/ruff format --check src tests examples scripts/docsite
 	$(venv)/bin/mypy
 	$(venv)/bin/lint-imports
+
+# Any link, page or name that leads nowhere is an error. Nothing is fetched.
+docs: $(venv)/.dev
+	PYTHONPATH=scripts $(venv)/bin/python -m docsite build/docs
+	PYTHONPATH=scripts NO_MKDOCS_2_WARNING=1 $(venv)/bin/python -m mkdocs build --strict --quiet
 
 $(venv)/.installed: pyproject.toml scripts/install $(COMPILED)
 	scripts/install

@@ -85,7 +85,7 @@ class Rung(Record, frozen=True, omit_defaults=True):
     Attributes:
         name: 1 to 16 characters of a-z, 0-9, `.` and `-`.
         codec: codec chain and its version, for example "q4/1".
-        segments: one object for each [chunk][group].
+        segments: one object for each `[chunk][group]`.
         profile: object that the codec needs for decoding, if any.
         quality: what the rung changes, where that was measured; absent from the JSON where it was not.
         base: the rung that this one refines: segments are decoded together with that one's; absent: it stands alone.

@@ -1,0 +1,160 @@
+"""The pages of both servers' HTTP, from an edge's own description of itself and from the types that a cloud reads."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from inspect import cleandoc
+from typing import Any, Final, cast
+
+import msgspec
+from griffe import Docstring, DocstringSectionKind
+
+from preread.cloud import events
+from preread.cloud.app import create_app
+from preread.edge import openapi
+from preread.store.objects import open_store
+from preread.wire.catalogue import Catalogue
+from preread.wire.manifest import Manifest
+
+_REF: Final = "#/components/schemas/{name}"
+_WORDS: Final = {"integer": "integer", "number": "number", "string": "text", "boolean": "boolean", "null": "null"}
+_BOUNDS: Final = (
+    ("minimum", "≥ {}"),
+    ("exclusiveMinimum", "> {}"),
+    ("maximum", "≤ {}"),
+    ("exclusiveMaximum", "< {}"),
+    ("minLength", "at least {} characters"),
+    ("maxLength", "at most {} characters"),
+    ("minItems", "at least {}"),
+    ("maxItems", "at most {}"),
+    ("pattern", "`{}`"),
+)
+
+_CLOUD_BODIES: Final[Mapping[str, tuple[type, ...]]] = {
+    "/v1/contexts": (events.Request, events.Progress, events.Published, events.Failed),
+    "/v1/count": (events.Request, events.Counted),
+    "/v1/catalogue": (Catalogue,),
+    "/v1/manifests/{id}": (Manifest,),
+}
+"""Of the paths whose bodies are JSON, the types of what is sent and answered."""
+
+
+def edge_page() -> str:
+    """What an edge answers, as Markdown."""
+    told = json.loads(openapi.description())
+    operations = [(path, method, of) for path, methods in told["paths"].items() for method, of in methods.items()]
+    parts = [
+        "# HTTP of an edge\n",
+        "What `GET /openapi.json` describes, which is made from the types that read requests. "
+        "[api.md](../api.md) tells what the fields do. " + told["info"]["description"] + "\n",
+        "## Operations\n",
+        *(_operation(path, method, of) for path, method, of in operations),
+        "## Errors\n",
+        "| Status | Meaning |\n|---:|---|",
+        *(f"| {status} | {meaning} |" for status, meaning in _refusals(operations[0][2]).items()),
+        "\n## Bodies\n",
+        *_bodies(told["components"]["schemas"]),
+    ]
+    return "\n".join(parts)
+
+
+def cloud_page() -> str:
+    """What a cloud answers, as Markdown."""
+    routes = cast(list[Any], create_app(open_store("memory:"), cast(Any, None)).routes)
+    served = [(route.path, sorted(route.methods - {"HEAD"})) for route in routes if "/page" not in route.path]
+    types = list({type: None for used in _CLOUD_BODIES.values() for type in used})
+    refs, schemas = msgspec.json.schema_components(types, ref_template=_REF)
+    links = dict(zip(types, (_type(ref) for ref in refs), strict=True))
+    parts = [
+        "# HTTP of a cloud\n",
+        "Its routes, and the types of what is JSON. [wire.md](../wire.md#http) is normative, also for what is not.\n",
+        "| Method | Path | Bodies |\n|---|---|---|",
+        *(
+            f"| {', '.join(methods)} | `{path}` | {', '.join(links[type] for type in _CLOUD_BODIES.get(path, ()))} |"
+            for path, methods in served
+        ),
+        "\n## Bodies\n",
+        *_bodies(schemas),
+    ]
+    return "\n".join(parts)
+
+
+def _operation(path: str, method: str, told: dict[str, Any]) -> str:
+    lines = [f"### {method.upper()} {path}\n", f"{told['summary']}.\n"]
+    for parameter in told.get("parameters", ()):
+        lines.append(f"- `{parameter['name']}`, in the {parameter['in']}: {_type(parameter['schema'])}")
+    if "requestBody" in told:
+        lines.append(f"- Body: {_type(told['requestBody']['content']['application/json']['schema'])}")
+    answer = next(of for status, of in told["responses"].items() if status < "400")
+    for kind, content in answer.get("content", {}).items():
+        always = ", ".join(f"`{name}`" for name in content["schema"].get("required", ()))
+        lines.append(f"- Answer: `{kind}`" + (f" with {always}" if always else ""))
+    return "\n".join([*lines, ""])
+
+
+def _refusals(told: dict[str, Any]) -> dict[str, str]:
+    return {status: of["description"] for status, of in told["responses"].items() if status >= "400"}
+
+
+def _bodies(schemas: Mapping[str, dict[str, Any]]) -> Iterator[str]:
+    for name, schema in schemas.items():
+        text, meanings = _docstring(schema.get("description", ""))
+        yield f"### {_short(name)} {{ #{_anchor(name)} }}\n\n{text}\n"
+        required = schema.get("required", ())
+        yield (
+            "| Field | Type | Default | Meaning |\n|---|---|---|---|"
+            if meanings
+            else "| Field | Type | Default |\n|---|---|---|"
+        )
+        for field, of in schema.get("properties", {}).items():
+            default = "required" if field in required else f"`{json.dumps(of.get('default'), ensure_ascii=False)}`"
+            yield f"| `{field}` | {_type(of)} | {default} |" + (f" {meanings.get(field, '')} |" if meanings else "")
+        yield ""
+
+
+def _docstring(text: str) -> tuple[str, dict[str, str]]:
+    """What a type's docstring says of it, and of each of its fields."""
+    said, meanings = list[str](), dict[str, str]()
+    for section in Docstring(cleandoc(text)).parse("google"):
+        if section.kind is DocstringSectionKind.attributes:
+            for one in section.value:
+                meanings |= {name: _escaped(one.description) for name in one.name.split(", ")}
+        else:
+            said.append(str(section.value))
+    return "\n\n".join(said), meanings
+
+
+def _type(schema: dict[str, Any]) -> str:
+    """A JSON schema in words, for a cell of a table."""
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        return f"[{_short(name)}](#{_anchor(name)})"
+    if "anyOf" in schema:
+        return " or ".join(dict.fromkeys(_type(of) for of in schema["anyOf"]))
+    if "enum" in schema:
+        return ", ".join(f"`{json.dumps(value, ensure_ascii=False)}`" for value in schema["enum"])
+    kind = schema.get("type", "anything")
+    kind = " or ".join(_WORDS.get(one, one) for one in ([kind] if isinstance(kind, str) else kind))
+    if kind == "array" and "prefixItems" in schema:
+        kind = f"[{', '.join(_type(of) for of in schema['prefixItems'])}]"
+    elif kind == "array":
+        kind = f"list of {_type(schema['items'])}" if schema.get("items") else "list"
+    bounds = [said.format(_escaped(str(schema[bound]))) for bound, said in _BOUNDS if bound in schema]
+    return ", ".join([kind, *bounds])
+
+
+def _short(name: str) -> str:
+    """A schema's name without its package; with its module where several have that name."""
+    return name.removeprefix("preread.").removeprefix("edge.")
+
+
+def _anchor(name: str) -> str:
+    return "body-" + name.lower().replace(".", "-")
+
+
+def _escaped(text: str) -> str:
+    return text.replace("<", "&lt;").replace("|", "\\|").replace("\n", " ")
+
+
+def operations(text: str) -> Iterable[str]:
+    """The operations that a page of an edge's HTTP has, as `POST /v1/…`."""
+    return (line.removeprefix("### ") for line in text.splitlines() if line.startswith("### ") and " /" in line)

@@ -1,0 +1,149 @@
+"""The site has every page, every command, every operation, every public module, and shows pages as a forge does."""
+
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import markdown as python_markdown
+import pytest
+from docsite import __main__ as site
+from docsite import cli, commands, http, links, python
+from hypothesis import given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+from typer.testing import CliRunner
+
+import preread
+from preread.cli import app
+from preread.edge import openapi
+
+ROOT = Path(__file__).parents[2]
+NAVIGATION = (ROOT / "mkdocs.yml").read_text()
+
+
+def test_the_navigation_has_every_page_and_no_other() -> None:
+    listed = re.findall(r"^ +- (?:.*: )?([\w./-]+\.md)$", NAVIGATION, re.M)
+    assert sorted(listed) == sorted(site.moved() | site.reference())
+
+
+def walked(command: Any, name: str) -> Iterator[tuple[str, Any]]:
+    yield name, command
+    for below in getattr(command, "commands", {}).values():
+        yield from walked(below, f"{name} {below.name}")
+
+
+def test_the_page_of_commands_has_each_with_all_that_its_help_tells() -> None:
+    sections = dict(re.findall(r"^#+ (preread.*?)\n(.*?)(?=^#+ preread|\Z)", cli.page(), re.M | re.S))
+    known = dict(walked(commands.tree(), "preread"))
+    assert sections.keys() == known.keys()
+    for name, command in known.items():
+        assert (command.help or "") in sections[name]
+        for parameter in command.params:
+            for option in (*parameter.opts, *parameter.secondary_opts) if parameter.opts[0].startswith("-") else ():
+                assert re.search(rf"^- `[^`]*{option}\b", sections[name], re.M), (name, option)
+
+
+@pytest.mark.parametrize("words", ["", "edge", "publish", "fit codec", "bench ttft"])
+def test_what_a_terminal_is_told_is_on_the_page(words: str) -> None:
+    told = CliRunner().invoke(app, [*words.split(), "--help"], env={"COLUMNS": "400", "NO_COLOR": "1"}).stdout
+    named = " ".join(["preread", *words.split()])
+    section = cli.page().split(f"# {named}\n")[1].split("\n#")[0]
+    options = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", told))
+    assert options and options <= set(re.findall(r"--[a-z][a-z0-9-]*", section))
+
+
+def test_the_page_of_an_edge_has_every_operation_and_every_field() -> None:
+    page = http.edge_page()
+    assert list(http.operations(page)) == [f"{one.method} {one.path}" for one in openapi.OPERATIONS]
+    chat = page.split("### Chat {")[1].split("\n###")[0]
+    assert {"messages", "context", "temperature", "tools"} <= set(re.findall(r"^\| `(\w+)` \|", chat, re.M))
+
+
+INSIDE = {"preread.edge.node", "preread.edge.residents"}
+"""What programs may look at, and is nothing that stays as it is: the architecture's page tells of it."""
+
+
+def used(hint: Any) -> Iterator[type]:
+    """preread's own types in a type hint."""
+    if isinstance(hint, type) and get_origin(hint) is None and hint.__module__.startswith("preread."):
+        yield hint
+    for part in get_args(hint):
+        yield from used(part)
+
+
+def shown(one: type) -> Iterator[type]:
+    """preread's own types in a class's fields and in what its public methods take and give."""
+    methods = [value for name, value in vars(one).items() if callable(value) and not name.startswith("_")]
+    for of in (one, *methods):
+        for hint in get_type_hints(of).values():
+            yield from used(hint)
+
+
+def test_every_type_that_a_program_is_given_or_gives_has_a_page() -> None:
+    found, seen = {getattr(preread, name) for name in preread.__all__}, set[type]()
+    while found:
+        seen |= found
+        found = {type for one in found for type in shown(one)} - seen
+        found = {one for one in found if one.__module__ not in INSIDE}
+    assert {one.__module__ for one in seen} <= {*python.modules(NAVIGATION)}
+    assert {one.__name__ for one in seen} >= {"AsyncEdge", "Edge", "PrereadError", "Answer", "Timings", "Grammar"}
+
+
+ELEMENTS = r"<(table|tr|li|ul|ol|pre|h[1-6]|img|a|em|strong|blockquote)\b"
+FORGE = MarkdownIt("commonmark").enable("table")
+
+
+def elements(html: str) -> Counter[str]:
+    """How many there are of each element, but for what is code."""
+    return Counter(re.findall(ELEMENTS, re.sub(r"<(pre|code)[^>]*>.*?</\1>", r"<\1>", html, flags=re.S)))
+
+
+def on_the_site(text: str) -> str:
+    wanted = ["admonition", "attr_list", "md_in_html", "tables", "pymdownx.highlight", "pymdownx.superfences"]
+    plain = {"pymdownx.highlight": {"use_pygments": False}}
+    return python_markdown.markdown(text, extensions=wanted, extension_configs=plain)
+
+
+@pytest.mark.parametrize("path", sorted(site.written()))
+def test_a_page_has_the_same_lists_tables_and_code_on_a_forge_and_on_the_site(path: str) -> None:
+    text = site.written()[path]
+    assert elements(FORGE.render(text)) == elements(on_the_site(text))
+
+
+def test_a_list_that_only_a_forge_would_see_is_found() -> None:
+    text = "Some of them:\n- one\n- two\n"
+    assert elements(FORGE.render(text)) != elements(on_the_site(text))
+
+
+def test_links_lead_where_their_files_are_on_the_site() -> None:
+    text = "[a](docs/api.md#tools) [b](CHANGELOG.md) [c](src/x.py) [d](https://e.org) ![e](docs/e.svg) `[f](docs/f.md)`"
+    told = "[a](../api.md#tools) [b](changelog.md) [c](../source/src/x.py.md) [d](https://e.org) ![e](../e.svg)"
+    assert links.moved(text, "README.md") == f"{told} `[f](docs/f.md)`"
+    assert links.outside(text, "README.md") == {"CHANGELOG.md", "src/x.py"}
+    text = '[a](api.md) [b](../README.md#top) [c](../../src/x.py) [d](#here) <img src="../page.webp">'
+    told = '[a](api.md) [b](../project/readme.md#top) [c](../source/src/x.py.md) [d](#here) <img src="../page.webp">'
+    assert links.moved(text.replace("](../R", "](../../R"), "docs/guides/g.md") == told
+
+
+@given(st.text(max_size=200))
+def test_text_without_links_is_as_it_was(text: str) -> None:
+    assert links.moved(text, "docs/a.md") == text or "](" in text or '="' in text
+
+
+@pytest.mark.long
+def test_the_site_is_built_without_a_warning_and_takes_nothing_from_elsewhere(tmp_path: Path) -> None:
+    for command in (["docsite", "build/docs"], ["mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]):
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(["scripts", *sys.path]), "NO_MKDOCS_2_WARNING": "1"}
+        run = [sys.executable, "-m", *command]
+        built = subprocess.run(run, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert built.returncode == 0, built.stdout + built.stderr
+    pages = list(tmp_path.rglob("*.html"))
+    assert len(pages) > 40
+    for page in pages:
+        loaded = re.findall(r'<(?:script|link|img|iframe)\b[^>]*?\b(?:src|href)="([^"]+)"', page.read_text())
+        assert not [target for target in loaded if re.match(r"(https?:)?//", target)], page
