@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preread.edge.decisions import kept
-from preread.edge.decisions.odds import UNFITTED, Calibration, averaged, decidedness, expected
+from preread.edge.decisions.odds import averaged, decidedness, expected
 from preread.edge.decisions.question import (
     LETTERS,
     Option,
@@ -20,7 +19,8 @@ from preread.edge.decisions.question import (
     text_of,
 )
 from preread.errors import CorruptData, UsageError
-from preread.fit.calibration import Scale, scaled
+from preread.fit import decisions as kept
+from preread.fit.calibration import UNFITTED, Calibration, Scale, scaled
 from preread.values import Fingerprint
 
 OWN = Fingerprint("ab" * 32)

@@ -13,14 +13,13 @@ import openai
 import pytest
 
 from preread.edge.decisions.labels import tokens_of
-from preread.edge.decisions.odds import UNFITTED, Calibration
 from preread.edge.decisions.question import INSTRUCTION
 from preread.engine.base import Slice
 from preread.engine.llamacpp import LlamaCpp
 from preread.engine.marks import Prompt
 from preread.engine.sampling import Sampling
 from preread.errors import UsageError
-from preread.fit.calibration import Scale
+from preread.fit.calibration import UNFITTED, Calibration, Scale
 
 MODEL = "smollm2-135m-instruct"
 STATE = "The package arrived with a broken screen. Ann from Leeds paid 300 pounds and wants her money back."

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from preread.edge.decisions.decide import decide
-from preread.edge.decisions.odds import KINDS, UNFITTED, Calibration, averaged
+from preread.edge.decisions.odds import averaged
 from preread.edge.decisions.question import Inquiry, Kind, Option, Question, predicate
 from preread.edge.residents import Residents
-from preread.fit.calibration import Judged, Quality, Scale, fitted, quality, scaled
+from preread.fit.calibration import KINDS, UNFITTED, Calibration, Judged, Quality, Scale, fitted, quality, scaled
 from preread.fit.facts import Fact, Register
 
 Report = Callable[[str, int, int | None], None]

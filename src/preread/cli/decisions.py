@@ -41,7 +41,7 @@ def fit(
     probabilities from then on. The last line is JSON.
     """
     from preread.bench import judge
-    from preread.edge.decisions import kept
+    from preread.fit import decisions as kept
     from preread.fit import facts, files
 
     if out is not None:
@@ -80,7 +80,7 @@ async def _asked(
 
 def _judged(asked: "list[Asked]", shuffled: "list[Asked]") -> "list[tuple[str, str, Quality]]":
     from preread.bench import judge
-    from preread.edge.decisions.odds import KINDS
+    from preread.fit.calibration import KINDS
 
     found = list[tuple[str, str, "Quality"]]()
     kinds: tuple[Kind | None, ...] = (None, *KINDS)

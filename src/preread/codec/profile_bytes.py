@@ -152,7 +152,7 @@ def _head(data: bytes) -> tuple[_Head, memoryview]:
             raise CorruptData("schema", "profile's head: version 2 has neither `recent_part` nor `sink_runs`")
     except msgspec.ValidationError as error:
         raise CorruptData("schema", f"profile's head: {error}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CorruptData("json", f"profile's head: {error}") from error
     return head, memoryview(data)[8 + length :]
 

@@ -10,7 +10,6 @@ from typing import Final
 from preread.edge.choice import Terms
 from preread.edge.contexts import Contexts
 from preread.edge.core import Core
-from preread.edge.decisions.odds import UNFITTED, Calibration
 from preread.edge.offload import Offload
 from preread.edge.options import Options
 from preread.edge.profiles import Preparations
@@ -22,6 +21,7 @@ from preread.edge.uses import Uses
 from preread.engine.llamacpp import LlamaCpp
 from preread.engine.worker import Worker
 from preread.errors import PrereadError
+from preread.fit.calibration import UNFITTED, Calibration
 from preread.plan.beliefs import Beliefs
 from preread.plan.poll import sync_pause_s, warm_due
 from preread.store.egress import CloudLink

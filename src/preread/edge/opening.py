@@ -11,7 +11,6 @@ from preread import limits
 from preread.edge import machine
 from preread.edge.contexts import Contexts
 from preread.edge.core import Core
-from preread.edge.decisions.kept import found
 from preread.edge.node import Node
 from preread.edge.offload import Offload
 from preread.edge.options import Options
@@ -21,6 +20,7 @@ from preread.edge.residents import Residents
 from preread.engine.llamacpp import LlamaCpp
 from preread.engine.selftest import self_test
 from preread.engine.worker import Worker
+from preread.fit.decisions import found
 from preread.plan.beliefs import Beliefs
 from preread.plan.residency import Residency
 from preread.plan.schedule import MOST_ANSWERS, Schedule

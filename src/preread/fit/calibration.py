@@ -5,13 +5,17 @@ Both are found where the right answers are likeliest, which is a convex problem.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from preread.fit.facts import Kind
+
 Double = npt.NDArray[np.float64]
+
+KINDS: Final[tuple[Kind, ...]] = ("predicate", "choice", "score")
 
 BINS: Final = 10
 """Of equally many questions each."""
@@ -40,6 +44,21 @@ class Scale:
 
     temperature: float = 1.0
     bias: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Scales by kind of question; `fitted` on so many questions: 0 where nothing was."""
+
+    scales: dict[Kind, Scale] = field(default_factory=dict)
+    fitted: int = 0
+
+    def scale(self, kind: Kind) -> Scale:
+        """What is known for questions of a kind; nothing: as the model has it."""
+        return self.scales.get(kind, Scale())
+
+
+UNFITTED: Final = Calibration()
 
 
 def scaled(logs: Sequence[float], scale: Scale) -> tuple[float, ...]:

@@ -19,7 +19,7 @@ from preread.edge.coming import Asking
 from preread.edge.contexts import Known
 from preread.edge.core import Generation
 from preread.edge.decisions.labels import tokens_of
-from preread.edge.decisions.odds import Calibration, averaged, joined
+from preread.edge.decisions.odds import averaged, joined
 from preread.edge.decisions.question import (
     INSTRUCTION,
     Inquiry,
@@ -41,7 +41,7 @@ from preread.engine.llamacpp import LlamaCpp, Tokens
 from preread.engine.marks import Prompt
 from preread.engine.sampling import Sampled, Sampling
 from preread.errors import EngineError, UsageError
-from preread.fit.calibration import scaled
+from preread.fit.calibration import Calibration, scaled
 
 _HERE: Final = "\ue000 the question stands here \ue001"
 _ANSWER: Final = "Answer:"

@@ -7,33 +7,11 @@ result is scaled as was fitted on questions with known answers: see `fit/calibra
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from preread.edge.decisions.question import Kind
-from preread.fit.calibration import Scale
-
-KINDS: Final[tuple[Kind, ...]] = ("predicate", "choice", "score")
-
 _Odds = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """Scales by kind of question; `fitted` on so many questions: 0 where nothing was."""
-
-    scales: dict[Kind, Scale] = field(default_factory=dict)
-    fitted: int = 0
-
-    def scale(self, kind: Kind) -> Scale:
-        """What is known for questions of a kind; nothing: as the model has it."""
-        return self.scales.get(kind, Scale())
-
-
-UNFITTED: Final = Calibration()
 
 
 def averaged(rows: Sequence[Sequence[float]]) -> tuple[float, ...]:

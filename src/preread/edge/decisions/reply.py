@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-from preread.edge.decisions.odds import Calibration
 from preread.edge.decisions.question import Question
 from preread.edge.forms.form import timings
 from preread.edge.request import Timings
+from preread.fit.calibration import Calibration
 
 
 @dataclass(frozen=True, slots=True)

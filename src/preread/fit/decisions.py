@@ -1,4 +1,4 @@
-"""Where a fitted calibration is kept: a small JSON file for each model, which an edge reads when it opens.
+"""Where a fitted calibration of decisions is kept: a small JSON file for each model, which an edge reads when it opens.
 
 {"format": "preread decisions 1", "model": fingerprint, "questions": 120, "scales": {"choice": {"temperature": 1.9}, …}}
 """
@@ -11,9 +11,8 @@ import msgspec
 import platformdirs
 from msgspec import Meta
 
-from preread.edge.decisions.odds import KINDS, UNFITTED, Calibration
 from preread.errors import CorruptData, UsageError
-from preread.fit.calibration import Scale
+from preread.fit.calibration import KINDS, UNFITTED, Calibration, Scale
 from preread.values import Fingerprint
 
 MOST_BYTES: Final = 65_536
