@@ -22,7 +22,7 @@ Fingerprint = NewType("Fingerprint", str)
 Form = Literal["chat", "text"]
 """How a context continues: `chat` is a rendered system prompt that chat messages follow, `text` a bare prefix."""
 
-Kind = Literal["segments", "tokens", "manifests", "profiles"]
+Kind = Literal["segments", "tokens", "manifests", "profiles", "fits"]
 """The kinds of immutable objects that a store keeps, each under a folder and a route of this name."""
 
 Half = npt.NDArray[np.float16]

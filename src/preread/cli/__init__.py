@@ -19,6 +19,7 @@ from preread.cli import (
     contexts,
     decisions,
     doctor,
+    fits,
     fitting,
     measure,
     models,
@@ -57,6 +58,7 @@ fitting.app.command()(teaching.teach)
 fitting.app.command()(teaching.guide)
 fitting.app.command("decisions")(decisions.fit)
 app.add_typer(fitting.app, name="fit")
+app.add_typer(fits.app, name="fits")
 app.command()(doctor.doctor)
 app.command()(measure.demo)
 measure.bench.command("decisions")(decisions.bench)

@@ -169,7 +169,9 @@ async def _serve_cloud(
 
         worker, reader = Worker(), Worker("reader")
         publisher = EnginePublisher(engine, worker, objects, rungs, help)
-        app = create_app(objects, publisher, there.access, EngineCounter(engine, reader, objects, rungs))
+        counter = EngineCounter(engine, reader, objects, rungs)
+        models = {one.spec.fingerprint: one.spec.name for one in (engine, help.large) if one is not None}
+        app = create_app(objects, publisher, there.access, counter, models)
         try:
             return await listen.serve(app, there.sockets, ready, there.secured)
         finally:

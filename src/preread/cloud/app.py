@@ -5,7 +5,7 @@ It knows requests, keys and events; publishing itself is the publisher's, and wh
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Final, Literal, Protocol
@@ -19,6 +19,7 @@ from starlette.routing import Route
 
 from preread.cloud import events
 from preread.cloud.events import Counted, Failed, Problem, Progress, Published
+from preread.cloud.fits import FitKeeper, fit_routes
 from preread.cloud.page import CloudPage
 from preread.cloud.turns import Turns
 from preread.errors import PrereadError, UnknownContext, UsageError
@@ -26,7 +27,7 @@ from preread.page.routes import OPEN, page_routes
 from preread.store import guard, routes
 from preread.store.guard import LOOPBACK, Access
 from preread.store.objects import Objects
-from preread.values import Form
+from preread.values import Fingerprint, Form
 from preread.wire.names import why_unfit
 
 MAX_BODY_BYTES: Final = 8 * 2**20
@@ -67,20 +68,29 @@ Counter = Callable[[events.Request], Coroutine[None, None, Counted]]
 """Says what a document would be, published. UsageError: it could not be."""
 
 
+NO_MODELS: Final[Mapping[Fingerprint, str]] = {}
+
+
 async def refuse_count(ask: events.Request) -> Counted:
     """The counter of a cloud without a model."""
     raise UsageError("this cloud only serves what was published before: it runs no model")
 
 
 def create_app(
-    store: Objects, publisher: Publisher, access: Access = LOOPBACK, counter: Counter = refuse_count
+    store: Objects,
+    publisher: Publisher,
+    access: Access = LOOPBACK,
+    counter: Counter = refuse_count,
+    models: Mapping[Fingerprint, str] = NO_MODELS,
 ) -> Starlette:
-    """The cloud as an ASGI application.
+    """The cloud as an ASGI application. `models`: names of those that it runs.
 
     Where `access` has keys, everything but /health needs one as bearer token: reading one with the scope `read`,
     publishing and removing one with `publish`.
     """
-    contexts, counts = _Contexts(store, publisher), Turns("counted")
+    changes, counts = Turns(), Turns("counted")
+    contexts, fits = _Contexts(store, publisher, changes), FitKeeper(store, models, changes)
+    caching = routes.SHARED if access.keys is None else routes.PRIVATE
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncGenerator[None, None]:
@@ -91,7 +101,8 @@ def create_app(
         routes=[
             Route("/health", _health, methods=["GET"]),
             *page_routes("cloud", CloudPage(store, contexts.under_way).look, keys=access.keys is not None),
-            *routes.object_routes(store, routes.SHARED if access.keys is None else routes.PRIVATE),
+            *routes.object_routes(store, caching),
+            *fit_routes(fits, caching),
             routes.catalogue_route(store.listing),
             Route("/v1/contexts", partial(_publish, contexts), methods=["POST"]),
             Route("/v1/count", partial(_count, counter, counts), methods=["POST"]),
@@ -111,9 +122,9 @@ def create_app(
 class _Contexts:
     """The published contexts. One change at a time: an object that one change still needs, another might remove."""
 
-    def __init__(self, store: Objects, publisher: Publisher) -> None:
+    def __init__(self, store: Objects, publisher: Publisher, turns: Turns) -> None:
         self._store, self._publisher = store, publisher
-        self._turns = Turns()
+        self._turns = turns
         self._tasks: set[asyncio.Task[None]] = set()
         self._under_way: dict[int, tuple[str, Progress]] = {}
         self._count = 0

@@ -11,10 +11,13 @@ import msgspec
 from preread.cloud.events import Counted, Event, Failed, Mode, Problem, Progress, Published, Request
 from preread.errors import Absent, CorruptData, Overloaded, PrereadError, RemoteError, TransportError, UsageError
 from preread.store import client
-from preread.values import Form
+from preread.values import Form, ObjectId
 from preread.via import DIRECT, Via
 from preread.wire import catalogue as wire
+from preread.wire import fits as fit_lists
+from preread.wire.digest import object_id
 from preread.wire.fields import MAX_CATALOGUE_BYTES
+from preread.wire.fits import MAX_FITS_BYTES, Fit
 from preread.wire.pages import Pages
 
 T = TypeVar("T")
@@ -28,6 +31,7 @@ _QUIET_S: Final = 900.0
 
 _events: Final[msgspec.json.Decoder[Event]] = msgspec.json.Decoder(Event)
 _counted: Final = msgspec.json.Decoder(Counted)
+_fit: Final = msgspec.json.Decoder(Fit)
 
 
 class _ErrorBody(msgspec.Struct):
@@ -114,12 +118,51 @@ def catalogue(url: str, *, api_key: str | None = None, via: Via = DIRECT) -> wir
     return wire.loads(pages.whole())
 
 
+def fits(url: str, *, api_key: str | None = None, via: Via = DIRECT) -> tuple[Fit, ...]:
+    """What was learnt of models, and a cloud has, the oldest first.
+
+    Raises:
+        Absent: the cloud is of before there was a list.
+        CorruptData: the answer is none.
+        UsageError, RemoteError, TransportError: as for `publish`.
+    """
+    with _answer(url, "GET", fit_lists.PATH, api_key, via) as response:
+        return fit_lists.loads(_read(response, MAX_FITS_BYTES)).fits
+
+
+def push_fit(url: str, data: bytes, *, api_key: str | None = None, via: Via = DIRECT) -> Fit:
+    """Give a cloud a fit's file; what the cloud takes it for.
+
+    Raises:
+        Absent, UsageError, RemoteError, TransportError, CorruptData: as for `fits`.
+    """
+    path = f"{fit_lists.PATH}/{object_id(data)}"
+    with _answer(url, "PUT", path, api_key, via, data, media="application/octet-stream") as response:
+        return _decoded(_read(response, _LINE_BYTES), _fit)
+
+
+def remove_fit(url: str, id: ObjectId, *, api_key: str | None = None, via: Via = DIRECT) -> None:
+    """Have a cloud forget a fit.
+
+    Raises:
+        Absent, UsageError, RemoteError, TransportError: as for `fits`.
+    """
+    with _answer(url, "DELETE", f"{fit_lists.PATH}/{id}", api_key, via):
+        pass
+
+
 @contextmanager
 def _answer(
-    url: str, method: str, path: str, api_key: str | None, via: Via, body: bytes | None = None
+    url: str,
+    method: str,
+    path: str,
+    api_key: str | None,
+    via: Via,
+    body: bytes | None = None,
+    media: str = "application/json",
 ) -> Iterator[httpx2.Response]:
     """A successful answer, not yet read."""
-    headers = {"User-Agent": "preread", "Accept-Encoding": "identity", "Content-Type": "application/json"}
+    headers = {"User-Agent": "preread", "Accept-Encoding": "identity", "Content-Type": media}
     if api_key is not None:
         headers["Authorization"] = f"Bearer {api_key}"
     with (

@@ -113,6 +113,8 @@ def _check_pair(small: LlamaCpp, large: LlamaCpp | None, one: Kept | KeptGuide, 
             f"{what} is of other models than {large.spec.name if large else 'this cloud runs'} and {small.spec.name}: "
             f"fit one for them with `preread fit {command}`"
         )
+    if one.geometry != small.spec.geometry:
+        raise UsageError(f"{what} is of KV of another shape than {small.spec.name} has: do not use this file")
 
 
 def read_context(

@@ -252,6 +252,19 @@ def _no_injection(loaded: Loaded, architecture: str, head_dim: int) -> str | Non
     return None
 
 
+def fingerprint_of(path: Path) -> Fingerprint:
+    """The fingerprint of a model in a GGUF file, which nothing is going to be computed with.
+
+    Raises:
+        UsageError: as for `load`, or nobody could serve it.
+    """
+    loaded = load(path, mapped=True)
+    try:
+        return spec(loaded, path, path.stem, 0).fingerprint
+    finally:
+        loaded.close()
+
+
 def _fingerprint(loaded: Loaded, path: Path, architecture: str) -> Fingerprint:
     """Digest of what changes the meaning of KV rows: the file (weights, RoPE, tokenizer) and how it is run here."""
     digest = blake3.blake3(max_threads=blake3.blake3.AUTO)

@@ -53,10 +53,7 @@ def loads(data: bytes, model: Fingerprint) -> Calibration:
         CorruptData: it is no such file, or numbers in it make no sense.
         UsageError: it is another model's.
     """
-    try:
-        file = msgspec.json.decode(data, type=_File)
-    except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise CorruptData("decisions", str(error)) from error
+    file = _file(data)
     if file.model != str(model):
         raise UsageError(
             f"it was fitted for model {file.model[:12]}…, and this is {str(model)[:12]}…: fit it for this one"
@@ -65,6 +62,22 @@ def loads(data: bytes, model: Fingerprint) -> Calibration:
         kind: Scale(file.scales[kind].temperature, file.scales[kind].bias) for kind in KINDS if kind in file.scales
     }
     return Calibration(scales, file.questions)
+
+
+def model_of(data: bytes) -> Fingerprint:
+    """For which model a file is.
+
+    Raises:
+        CorruptData: as for `loads`.
+    """
+    return Fingerprint(_file(data).model)
+
+
+def _file(data: bytes) -> _File:
+    try:
+        return msgspec.json.decode(data, type=_File)
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise CorruptData("decisions", str(error)) from error
 
 
 def load(path: Path, model: Fingerprint) -> Calibration:

@@ -1,7 +1,7 @@
 """The one way out: everything that an edge ever says to the outside is said in this module.
 
-It can ask a cloud for the catalogue, and for manifests, tokens, profiles and segments by id, and a neighbouring edge
-for segments and for who it is: GET, fixed paths, constant headers, and how much of an object has come before. So
+It can ask a cloud for the catalogue, and for manifests, tokens, profiles, segments and fits by id, and a neighbouring
+edge for segments and for who it is: GET, fixed paths, constant headers, and how much of an object has come before. So
 nothing that derives from a prompt has a place to be. It knows how objects are named and verified; it must not know
 prompts, what objects mean, or which of them to ask for. (What an edge announces on the local network, when it is told
 to, is in `mdns.py`.)

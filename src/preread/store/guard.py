@@ -163,22 +163,25 @@ async def read_body(
     request: Request,
     most_bytes: int,
     *,
+    media: str = _TYPE,
     too_long: Exception | None = None,
     account: Callable[[int], None] = lambda size_bytes: None,
 ) -> bytes:
-    """The body of a request that says that it is JSON: other types a web page may send to localhost without asking.
+    """The body of a request that says that it is JSON, or `media`: some types a web page may send to localhost without
+    asking.
 
     Args:
         request: whose body it is; gzip and deflate (RFC 9110, 8.4.1) are undone.
         most_bytes: of the body, and of what it holds when it is compressed.
+        media: what it must say that it is: no type that browsers let pages send anywhere (Fetch standard, 2.2.2).
         too_long: raised where there is more, instead of 413.
         account: called with the size of each part, before it is kept; may raise.
 
     Raises:
         HTTPException: 415, another type or encoding; 413, over `most_bytes`; 400, it is not compressed as it says.
     """
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _TYPE:
-        raise HTTPException(415, f"Unsupported Media Type: send Content-Type: {_TYPE}")
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != media:
+        raise HTTPException(415, f"Unsupported Media Type: send Content-Type: {media}")
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("identity", *_COMPRESSED):
         accepted = ", ".join(_COMPRESSED)

@@ -3,31 +3,34 @@
 It knows keys, what is written before what, and which objects a manifest refers to; it must not know codecs, engines,
 HTTP, or where bytes are kept (`blobs.py`).
 
-    segments/ab/abcd…   tokens/ab/abcd…   manifests/ab/abcd…   profiles/ab/abcd…
-    names/<digest of the name>.json   removed.json   fitted/<fingerprint>.json
+    segments/ab/abcd…   tokens/ab/abcd…   manifests/ab/abcd…   profiles/ab/abcd…   fits/ab/abcd…
+    names/<digest of the name>.json   removed.json   fitted/<fingerprint>.json   fits/<id>.json
 
 A name's file is a catalogue of that one entry, and `removed.json` is one of names that were removed: so edges can tell
 what somebody took back from what a store has lost. The key of a name is a digest since names may have 128 letters of
 any script, which percent-encoded would be longer than file names can be. A file under `fitted` says with which profile
-contexts of that model are published; it is the cloud's own, and not served. Objects are written before the name that
-leads to them: whatever is under a name is whole, and what an aborted publication leaves is found and kept by the next
-attempt. Names are read once, since only one process changes them (see `lease.py`).
+contexts of that model are published, and one under `fits` is a list of that one fit: see `wire/fits.py`. Objects are
+written before the name that leads to them: whatever is under a name is whole, and what an aborted publication leaves is
+found and kept by the next attempt. Names are read once, since only one process changes them (see `lease.py`).
 """
 
 import asyncio
 import logging
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final
+
+import msgspec
 
 from preread.errors import CorruptData, Full, RemoteError, UsageError
 from preread.store.blobs import Blobs, open_blobs
 from preread.values import ContextId, Fingerprint, Kind, ObjectId, ObjectRef
-from preread.wire import canonical, catalogue, manifest
+from preread.wire import canonical, catalogue, fits, manifest
 from preread.wire.catalogue import Catalogue, Entry
 from preread.wire.digest import object_id
 from preread.wire.fields import MAX_PROFILE_BYTES, SizedId
+from preread.wire.fits import Fit, Fits
 from preread.wire.pages import Listing, room_for
 
 _REMOVED: Final = "removed.json"
@@ -72,6 +75,7 @@ class Objects:
         self._illegible: set[str] = set()
         self._removed: tuple[str, ...] = ()
         self._listing: Listing | None = None
+        self._fits: dict[str, Fit] = {}
         self._reading, self._names_are_read = asyncio.Lock(), False
 
     def held(self) -> AbstractAsyncContextManager[None]:
@@ -240,6 +244,57 @@ class Objects:
         if former is not None and former.id != ref.id:
             await self._remove_unneeded({("profiles", former.id)}, f"the former profile of model {fingerprint[:12]}…")
 
+    async def profiles(self) -> list[tuple[Fingerprint, ObjectRef, str]]:
+        """Models, the profiles that their contexts are published with, and since when (UTC, RFC 3339)."""
+        found = []
+        for key in await self._blobs.keys_in("fitted"):
+            of = Fingerprint(key.rpartition("/")[2].removesuffix(".json"))
+            ref, at = await self.profile_of(of), await self._blobs.changed(key)
+            if ref is not None and at is not None:
+                found.append((of, ref, _utc(at)))
+        return found
+
+    async def put_fit(self, fit: Fit) -> None:
+        """List a stored object of the kind "fits". One that is listed already stays as it is.
+
+        Raises:
+            UsageError: no list can hold it.
+        """
+        if await self._blobs.size(_fit_key(fit.id)) is None:
+            await self._blobs.put_pointer(_fit_key(fit.id), fits.dumps(Fits((fit,))))
+
+    async def fits(self) -> list[Fit]:
+        """What `put_fit` listed, and when it did. A file that cannot be understood is left out."""
+        keys = [key for key in await self._blobs.keys_in("fits") if key not in self._fits]
+        for start in range(0, len(keys), _AT_ONCE):
+            some = keys[start : start + _AT_ONCE]
+            for key, fit in zip(some, await asyncio.gather(*map(self._fit, some)), strict=True):
+                if fit is not None:
+                    self._fits[key] = fit
+        return list(self._fits.values())
+
+    async def remove_fit(self, id: ObjectId) -> bool:
+        """Forget a fit and its object; whether it was listed."""
+        key = _fit_key(id)
+        if await self._blobs.size(key) is None:
+            return False
+        await self._blobs.delete_pointer(key)
+        self._fits.pop(key, None)
+        if await self.size("fits", id) is not None:
+            await self._blobs.delete_objects([_key("fits", id)])
+        return True
+
+    async def _fit(self, key: str) -> Fit | None:
+        data, at = await self._blobs.read(key), await self._blobs.changed(key)
+        if data is None or at is None:
+            return None
+        try:
+            (fit,) = fits.loads(data).fits
+        except (CorruptData, ValueError) as error:
+            _log.warning("store %s: %s is left out of the fits: %s", self._where, key, error)
+            return None
+        return msgspec.structs.replace(fit, created=_utc(at))
+
     async def _sweep(self, gone: Entry) -> None:
         """Remove what `gone` referred to and nothing else does."""
         what = f"objects of {gone.name!r}"
@@ -276,9 +331,7 @@ class Objects:
 
     async def _slots(self) -> set[Key]:
         """The profiles that models are published with."""
-        names = [key.rpartition("/")[2].removesuffix(".json") for key in await self._blobs.keys_in("fitted")]
-        refs = [await self.profile_of(Fingerprint(name)) for name in names]
-        return {("profiles", ref.id) for ref in refs if ref is not None}
+        return {("profiles", ref.id) for _, ref, _ in await self.profiles()}
 
     async def _needs(self, entry: Entry) -> set[Key]:
         """All objects that an entry leads to."""
@@ -312,3 +365,11 @@ def _name_key(name: str) -> str:
 
 def _slot_key(fingerprint: Fingerprint) -> str:
     return f"fitted/{fingerprint}.json"
+
+
+def _fit_key(id: ObjectId) -> str:
+    return f"fits/{id}.json"
+
+
+def _utc(at: datetime) -> str:
+    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

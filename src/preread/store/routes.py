@@ -45,6 +45,7 @@ _MEDIA: Final[dict[Kind, str]] = {
     "tokens": "application/octet-stream",
     "manifests": "application/json",
     "profiles": "application/octet-stream",
+    "fits": "application/octet-stream",
 }
 _ANSWERS: Final[tuple[tuple[type[PrereadError], int, str], ...]] = (
     (UnknownContext, 404, "unknown_context"),
@@ -70,8 +71,8 @@ class ObjectSource(Protocol):
 
 
 def object_routes(source: ObjectSource, cache_control: str = SHARED) -> list[Route]:
-    """GET and HEAD of /v1/{kind}/{id} for every kind of object."""
-    return [object_route(kind, lambda request: source, cache_control) for kind in _MEDIA]
+    """GET and HEAD of /v1/{kind}/{id} for every kind of object that contexts are made of."""
+    return [object_route(kind, lambda request: source, cache_control) for kind in _MEDIA if kind != "fits"]
 
 
 def object_route(

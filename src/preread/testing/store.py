@@ -1,7 +1,9 @@
 """The contract of every store, as a suite to inherit: `class TestMine(StoreContract)` with an `address` fixture."""
 
 import asyncio
+from datetime import UTC, datetime
 
+import msgspec
 import pytest
 
 from preread.errors import UsageError
@@ -11,6 +13,7 @@ from preread.values import Fingerprint, ObjectId, ObjectRef
 from preread.wire import manifest
 from preread.wire.catalogue import Entry
 from preread.wire.digest import object_id
+from preread.wire.fits import Fit
 
 NAMES = ["a", "A", "a b", "%2F", "..x", "names", "ü" * 128, "😀" * 128, '"\\?*<>|:&#']
 """Names that some file system or URL would trip over."""
@@ -29,6 +32,18 @@ def put_profile_of(store: Objects, fingerprint: Fingerprint, profile: bytes) -> 
         ref = await store.put("profiles", profile)
         await store.put_profile_of(fingerprint, ref)
         return ref
+
+    return asyncio.run(put())
+
+
+def put_fit(store: Objects, data: bytes) -> Fit:
+    """Store the bytes as a fit, and list it."""
+
+    async def put() -> Fit:
+        ref = await store.put("fits", data)
+        fit = Fit("decisions", ref.id, ref.size_bytes, FINGERPRINT, "nothing")
+        await store.put_fit(fit)
+        return fit
 
     return asyncio.run(put())
 
@@ -174,3 +189,25 @@ class StoreContract:
     def test_only_profiles_are_remembered_as_such(self, store: Objects) -> None:
         with pytest.raises(UsageError, match="is no profile"):
             asyncio.run(store.put_profile_of(FINGERPRINT, asyncio.run(store.put("tokens", b"x"))))
+
+    def test_a_fit_is_listed_once_outlives_the_process_and_goes_with_its_object(
+        self, store: Objects, address: str
+    ) -> None:
+        ours = [put_fit(store, data) for data in (b"first", b"second", b"first")]
+        assert ours[0] == ours[2] and asyncio.run(store.names()) == []
+        for opened in (store, open_store(address)) if address != "memory:" else (store,):
+            listed = {fit.id: fit for fit in asyncio.run(opened.fits())}
+            assert set(listed) == {fit.id for fit in ours} and all(fit.created for fit in listed.values())
+            assert {msgspec.structs.replace(fit, created=None) for fit in listed.values()} == set(ours)
+            assert asyncio.run(opened.read("fits", ours[1].id)) == b"second"
+        assert asyncio.run(store.remove_fit(ours[0].id)) and not asyncio.run(store.remove_fit(ours[0].id))
+        assert [fit.id for fit in asyncio.run(store.fits())] == [ours[1].id]
+        assert present(store, {("fits", ours[0].id), ("fits", ours[1].id)}) == {("fits", ours[1].id)}
+
+    def test_the_profiles_of_models_are_told_with_when_they_came(self, store: Objects) -> None:
+        assert asyncio.run(store.profiles()) == []
+        other = Fingerprint("0" * 64)
+        refs = {of: put_profile_of(store, of, of[:5].encode()) for of in (FINGERPRINT, other)}
+        told = asyncio.run(store.profiles())
+        assert {of: ref for of, ref, _ in told} == refs and len(told) == 2
+        assert all(datetime.fromisoformat(at) <= datetime.now(UTC) for _, _, at in told)

@@ -1,0 +1,42 @@
+"""A file of each kind that `preread fits` knows, small and of models that do not exist."""
+
+from typing import Final
+
+import numpy as np
+
+from preread.align import guide_bytes, mapping_bytes
+from preread.align.guide import Guide, Weights
+from preread.align.guide_bytes import KeptGuide, Outcome
+from preread.align.mapping import Mapping
+from preread.align.mapping_bytes import Kept
+from preread.align.ridge import Linear
+from preread.codec import profile_bytes
+from preread.fit import decisions
+from preread.fit.calibration import Calibration, Scale
+from preread.testing.profile import plain_profile
+from preread.values import Fingerprint, Geometry
+from preread.wire.fits import FitKind
+
+SMALL: Final = Fingerprint("a" * 64)
+LARGE: Final = Fingerprint("b" * 64)
+SHAPE: Final = Geometry(layers=3, kv_heads=1, head_dim=4)
+CHANNELS: Final = 2 * SHAPE.kv_heads * SHAPE.head_dim
+
+
+def _zeros(*shape: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    return np.zeros(shape, np.float32)
+
+
+_linear: Final = Linear(_zeros(5 + 2 * 4), _zeros(2 * CHANNELS), _zeros(5 + 2 * 4, 2), _zeros(2, 2 * CHANNELS))
+MAPPING: Final = Kept(Mapping(1, (7,), (4, 5), _linear), SMALL, LARGE, SHAPE, "a text", 0.012, 0.034, 512)
+_weights: Final = Weights(_zeros(6), _zeros(6, 2), _zeros(2, 2, CHANNELS), _zeros(2, CHANNELS), _zeros(2, 2))
+_outcome: Final = Outcome(-0.03, (-0.05, -0.01), 0.02, (0.01, 0.03), 0.4, 600)
+GUIDE: Final = KeptGuide(Guide(1, (3, 8), _weights), SMALL, LARGE, SHAPE, "a text", 400, _outcome)
+
+
+FILES: Final[dict[FitKind, bytes]] = {
+    "codec": profile_bytes.dumps(plain_profile(SMALL, SHAPE, 4, {"b4": (0.05, 0.0015)})),
+    "map": mapping_bytes.dumps(MAPPING),
+    "guide": guide_bytes.dumps(GUIDE),
+    "decisions": decisions.dumps(Calibration({"choice": Scale(1.9)}, 120), SMALL),
+}
