@@ -17,7 +17,7 @@ from preread.errors import Overloaded, PrereadError, UnknownContext
 from preread.store import routes
 from preread.store.objects import open_store
 from preread.values import Form
-from preread.wire import manifest, neighbour, pages, segment, tokens
+from preread.wire import fits, manifest, neighbour, pages, segment, tokens
 from preread.wire.catalogue import MOST_REMOVED, Catalogue, Entry
 from preread.wire.digest import object_id
 from preread.wire.fields import MAX_CATALOGUE_BYTES
@@ -140,6 +140,18 @@ def test_what_counting_answers() -> None:
     rows = {quoted(name)[0]: meaning for name, meaning in table("| Field | Meaning |", "\n## Counting")}
     assert set(rows) == fields(Counted)
     assert {name for name, meaning in rows.items() if "left out" in meaning} == optional(Counted)
+
+
+def test_the_list_of_fits() -> None:
+    rows = [row for row in table("| Field | Type | Bounds and meaning |", "\n## Fits")]
+    assert {name for names, *_ in rows for name in quoted(names)} == fields(fits.Fit)
+    missing = {name for names, _, meaning in rows for name in quoted(names) if "missing where" in meaning}
+    assert missing | {"created"} == optional(fits.Fit)
+    assert quoted(rows[0][1]) == list(get_args(fits.FitKind))
+    rows = table("| Field of `measured` | Type | Bounds and meaning |", "\n## Fits")
+    assert {quoted(name)[0] for name, *_ in rows} == fields(fits.Measured)
+    assert {quoted(name)[0] for name, _, meaning in rows if "missing where" in meaning} == optional(fits.Measured)
+    assert f"most\n{fits.MAX_FITS} of these" in TEXT and fits.MAX_FITS_BYTES == 2**23 and fits.MAX_FIT_BYTES == 2**28
 
 
 def test_the_head_of_a_profile() -> None:
