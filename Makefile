@@ -28,6 +28,7 @@ test: lint docs
 	OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(venv)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 20 --durations-min 5
 	$(venv)/bin/coverage run -m pytest tests/plan --ignore=tests/plan/test_plan.py --ignore=tests/plan/test_orders.py --ignore=tests/plan/test_schedule_orders.py
 	$(venv)/bin/coverage report
+	@mkdir -p build && git describe --always --dirty --abbrev=40 --exclude '*' 2>/dev/null >build/tested || true
 
 long: $(venv)/.dev
 	$(venv)/bin/python -m pytest -m long
