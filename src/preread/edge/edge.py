@@ -1,9 +1,11 @@
 """The edge as a library: `Edge` for plain code, `AsyncEdge` for asyncio.
 
-with Edge(model="smollm2-135m-instruct", cloud="http://cloud:8000") as edge:
-    print(edge.ask(context="manual", prompt="How is the filter changed?").text)
-    for text in edge.stream(context="manual", prompt="And how often?"):
-        print(text, end="", flush=True)
+For example:
+
+    with Edge(model="smollm2-135m-instruct", cloud="http://cloud:8000") as edge:
+        print(edge.ask(context="manual", prompt="How is the filter changed?").text)
+        for text in edge.stream(context="manual", prompt="And how often?"):
+            print(text, end="", flush=True)
 """
 
 import secrets
