@@ -1,5 +1,7 @@
 """LangChain (langchain-openai's ChatOpenAI)."""
 
+import re
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -81,3 +83,13 @@ def test_use_responses_api(site: Any) -> None:
         model=site.manual, base_url=site.v1, api_key="none", temperature=0, max_tokens=16, use_responses_api=True
     )
     assert chat.invoke("What is the code of the pump?").text
+
+
+def test_the_programs_of_its_guide_run(site: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    guide = Path(__file__).parents[2] / "docs" / "guides" / "langchain.md"
+    programs = re.findall(r"```python\n(.*?)```", guide.read_text(), re.DOTALL)
+    for program in programs:
+        here = program.replace("http://127.0.0.1:8080/v1", site.v1).replace("preread@start", site.manual)
+        exec(here, {"__name__": "guide"})
+        assert capsys.readouterr().out.strip()
+    assert len(programs) == 2

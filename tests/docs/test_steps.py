@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -117,6 +117,15 @@ def test_the_quick_start_works_as_it_is_told(reader: Reader) -> None:
 def test_the_first_steps_of_the_readme_work_as_they_are_told(reader: Reader) -> None:
     commands = [command.split()[1] for command, _ in reader.follow("README.md") if command.startswith("preread ")]
     assert commands == ["cloud", "edge"]
+
+
+def test_a_cloud_with_keys_is_set_up_as_operators_are_told(reader: Reader) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl: on Debian, apt-get install openssl")
+    unfitted = replace(reader, told=reader.told | {"--host 0.0.0.0": "--host 0.0.0.0 --rungs lossless"})
+    said = dict(unfitted.follow("docs/guides/operators.md", only="sh"))
+    assert any("published 'start'" in text for text in said.values())
+    assert any("Streaming" in text for command, text in said.items() if command.startswith("preread doctor"))
 
 
 def test_the_programs_of_the_librarys_page_run(reader: Reader) -> None:
