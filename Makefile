@@ -37,8 +37,8 @@ clients: $(venv)/.installed
 	$(venv)/bin/python scripts/clients $(ARGS)
 
 lint: $(venv)/.dev
-	$(venv)/bin/ruff check src tests examples scripts/docsite
-	$(venv)/bin/ruff format --check src tests examples scripts/docsite
+	$(venv)/bin/ruff check src tests examples scripts/docsite scripts/release
+	$(venv)/bin/ruff format --check src tests examples scripts/docsite scripts/release
 	$(venv)/bin/mypy
 	$(venv)/bin/lint-imports
 
