@@ -13,6 +13,7 @@ from preread.cloud.app import create_app
 from preread.edge import openapi
 from preread.store.objects import open_store
 from preread.wire.catalogue import Catalogue
+from preread.wire.fits import Fit, Fits
 from preread.wire.manifest import Manifest
 
 _REF: Final = "#/components/schemas/{name}"
@@ -29,13 +30,15 @@ _BOUNDS: Final = (
     ("pattern", "`{}`"),
 )
 
-_CLOUD_BODIES: Final[Mapping[str, tuple[type, ...]]] = {
-    "/v1/contexts": (events.Request, events.Progress, events.Published, events.Failed),
-    "/v1/count": (events.Request, events.Counted),
-    "/v1/catalogue": (Catalogue,),
-    "/v1/manifests/{id}": (Manifest,),
+CLOUD_BODIES: Final[Mapping[str, tuple[type, ...]]] = {
+    "POST /v1/contexts": (events.Request, events.Progress, events.Published, events.Failed),
+    "POST /v1/count": (events.Request, events.Counted),
+    "GET /v1/catalogue": (Catalogue,),
+    "GET /v1/manifests/{id}": (Manifest,),
+    "GET /v1/fits": (Fits,),
+    "PUT /v1/fits/{id}": (Fit,),
 }
-"""Of the paths whose bodies are JSON, the types of what is sent and answered."""
+"""Of the operations whose bodies are JSON, the types of what is sent and answered."""
 
 
 def edge_page() -> str:
@@ -60,8 +63,8 @@ def edge_page() -> str:
 def cloud_page() -> str:
     """What a cloud answers, as Markdown."""
     routes = cast(list[Any], create_app(open_store("memory:"), cast(Any, None)).routes)
-    served = [(route.path, sorted(route.methods - {"HEAD"})) for route in routes if "/page" not in route.path]
-    types = list({type: None for used in _CLOUD_BODIES.values() for type in used})
+    served = [(", ".join(route.methods - {"HEAD"}), route.path) for route in routes if "/page" not in route.path]
+    types = list({type: None for used in CLOUD_BODIES.values() for type in used})
     refs, schemas = msgspec.json.schema_components(types, ref_template=_REF)
     links = dict(zip(types, (_type(ref) for ref in refs), strict=True))
     parts = [
@@ -69,8 +72,8 @@ def cloud_page() -> str:
         "Its routes, and the types of what is JSON. [wire.md](../wire.md#http) is normative, also for what is not.\n",
         "| Method | Path | Bodies |\n|---|---|---|",
         *(
-            f"| {', '.join(methods)} | `{path}` | {', '.join(links[type] for type in _CLOUD_BODIES.get(path, ()))} |"
-            for path, methods in served
+            f"| {method} | `{path}` | {', '.join(links[type] for type in CLOUD_BODIES.get(f'{method} {path}', ()))} |"
+            for method, path in served
         ),
         "\n## Bodies\n",
         *_bodies(schemas),

@@ -1,13 +1,16 @@
 """Every command of every page is one that the command line takes."""
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from docsite import commands, markdown
 from docsite.commands import Command
 
 ROOT = Path(__file__).parents[2]
-PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").glob("*.md")]
 NAMES = {str(page.relative_to(ROOT)): page for page in PAGES}
 BYTES = "docs/wire.md"
 """What stands there as code is what goes through digests, and some of it begins with `preread`."""
@@ -25,6 +28,44 @@ def test_every_command_of_a_page_exists_with_its_options(name: str, monkeypatch:
         if (why := commands.refusal(command))
     ]
     assert not wrong, "\n".join(wrong)
+
+
+OTHERS = {
+    "docs/attach.md": {"--kv-unified", "--no-cache-idle-slots", "--no-slots"},  # llama-server's
+    "docs/clients.md": {"--schema", "--functions"},  # llm's
+    "docs/operations.md": {"--network"},  # Docker's
+    "docs/releasing.md": {"--builder"},  # scripts/release's
+}
+
+
+def test_every_option_that_a_page_names_is_one_of_some_command() -> None:
+    known = {name for command in below(commands.tree()) for option in command.params for name in names_of(option)}
+    for name, page in NAMES.items():
+        named = {part.text for part in markdown.code(page.read_text()) if part.kind == "inline"}
+        options = {re.split("[ =]", text)[0] for text in named if text.startswith("--")}
+        assert options - known <= OTHERS.get(name, set()), name
+
+
+def below(command: Any) -> Iterator[Any]:
+    yield command
+    for one in getattr(command, "commands", {}).values():
+        yield from below(one)
+
+
+def names_of(option: Any) -> list[str]:
+    return [*option.opts, *option.secondary_opts]
+
+
+def test_every_variable_that_a_page_names_is_read_somewhere() -> None:
+    read = [
+        *(ROOT / "src").rglob("*.py"),
+        *(ROOT / "src").rglob("*.[ch]"),
+        *(ROOT / "tests").rglob("*.py"),
+        ROOT / "Makefile",
+    ]
+    known = {name for file in read for name in re.findall(r"PREREAD_[A-Z_]+", file.read_text())}
+    for name, page in NAMES.items():
+        assert set(re.findall(r"PREREAD_[A-Z_]+", page.read_text())) <= known, name
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ import pytest
 from docsite import markdown
 
 ROOT = Path(__file__).parents[2]
-PAGES = {str(page.relative_to(ROOT)): page for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]}
+FOUND = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").glob("*.md")]
+PAGES = {str(page.relative_to(ROOT)): page for page in FOUND}
 
 
 def broken(page: Path) -> list[str]:

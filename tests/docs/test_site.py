@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import markdown as python_markdown
+import msgspec
 import pytest
 from docsite import __main__ as site
 from docsite import cli, commands, http, links, python
@@ -66,6 +67,18 @@ def test_the_page_of_an_edge_has_every_operation_and_every_field() -> None:
 
 INSIDE = {"preread.edge.node", "preread.edge.residents"}
 """What programs may look at, and is nothing that stays as it is: the architecture's page tells of it."""
+
+
+def test_the_page_of_a_cloud_has_every_route_and_every_type_of_json() -> None:
+    page = http.cloud_page()
+    for operation, types in http.CLOUD_BODIES.items():
+        method, _, path = operation.partition(" ")
+        (row,) = re.findall(rf"^\| {method} \| `{re.escape(path)}` \| (.*) \|$", page, re.M)
+        assert row.count("](#") == len(types)
+        for one in types:
+            section = page.split(f"### {one.__name__} {{")[1].split("\n###")[0]
+            names = {field.encode_name for field in msgspec.structs.fields(one)}
+            assert names <= set(re.findall(r"^\| `(\w+)` \|", section, re.M))
 
 
 def used(hint: Any) -> Iterator[type]:
