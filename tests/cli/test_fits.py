@@ -32,6 +32,7 @@ from preread.testing.store import put_profile_of
 from preread.values import Fingerprint
 from preread.wire.fits import FitKind
 
+STEPS = (0.05, 0.0015), (0.1, 0.003), (0.2, 0.02)
 Run = Callable[..., Any]
 
 
@@ -44,7 +45,7 @@ def of(tiny_model: Path) -> Fingerprint:
 def folder(of: Fingerprint, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Files of every kind for the tiny model, as fits on another machine left them."""
     files: dict[FitKind, bytes] = {
-        "codec": profile_bytes.dumps(plain_profile(of, SHAPE, 4, {"b4": (0.05, 0.0015)})),
+        "codec": profile_bytes.dumps(plain_profile(of, SHAPE, 4, dict(zip(("b4", "b3", "b2"), STEPS, strict=True)))),
         "map": mapping_bytes.dumps(replace(MAPPING, small=of)),
         "guide": guide_bytes.dumps(replace(GUIDE, small=of)),
         "decisions": decisions.dumps(Calibration({"choice": Scale(1.9)}, 120), of),
@@ -78,7 +79,7 @@ def test_what_was_pushed_is_listed_with_what_it_is_worth(
     assert set(by_kind) == set(FILES) and all(f"tiny {of[:12]}" in row for row in rows)
     assert "guided -0.0300 [-0.0500, -0.0100], beyond its control -0.0200 [-0.0300, -0.0100]" in by_kind["guide"]
     assert f"big {LARGE[:12]}" in by_kind["map"] and "mapped from layer 1 on +0.0120" in by_kind["map"]
-    assert "b4 +0.0015" in by_kind["codec"] and "120 questions" in by_kind["decisions"]
+    assert "b4 +0.0015 … b2 +0.0200" in by_kind["codec"] and "120 questions" in by_kind["decisions"]
     told = json.loads(preread("fits", "ls", "--json", "--cloud", cloud).out)
     assert {one["kind"]: one["fingerprint"] for one in told} == dict.fromkeys(FILES, of)
     assert next(one for one in told if one["kind"] == "guide")["measured"][0]["dloss_ci"] == [-0.05, -0.01]
@@ -194,12 +195,15 @@ def test_what_is_not_what_was_listed_is_not_kept() -> None:
             checked(other, FILES["guide"])
 
 
+DESCRIBED = {kind: described(data) for kind, data in FILES.items()}
+
+
 @given(st.lists(st.tuples(st.sampled_from(list(FILES)), st.booleans()), max_size=12), st.sampled_from([None, *FILES]))
 def test_all_mappings_and_guides_of_the_model_are_chosen_and_the_newest_of_the_rest(
     drawn: list[tuple[FitKind, bool]], kind: FitKind | None
 ) -> None:
     fits = [
-        msgspec.structs.replace(described(FILES[of]), id=f"{at:064}", fingerprint=SMALL if ours else LARGE)
+        msgspec.structs.replace(DESCRIBED[of], id=f"{at:064}", fingerprint=SMALL if ours else LARGE)
         for at, (of, ours) in enumerate(drawn)
     ]
     found = chosen(fits, SMALL, kind)

@@ -1,4 +1,4 @@
-"""Fuzz target: whatever bytes come as a profile or as a payload, decoding answers with a block or with CorruptData.
+"""Fuzz target: whatever bytes come as a profile, a payload or a file of a fit, they are read or refused (CorruptData).
 
     python tests/fuzz/decode.py [seconds]
 
@@ -18,9 +18,12 @@ from preread.codec.fitted import Fitted
 from preread.codec.ladder import codec, ladder
 from preread.codec.profile import prepare
 from preread.errors import CorruptData, PrereadError
+from preread.fit.fits import described
 from preread.testing.codec import sample_block
+from preread.testing.fits import FILES
 from preread.testing.profile import plain_profile
 from preread.values import Fingerprint, Geometry, Span
+from preread.wire.fits import Fits, dumps
 
 GEOMETRY = Geometry(2, 1, 8)
 TOKENS = Span(0, 24)
@@ -28,17 +31,21 @@ _BOUND_BYTES = 8 << 20
 
 
 def seeds() -> list[bytes]:
-    """A tag byte and a valid object: 0 for a profile, 1 for a fitted payload, 2 … for the plain rungs' payloads."""
+    """A tag byte and a valid object.
+
+    0 for a profile, 1 for a fitted payload, 2 for a file of a fit, 3 … for the plain rungs' payloads.
+    """
     known = plain_profile(Fingerprint("f" * 64), GEOMETRY, 8, {"thin": (0.1, 0.0)})
     block = sample_block((1, 1, len(TOKENS), 8))
     fitted = Fitted(prepare(known, np.ones((32, 8), np.float32)), 0)
-    plain = [bytes([2 + i]) + codec(rung).encode(block) for i, rung in enumerate(ladder())]
-    return [b"\0" + profiles.dumps(known), b"\1" + fitted.encode(block), *plain]
+    plain = [bytes([3 + i]) + codec(rung).encode(block) for i, rung in enumerate(ladder())]
+    fits = [b"\2" + data for data in FILES.values()]
+    return [b"\0" + profiles.dumps(known), b"\1" + fitted.encode(block), *fits, *plain]
 
 
 def one_input(data: bytes) -> None:
     """Try one input."""
-    tag, rest = (data[0] if data else 0) % (2 + len(ladder())), data[1:]
+    tag, rest = (data[0] if data else 0) % (3 + len(ladder())), data[1:]
     try:
         if tag == 0:
             known = profiles.loads(rest)
@@ -48,8 +55,10 @@ def one_input(data: bytes) -> None:
             known = plain_profile(Fingerprint("f" * 64), GEOMETRY, 8, {"thin": (0.1, 0.0)})
             back = Fitted(prepare(known, np.ones((32, 8), np.float32)), 0).decode(rest, TOKENS, Span(0, 1), GEOMETRY)
             assert np.isfinite(back.k).all() and np.isfinite(back.v).all()
+        elif tag == 2:
+            dumps(Fits((described(rest),)))
         else:
-            back = codec(ladder()[tag - 2]).decode(rest, TOKENS, Span(0, 1), GEOMETRY)
+            back = codec(ladder()[tag - 3]).decode(rest, TOKENS, Span(0, 1), GEOMETRY)
             assert np.isfinite(back.k).all() and np.isfinite(back.v).all()
     except CorruptData:
         pass

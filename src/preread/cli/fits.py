@@ -57,7 +57,7 @@ def list_fits(
                 _model(fit.model, fit.fingerprint),
                 "" if fit.large is None else _model(fit.large_model, fit.large),
                 size(fit.size_bytes),
-                ", ".join(map(_worth, fit.measured)),
+                _worths(fit.measured),
                 fit.text if len(fit.text) <= 40 else f"{fit.text[:39]}…",
                 fit.created or "",
                 fit.id[:12],
@@ -281,6 +281,12 @@ def _read(path: Path) -> bytes:
 
 def _model(name: str | None, fingerprint: Fingerprint) -> str:
     return f"{name} {fingerprint[:12]}" if name else fingerprint[:12]
+
+
+def _worths(measured: Sequence[Measured]) -> str:
+    """All that was measured; of more than two, as a profile's rungs are, the first and the last."""
+    between = ", " if len(measured) <= 2 else " … "
+    return between.join(map(_worth, measured if len(measured) <= 2 else (measured[0], measured[-1])))
 
 
 def _worth(one: Measured) -> str:
