@@ -12,13 +12,15 @@ import pytest
 from preread.align import mapping_bytes
 from preread.cloud import client, fits
 from preread.cloud.app import create_app
+from preread.codec import profile_bytes
 from preread.errors import Absent, CorruptData, UsageError
 from preread.store.auth import Keys
 from preread.store.egress import CloudLink
 from preread.store.guard import Access
 from preread.store.objects import Objects, open_store
 from preread.testing.cloud import FINGERPRINT, MODEL, RandomPublisher, serving
-from preread.testing.fits import FILES, LARGE, MAPPING, SMALL
+from preread.testing.fits import FILES, LARGE, MAPPING, SHAPE, SMALL
+from preread.testing.profile import plain_profile
 from preread.testing.store import publish, put_profile_of
 from preread.values import Fingerprint, ObjectId, ObjectRef
 from preread.wire import fits as wire
@@ -175,8 +177,14 @@ def test_a_cloud_that_lists_all_that_it_may_takes_only_what_replaces_something(
     monkeypatch.setattr(fits, "MAX_FITS", 1)
     with pytest.raises(UsageError, match="fits rm"):
         client.push_fit(url, FILES["guide"])
-    client.push_fit(url, FILES["codec"])
-    assert [fit.kind for fit in client.fits(url)] == ["codec"]
+    other = profile_bytes.dumps(plain_profile(SMALL, SHAPE, 4, {"b2": (0.2, 0.02)}))
+    for data in (FILES["codec"], other, other):
+        client.push_fit(url, data)
+        assert [fit.id for fit in client.fits(url)] == [object_id(data)]
+    monkeypatch.setattr(fits, "MAX_FITS", 2)
+    client.push_fit(url, FILES["guide"])
+    client.push_fit(url, FILES["guide"])  # it is there
+    assert len(client.fits(url)) == 2
 
 
 def test_reading_takes_a_key_and_pushing_one_that_may_publish(store: Objects) -> None:

@@ -278,6 +278,8 @@ def test_a_cloud_says_what_it_lacks(tiny: tuple[LlamaCpp, LlamaCpp], kept: Kept,
     worker.close()
     with pytest.raises(UsageError, match="other models"):
         check_models(small, Help(large, (replace(kept, large=Fingerprint("0" * 64)),)))
+    with pytest.raises(UsageError, match="of another shape"):
+        check_models(small, Help(large, (replace(kept, geometry=replace(kept.geometry, head_dim=32)),)))
     for wrong_guide in (replace(guide(small, 0), large=Fingerprint("0" * 64)), guide(small, 0)):
         with pytest.raises(UsageError, match="a guide is of other models"):
             check_models(

@@ -194,6 +194,7 @@ class StoreContract:
         self, store: Objects, address: str
     ) -> None:
         ours = [put_fit(store, data) for data in (b"first", b"second", b"first")]
+        asyncio.run(store.put_fit(msgspec.structs.replace(ours[0], text="what was said later")))
         assert ours[0] == ours[2] and asyncio.run(store.names()) == []
         for opened in (store, open_store(address)) if address != "memory:" else (store,):
             listed = {fit.id: fit for fit in asyncio.run(opened.fits())}
