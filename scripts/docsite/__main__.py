@@ -1,7 +1,7 @@
 """`python -m docsite FOLDER`: write all pages of the site into a folder, for MkDocs, which knows nothing of the code.
 
-They are those of docs/, the Markdown of the repository's root, files that these link to, and the reference, which is
-made from the code.
+They are those of docs/, the Markdown of the repository's root and of examples/, files that these link to, and the
+reference, which is made from the code.
 """
 
 import shutil
@@ -27,7 +27,7 @@ def write(folder: Path) -> None:
 
 def written() -> dict[str, str]:
     """Pages that somebody wrote, by their paths in the repository."""
-    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").glob("*.md")]
     return {str(page.relative_to(ROOT)): page.read_text() for page in sorted(pages)}
 
 

@@ -1,7 +1,7 @@
 """Where what a page of the repository links to is on the site. Pure.
 
-Pages of docs/ keep their places. The Markdown of the repository's root (README, CHANGELOG …) is under `project/`; any
-other file or folder that a page links to has a page of its own under `source/`, that shows it.
+Pages of docs/ keep their places. The Markdown of the repository's root (README, CHANGELOG …) and of examples/ is under
+`project/`; any other file or folder that a page links to has a page of its own under `source/`, that shows it.
 """
 
 import posixpath
@@ -16,7 +16,7 @@ def place(path: str) -> str:
     """The page on the site, or the picture, that shows a file of the repository: both paths are from their roots."""
     if path.startswith("docs/"):
         return path.removeprefix("docs/")
-    if "/" not in path and path.endswith(".md"):
+    if path.endswith(".md") and ("/" not in path or path.startswith("examples/")):
         return f"project/{path.lower()}"
     return f"source/{path}.md"
 

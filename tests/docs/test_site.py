@@ -143,6 +143,15 @@ def test_links_lead_where_their_files_are_on_the_site() -> None:
     assert links.moved(text.replace("](../R", "](../../R"), "docs/guides/g.md") == told
 
 
+def test_what_pages_link_to_and_is_no_page_is_shown_by_one() -> None:
+    shown, pages = site.sources(), site.written()
+    assert {links.place(path) for name, text in pages.items() for path in links.outside(text, name)} <= {
+        *shown,
+        *map(links.place, pages),
+    }
+    assert (ROOT / "examples" / "ask.py").read_text() in shown["source/examples/ask.py.md"]
+
+
 @given(st.text(max_size=200))
 def test_text_without_links_is_as_it_was(text: str) -> None:
     assert links.moved(text, "docs/a.md") == text or "](" in text or '="' in text
