@@ -134,7 +134,8 @@ def test_a_list_as_long_as_it_may_be_keeps_its_bound() -> None:
     line, most = "😀" * 256, 10**12
     rungs = [wire.Measured("b" * 16, -most, 2**53, (-most, -most))] * wire.MAX_MEASURED
     longest = Fit(
-        "guide", object_id(b""), wire.MAX_FIT_BYTES, SMALL, line, tuple(rungs), LARGE, line, line, "2026-11-29T09:00:00Z"
+        "guide", object_id(b""), wire.MAX_FIT_BYTES, SMALL, line, tuple(rungs), LARGE, line, line,
+        "2026-11-29T12:00:00Z"
     )  # fmt: skip
     written = wire.dumps(Fits((longest,)))
     assert wire.loads(written).fits == (longest,)
