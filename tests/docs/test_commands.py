@@ -10,7 +10,9 @@ from docsite import commands, markdown
 from docsite.commands import Command
 
 ROOT = Path(__file__).parents[2]
-PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").glob("*.md")]
+FOUND = [page for folder in (".", "changes", "examples") for page in (ROOT / folder).glob("*.md")]
+PAGES = [page for page in (*FOUND, *(ROOT / "docs").rglob("*.md")) if page.name != "CHANGELOG.md"]
+"""All but the one that tells of releases that were."""
 NAMES = {str(page.relative_to(ROOT)): page for page in PAGES}
 BYTES = "docs/wire.md"
 """What stands there as code is what goes through digests, and some of it begins with `preread`."""

@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 import preread
 from preread.cli import app
 from preread.edge import openapi
+from preread.edge.body import Chat, Refused
 
 ROOT = Path(__file__).parents[2]
 NAVIGATION = (ROOT / "mkdocs.yml").read_text()
@@ -62,11 +63,8 @@ def test_the_page_of_an_edge_has_every_operation_and_every_field() -> None:
     page = http.edge_page()
     assert list(http.operations(page)) == [f"{one.method} {one.path}" for one in openapi.OPERATIONS]
     chat = page.split("### Chat {")[1].split("\n###")[0]
-    assert {"messages", "context", "temperature", "tools"} <= set(re.findall(r"^\| `(\w+)` \|", chat, re.M))
-
-
-INSIDE = {"preread.edge.node", "preread.edge.residents"}
-"""What programs may look at, and is nothing that stays as it is: the architecture's page tells of it."""
+    read = {field.encode_name for field in msgspec.structs.fields(Chat)} - {*Refused.__struct_fields__}
+    assert {"messages", "context"} <= read == set(re.findall(r"^\| `(\w+)` \|", chat, re.M))
 
 
 def test_the_page_of_a_cloud_has_every_route_and_every_type_of_json() -> None:
@@ -79,6 +77,10 @@ def test_the_page_of_a_cloud_has_every_route_and_every_type_of_json() -> None:
             section = page.split(f"### {one.__name__} {{")[1].split("\n###")[0]
             names = {field.encode_name for field in msgspec.structs.fields(one)}
             assert names <= set(re.findall(r"^\| `(\w+)` \|", section, re.M))
+
+
+INSIDE = {"preread.edge.node", "preread.edge.residents"}
+"""What programs may look at, and is nothing that stays as it is: the architecture's page tells of it."""
 
 
 def used(hint: Any) -> Iterator[type]:
