@@ -7,10 +7,14 @@ from typing import Any, Final, cast
 
 import msgspec
 from griffe import Docstring, DocstringSectionKind
+from prometheus_client.parser import text_string_to_metric_families
 
 from preread.cloud import events
 from preread.cloud.app import create_app
 from preread.edge import openapi
+from preread.edge.core import Stats
+from preread.edge.metrics import Memory, Metrics
+from preread.edge.request import Timings
 from preread.store.objects import open_store
 from preread.wire.catalogue import Catalogue
 from preread.wire.fits import Fit, Fits
@@ -54,6 +58,12 @@ def edge_page() -> str:
         "## Errors\n",
         "| Status | Meaning |\n|---:|---|",
         *(f"| {status} | {meaning} |" for status, meaning in _refusals(operations[0][2]).items()),
+        "\n## Timings\n",
+        "What `timings` of an answer says: the fields of [Timings](python/preread.edge.request.md).\n",
+        "## Metrics\n",
+        "What `GET /metrics` tells, for Prometheus.\n",
+        "| Metric | Kind | Labels | Meaning |\n|---|---|---|---|",
+        *_metrics(),
         "\n## Bodies\n",
         *_bodies(told["components"]["schemas"]),
     ]
@@ -92,6 +102,17 @@ def _operation(path: str, method: str, told: dict[str, Any]) -> str:
         always = ", ".join(f"`{name}`" for name in content["schema"].get("required", ()))
         lines.append(f"- Answer: `{kind}`" + (f" with {always}" if always else ""))
     return "\n".join([*lines, ""])
+
+
+def _metrics() -> Iterator[str]:
+    """A row for each metric, of an edge that has just answered."""
+    metrics = Metrics(lambda: Stats(0, 0, 0, 0, {"free": 0}, 0, 0, {"prompts": 0}), lambda: Memory(0, 0, {"cloud": 0}))
+    metrics.answered(Timings(predicted_n=2))
+    for family in text_string_to_metric_families(metrics.text().decode()):
+        if not family.name.endswith("_created"):
+            labels = {label: None for sample in family.samples for label in sample.labels if label != "le"}
+            name = family.name + "_total" * (family.type == "counter")
+            yield f"| `{name}` | {family.type} | {', '.join(f'`{label}`' for label in labels)} | {family.documentation} |"
 
 
 def _refusals(told: dict[str, Any]) -> dict[str, str]:

@@ -67,6 +67,12 @@ def test_the_page_of_an_edge_has_every_operation_and_every_field() -> None:
     assert {"messages", "context"} <= read == set(re.findall(r"^\| `(\w+)` \|", chat, re.M))
 
 
+def test_the_page_of_an_edge_has_every_metric() -> None:
+    named = set(re.findall(r'"(preread_\w+)"', (ROOT / "src/preread/edge/metrics.py").read_text()))
+    rows = re.findall(r"^\| `(preread_\w+)` \| \w+ \|", http.edge_page(), re.M)
+    assert {row.removesuffix("_total") for row in rows} == named and len(rows) == len(named)
+
+
 def test_the_page_of_a_cloud_has_every_route_and_every_type_of_json() -> None:
     page = http.cloud_page()
     for operation, types in http.CLOUD_BODIES.items():
