@@ -110,9 +110,9 @@ def _metrics() -> Iterator[str]:
     metrics.answered(Timings(predicted_n=2))
     for family in text_string_to_metric_families(metrics.text().decode()):
         if not family.name.endswith("_created"):
-            labels = {label: None for sample in family.samples for label in sample.labels if label != "le"}
+            found = {f"`{label}`": None for sample in family.samples for label in sample.labels if label != "le"}
             name = family.name + "_total" * (family.type == "counter")
-            yield f"| `{name}` | {family.type} | {', '.join(f'`{label}`' for label in labels)} | {family.documentation} |"
+            yield f"| `{name}` | {family.type} | {', '.join(found)} | {family.documentation} |"
 
 
 def _refusals(told: dict[str, Any]) -> dict[str, str]:
