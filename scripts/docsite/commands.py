@@ -42,13 +42,29 @@ def of_page(text: str) -> tuple[Command, ...]:
     for part in markdown.code(text):
         if part.language not in {"", "sh", "bash", "console", "shell"}:
             continue
-        lines = re.sub(r"\\\n\s*", " ", part.text).splitlines()
+        text = re.sub(r"\\\n\s*", " ", part.text)
         if part.kind == "inline":
-            lines = [" ".join(lines)] if part.text.startswith("preread ") else []
+            lines = [text.replace("\n", " ")] if text.startswith("preread ") else []
+        else:
+            lines = _quoted_whole(text.splitlines()) if part.language else text.splitlines()
         for line in lines:
             if "preread" in line:
                 found += [Command(words, part.line, part.kind == "block" and _whole(words)) for words in _of_line(line)]
     return tuple(found)
+
+
+def _quoted_whole(lines: list[str]) -> list[str]:
+    """Lines of a shell, those together over which a quotation goes."""
+    whole = [""]
+    for line in lines:
+        whole[-1] += line
+        try:
+            _of_line(whole[-1])
+        except ValueError:
+            whole[-1] += "\n"
+        else:
+            whole.append("")
+    return whole
 
 
 def refusal(command: Command) -> str | None:

@@ -108,6 +108,9 @@ A server:
 
 ```sh
 $ preread models ls | grep preread
+curl http://127.0.0.1:8080/v1/completions -d '{"model": "preread@manual",
+  "prompt": "preread edge
+  preread cloud"}'; preread doctor
 ```
 
 ```python
@@ -118,6 +121,7 @@ preread = "edge"
         ("cloud", "--store", "my store", "--port", "0"),
         ("edge", "--mdns"),
         ("models", "ls"),
+        ("doctor",),
     ]
 
 
