@@ -1,5 +1,6 @@
 # make demo      see it work: local prefill against a streamed context, over an emulated link
-# make install   only make .venv
+# make install   only make .venv; no compiler is needed, llama.cpp comes prebuilt
+# make native    compile llama.cpp for this machine's CPU instead, in some minutes: faster; make demo NATIVE=1 does so first
 # make test      lint, the test suite, and that single-event tests reach every branch of the planner
 # make long      tests of minutes: benches and fits from end to end, a long run of faults, --watch, a wider schemathesis
 # make docs      the documentation's site, in build/site: python3 -m http.server -d build/site shows it
@@ -7,7 +8,7 @@
 #
 # With CPU=avx2 all is as on a processor without AVX-512: llama.cpp is compiled for AVX2, in .venv-avx2, and preread's
 # own code takes no wider vectors. So `make test CPU=avx2` tests what many users have on a machine that has more.
-.PHONY: install demo test long clients lint docs clean
+.PHONY: install native demo test long clients lint docs clean
 
 CPU = native
 venv = .venv$(if $(filter-out native,$(CPU)),-$(CPU))
@@ -19,7 +20,10 @@ endif
 COMPILED = $(wildcard src/preread/engine/*.[ch] src/preread/codec/*.[ch])
 
 install: $(venv)/.installed
-demo: $(venv)/.installed
+native:
+	scripts/install native
+	touch $(venv)/.installed
+demo: $(if $(NATIVE),native,$(venv)/.installed)
 	$(venv)/bin/preread demo $(ARGS)
 
 # Two processes share the processors: llama.cpp's threads wait for each other asleep, as who waits awake takes a processor
@@ -47,7 +51,7 @@ docs: $(venv)/.dev
 	PYTHONPATH=scripts $(venv)/bin/python -m docsite build/docs
 	PYTHONPATH=scripts NO_MKDOCS_2_WARNING=1 $(venv)/bin/python -m mkdocs build --strict --quiet
 
-$(venv)/.installed: pyproject.toml scripts/install $(COMPILED)
+$(venv)/.installed: pyproject.toml scripts/install scripts/prebuilt $(COMPILED)
 	scripts/install
 	touch $@
 
