@@ -22,9 +22,9 @@ from preread.plan.cost import Link, Need, floor_s
 from preread.testing.proxy import Link as Wire
 from preread.testing.proxy import ProxyProcess
 
-NAME = "manual"
-QUESTION = "Which port does the cloud listen on?"
-_MANUAL = Path(__file__).parents[2] / "docs" / "operations.md"
+NAME = "handbook"
+QUESTION = "Where do belts and filters lie?"
+_HANDBOOK = Path(__file__).with_suffix(".txt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,15 +132,13 @@ async def _ask(edge: AsyncEdge, options: Options, *, local: bool = False) -> Ans
 
 
 def _document(path: Path | None) -> tuple[str, str]:
-    """The document's text and what to call it; by default the licence that preread comes with."""
+    """The document's text and what to call it; by default a machine's handbook that preread comes with."""
     if path is not None:
         try:
             return path.read_text(encoding="utf-8"), str(path)
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"{path} cannot be read as text: {error}") from error
-    if _MANUAL.exists():
-        return _MANUAL.read_text(encoding="utf-8"), "preread's manual for operators"
-    raise UsageError("preread's own manual is only in a checkout: name a document with --document FILE")
+    return _HANDBOOK.read_text(encoding="utf-8"), "a machine's handbook"
 
 
 @contextmanager
