@@ -5,10 +5,13 @@ from typing import Any
 
 import pytest
 
+from preread.cli import doctor
 from preread.compiled import vector_bits
 from preread.edge.doctor import Engine, Link, RungCost, examine, verdict
+from preread.edge.machine import Machine
 from preread.engine.attention import attends_in_tiles
 from preread.engine.model import Spec
+from preread.errors import UsageError
 from preread.store.egress import CloudLink
 from preread.values import Fingerprint, Geometry
 
@@ -41,7 +44,7 @@ def test_everything_is_measured(cloud: Any, tiny_model: Path) -> None:
     report = examine(tiny_model, "tiny", CloudLink(cloud.url), cloud.url)
     assert report.engine.no_injection is None
     assert report.engine.tiles == attends_in_tiles(vector_bits())
-    assert report.engine.prefill_tokens_s > report.engine.decode_tokens_s > 0
+    assert report.engine.prefill_tokens_s > 0 and report.engine.decode_tokens_s > 0
     assert report.link and report.link.problem is None and report.link.rtt_s and report.link.bytes_s
     assert [cost.rung for cost in report.rungs if cost.measured] == ["lossless", "q8"]
     for cost in report.rungs:
@@ -53,3 +56,29 @@ def test_everything_is_measured(cloud: Any, tiny_model: Path) -> None:
 def test_cloud_that_is_not_there_is_a_finding(tiny_model: Path) -> None:
     report = examine(tiny_model, "tiny", CloudLink("http://127.0.0.1:1"), "http://127.0.0.1:1")
     assert report.link and report.link.problem and not any(cost.measured for cost in report.rungs)
+
+
+def test_what_a_native_build_would_use_is_what_this_one_does_not() -> None:
+    cpu = ("avx2", "avx512f", "avx512_vnni", "amx_int8")
+    machine = Machine("cpu", 2, cpu, None, "3.11", "0.1", "llama.cpp", ("SSE3", "AVX2", "FMA"), prebuilt=True)
+    assert machine.unused == ("avx512f", "avx512_vnni"), "AMX faults on some machines, and is never used"
+    assert "which has avx512f, avx512_vnni besides" in doctor._prebuilt(machine)
+    compiled = Machine("cpu", 2, cpu, None, "3.11", "0.1", "llama.cpp", ("AVX2", "AVX512", "AVX512_VNNI"))
+    assert not compiled.unused and not compiled.prebuilt
+    assert not any(name == "" for name, _ in doctor._machine(compiled))
+
+
+def test_llama_cpp_is_compiled_only_in_a_checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(doctor, "__file__", str(tmp_path / "a/b/c/doctor.py"))
+    with pytest.raises(UsageError, match="make native"):
+        doctor._compile()
+    (tmp_path / "scripts").mkdir()
+    script = tmp_path / "scripts/install"
+    for code in (1, 0):
+        script.write_text(f"#!/bin/sh\n[ $1 = native ] && exit {code}\n")
+        script.chmod(0o700)
+        if code:
+            with pytest.raises(UsageError, match="could not be compiled"):
+                doctor._compile()
+        else:
+            doctor._compile()

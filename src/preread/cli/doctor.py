@@ -1,12 +1,15 @@
 """`preread doctor`: what this machine and its link can do, printed."""
 
-from typing import TYPE_CHECKING
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from preread.cli import keys, options
 from preread.cli.terminal import QUALITY_HEADINGS, print_json, print_table, quality_cells, rate, say, size
 from preread.engine.registry import DEFAULT
+from preread.errors import UsageError
 
 if TYPE_CHECKING:
     from preread.edge.doctor import Engine, Link, Report
@@ -19,6 +22,9 @@ def doctor(
     api_key: options.CloudKey = None,
     api_key_file: options.CloudKeyFile = None,
     threads: options.Threads = 0,
+    native: Annotated[
+        bool, typer.Option("--native", help="Then compile llama.cpp for this processor, in a checkout: some minutes.")
+    ] = False,
     json: options.Json = False,
 ) -> None:
     """Measure this machine and its link to the cloud, and say whether streaming pays. Exit code 1: something fails."""
@@ -32,6 +38,8 @@ def doctor(
         print_json(report)
     else:
         _print(report)
+    if native:
+        _compile()
     if report.link is not None and report.link.problem:
         raise typer.Exit(1)
 
@@ -58,6 +66,20 @@ def _print(report: "Report") -> None:
     say(report.verdict)
 
 
+def _compile() -> None:
+    """Compile llama.cpp in the checkout that preread was installed from. Servers that run go on with what they have.
+
+    Raises:
+        UsageError: there is none, or it cannot be compiled.
+    """
+    script = Path(__file__).parents[3] / "scripts" / "install"
+    if not script.exists():
+        raise UsageError("llama.cpp is compiled in a checkout of preread: `make native` there")
+    if subprocess.run([script, "native"]).returncode:
+        raise UsageError("llama.cpp could not be compiled: see above. What was there is still in use")
+    say("compiled for this processor: servers that are started from now on use it, and `preread doctor` measures it")
+
+
 def _machine(machine: "Machine") -> list[tuple[str, str]]:
     memory = "unknown" if machine.memory_bytes is None else f"{machine.memory_bytes / 2**30:.1f} GiB"
     return [
@@ -65,7 +87,13 @@ def _machine(machine: "Machine") -> list[tuple[str, str]]:
         ("memory", memory),
         ("software", f"preread {machine.preread}, {machine.engine}, Python {machine.python}"),
         ("llama.cpp", ", ".join(machine.engine_features)),
+        *([("", _prebuilt(machine))] if machine.prebuilt else []),
     ]
+
+
+def _prebuilt(machine: "Machine") -> str:
+    unused = f", which has {', '.join(machine.unused)} besides" if machine.unused else ""
+    return f"prebuilt: `preread doctor --native` compiles it for this processor{unused}"
 
 
 def _engine(engine: "Engine") -> list[tuple[str, str]]:

@@ -21,7 +21,9 @@ def demo(
     mbps: Annotated[float, typer.Option(min=0, help="Rate of the emulated link, Mbit/s.")] = 100,
     rtt_ms: Annotated[float, typer.Option("--rtt-ms", min=0, help="Its round trip, milliseconds.")] = 20,
     rung: Annotated[str, typer.Option("--rung", help="Rungs to stream, separated by commas.")] = "lossless,q8,q4",
-    document: Annotated[Path | None, typer.Option("--document", help="A text; by default a machine's handbook.")] = None,
+    document: Annotated[
+        Path | None, typer.Option("--document", help="A text; by default a machine's handbook.")
+    ] = None,
     question: Annotated[str | None, typer.Option("--question", help="What to ask about it.")] = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1)] = 48,
 ) -> None:

@@ -7,12 +7,18 @@ from pathlib import Path
 from typing import Final
 
 from preread import limits
-from preread.engine.info import system_info
+from preread.engine.info import prebuilt, system_info
 from preread.engine.model import engine_version
 
 _CPUINFO: Final = Path("/proc/cpuinfo")
 _TELLING: Final = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimd", "asimddp", "i8mm", "sve")
 """Instruction sets that change how fast a quantised model is read."""
+
+_NAMED: Final = {
+    "avx2": "AVX2", "avx512f": "AVX512", "avx512_vnni": "AVX512_VNNI", "avx512_bf16": "AVX512_BF16",
+    "asimd": "NEON", "asimddp": "DOTPROD", "i8mm": "MATMUL_INT8", "sve": "SVE",
+}  # fmt: skip
+"""What llama.cpp calls those of them that a native build uses."""
 
 
 _MOST_OFFLOAD_BYTES: Final = 1 << 30
@@ -46,6 +52,7 @@ class Machine:
         memory_bytes: physical memory, or what a container leaves of it; None where it is not known.
         python, preread, engine: versions.
         engine_features: what llama.cpp was built with and found here.
+        prebuilt: whether it came compiled, for processors of any kind.
     """
 
     cpu: str
@@ -56,6 +63,12 @@ class Machine:
     preread: str
     engine: str
     engine_features: tuple[str, ...]
+    prebuilt: bool = False
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Instruction sets that this processor has, and that this llama.cpp was not built with."""
+        return tuple(name for name in self.features if name in _NAMED and _NAMED[name] not in self.engine_features)
 
 
 def machine() -> Machine:
@@ -71,6 +84,7 @@ def machine() -> Machine:
         preread=version("preread"),
         engine=engine_version(),
         engine_features=system_info(),
+        prebuilt=prebuilt(),
     )
 
 
