@@ -4,11 +4,12 @@
 # make test      lint, the test suite, and that single-event tests reach every branch of the planner
 # make long      tests of minutes: benches and fits from end to end, a long run of faults, --watch, a wider schemathesis
 # make docs      the documentation's site, in build/site: python3 -m http.server -d build/site shows it
+# make prebuilt  try an installation without a compiler, in a clone of this checkout
 # make clients   official clients and their own calls, in environments of their own: see docs/clients.md
 #
 # With CPU=avx2 all is as on a processor without AVX-512: llama.cpp is compiled for AVX2, in .venv-avx2, and preread's
 # own code takes no wider vectors. So `make test CPU=avx2` tests what many users have on a machine that has more.
-.PHONY: install native demo test long clients lint docs clean
+.PHONY: install native prebuilt demo test long clients lint docs clean
 
 CPU = native
 venv = .venv$(if $(filter-out native,$(CPU)),-$(CPU))
@@ -36,6 +37,9 @@ test: lint docs
 
 long: $(venv)/.dev
 	$(venv)/bin/python -m pytest -m long
+
+prebuilt:
+	scripts/try_prebuilt demo
 
 clients: $(venv)/.installed
 	$(venv)/bin/python scripts/clients $(ARGS)
