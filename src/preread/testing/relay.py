@@ -21,7 +21,7 @@ _BACKLOG = 512
 class End(asyncio.BufferedProtocol):
     """One socket of a connection. Reading is off until the connection is open, that is, until `outgoing` is set.
 
-    One that is half-open reads without an `outgoing`, and forgets what it reads, so as to see its client leave.
+    One that is half-open, `forgets`, reads without an `outgoing`, so as to see its client leave.
     `scratch` is shared by all sockets of a loop: asyncio fills it and hands it over without a turn in between.
     """
 
@@ -31,6 +31,7 @@ class End(asyncio.BufferedProtocol):
         self._scratch, self._on_made, self._on_lost = scratch, on_made, on_lost
         self.connection: Connection | None = None
         self.outgoing: Flow | None = None
+        self.forgets = False
         self.incoming: Flow | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -38,8 +39,13 @@ class End(asyncio.BufferedProtocol):
         self.transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # High water 0: `blocked` then means that the kernel has not taken all bytes, so an ending never cuts any off.
         self.transport.set_write_buffer_limits(high=0)
-        self.transport.pause_reading()
+        # Not here: Python 3.11.2 begins to read after this, paused or not. Nothing is read before the next turn.
+        asyncio.get_running_loop().call_soon(self._wait)
         self._on_made(self)
+
+    def _wait(self) -> None:
+        if self.outgoing is None and not self.forgets:
+            self.transport.pause_reading()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._scratch if self.outgoing is None else self._scratch[: self.outgoing.room_bytes]
@@ -233,7 +239,7 @@ class Proxy:
             finish(client.transport, Ending.RESET)
             return
         if any(isinstance(fault, HalfOpen) for fault in self._faults):
-            client.transport.resume_reading()
+            client.forgets = True
             return
         task = self._loop.create_task(self._open(client))
         self._opening.add(task)
