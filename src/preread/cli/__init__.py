@@ -15,6 +15,7 @@ import typer
 from preread import tls
 from preread.cli import (
     attach,
+    bundle,
     chat,
     contexts,
     decisions,
@@ -60,6 +61,7 @@ fitting.app.command("decisions")(decisions.fit)
 app.add_typer(fitting.app, name="fit")
 app.add_typer(fits.app, name="fits")
 app.command()(doctor.doctor)
+app.command()(bundle.bundle)
 app.command()(measure.demo)
 measure.bench.command("decisions")(decisions.bench)
 app.add_typer(measure.bench, name="bench")

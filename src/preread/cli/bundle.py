@@ -1,0 +1,110 @@
+"""`preread bundle`: a folder with all that a machine without any network needs."""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from importlib.metadata import distributions
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Annotated, Final
+
+import typer
+
+from preread.cli import options
+from preread.cli.terminal import say, size
+from preread.engine.registry import DEFAULT
+from preread.errors import UsageError
+
+_CHECKOUT: Final = Path(__file__).parents[3]
+_MADE: Final = (Path(sys.prefix) / ".engine", "scripts/install")
+
+_INSTALL: Final = """\
+#!/bin/sh
+# Install preread from this folder alone: Python {python} with venv is needed, and nothing of a network.
+set -eu
+cd "$(dirname "$0")"
+python3 -c 'import sys; sys.exit(sys.version_info[:2] != ({major}, {minor}) and "Python {python} is needed")'
+python3 -m venv .venv
+.venv/bin/python -m pip install -q --disable-pip-version-check --no-index --find-links wheels preread
+echo "installed: ./preread demo, ./preread --help"
+"""
+_RUN: Final = """\
+#!/bin/sh
+# preread with the models of this folder.
+here=$(cd "$(dirname "$0")" && pwd)
+PREREAD_MODELS=${PREREAD_MODELS:-$here/models} exec "$here/.venv/bin/preread" "$@"
+"""
+
+
+def bundle(
+    out: Annotated[Path, typer.Argument(metavar="FOLDER", help="To be made.")],
+    model: options.Model = DEFAULT,
+    store: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="A cloud's --store, whose contexts come along.", exists=True)
+    ] = None,
+) -> None:
+    """Make a folder from which preread is installed and runs where there is no network: for machines like this one.
+
+    It holds wheels of preread and all its libraries, llama.cpp as it is installed here, the model, and contexts if a
+    store is named. On the other machine `./install`, then `./preread`.
+    """
+    if out.exists():
+        raise UsageError(f"{out} is there already: name a folder that is to be made")
+    if not (_CHECKOUT / "pyproject.toml").exists():
+        raise UsageError("a bundle is made in a checkout of preread, which is what its wheel is built from")
+    engine, compiler = _engine()
+    path = options.pulled(model)
+    wheels = out / "wheels"
+    wheels.mkdir(parents=True)
+    say("building preread, and fetching its libraries")
+    _pip("wheel", "--no-deps", "-w", str(wheels), str(_CHECKOUT), compiler=compiler)
+    with NamedTemporaryFile("w", suffix=".txt") as constraints:
+        constraints.writelines(f"{one.name}=={one.version}\n" for one in distributions() if one.name != "preread")
+        constraints.flush()
+        found = ["--find-links", str(wheels), "--find-links", str(engine)]
+        (own,) = wheels.glob("preread-*.whl")
+        _pip("download", "--only-binary", ":all:", "-d", str(wheels), *found, "-c", constraints.name, str(own))
+    (out / "models").mkdir()
+    shutil.copy2(path, out / "models")
+    if store is not None:
+        shutil.copytree(store, out / "store")
+    major, minor, _ = platform.python_version_tuple()
+    _script(out / "install", _INSTALL.format(python=f"{major}.{minor}", major=major, minor=minor))
+    _script(out / "preread", _RUN)
+    total = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    say(f"{out}: {size(total)}. On a machine like this one, with Python {major}.{minor}: {out.name}/install")
+
+
+def _engine() -> tuple[Path, str]:
+    """The folder with the wheel of llama-cpp-python that is installed here, and the compiler of preread's own parts.
+
+    Raises:
+        UsageError: this is no environment that scripts/install made.
+    """
+    made, script = _MADE
+    try:
+        folder, _, compiler = made.read_text().strip().partition(" ")
+    except OSError as error:
+        raise UsageError(f"{made} is missing: run {script} in the checkout again") from error
+    if not any(Path(folder).glob("llama_cpp_python-*.whl")):
+        raise UsageError(f"the wheel of llama-cpp-python is not in {folder} any more: run {script} in the checkout")
+    return Path(folder), compiler
+
+
+def _pip(*arguments: str, compiler: str | None = None) -> None:
+    """Run pip; what it complains of is its own.
+
+    Raises:
+        UsageError: it failed.
+    """
+    chosen = {"CC": compiler, "LDSHARED": f"{compiler} -shared", "CFLAGS": "-g0"} if compiler else {}
+    command = [sys.executable, "-m", "pip", arguments[0], "-q", "--disable-pip-version-check", *arguments[1:]]
+    if subprocess.run(command, env=os.environ | chosen).returncode:
+        raise UsageError(f"pip {arguments[0]} failed: see above")
+
+
+def _script(path: Path, text: str) -> None:
+    path.write_text(text)
+    path.chmod(0o755)
