@@ -42,7 +42,7 @@ def bundle(
     out: Annotated[Path, typer.Argument(metavar="FOLDER", help="To be made.")],
     model: options.Model = DEFAULT,
     store: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="A cloud's --store, whose contexts come along.", exists=True)
+        Path | None, typer.Option(metavar="FOLDER", help="A cloud's --store, whose contexts come along.")
     ] = None,
 ) -> None:
     """Make a folder from which preread is installed and runs where there is no network: for machines like this one.
@@ -52,6 +52,8 @@ def bundle(
     """
     if out.exists():
         raise UsageError(f"{out} is there already: name a folder that is to be made")
+    if store is not None and not store.is_dir():
+        raise UsageError(f"{store} is no folder: --store names that of a cloud")
     if not (_CHECKOUT / "pyproject.toml").exists():
         raise UsageError("a bundle is made in a checkout of preread, which is what its wheel is built from")
     engine, compiler = _engine()
