@@ -23,7 +23,7 @@ from preread.testing.proxy import Link as Wire
 from preread.testing.proxy import ProxyProcess
 
 NAME = "handbook"
-QUESTION = "Where do belts and filters lie?"
+QUESTION = "What is the telephone number of Ines Haller?"
 _HANDBOOK = Path(__file__).with_suffix(".txt")
 
 
