@@ -5,6 +5,7 @@ import pytest
 
 from preread.bench import plot
 from preread.bench.rates import Row, Sample, at_equal_kl, bits_at, curves, row, scheme
+from preread.bench.ttft import Row as TtftRow
 from preread.errors import UsageError
 from preread.fit.align import Alignment
 from preread.fit.quality import Score
@@ -88,3 +89,14 @@ def test_a_picture_that_cannot_be_written_is_refused_first(tmp_path: Path) -> No
         plot.check(tmp_path / "rates.txt")
     with pytest.raises(UsageError, match="no folder"):
         plot.check(tmp_path / "absent" / "rates.png")
+
+
+def test_times_to_first_token_are_drawn_over_the_links_rate(tmp_path: Path) -> None:
+    def row(mbps: float, rtt_ms: float, rung: str) -> TtftRow:
+        times_s, ratios = (8.0, 0.1, 0.5, 0.4, (), 90 / (mbps + 9), 1.0), (1.1, 1.0, 0.1, 1.0, 8.0)
+        return TtftRow(mbps, rtt_ms, 1000, 32, rung, 900, *times_s, *ratios, True, "streamed")
+
+    rows = [row(m, rtt_ms, rung) for m in (0.0, 5.0, 100.0) for rtt_ms in (5.0, 80.0) for rung in ("lossless", "b1.2")]
+    plot.draw_ttft(rows, "a model", tmp_path / "ttft.svg")
+    drawn = (tmp_path / "ttft.svg").read_text()
+    assert drawn.count("#7d8590") > 5 and "fill: #ffffff" not in drawn, "it is seen on light pages and on dark ones"

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ def tiny(smollm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(tiny: Path, grid: Grid) -> dict[str, Any]:
-    return asyncio.run(bench(tiny, "tiny", grid, QUIET))
+    return {"rows": [asdict(row) for row in asyncio.run(bench(tiny, "tiny", grid, QUIET))]}
 
 
 @pytest.mark.long

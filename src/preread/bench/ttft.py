@@ -114,8 +114,8 @@ def text() -> str:
     return "\n\n".join(pydoc_data.topics.topics[name] for name in sorted(pydoc_data.topics.topics))
 
 
-async def bench(model: Path, name: str, grid: Grid, console: Console) -> dict[str, object]:
-    """Publish contexts, measure the grid, print a table and last one line of JSON, which is also returned.
+async def bench(model: Path, name: str, grid: Grid, console: Console) -> list[Row]:
+    """Publish contexts, measure the grid, print a table and last one line of JSON; the rows.
 
     Raises:
         UsageError: a context does not fit the model's window; `out` cannot be read or written.
@@ -140,12 +140,9 @@ async def bench(model: Path, name: str, grid: Grid, console: Console) -> dict[st
     for row in rows:
         table.add_row(*_cells(row))
     console.print(table)
-    result: dict[str, object] = {
-        "bench": "ttft", "model": name, "rows": [asdict(row) for row in rows], **summary(rows),
-        "machine": asdict(machine()),
-    }  # fmt: skip
-    print(json.dumps(result))
-    return result
+    told = {"rows": [asdict(row) for row in rows], **summary(rows), "machine": asdict(machine())}
+    print(json.dumps({"bench": "ttft", "model": name, **told}))
+    return rows
 
 
 @asynccontextmanager

@@ -72,10 +72,14 @@ def ttft(
     ] = None,
     requests: Annotated[int, typer.Option("--requests", min=1, help="With --trace: how many.")] = 30,
     seed: Annotated[int, typer.Option("--seed", help="With --trace: of the trace.")] = 0,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw it over --mbps: .png, .svg or .pdf.")
+    ] = None,
 ) -> None:
     """Time to first token: the edge against local prefill, loading everything, an oracle, and the floor."""
     from rich.console import Console
 
+    from preread.bench import plot as pictures
     from preread.bench import traced
     from preread.bench import ttft as measured
     from preread.testing.traces import TRACES
@@ -84,8 +88,10 @@ def ttft(
         raise UsageError(f"unknown grid {grid!r}: there is one, called issue")
     if trace is not None and trace not in TRACES:
         raise UsageError(f"unknown trace {trace!r}; known traces: {', '.join(TRACES)}")
-    if trace is not None and (grid or out):
-        raise UsageError("--trace has one link: leave --grid and --out away")
+    if trace is not None and (grid or out or plot):
+        raise UsageError("--trace has one link: leave --grid, --out and --plot away")
+    if plot is not None:
+        pictures.check(plot)
     whole = grid is not None
     chosen = measured.Grid(
         measured.ISSUE_MBPS if whole else arguments.numbers("--mbps", mbps),
@@ -104,8 +110,10 @@ def ttft(
     name, console = options.shown_name(model, path), Console(width=_WIDE)
     if trace is not None:
         loop.run(traced.bench(path, name, chosen, trace, requests, seed, console))
-    else:
-        loop.run(measured.bench(path, name, chosen, console))
+        return
+    rows = loop.run(measured.bench(path, name, chosen, console))
+    if plot is not None:
+        pictures.draw_ttft(rows, f"{name}, {chosen.prompt_tokens} tokens asked", plot)
 
 
 @bench.command("guide")
