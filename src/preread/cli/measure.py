@@ -113,7 +113,8 @@ def ttft(
         return
     rows = loop.run(measured.bench(path, name, chosen, console))
     if plot is not None:
-        pictures.draw_ttft(rows, f"{name}, {chosen.prompt_tokens} tokens asked", plot)
+        lengths = " and ".join(f"{tokens:,}" for tokens in chosen.context_tokens)
+        pictures.draw_ttft(rows, f"{name}: {chosen.prompt_tokens} tokens asked about {lengths}", plot)
 
 
 @bench.command("guide")
