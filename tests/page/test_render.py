@@ -171,6 +171,7 @@ def test_parts_are_what_was_waited_for() -> None:
 def test_sizes_have_few_digits(size_bytes: float) -> None:
     assert re.fullmatch(r"[\d.]{1,5}\u00a0(B|kB|MB|GB)|\d,\d{3}\u00a0GB|10,000\u00a0GB", render.size(size_bytes))
     assert render.size(1.23e6) == "1.23\u00a0MB" and render.duration(45.2) == "45\u00a0ms"
+    assert render.rate(20.04) == "20\u00a0Mbit/s" and render.rate(3110) == "3.11\u00a0Gbit/s"
 
 
 def schemes() -> dict[str, dict[str, str]]:

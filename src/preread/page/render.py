@@ -40,6 +40,11 @@ def duration(ms: float) -> str:
     return f"{ms / 1e3:.2f}\u00a0s" if ms < 10_000 else f"{ms / 1e3:,.0f}\u00a0s"
 
 
+def rate(mbps: float) -> str:
+    """A link's rate, given in Mbit/s, for people: "20 Mbit/s", "3.11 Gbit/s"."""
+    return f"{mbps:.3g}\u00a0Mbit/s" if mbps < 999.5 else f"{mbps / 1e3:.3g}\u00a0Gbit/s"
+
+
 def count(number: float) -> str:
     """A whole number for people: "12,345"."""
     return f"{number:,.0f}"
@@ -63,6 +68,7 @@ def _environment() -> jinja2.Environment:
     made.filters |= {
         "size": size,
         "duration": duration,
+        "rate": rate,
         "count": count,
         "told": kvmap.told,
         "coarse": kvmap.coarse,
