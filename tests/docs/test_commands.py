@@ -126,7 +126,18 @@ preread = "edge"
 
 
 def test_blocks_of_python_in_pages_are_python() -> None:
-    for page in PAGES:
-        for part in markdown.code(page.read_text()):
-            if part.language == "python":
-                compile(part.text, f"{page.name}:{part.line}", "exec")
+    blocks = [(page, part) for page in PAGES for part in markdown.code(page.read_text()) if part.language == "python"]
+    wrong = [f"{page.name}:{part.line}: {error}" for page, part in blocks if (error := syntax_error(part.text))]
+    assert blocks and not wrong
+
+
+def syntax_error(text: str) -> str | None:
+    try:
+        compile(text, "a page", "exec")
+    except SyntaxError as error:
+        return str(error)
+    return None
+
+
+def test_a_block_that_is_no_python_is_noticed() -> None:
+    assert syntax_error("answer = client.(") and syntax_error("answer = 1") is None
