@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from preread.cli import bundle
+from preread.cli import bundle, checkout
 from preread.errors import UsageError
 
 Run = Any
@@ -22,7 +22,7 @@ def test_contexts_that_are_not_there_are_told_before_anything_is_made(preread: R
 
 
 def test_only_a_checkout_can_be_bundled(preread: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundle, "_CHECKOUT", tmp_path)
+    monkeypatch.setattr(checkout, "_ROOT", tmp_path)
     refused = preread("bundle", str(tmp_path / "new"))
     assert refused.code == 1 and "in a checkout" in refused.err and not (tmp_path / "new").exists()
 
@@ -31,7 +31,7 @@ def test_the_engine_that_is_installed_has_to_be_there_as_a_wheel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = tmp_path / ".engine"
-    monkeypatch.setattr(bundle, "_MADE", (made, "scripts/install"))
+    monkeypatch.setattr(bundle, "_MADE", made)
     with pytest.raises(UsageError, match="run scripts/install"):
         bundle._engine()
     made.write_text(f"{tmp_path / 'wheels'} zig cc\n")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from preread.cli import doctor
+from preread.cli import checkout, doctor
 from preread.compiled import vector_bits
 from preread.edge.doctor import Engine, Link, RungCost, examine, verdict
 from preread.edge.machine import Machine
@@ -69,8 +69,8 @@ def test_what_a_native_build_would_use_is_what_this_one_does_not() -> None:
 
 
 def test_llama_cpp_is_compiled_only_in_a_checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(doctor, "__file__", str(tmp_path / "a/b/c/doctor.py"))
-    with pytest.raises(UsageError, match="make native"):
+    monkeypatch.setattr(checkout, "_ROOT", tmp_path)
+    with pytest.raises(UsageError, match="is compiled in a checkout"):
         doctor._compile()
     (tmp_path / "scripts").mkdir()
     script = tmp_path / "scripts/install"

@@ -19,6 +19,7 @@ from preread.cli import (
     chat,
     contexts,
     decisions,
+    demo,
     doctor,
     fits,
     fitting,
@@ -62,7 +63,7 @@ app.add_typer(fitting.app, name="fit")
 app.add_typer(fits.app, name="fits")
 app.command()(doctor.doctor)
 app.command()(bundle.bundle)
-app.command()(measure.demo)
+app.command()(demo.demo)
 measure.bench.command("decisions")(decisions.bench)
 app.add_typer(measure.bench, name="bench")
 

@@ -12,13 +12,13 @@ from typing import Annotated, Final
 
 import typer
 
-from preread.cli import options
+from preread.cli import checkout, options
 from preread.cli.terminal import say, size
 from preread.engine.registry import DEFAULT
 from preread.errors import UsageError
 
-_CHECKOUT: Final = Path(__file__).parents[3]
-_MADE: Final = (Path(sys.prefix) / ".engine", "scripts/install")
+_MADE: Final = Path(sys.prefix) / ".engine"
+"""What scripts/install says that it installed: the folder of llama-cpp-python's wheel, and its compiler."""
 
 _INSTALL: Final = """\
 #!/bin/sh
@@ -54,14 +54,13 @@ def bundle(
         raise UsageError(f"{out} is there already: name a folder that is to be made")
     if store is not None and not store.is_dir():
         raise UsageError(f"{store} is no folder: --store names that of a cloud")
-    if not (_CHECKOUT / "pyproject.toml").exists():
-        raise UsageError("a bundle is made in a checkout of preread, which is what its wheel is built from")
+    source = checkout.root("a bundle is made")
     engine, compiler = _engine()
     path = options.pulled(model)
     wheels = out / "wheels"
     wheels.mkdir(parents=True)
     say("building preread, and fetching its libraries")
-    _pip("wheel", "--no-deps", "-w", str(wheels), str(_CHECKOUT), compiler=compiler)
+    _pip("wheel", "--no-deps", "-w", str(wheels), str(source), compiler=compiler)
     with NamedTemporaryFile("w", suffix=".txt") as constraints:
         constraints.writelines(f"{one.name}=={one.version}\n" for one in distributions() if one.name != "preread")
         constraints.flush()
@@ -85,13 +84,12 @@ def _engine() -> tuple[Path, str]:
     Raises:
         UsageError: this is no environment that scripts/install made.
     """
-    made, script = _MADE
     try:
-        folder, _, compiler = made.read_text().strip().partition(" ")
+        folder, _, compiler = _MADE.read_text().strip().partition(" ")
     except OSError as error:
-        raise UsageError(f"{made} is missing: run {script} in the checkout again") from error
+        raise UsageError(f"{_MADE} is missing: run scripts/install in the checkout again") from error
     if not any(Path(folder).glob("llama_cpp_python-*.whl")):
-        raise UsageError(f"the wheel of llama-cpp-python is not in {folder} any more: run {script} in the checkout")
+        raise UsageError(f"the wheel of llama-cpp-python is not in {folder} any more: run scripts/install again")
     return Path(folder), compiler
 
 

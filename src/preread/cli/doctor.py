@@ -1,12 +1,11 @@
 """`preread doctor`: what this machine and its link can do, printed."""
 
 import subprocess
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from preread.cli import keys, options
+from preread.cli import checkout, keys, options
 from preread.cli.terminal import QUALITY_HEADINGS, print_json, print_table, quality_cells, rate, say, size
 from preread.engine.registry import DEFAULT
 from preread.errors import UsageError
@@ -72,9 +71,7 @@ def _compile() -> None:
     Raises:
         UsageError: there is none, or it cannot be compiled.
     """
-    script = Path(__file__).parents[3] / "scripts" / "install"
-    if not script.exists():
-        raise UsageError("llama.cpp is compiled in a checkout of preread: `make native` there")
+    script = checkout.root("llama.cpp is compiled") / "scripts" / "install"
     if subprocess.run([script, "native"]).returncode:
         raise UsageError("llama.cpp could not be compiled: see above. What was there is still in use")
     say("compiled for this processor: servers that are started from now on use it, and `preread doctor` measures it")
