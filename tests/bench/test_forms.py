@@ -2,12 +2,14 @@
 
 import asyncio
 import json
+import sys
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from preread.bench.forms import TASKS, _fault, bench
+from preread.errors import UsageError
 
 
 def test_a_model_that_knows_nothing_keeps_to_every_schema(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -23,3 +25,9 @@ def test_what_is_wrong_with_an_answer_is_seen() -> None:
     assert _fault('{"name": "Tom", "age": 3, "tags": []}', cat) == ""
     assert "no JSON" in _fault('{"name": "Tom", "age": 3, "tags": [', cat)
     assert "required" in _fault("{}", cat) and _fault('{"name": 1, "age": 3, "tags": []}', cat)
+
+
+def test_where_answers_cannot_be_checked_that_is_said_first(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jsonschema", None)
+    with pytest.raises(UsageError, match="preread\\[bench\\]"):
+        asyncio.run(bench(tiny_model, "tiny", 1, 16, 1, 0, Console(quiet=True)))

@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-import jsonschema
 from rich.console import Console
 from rich.table import Table
 
@@ -25,6 +24,7 @@ from preread.edge.request import Ask, Done
 from preread.edge.residents import Residents
 from preread.engine.grammar import of_schema
 from preread.engine.sampling import USUAL, Sampling
+from preread.errors import UsageError
 
 _WINDOW_TOKENS: Final = 2048
 _AT_ONCE: Final = 8
@@ -104,7 +104,12 @@ TASKS: Final = (
 async def bench(
     model: Path, name: str, answers: int, answer_tokens: int, runs: int, seed: int, console: Console
 ) -> None:
-    """Have so many answers made, `runs` of each task once more beside free ones; print tables and one line of JSON."""
+    """Have so many answers made, `runs` of each task once more beside free ones; print tables and one line of JSON.
+
+    Raises:
+        UsageError: what checks answers is not installed.
+    """
+    _checking()
     async with AsyncExitStack() as stack:
         edges = {}
         for forced in (False, True):
@@ -151,6 +156,7 @@ async def _validity(residents: Residents, answers: int, answer_tokens: int, seed
 
 def _fault(text: str, schema: dict[str, Any]) -> str:
     """What is wrong with an answer; empty: nothing."""
+    jsonschema = _checking()
     try:
         jsonschema.validate(json.loads(text), schema, format_checker=jsonschema.FormatChecker())
     except ValueError as error:
@@ -158,6 +164,14 @@ def _fault(text: str, schema: dict[str, Any]) -> str:
     except jsonschema.ValidationError as error:
         return str(error.message)
     return ""
+
+
+def _checking() -> Any:
+    try:
+        import jsonschema
+    except ImportError as error:
+        raise UsageError("checking answers by their schemas needs more: pip install 'preread[bench]'") from error
+    return jsonschema
 
 
 async def _cost(residents: Residents, forced: bool, answer_tokens: int, runs: int) -> dict[str, object]:
