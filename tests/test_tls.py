@@ -2,7 +2,11 @@
 
 import asyncio
 import shutil
+import socket
+import ssl
+import struct
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,3 +132,32 @@ def test_contexts_that_come_without_tls_are_warned_of(
     with Edge(str(tiny_model), url, window_tokens=256, threads=1, folder=tmp_path):
         pass
     assert ("contexts come without TLS" in caplog.text) is (url == "http://192.0.2.1:1")
+
+
+@pytest.mark.parametrize("ending", ["reset", "closed"])
+def test_a_server_that_shakes_hands_and_ends_may_want_a_certificate(
+    ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In TLS 1.3 it learns last who the client is; what it says of that is lost where the connection is reset."""
+    authority = Authority(tmp_path)
+    own = authority.issue("cloud")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(own.certificate, own.key)
+
+    def end(listening: socket.socket) -> None:
+        with context.wrap_socket(listening.accept()[0], server_side=True) as taken:
+            taken.recv(65_536)
+            if ending == "reset":
+                taken.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    async def ask(url: str) -> None:
+        async with CloudLink(url) as link:
+            await link.catalogue()
+
+    monkeypatch.setenv(tls.FILE, str(authority.file))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = threading.Thread(target=end, args=(listening,))
+        server.start()
+        with pytest.raises(TransportError, match="does it ask for a certificate"):
+            asyncio.run(ask(f"https://127.0.0.1:{listening.getsockname()[1]}"))
+        server.join()

@@ -120,7 +120,7 @@ class Pool:
             reusable = connection.rewind()
             return answer
         except OSError as error:
-            raise TransportError(f"connection to {self._route} broke: {cause(error)}") from error
+            raise TransportError(f"connection to {self._route} broke: {cause(error)}{connection.silence}") from error
         finally:
             if reusable and connection in self._open:
                 self._idle.append(connection)
@@ -153,10 +153,10 @@ class _Stale(Exception):
 
 
 class _Connection:
-    """One connection; one request at a time. `silence`: what to say where it ends before the first byte."""
+    """One connection; one request at a time. `silence`: what to say where it ends before anything came over it."""
 
     def __init__(self, route: Route, silence: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._route, self._silence, self._reader, self._writer = route, silence, reader, writer
+        self._route, self.silence, self._reader, self._writer = route, silence, reader, writer
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_HEAD_BYTES)
         self._used = False
 
@@ -178,6 +178,8 @@ class _Connection:
                 left_s = grace_until + (len(body) - before) / patience.slowest_bytes_s - time.monotonic()
                 data = await self._read(min(patience.stall_s, left_s), len(body), retry=self._used and not heard)
                 heard = True
+                if data:
+                    self.silence = ""
                 self._http.receive_data(data)
             elif isinstance(event, h11.InformationalResponse):
                 hints += 1
@@ -198,7 +200,7 @@ class _Connection:
             elif isinstance(event, h11.EndOfMessage):
                 break
             elif isinstance(event, h11.ConnectionClosed):
-                raise TransportError(f"{self._route} closed the connection without an answer{self._silence}")
+                raise TransportError(f"{self._route} closed the connection without an answer{self.silence}")
         if answer.status == 304:
             return answer
         if len(body) < wanted.least_bytes:
@@ -211,7 +213,7 @@ class _Connection:
         if not done or self._http.trailing_data[0]:
             return False
         self._http.start_next_cycle()
-        self._used, self._silence = True, ""
+        self._used = True
         return True
 
     def abort(self) -> None:
@@ -229,8 +231,8 @@ class _Connection:
             return self._http.next_event()
         except h11.RemoteProtocolError as error:
             if self._reader.at_eof():
-                why = "" if body_bytes else self._silence
-                raise TransportError(f"{self._route} closed the connection after {body_bytes} bytes{why}") from error
+                message = f"{self._route} closed the connection after {body_bytes} bytes{self.silence}"
+                raise TransportError(message) from error
             raise RemoteError(f"{self._route} does not speak proper HTTP/1.1: {error}") from error
 
     async def _read(self, limit_s: float, body_bytes: int, *, retry: bool) -> bytes:
