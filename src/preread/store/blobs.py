@@ -106,6 +106,15 @@ class Blobs:
                 return
         await self._guard("written", obstore.put_async(self._backend, key, data, use_multipart=False))
 
+    async def put_note(self, key: str, data: bytes) -> None:
+        """Write what nothing relies on, whole or not at all: a power cut may take it. Whoever holds the store."""
+        await self._guard("written", obstore.put_async(self._backend, key, data, use_multipart=False))
+
+    def keep(self, key: str) -> None:
+        """What is under the key already is going to be relied on: the next pointer waits until it is on the disk."""
+        if self._folder is not None:
+            self._unsettled.add(key)
+
     async def put_pointer(self, key: str, data: bytes) -> None:
         """Write what leads to objects, after them. What was under the key stays if that fails.
 

@@ -4,14 +4,15 @@ It knows keys, what is written before what, and which objects a manifest refers 
 HTTP, or where bytes are kept (`blobs.py`).
 
     segments/ab/abcd…   tokens/ab/abcd…   manifests/ab/abcd…   profiles/ab/abcd…   fits/ab/abcd…
-    names/<digest of the name>.json   removed.json   fitted/<fingerprint>.json   fits/<id>.json
+    names/<digest of the name>.json   removed.json   fitted/<fingerprint>.json   fits/<id>.json   drafts/<digest>.json
 
 A name's file is a catalogue of that one entry, and `removed.json` is one of names that were removed: so edges can tell
 what somebody took back from what a store has lost. The key of a name is a digest since names may have 128 letters of
 any script, which percent-encoded would be longer than file names can be. A file under `fitted` says with which profile
-contexts of that model are published, and one under `fits` is a list of that one fit: see `wire/fits.py`. Objects are
-written before the name that leads to them: whatever is under a name is whole, and what an aborted publication leaves is
-found and kept by the next attempt. Names are read once, since only one process changes them (see `lease.py`).
+contexts of that model are published, and one under `fits` is a list of that one fit: see `wire/fits.py`. One under
+`drafts` says how far a publication has come: see `drafts.py`, what it names may be missing. Objects are written before
+the name that leads to them: whatever is under a name is whole, and what an aborted publication leaves is found and kept
+by the next attempt. Names are read once, since only one process changes them (see `lease.py`).
 """
 
 import asyncio
@@ -25,6 +26,7 @@ import msgspec
 
 from preread.errors import CorruptData, Full, RemoteError, UsageError
 from preread.store.blobs import Blobs, open_blobs
+from preread.store.drafts import Drafts
 from preread.values import ContextId, Fingerprint, Kind, ObjectId, ObjectRef
 from preread.wire import canonical, catalogue, fits, manifest
 from preread.wire.catalogue import Catalogue, Entry
@@ -67,9 +69,13 @@ class Objects:
 
     In a folder a name is put when all that it leads to is on the disk, and on the disk itself when `put_name` returns.
     Every method raises RemoteError where the store itself fails.
+
+    Attributes:
+        drafts: how far publications have come.
     """
 
     def __init__(self, blobs: Blobs) -> None:
+        self.drafts = Drafts(blobs)
         self._blobs, self._where = blobs, blobs.where
         self._index: dict[str, _Named] = {}
         self._illegible: set[str] = set()
@@ -98,6 +104,18 @@ class Objects:
         A range must lie within the object, and not be empty.
         """
         return await self._blobs.read(_key(kind, id), start, stop)
+
+    async def keep(self, ref: ObjectRef) -> bytes | None:
+        """A whole object's bytes, which are going to be published again; None if it is missing or damaged.
+
+        The next name, and the next finished draft, wait until it is on the disk.
+        """
+        key = _key(ref.kind, ref.id)
+        data = await self._blobs.read(key) if await self._blobs.size(key) == ref.size_bytes else None
+        if data is None or object_id(data) != ref.id:
+            return None
+        self._blobs.keep(key)
+        return data
 
     async def size(self, kind: Kind, id: ObjectId) -> int | None:
         """An object's size in bytes; None if absent."""

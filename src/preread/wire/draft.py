@@ -1,0 +1,116 @@
+"""How far a publication has come: what it makes, and which segments of it are stored. Canonical JSON.
+
+The record's key is a digest of what is made, so whoever begins the same finds it. It is a note, no promise: who reads
+it looks whether the objects are there, and whole. It must not know codecs, stores or engines.
+"""
+
+from typing import Annotated, Final, Literal
+
+import msgspec
+
+from preread.errors import CorruptData, UsageError
+from preread.values import Form, ObjectId, ObjectRef
+from preread.wire import canonical
+from preread.wire.digest import object_id
+from preread.wire.fields import MAX_MANIFEST_BYTES, ContextIdField, ObjectIdField, Record, SizedId, TokenCount
+from preread.wire.manifest import Model, Origin, Pair, RungName
+
+FORMAT: Final = "preread-draft"
+VERSION: Final = 1
+MAX_DRAFT_BYTES: Final = MAX_MANIFEST_BYTES
+
+Cells = tuple[SizedId, ...]
+"""Segments of one rung and chunk: [group]."""
+
+Row = tuple[Cells, ...]
+"""Segments of one chunk: [rung][group]."""
+
+
+class RungCodec(Record, frozen=True, omit_defaults=True):
+    """A rung that is made: its name, codec chain and version, the object that the codec needs, what it refines."""
+
+    name: RungName
+    codec: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+    profile: ObjectIdField | None = None
+    base: RungName | None = None
+
+
+class Work(Record, frozen=True):
+    """All that what is made depends on. Two with the same digest make the same segments under the same names."""
+
+    context: ContextIdField
+    form: Form
+    model: Model
+    token_count: TokenCount
+    chunks: tuple[Pair, ...]
+    groups: tuple[Pair, ...]
+    rungs: Annotated[tuple[RungCodec, ...], msgspec.Meta(min_length=1, max_length=64)]
+    origin: Origin
+
+
+class Draft(Record, frozen=True, omit_defaults=True):
+    """How far `work` has come.
+
+    Attributes:
+        work: digest of what is made; the record's own key.
+        context: that it is of.
+        rows: segments of the first chunks, [chunk][rung][group]; none when it is whole.
+        manifest: of what is whole.
+    """
+
+    work: ObjectIdField
+    context: ContextIdField
+    rows: tuple[Row, ...] = ()
+    manifest: SizedId | None = None
+    format: Literal["preread-draft"] = msgspec.field(default_factory=lambda: FORMAT)
+    version: Literal[1] = msgspec.field(default_factory=lambda: VERSION)
+
+
+def digest(work: Work) -> ObjectId:
+    """The key of the record of what is made."""
+    return object_id(canonical.dumps(work))
+
+
+def dumps(draft: Draft) -> bytes:
+    """Write a record.
+
+    Raises:
+        UsageError: it is larger than `loads` reads.
+    """
+    data = canonical.dumps(draft)
+    if len(data) > MAX_DRAFT_BYTES:
+        raise UsageError(f"the record of a publication would have {len(data)} bytes: at most {MAX_DRAFT_BYTES} may be")
+    return data
+
+
+def loads(data: bytes, work: Work) -> Draft:
+    """Read the record of what is made.
+
+    Raises:
+        CorruptData: "format", "version", "json", "schema", "length"; "digest": it is the record of something else;
+            "shape": its rows are not of the chunks, rungs and groups of `work`.
+    """
+    draft = read(data)
+    if (draft.work, draft.context) != (digest(work), work.context):
+        raise CorruptData("digest", "the record of a publication is that of another one")
+    if len(draft.rows) > len(work.chunks):
+        raise CorruptData("shape", f"{len(draft.rows)} chunks are noted of {len(work.chunks)}")
+    for row in draft.rows:
+        if len(row) != len(work.rungs) or any(len(cells) != len(work.groups) for cells in row):
+            raise CorruptData("shape", "a noted chunk does not have a segment for each rung and group")
+    return draft
+
+
+def read(data: bytes) -> Draft:
+    """Read a record without knowing what is made, as who collects garbage does.
+
+    Raises:
+        CorruptData: "format", "version", "json", "schema", "length".
+    """
+    canonical.check_stamp(data, FORMAT, VERSION, MAX_DRAFT_BYTES)
+    return canonical.loads(data, Draft, MAX_DRAFT_BYTES)
+
+
+def segments(draft: Draft) -> list[ObjectRef]:
+    """All segments that are noted."""
+    return [ObjectRef("segments", cell.id, cell.size_bytes) for row in draft.rows for cells in row for cell in cells]
