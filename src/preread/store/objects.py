@@ -81,6 +81,7 @@ class Objects:
         self._illegible: set[str] = set()
         self._removed: tuple[str, ...] = ()
         self._listing: Listing | None = None
+        self._change = asyncio.Event()
         self._fits: dict[str, Fit] = {}
         self._reading, self._names_are_read = asyncio.Lock(), False
 
@@ -139,8 +140,9 @@ class Objects:
         await self._refuse_unless_room(entry.name, written)
         await self._blobs.put_pointer(key, catalogue.dumps(Catalogue((entry,))))
         former = self._index.get(key)
-        self._index[key], self._listing = _Named(entry, written), None
+        self._index[key] = _Named(entry, written)
         self._illegible.discard(key)
+        self._note_change()
         if former is not None and former.entry.manifest.id != entry.manifest.id:
             await self._sweep(former.entry)
 
@@ -152,8 +154,23 @@ class Objects:
             self._listing = Listing(written, self._not_published(self._removed))
         return self._listing
 
+    async def changed(self, version: str) -> Listing:
+        """The listing, as soon as it is another one than that of this version."""
+        while True:
+            change = self._change  # before looking, so that none is missed
+            listing = await self.listing()
+            if listing.version != version:
+                return listing
+            await change.wait()
+
+    def _note_change(self) -> None:
+        """The listing may be another one now: whoever waits for that looks."""
+        self._listing = None
+        change, self._change = self._change, asyncio.Event()
+        change.set()
+
     async def names(self) -> list[Entry]:
-        """The same, sorted by name."""
+        """The same as the listing, sorted by name."""
         await self._read_names()
         return sorted([named.entry for named in self._index.values()], key=lambda entry: entry.name)
 
@@ -176,7 +193,8 @@ class Objects:
         told = await self._note_removed(name)
         await self._blobs.delete_pointer(key)
         self._illegible.discard(key)
-        gone, self._listing = self._index.pop(key, None), None
+        gone = self._index.pop(key, None)
+        self._note_change()
         if gone is not None:
             await self._sweep(gone.entry)
         if not told and not await self._note_removed(name):
@@ -200,7 +218,8 @@ class Objects:
         except RemoteError as error:
             _log.warning("the removal of %r is not noted yet: %s", name, error)
             return False
-        self._removed, self._listing = names, None
+        self._removed = names
+        self._note_change()
         return True
 
     async def _read_names(self) -> None:

@@ -129,6 +129,25 @@ class StoreContract:
         publish(store, NAMES[1], "a new text")
         assert asyncio.run(store.removed()) == (NAMES[2], NAMES[0])
 
+    def test_whoever_waits_for_a_change_is_told_of_each(self, store: Objects) -> None:
+        async def main() -> list[str]:
+            publisher, seen = RandomPublisher(store), [(await store.listing()).version]
+            for text in ("first", "second", "third", None):
+                waiting = asyncio.ensure_future(store.changed(seen[-1]))
+                await asyncio.sleep(0)
+                assert not waiting.done()
+                if text is None:
+                    await store.remove_name("one")
+                else:
+                    name = "two" if text == "second" else "one"
+                    await publisher(name, text, None, "text", "exact", lambda *_: None)
+                async with asyncio.timeout(60):
+                    seen.append((await waiting).version)
+                assert (await store.changed("another version")).version == seen[-1]
+            return seen
+
+        assert len(set(asyncio.run(main()))) == 5
+
     def test_removal_keeps_what_another_name_needs(self, store: Objects) -> None:
         one, two = publish(store, "one", "12345678 and a"), publish(store, "two", "12345678 and b")
         twin = publish(store, "twin", "12345678 and a")
