@@ -131,7 +131,7 @@ class StoreContract:
 
     def test_whoever_waits_for_a_change_is_told_of_each(self, store: Objects) -> None:
         async def main() -> list[str]:
-            publisher, seen = RandomPublisher(store), [(await store.listing()).version]
+            publisher, seen = RandomPublisher(store), list[str]([(await store.listing()).version])
             for text in ("first", "second", "third", None):
                 waiting = asyncio.ensure_future(store.changed(seen[-1]))
                 await asyncio.sleep(0)
