@@ -1,7 +1,7 @@
 """Commands of `preread` in pages, and whether the command line takes them. Runs none."""
 
 import re
-import shlex
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -9,10 +9,9 @@ from typing import Any
 from typer import Exit, TyperException
 from typer.main import get_command
 
-from docsite import markdown
+from docsite import shell
 from preread.cli import app
 
-_ENDS = {";", "&&", "||", "|", "&", ">", "(", ")"}
 _LEFT_OUT = re.compile(r"…|\.\.\.")
 
 
@@ -38,33 +37,18 @@ def of_page(text: str) -> tuple[Command, ...]:
     Raises:
         ValueError: quotes that do not end.
     """
-    found = list[Command]()
-    for part in markdown.code(text):
-        if part.language not in {"", "sh", "bash", "console", "shell"}:
-            continue
-        text = re.sub(r"\\\n\s*", " ", part.text)
-        if part.kind == "inline":
-            lines = [text.replace("\n", " ")] if text.startswith("preread ") else []
-        else:
-            lines = _quoted_whole(text.splitlines()) if part.language else text.splitlines()
-        for line in lines:
-            if "preread" in line:
-                found += [Command(words, part.line, part.kind == "block" and _whole(words)) for words in _of_line(line)]
-    return tuple(found)
+    found = [command for one in shell.within(text) for command in _named(one.text, one.line, whole=False)]
+    for one in shell.typed(text):
+        if one.language == "sh":
+            found += _named(one.text, one.line, whole=True)
+    return tuple(sorted(found, key=lambda command: command.line))
 
 
-def _quoted_whole(lines: list[str]) -> list[str]:
-    """Lines of a shell, those together over which a quotation goes."""
-    whole = [""]
-    for line in lines:
-        whole[-1] += line
-        try:
-            _of_line(whole[-1])
-        except ValueError:
-            whole[-1] += "\n"
-        else:
-            whole.append("")
-    return whole
+def _named(text: str, line: int, *, whole: bool) -> Iterator[Command]:
+    """The commands of preread's in what a shell takes."""
+    for words in shell.commands(text):
+        if words[0].rpartition("/")[2] == "preread":
+            yield Command(words[1:], line, whole and _whole(words))
 
 
 def refusal(command: Command) -> str | None:
@@ -95,25 +79,22 @@ def refusal(command: Command) -> str | None:
     return f"{' '.join(named)} has no option {unknown[0]}" if unknown else None
 
 
-def _of_line(line: str) -> list[tuple[str, ...]]:
-    """The words after each `preread` that begins a command in a line of a shell."""
-    words = shlex.shlex(line.removeprefix("$ "), posix=True, punctuation_chars=";&|>()")
-    words.whitespace_split, words.commenters = True, "#"
-    commands: list[list[str]] = [[]]
-    for word in words:
-        if word in _ENDS:
-            commands.append([])
-        else:
-            commands[-1].append(word)
-    named = [_after_variables(command) for command in commands]
-    return [tuple(command[1:]) for command in named if command and command[0].rpartition("/")[2] == "preread"]
+def called(words: Sequence[str]) -> tuple[str, frozenset[str]]:
+    """Which command the words after `preread` call, as `bench ttft`, and its options that take no value.
 
-
-def _after_variables(command: list[str]) -> list[str]:
-    """Without the variables that are set for it."""
-    while command and re.match(r"[A-Z_]+=", command[0]):
-        command = command[1:]
-    return command
+    Raises:
+        TyperException: options before it that do not exist.
+    """
+    path, node, rest = list[str](), tree(), list(words)
+    while below := getattr(node, "commands", None):
+        rest = _after_options(node, rest)
+        if not rest or rest[0] not in below:
+            break
+        path.append(rest.pop(0))
+        node = below[path[-1]]
+    return " ".join(path), frozenset(
+        name for name, one in _options(node).items() if one is None or getattr(one, "is_flag", False)
+    )
 
 
 @cache

@@ -102,15 +102,24 @@ def test_commands_are_found_where_a_shell_finds_them() -> None:
     page = """
 A server:
 
-    X=1 preread cloud --store 'my store' \\
-      --port 0 &  # preread edge
-    openssl rand -hex 16 > site.key; .venv/bin/preread edge --mdns && echo preread
-
 ```sh
+X=1 preread cloud --store 'my store' \\
+  --port 0 &  # preread edge
+openssl rand -hex 16 > site.key; .venv/bin/preread edge --mdns && echo preread
+```
+
+```console
 $ preread models ls | grep preread
+```
+
+```bash
 curl http://127.0.0.1:8080/v1/completions -d '{"model": "preread@manual",
   "prompt": "preread edge
   preread cloud"}'; preread doctor
+```
+
+```
+preread is not typed
 ```
 
 ```python
