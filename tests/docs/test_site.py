@@ -1,5 +1,6 @@
 """The site has every page, every command, every operation, every public module, and shows pages as a forge does."""
 
+import ast
 import os
 import re
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any, get_args, get_origin, get_type_hints
 
 import markdown as python_markdown
@@ -14,12 +16,14 @@ import msgspec
 import pytest
 from docsite import __main__ as site
 from docsite import cli, commands, http, links, python
+from docsite.markdown import code
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from typer.testing import CliRunner
 
 import preread
+from preread import wire
 from preread.cli import app
 from preread.edge import openapi
 from preread.edge.body import Chat, Refused
@@ -113,6 +117,56 @@ def test_every_type_that_a_program_is_given_or_gives_has_a_page() -> None:
         found = {one for one in found if one.__module__ not in INSIDE}
     assert {one.__module__ for one in seen} <= {*python.modules(NAVIGATION)}
     assert {one.__name__ for one in seen} >= {"AsyncEdge", "Edge", "PrereadError", "Answer", "Timings", "Grammar"}
+
+
+def imported(source: str) -> set[str]:
+    """Modules of preread's that a program imports."""
+    named = set[str]()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            within = {f"{node.module}.{name.name}" for name in node.names}
+            named |= {one if is_module(one) else str(node.module) for one in within}
+        elif isinstance(node, ast.Import):
+            named |= {name.name for name in node.names}
+    return {name for name in named if name.partition(".")[0] == "preread"}
+
+
+def surface() -> dict[str, str]:
+    """Modules that programs of others are told to import, and who tells them; with those of the wire format."""
+    told = {f"preread.wire.{module.name}": "wire.md" for module in iter_modules(wire.__path__)}
+    for name, text in site.written().items():
+        programs = [block.text for block in code(text) if block.language == "python"]
+        named = {module for program in programs for module in imported(program)}
+        told |= dict.fromkeys(named | {one for one in re.findall(r"\bpreread(?:\.\w+)+", text) if is_module(one)}, name)
+    extending = re.findall(
+        r"(?:\bThe seams? (?:is|are) [^.]*?|\bof )`((?:\w+/)+\w+)\.py`", (ROOT / "docs/extending.md").read_text()
+    )
+    told |= {f"preread.{path.replace('/', '.')}": "extending.md" for path in extending if path.split("/")[0] != "tests"}
+    for program in (ROOT / "examples").glob("*.py"):
+        told |= dict.fromkeys(imported(program.read_text()), program.name)
+    return told
+
+
+def is_module(name: str) -> bool:
+    package, _, module = name.rpartition(".")
+    return (ROOT / "src" / name.replace(".", "/")).with_suffix(".py").is_file() and bool(package and module)
+
+
+def test_every_module_that_programs_of_others_are_told_of_has_a_page() -> None:
+    told = surface()
+    missing = {module: by for module, by in told.items() if module not in python.modules(NAVIGATION)}
+    assert not missing, f"add reference/python/MODULE.md to the nav of mkdocs.yml for {missing}"
+    seams = {"preread", "preread.cloud.client", "preread.codec.base", "preread.engine.base", "preread.testing.codec"}
+    assert (
+        seams <= told.keys()
+        and {"preread.edge.sources", "preread.testing.tiny", "preread.wire.manifest"} <= told.keys()
+    )
+
+
+def test_every_page_of_a_module_is_of_one_that_is_there() -> None:
+    for module in python.modules(NAVIGATION):
+        path = ROOT / "src" / module.replace(".", "/")
+        assert path.with_suffix(".py").is_file() or (path / "__init__.py").is_file(), module
 
 
 ELEMENTS = r"<(table|tr|li|ul|ol|pre|h[1-6]|img|a|em|strong|blockquote)\b"
