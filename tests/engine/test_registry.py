@@ -7,7 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preread.engine.registry import DEFAULT, MODELS, HubFile, LocalFile, Wheels, hub_model, parse
+from preread.engine.registry import (
+    DEFAULT,
+    MODELS,
+    HubFile,
+    HubTag,
+    LocalFile,
+    Wheels,
+    chosen,
+    hub_model,
+    parse,
+    parts_of,
+)
 from preread.errors import UsageError
 
 
@@ -41,9 +52,67 @@ def test_a_hub_address_means_a_file_of_a_repository(prefix: str) -> None:
     assert parse(f"{prefix}a/b/deep/er/q4.gguf") == HubFile("a/b", "deep/er/q4.gguf")
 
 
+@pytest.mark.parametrize(("rest", "tag"), [("a/b", None), ("a/b:Q4_K_M", "Q4_K_M"), ("a/b:ud-q2_k.xl", "ud-q2_k.xl")])
+def test_a_repository_means_a_quantisation(rest: str, tag: str | None) -> None:
+    assert parse(f"hf:{rest}") == parse(f"hf.co/{rest}") == HubTag("a/b", tag)
+    assert parse(str(HubTag("a/b", tag))) == HubTag("a/b", tag)
+
+
+FILES = [
+    "README.md", "mmproj-F16.gguf", "X-Q8_0.gguf", "X-Q4_K_M.gguf", "X-UD-Q4_K_M.gguf", "X-imatrix.gguf", "xq2_k.gguf",
+    *(f"BF16/X-BF16-0000{part}-of-00002.gguf" for part in (2, 1)), "../X-Q3_K.gguf", "X-Q3_K-00003-of-00002.gguf",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("tag", "file"),
+    [
+        (None, "X-Q4_K_M.gguf"),
+        ("q4_k_m", "X-Q4_K_M.gguf"),
+        ("UD-Q4_K_M", "X-UD-Q4_K_M.gguf"),
+        ("BF16", "BF16/X-BF16-00001-of-00002.gguf"),
+        ("Q8_0", "X-Q8_0.gguf"),
+        ("Q2_K", None),
+        ("Q3_K", None),
+        ("F16", None),
+        ("Q6_K", None),
+    ],
+)
+def test_a_quantisation_is_found_by_the_end_of_a_files_name(tag: str | None, file: str | None) -> None:
+    assert chosen(FILES, tag) == file
+    assert chosen(reversed(FILES), tag) == file
+
+
+def test_a_repository_without_the_usual_quantisation_means_its_first_file() -> None:
+    assert chosen(["bb.gguf", "b.gguf", "a.txt"], None) == "b.gguf"
+    assert chosen(["a.txt"], None) is None
+
+
+@given(st.lists(st.text(alphabet="aQ4_-/.gufmro0123of", max_size=30)), st.none() | st.text(min_size=1, max_size=8))
+def test_whatever_a_repository_lists_only_a_plain_gguf_file_of_it_is_chosen(files: list[str], tag: str | None) -> None:
+    file = chosen(files, tag)
+    if file is not None:
+        assert set(parts_of(file)) & set(files)
+        assert parse(f"hf:a/b/{file}") == HubFile("a/b", file)
+
+
+def test_a_part_means_all_parts() -> None:
+    parts = tuple(f"a/x-{part:05}-of-00003.gguf" for part in (1, 2, 3))
+    assert all(parts_of(part) == parts for part in parts)
+    assert parse("hf:u/r/a/x-00002-of-00003.gguf") == HubFile("u/r", parts[0])
+    assert parts_of("x-00001.gguf") == ("x-00001.gguf",)
+
+
+@pytest.mark.parametrize("file", ["x-00000-of-00002.gguf", "x-00003-of-00002.gguf", "x-00001-of-99999.gguf"])
+def test_a_part_that_there_cannot_be_is_refused(file: str) -> None:
+    with pytest.raises(UsageError, match="part"):
+        parts_of(file)
+
+
 @pytest.mark.parametrize(
     "rest",
-    ["", "a/b", "a/b.gguf", "a/b/c.bin", "a/b/../../c.gguf", "../b/c.gguf", "a//c.gguf", "/a/b/c.gguf", "a/b/.x.gguf",
+    ["", "a", "a/b.gguf", "a/b:", "a/b:../c", "a/b:x y", "a/b:Q4/K", "a/b/c.bin",
+     "a/b/../../c.gguf", "../b/c.gguf", "a//c.gguf", "/a/b/c.gguf", "a/b/.x.gguf",
      "a b/c/d.gguf", "-a/b/c.gguf", "a/b/-c.gguf", "a/b--c/d.gguf", "a/b\\..\\c/d.gguf", "a/b/c\n.gguf",
      "a/b/c?d.gguf"],
 )  # fmt: skip
@@ -65,6 +134,9 @@ def test_a_hub_file_is_always_kept_inside_the_models_directory(parts: list[str])
     try:
         hub = parse("hf:" + "/".join(parts))
     except UsageError:
+        return
+    if isinstance(hub, HubTag):
+        assert Path("/models/hf", hub.repo).resolve().relative_to("/models/hf").parts == tuple(hub.repo.split("/"))
         return
     assert isinstance(hub, HubFile)
     assert Path("/models", hub_model(hub).file).resolve().is_relative_to("/models/hf")

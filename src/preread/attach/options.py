@@ -14,7 +14,7 @@ class Options:
     """How to attach to a server.
 
     Attributes:
-        model: name in the registry, path of a GGUF file, or `hf:user/repo/file.gguf`: what the server runs.
+        model: name in the registry, path of a GGUF file, or `hf:user/repo:Q4_K_M`: what the server runs.
         server, server_key: URL of the llama-server, and the key that it asks for, if it does.
         slots: folder of its --slot-save-path.
         slots_bytes: room for slot files there.

@@ -26,7 +26,7 @@ Model = Annotated[
         "-m",
         envvar="PREREAD_MODEL",
         metavar="NAME|PATH|hf:…",
-        help="Model: a name from `preread models ls`, a GGUF file, or hf:user/repo/file.gguf; fetched if absent.",
+        help="Model: a name from `preread models ls`, a GGUF file, or hf:user/repo:Q4_K_M; fetched if absent.",
     ),
 ]
 Cloud = Annotated[str, typer.Option("--cloud", envvar="PREREAD_CLOUD", metavar="URL", help="The cloud to talk to.")]

@@ -52,7 +52,7 @@ class Options:
     """How an edge is run.
 
     Attributes:
-        model: name in the registry, path of a GGUF file, or `hf:user/repo/file.gguf`.
+        model: name in the registry, path of a GGUF file, `hf:user/repo:Q4_K_M` or `hf:user/repo/file.gguf`.
         cloud: URL of the cloud; None: everything is computed here.
         api_key: for the cloud, if it asks for one.
         via: how the cloud, and a model that is not here, are reached.

@@ -16,12 +16,26 @@ from pathlib import Path
 
 import platformdirs
 
-from preread.engine.registry import MODELS, HubFile, LocalFile, Model, Reference, hub_model, parse
-from preread.engine.sources import FULL_DISK, Progress, arrive, check_magic
+from preread.engine.registry import (
+    MODELS,
+    USUAL_TAG,
+    HubFile,
+    HubTag,
+    LocalFile,
+    Model,
+    Reference,
+    chosen,
+    hub_model,
+    parse,
+    part_paths,
+    parts_of,
+)
+from preread.engine.sources import FULL_DISK, Progress, arrive, check_magic, hub_files
 from preread.errors import CorruptData, PrereadError, RemoteError, TransportError, UsageError
 from preread.via import Proxy
 
 SCRATCH_PREFIX = ".pull-"
+_MOST_OFFERED = 20
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +72,12 @@ def installed(models_dir: Path | None = None) -> tuple[Installed, ...]:
     others = []
     for path in sorted((folder / "hf").glob("*/*/**/*.gguf")):
         user, repo, *rest = path.relative_to(folder / "hf").parts
-        model = hub_model(HubFile(f"{user}/{repo}", "/".join(rest)))
-        others.append(Installed(model.name, path, path.stat().st_size, model.licence, True))
+        parts = part_paths(path)
+        if path == parts[0]:
+            model = hub_model(HubFile(f"{user}/{repo}", "/".join(rest)))
+            size_bytes = sum(part.stat().st_size for part in parts if part.is_file())
+            whole = all(part.is_file() for part in parts)
+            others.append(Installed(model.name, path, size_bytes, model.licence, whole))
     return (*known, *others)
 
 
@@ -74,8 +92,13 @@ def locate(reference: str | Reference, models_dir: Path | None = None) -> Path |
     if isinstance(target, LocalFile):
         return _local(target.path)
     folder = models_dir or default_models_dir()
-    model = hub_model(target) if isinstance(target, HubFile) else target
-    return folder / model.file if _present(model, folder) else None
+    if isinstance(target, HubTag):
+        known = _known_of(target, folder)
+        if known is None:
+            return None
+        target = known
+    models = _files(target)
+    return folder / models[0].file if all(_present(model, folder) for model in models) else None
 
 
 def pull(
@@ -96,16 +119,43 @@ def pull(
     if isinstance(target, LocalFile):
         return _local(target.path)
     folder = models_dir or default_models_dir()
-    model = hub_model(target) if isinstance(target, HubFile) else target
-    if _present(model, folder):
-        return folder / model.file
+    if isinstance(target, HubTag):
+        target = on_hub(target, folder, proxy)
+    models = _files(target)
+    if not all(_present(model, folder) for model in models):
+        try:
+            with _alone(folder, progress):
+                for model in models:
+                    if not _present(model, folder):  # another process may have pulled it while this one waited
+                        _fetch(model, folder, progress, proxy)
+        except OSError as error:
+            raise _disk_error(error, folder) from error
+    return folder / models[0].file
+
+
+def on_hub(wanted: HubTag, models_dir: Path | None = None, proxy: Proxy | None = None) -> HubFile:
+    """The file that a quantisation means: one that is here already, else the one that the hub lists.
+
+    Raises:
+        TransportError, RemoteError: the hub could not be asked.
+        UsageError: it has no such repository, or no such file in it.
+    """
+    folder = models_dir or default_models_dir()
+    here = _known_of(wanted, folder)
+    if here is not None:
+        return here
     try:
-        with _alone(folder, progress):
-            if not _present(model, folder):  # another process may have pulled it while this one waited
-                _fetch(model, folder, progress, proxy)
-    except OSError as error:
-        raise _disk_error(error, folder) from error
-    return folder / model.file
+        files = hub_files(wanted.repo, proxy)
+    except TransportError:
+        any_here = None if wanted.tag else chosen(_pulled_from(wanted.repo, folder), None)
+        if any_here is None:
+            raise
+        return HubFile(wanted.repo, any_here)
+    file = chosen(files, wanted.tag)
+    if file is None:
+        offered = ", ".join(sorted(one for one in files if one.endswith(".gguf"))[:_MOST_OFFERED]) or "no GGUF file"
+        raise UsageError(f"the hub has no {wanted}; in that repository is: {offered}")
+    return HubFile(wanted.repo, file)
 
 
 def is_registered(path: Path, models_dir: Path | None = None) -> bool:
@@ -115,6 +165,24 @@ def is_registered(path: Path, models_dir: Path | None = None) -> bool:
     return any(path.resolve() == (folder / model.file).resolve() for model in found)
 
 
+def _files(target: Model | HubFile) -> tuple[Model, ...]:
+    """What a model's file is, or its parts, as files to bring here."""
+    if isinstance(target, Model):
+        return (target,)
+    return tuple(hub_model(HubFile(target.repo, part)) for part in parts_of(target.file))
+
+
+def _known_of(wanted: HubTag, folder: Path) -> HubFile | None:
+    """What a quantisation means among the files that are here."""
+    file = chosen(_pulled_from(wanted.repo, folder), wanted.tag or USUAL_TAG)
+    return None if file is None else HubFile(wanted.repo, file)
+
+
+def _pulled_from(repo: str, folder: Path) -> list[str]:
+    home = folder / "hf" / repo
+    return [path.relative_to(home).as_posix() for path in home.glob("**/*.gguf")]
+
+
 def _present(model: Model, folder: Path) -> bool:
     path = folder / model.file
     return path.is_file() and model.size_bytes in (None, path.stat().st_size)
@@ -122,13 +190,15 @@ def _present(model: Model, folder: Path) -> bool:
 
 def _local(path: Path) -> Path:
     path = path.expanduser()
+    parts = part_paths(path)
     try:
-        check_magic(path)
+        for path in parts:
+            check_magic(path)
     except OSError as error:
         raise UsageError(
             f"cannot read {path}: {error.strerror}; a file on the hub is written hf:user/repo/file.gguf"
         ) from error
-    return path
+    return parts[0]
 
 
 @contextmanager

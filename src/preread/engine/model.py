@@ -19,6 +19,7 @@ from preread.engine.chat import ChatTemplate
 from preread.engine.grammar import Words
 from preread.engine.infill import FimTokens
 from preread.engine.marks import Controls
+from preread.engine.registry import part_paths
 from preread.errors import EngineError, UsageError
 from preread.values import Fingerprint, Geometry
 
@@ -268,7 +269,8 @@ def fingerprint_of(path: Path) -> Fingerprint:
 def _fingerprint(loaded: Loaded, path: Path, architecture: str) -> Fingerprint:
     """Digest of what changes the meaning of KV rows: the file (weights, RoPE, tokenizer) and how it is run here."""
     digest = blake3.blake3(max_threads=blake3.blake3.AUTO)
-    digest.update_mmap(path)
+    for part in part_paths(path):
+        digest.update_mmap(part)
     meaning = {
         "file": digest.hexdigest(),
         "architecture": architecture,

