@@ -1,9 +1,11 @@
 """Real pip against a folder of wheels, and the real hub library against a hub on this machine."""
 
 import hashlib
+import json
 import os
 import pickle
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -254,6 +256,9 @@ def test_a_disk_that_fills_up_is_told_from_a_bad_source(index: Path, models: Pat
     assert left_in(models) == []
 
 
+BF16 = ("bf16/x-BF16-00001-of-00002.gguf", "bf16/x-BF16-00002-of-00002.gguf")
+
+
 @dataclass
 class Hub:
     """A hub on this machine that has one content under every name, and misbehaves as the name says."""
@@ -261,6 +266,7 @@ class Hub:
     content: bytes = BYTES
     etag: str = hashlib.sha256(BYTES).hexdigest()
     stall: bool = False
+    files: tuple[str, ...] = ("README.md", "x-Q8_0.gguf", "x-Q4_K_M.gguf", *BF16)
     asked: list[str] = field(default_factory=list)
     half_sent: threading.Event = field(default_factory=threading.Event)
     released: threading.Event = field(default_factory=threading.Event)
@@ -271,6 +277,9 @@ class HubHandler(BaseHTTPRequestHandler):
 
     def do_HEAD(self) -> None:
         hub, name = self.hub, self.path.rpartition("/")[2]
+        if self.path.startswith("/api/models/user/repo"):
+            self._answer_listing()
+            return
         if self.path.startswith("/user/repo/"):
             hub.asked.append(f"{self.command} {name}")
         status, _, code = name.removesuffix(".gguf").partition("-")  # such as 404-EntryNotFound.gguf
@@ -289,6 +298,15 @@ class HubHandler(BaseHTTPRequestHandler):
             self.close_connection = True
         elif self.command == "GET":
             self.wfile.write(content)
+
+    def _answer_listing(self) -> None:
+        self.hub.asked.append("GET listing")
+        body = json.dumps({"id": "user/repo", "siblings": [{"rfilename": name} for name in self.hub.files]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 
     do_GET = do_HEAD
 
@@ -367,6 +385,51 @@ def test_a_hub_that_refuses_says_whose_fault_it_is(hub: Hub, models: Path) -> No
     assert lines[3].startswith("RemoteError the hub answered 503")
     assert hub.asked == [f"HEAD {name}" for name in names], "each is asked for once"
     assert left_in(models) == []
+
+
+def test_a_quantisation_is_looked_up_once_and_then_known(hub: Hub, models: Path) -> None:
+    asked = ["hf:user/repo", "hf:user/repo:q4_k_m", "hf:user/repo:Q6_K", "hf:user/repo:BF16"]
+    lines, _ = pull_apart(models, *asked)
+    assert [line.partition(" ")[0] for line in lines] == ["ok", "ok", "UsageError", "ok"]
+    assert lines[2].endswith(", ".join(sorted(name for name in hub.files if name.endswith(".gguf"))))
+    home = models / "hf/user/repo"
+    assert {path.relative_to(home).as_posix() for path in home.rglob("*.gguf")} == {"x-Q4_K_M.gguf", *BF16}
+    assert hub.asked.count("GET listing") == 3, "what was pulled is known"
+    assert locate("hf:user/repo", models) == home / "x-Q4_K_M.gguf"
+    assert locate("hf:user/repo:bf16", models) == locate(f"hf:user/repo/{BF16[1]}", models) == home / BF16[0]
+    assert [line.name for line in installed(models) if line.present] == [
+        f"hf:user/repo/{name}" for name in (BF16[0], "x-Q4_K_M.gguf")
+    ]
+
+
+def test_a_model_that_lacks_a_part_is_pulled_and_not_taken_for_whole(hub: Hub, models: Path) -> None:
+    assert pull_apart(models, f"hf:user/repo/{BF16[0]}")[0] == ["ok"]
+    (models / "hf/user/repo" / BF16[1]).unlink()
+    assert locate("hf:user/repo:bf16", models) is None
+    assert [line.present for line in installed(models) if line.name.startswith("hf:")] == [False]
+    assert pull_apart(models, "hf:user/repo:BF16")[0] == ["ok"]
+    assert (models / "hf/user/repo" / BF16[1]).is_file()
+
+
+def test_without_the_hub_any_quantisation_that_is_here_serves_who_asks_for_none(hub: Hub, models: Path) -> None:
+    assert pull_apart(models, "hf:user/repo:Q8_0")[0] == ["ok"]
+    lines, _ = pull_apart(models, "hf:user/repo", "hf:user/repo:BF16", HF_ENDPOINT="http://127.0.0.1:9")
+    assert lines[0] == "ok" and lines[1].startswith("TransportError")
+
+
+def test_a_header_is_read_from_the_hub_without_its_weights(hub: Hub, models: Path) -> None:
+    hub.content = struct.pack("<4sIQQ", b"GGUF", 3, 0, 1) + text("general.architecture") + struct.pack("<I", 8)
+    hub.content += text("llama") + bytes(200_000_000)
+    script = "import sys; from preread.engine.peek import peek; print(*peek(sys.argv[1]).header.metadata.values())"
+    environ = {**os.environ, "PREREAD_MODELS": str(models)}
+    for reference in ("hf:user/repo", "hf:user/repo/any.gguf"):
+        read = subprocess.run([sys.executable, "-c", script, reference], capture_output=True, text=True, env=environ)
+        assert read.stdout == "llama\n", read.stderr
+    assert not list(models.rglob("*.gguf"))
+
+
+def text(value: str) -> bytes:
+    return struct.pack("<Q", len(value)) + value.encode()
 
 
 def test_no_source_in_reach_is_one_error_that_names_them_all(index: Path, models: Path, hub: Hub) -> None:

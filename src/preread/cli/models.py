@@ -1,14 +1,63 @@
-"""`preread models`: which models are known, which are here, and bringing one in."""
+"""`preread models`: which models are known, which are here, what can be done with one, and bringing one in."""
 
-from typing import Annotated
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Final
 
 import typer
 
 from preread.cli import options
 from preread.cli.terminal import print_json, print_table, say, size
 from preread.engine.download import installed
+from preread.engine.memory import Memory, Verdict, Way, verdict
+from preread.engine.peek import Peeked, peek
 
-app = typer.Typer(help="List and fetch models.", no_args_is_help=True)
+app = typer.Typer(help="List, check and fetch models.", no_args_is_help=True)
+
+LENGTHS: Final = (1_000, 8_000, 32_000)
+"""Tokens of the contexts that `check` weighs."""
+_FITTED_BITS, _HALF_BITS = 1.2, 16
+_WAYS: Final[dict[Way, str]] = {
+    "streams": "contexts are streamed to an edge that runs it",
+    "computed": "contexts are computed at the edge",
+    "unknown": "it cannot be told from the file: try it, an edge computes what cannot be streamed",
+    "none": "it cannot be used",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What `preread models check` tells.
+
+    Attributes:
+        where: the file, or the address on the hub.
+        here: whether it is on this machine.
+        architecture, layers, parameters: of the model; parameters are those of the first part where it has several.
+        way, why: what can be done with it.
+        token_bytes: what one more token of a context takes; None: nothing is known.
+        state_bytes: what a recurrent model keeps besides.
+        context_bytes: what contexts of so many tokens take, by their length, as llama.cpp has them.
+        windowed_layers, shared_layers: which look back a little only, and which keep nothing of their own.
+        break_even_mbps: links above which a context comes sooner than it is computed at `prefill_rate` tokens a second:
+            as float16, and in a fitted rung of 1.2 bits a value.
+    """
+
+    model: str
+    where: str
+    here: bool
+    architecture: str
+    layers: int
+    parameters: int
+    way: Way
+    why: str
+    token_bytes: int | None
+    state_bytes: int | None
+    context_bytes: dict[int, int]
+    windowed_layers: int
+    shared_layers: int
+    prefill_rate: float
+    break_even_mbps: dict[str, float]
 
 
 @app.command("ls")
@@ -44,8 +93,83 @@ def list_models(json: options.Json = False) -> None:
 
 
 @app.command()
+def check(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="As --model takes it. Nothing of the hub's is kept.")],
+    prefill_rate: Annotated[
+        float,
+        typer.Option(metavar="N", min=0.01, help="Tokens a second that the edge reads at, to compare links with."),
+    ] = 100.0,
+    json: options.Json = False,
+) -> None:
+    """Say what can be done with a model, from its file's header alone: how contexts come to it, and what they weigh."""
+    found = peek(model, options.via().proxy)
+    told = checked(model, found, verdict(found.header), prefill_rate)
+    if json:
+        print_json(told)
+        return
+    for line in _lines(told):
+        say(line)
+
+
+@app.command()
 def pull(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A name from `preread models ls`, or hf:user/repo/file.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="A name from `preread models ls`, hf:user/repo:Q4_K_M, or hf:user/repo/file.gguf."
+        ),
+    ],
 ) -> None:
     """Fetch a model, if it is not here, and print where it is."""
     say(str(options.pulled(name)))
+
+
+def checked(model: str, found: Peeked, judged: Verdict, prefill_rate: float) -> Checked:
+    """What is told of a model's header."""
+    memory, header = judged.memory, found.header
+    architecture = header.text("general.architecture")
+    return Checked(
+        model=model,
+        where=found.where,
+        here=found.here,
+        architecture=architecture,
+        layers=header.number(f"{architecture}.block_count"),
+        parameters=sum(math.prod(tensor.shape) for tensor in header.tensors),
+        way=judged.way,
+        why=judged.why,
+        token_bytes=None if memory is None else memory.token_bytes,
+        state_bytes=None if memory is None else memory.state_bytes,
+        context_bytes={} if memory is None else {tokens: memory.bytes_of(tokens) for tokens in LENGTHS},
+        windowed_layers=0 if memory is None else memory.windows,
+        shared_layers=0 if memory is None else memory.shared_layers,
+        prefill_rate=prefill_rate,
+        break_even_mbps={} if memory is None else _break_even(memory, prefill_rate),
+    )
+
+
+def _break_even(memory: Memory, prefill_rate: float) -> dict[str, float]:
+    tokens = LENGTHS[0]
+    mbps = memory.bytes_of(tokens) * 8 / 1e6 / (tokens / prefill_rate)
+    return {"float16": round(mbps, 3), "fitted": round(mbps * _FITTED_BITS / _HALF_BITS, 3)}
+
+
+def _lines(told: Checked) -> Iterator[str]:
+    yield f"{told.where}{'' if told.here else ' (not fetched)'}"
+    yield f"{told.architecture}, {told.layers} layers, {told.parameters / 1e6:,.0f} million parameters"
+    yield _WAYS[told.way] + (f": {told.why}" if told.why else "")
+    if told.token_bytes is None:
+        return
+    kinds = [
+        f"{told.windowed_layers} layers look back through a window" if told.windowed_layers else "",
+        f"{told.shared_layers} keep nothing of their own" if told.shared_layers else "",
+        f"a state of {size(told.state_bytes)}" if told.state_bytes else "",
+    ]
+    yield "; ".join([f"{told.token_bytes:,} bytes for each token", *filter(None, kinds)])
+    weights = (f"{size(size_bytes)} of {tokens:,} tokens" for tokens, size_bytes in told.context_bytes.items())
+    yield f"a context takes {', '.join(weights)}"
+    if told.way == "streams":
+        plain, fitted = told.break_even_mbps["float16"], told.break_even_mbps["fitted"]
+        yield (
+            f"where {told.prefill_rate:g} tokens are read in a second, streaming alone is faster over links of more "
+            f"than {fitted:,.3g} Mbit/s in a fitted rung, {plain:,.3g} Mbit/s as float16"
+        )

@@ -1,0 +1,111 @@
+"""What a model keeps, told from its header, against what llama.cpp allocates for it."""
+
+import ctypes
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import llama_cpp
+import pytest
+
+from preread.engine import gguf, model
+from preread.engine.ggml import Tensor
+from preread.engine.gguf import Header
+from preread.engine.memory import Memory, Rows, verdict
+from preread.testing.families import FAMILIES, write_family
+
+CACHE = re.compile(rb"cache_([kvrs])_l(\d+)$")
+CELLS, BATCH_TOKENS = 512, 64
+"""More cells than a window of 32 and a batch take, so that caches of windowed layers are seen to be smaller."""
+
+
+@pytest.fixture(scope="module", params=sorted(FAMILIES))
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    path = tmp_path_factory.mktemp("families") / f"{request.param}.gguf"
+    if not hasattr(llama_cpp, "llama_model_init_from_user"):
+        pytest.skip("this build of llama.cpp makes no models")
+    yield write_family(path, request.param)
+    path.unlink()
+
+
+def header_of(path: Path) -> Header:
+    with path.open("rb") as file:
+        return gguf.parse(file.read(gguf.MAX_HEADER_BYTES))
+
+
+@contextmanager
+def allocated(path: Path) -> Iterator[dict[tuple[str, int], tuple[int, int]]]:
+    """Width and rows of each cache tensor that a decode of one token looks at, by half and layer."""
+    found: dict[tuple[str, int], tuple[int, int]] = {}
+
+    def see(address: int, ask: bool, _: object) -> bool:
+        node = Tensor.from_address(address)
+        sources = [source for source in (*node.src, node.view_src) if source]
+        for source in (*sources, *(Tensor.from_address(source).view_src for source in sources)):
+            tensor = Tensor.from_address(source) if source else None
+            if tensor is not None and (match := CACHE.match(tensor.name)):
+                found[match[1].decode(), int(match[2])] = (tensor.ne[0], tensor.ne[1])
+        return False
+
+    loaded = model.load(path, trusted=True)
+    parameters = llama_cpp.llama_context_default_params()
+    parameters.n_ctx, parameters.n_batch, parameters.n_ubatch, parameters.swa_full = (
+        CELLS,
+        BATCH_TOKENS,
+        BATCH_TOKENS,
+        0,
+    )
+    parameters.flash_attn_type = 1
+    parameters.cb_eval = llama_cpp.ggml_backend_sched_eval_callback(see)
+    context = llama_cpp.llama_init_from_model(loaded.model, parameters)
+    batch = llama_cpp.llama_batch_get_one((ctypes.c_int32 * 1)(1), 1)
+    try:
+        assert context is not None and llama_cpp.llama_decode(context, batch) == 0
+        yield found
+    finally:
+        llama_cpp.llama_free(context)
+        loaded.close()
+
+
+def test_the_header_tells_what_llama_cpp_allocates(family: Path) -> None:
+    found = verdict(header_of(family))
+    assert found.memory is not None
+    with allocated(family) as tensors:
+        assert widths(found.memory) == {place: width for place, (width, _) in tensors.items()}
+        cells = {layer: rows for (half, layer), (_, rows) in tensors.items() if half == "k"}
+    full = {layer for layer, rows in cells.items() if rows == max(cells.values())}
+    assert full >= {layer for layer, window in windows(found.memory).items() if window is None}
+    if any(windows(found.memory).values()):
+        assert full == {layer for layer, window in windows(found.memory).items() if window is None}
+
+
+def test_the_header_says_what_the_loaded_model_says(family: Path) -> None:
+    found = verdict(header_of(family))
+    loaded = model.load(family, trusted=True)
+    try:
+        said = model.spec(loaded, family, "tiny", 0)
+    finally:
+        loaded.close()
+    assert found.why == (said.no_injection or "")
+    assert found.way == ("computed" if said.no_injection else "streams")
+
+
+def widths(memory: Memory) -> dict[tuple[str, int], int]:
+    """Values in a row of each tensor that has any."""
+    told = {}
+    for layer, parts in enumerate(memory.layers):
+        for part in parts:
+            pair = (part.k_values, part.v_values) if isinstance(part, Rows) else (part.r_values, part.s_values)
+            halves = "kv" if isinstance(part, Rows) else "rs"
+            told |= {(half, layer): width for half, width in zip(halves, pair, strict=True) if width}
+    return told
+
+
+def windows(memory: Memory) -> dict[int, int | None]:
+    return {
+        layer: part.window_tokens
+        for layer, parts in enumerate(memory.layers)
+        for part in parts
+        if isinstance(part, Rows)
+    }
