@@ -1,9 +1,11 @@
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from preread.bench import plot
+from preread.bench.load import Row as LoadRow
 from preread.bench.rates import Row, Sample, at_equal_kl, bits_at, curves, row, scheme
 from preread.bench.ttft import Row as TtftRow
 from preread.errors import UsageError
@@ -100,3 +102,23 @@ def test_times_to_first_token_are_drawn_over_the_links_rate(tmp_path: Path) -> N
     plot.draw_ttft(rows, "a model", tmp_path / "ttft.svg")
     drawn = (tmp_path / "ttft.svg").read_text()
     assert drawn.count("#7d8590") > 5 and "fill: #ffffff" not in drawn, "it is seen on light pages and on dark ones"
+
+
+def test_the_picture_of_rates_says_how_many_bytes_are_saved_and_what_exact_ones_take(tmp_path: Path) -> None:
+    plot.draw(ROWS, "a model", tmp_path / "rates.svg")
+    told = re.findall(r"<!-- (.*?) -->", (tmp_path / "rates.svg").read_text())
+    ratio = at_equal_kl(ROWS, 0.02).ratio
+    assert f"{ratio:.1f} × fewer bytes" in told and {"lossless, exact", "float16, exact"} <= {*told}
+
+
+def test_requests_that_were_not_answered_are_in_the_picture_of_load(tmp_path: Path) -> None:
+    def row(system: str, rps: float, failed: int) -> LoadRow:
+        times = (rps, 32 * rps, rps, 3 * rps, 0.1, 0.5, None, 1000.0, 32.0)
+        return LoadRow(system, "warm", None, rps, 100, failed, *times, {}, 1.0)
+
+    rows = [row("preread", 0.5, 0), row("preread", 1.0, 0), row("llama-server", 0.4, 0), row("llama-server", 0.5, 7)]
+    plot.draw_load(rows, "a model", tmp_path / "load.svg")
+    drawn = (tmp_path / "load.svg").read_text()
+    told = re.findall(r"<!-- (.*?) -->", drawn)
+    assert {"7 of 100 not answered", "preread, median", "llama-server, 99th percentile"} <= {*told}
+    assert drawn.count("#7d8590") > 5 and "fill: #ffffff" not in drawn

@@ -1,9 +1,10 @@
-"""Pictures: of `preread bench codec`, bits a value against KL and loss; of `preread bench ttft`, time to first token
+"""Pictures: of `preread bench codec`, bytes a token against KL; of `preread bench ttft`, time to first token
 over the link's rate; of `preread bench serve`, over that of requests; of `preread fit align`, which layers are alike.
 
 Matplotlib has its one home here. Nothing is behind what is drawn, and text is grey, for light pages and dark ones.
 """
 
+import math
 import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preread.bench.load import Row as LoadRow
-from preread.bench.rates import OURS, Row, curves
+from preread.bench.rates import OURS, Row, at_equal_kl, curves
 from preread.bench.ttft import Row as TtftRow
 from preread.errors import UsageError
 from preread.fit.align import Alignment
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 FORMATS = (".png", ".svg", ".pdf")
 _MARKERS = {OURS: "o", "unfitted": "x", "llama.cpp": "s", "KIVI-like": "^", "CacheGen-like": "D"}
 _GREY = "#7d8590"
+_LEAST_KL, _SAVED_AT_KL = 1e-5, 0.02
+"""The first is as good as nothing, and is on a logarithm; at the second schemes are compared."""
 _LOOK: Any = {
     "text.color": _GREY, "axes.labelcolor": _GREY, "axes.edgecolor": _GREY, "xtick.color": _GREY, "ytick.color": _GREY,
     "savefig.transparent": True, "legend.framealpha": 0, "svg.hashsalt": "preread",
@@ -46,39 +49,72 @@ def check(path: Path) -> None:
 
 
 def draw(rows: Sequence[Row], title: str, path: Path) -> None:
-    """Write the picture; its format follows from the path's suffix.
+    """Write the picture of bytes a token against KL divergence; its format follows from the path's suffix.
+
+    Bands are 95 % confidence intervals. Rungs that change nothing have no place on a logarithm: a line says what the
+    exact ones take.
 
     Raises:
         UsageError: the file cannot be written.
     """
-    with _figure(11, 4.8) as figure:
-        figure.suptitle(title)
-        left, right = figure.subplots(1, 2)
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    with _figure(7, 4.8) as figure:
+        axes = figure.subplots()
         for name, curve in curves(rows).items():
-            bits = [row.bits_per_value for row in curve]
-            look = {"marker": _MARKERS[name], "color": _COLOURS[name], "label": name, "capsize": 2, "elinewidth": 1}
-            look |= {"linewidth": 2.2 if name == OURS else 1.2, "zorder": 3 if name == OURS else 2}
-            left.errorbar(bits, [row.kl for row in curve], _errors([(row.kl, row.kl_ci) for row in curve]), **look)
-            right.errorbar(
-                bits, [row.dloss for row in curve], _errors([(row.dloss, row.dloss_ci) for row in curve]), **look
-            )
-            if name == OURS:
-                for row in curve:
-                    left.annotate(
-                        row.rung, (row.bits_per_value, row.kl), (5, 5), textcoords="offset points", fontsize=8
-                    )
-        left.set_ylabel("KL divergence from the exact KV, nats")
-        left.set_yscale("log")
-        right.set_ylabel("change of loss, nats/token")
-        right.set_yscale("symlog", linthresh=0.01)
-        right.axhline(0, color="0.6", linewidth=0.8)
-        for axes in (left, right):
-            axes.set_xscale("log", base=2)
-            axes.xaxis.set_major_formatter(lambda bits, _: f"{bits:g}")
-            axes.set_xlabel("bits a value, all bytes counted")
-            axes.grid(True, which="both", alpha=0.25)
-        left.legend()
+            colour, whole = _COLOURS[name], len(curve) > 1
+            sizes = [row.bytes_per_token for row in curve]
+            low, high = [max(row.kl_ci[0], _LEAST_KL) for row in curve], [row.kl_ci[1] for row in curve]
+            axes.fill_between(sizes, low, high, color=colour, alpha=0.15, linewidth=0)
+            axes.plot(
+                sizes, [row.kl for row in curve], color=colour, marker=_MARKERS[name], markersize=6 if whole else 7,
+                linewidth=2.2 if name == OURS else 1.4, zorder=3 if name == OURS else 2,
+                label=name if whole else f"{name}, {curve[0].rung.rpartition('-')[2]}",
+            )  # fmt: skip
+            for row in curve if name == OURS else ():
+                axes.annotate(
+                    row.rung, (row.bytes_per_token, row.kl), (0, -13), textcoords="offset points", ha="center",
+                    fontsize=8,
+                )  # fmt: skip
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("bytes a token of context")
+        axes.set_ylabel("KL divergence from the exact KV, nats a token")
+        axes.set_xscale("log", subs=(2, 3, 4, 5, 6, 7, 8, 9))
+        axes.set_yscale("log")
+        for size_bytes, what in _exact(rows):
+            axes.axvline(size_bytes, color=_GREY, linestyle=":", linewidth=1.2)
+            axes.annotate(
+                what, (size_bytes, 0.98), (-4, 0), xycoords=("data", "axes fraction"), textcoords="offset points",
+                rotation=90, ha="right", va="top", fontsize=8,
+            )  # fmt: skip
+        _saved(axes, rows)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(lambda size_bytes, _: f"{size_bytes:,.0f}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_major_formatter(lambda kl, _: f"{kl:g}")
+        _grid(axes)
+        axes.legend(fontsize=8, loc="upper left")
         _save(figure, path)
+
+
+def _exact(rows: Sequence[Row]) -> Iterator[tuple[float, str]]:
+    """Bytes a token of what changes nothing, and what it is called."""
+    yield 16 * rows[0].bytes_per_token / rows[0].bits_per_value, "float16, exact"
+    yield from ((row.bytes_per_token, f"{row.rung}, exact") for row in rows if row.kl == 0)
+
+
+def _saved(axes: Any, rows: Sequence[Row]) -> None:
+    """Say how many bytes fewer than the best other scheme ours takes at one divergence, if both reach it."""
+    found, bytes_a_bit = at_equal_kl(rows, _SAVED_AT_KL), rows[0].bytes_per_token / rows[0].bits_per_value
+    if found.ours_bits is None or found.best_bits is None or found.ratio is None:
+        return
+    ours, best = found.ours_bits * bytes_a_bit, found.best_bits * bytes_a_bit
+    ends = {"arrowstyle": "<->", "color": _GREY, "shrinkA": 0, "shrinkB": 0}
+    axes.annotate("", (ours, _SAVED_AT_KL), (best, _SAVED_AT_KL), arrowprops=ends)
+    axes.annotate(
+        f"{found.ratio:.1f} × fewer bytes", (math.sqrt(ours * best), _SAVED_AT_KL), (0, 4),
+        textcoords="offset points", ha="center", fontsize=9,
+    )  # fmt: skip
 
 
 def draw_ttft(rows: Sequence[TtftRow], title: str, path: Path) -> None:
@@ -111,7 +147,7 @@ def draw_ttft(rows: Sequence[TtftRow], title: str, path: Path) -> None:
         axes.set_yscale("log")
         axes.xaxis.set_major_formatter(lambda rate, _: f"{rate:g}")
         axes.yaxis.set_major_formatter(lambda time_s, _: f"{time_s:g}")
-        axes.grid(True, which="both", alpha=0.25)
+        _grid(axes)
         axes.legend(fontsize=8)
         _save(figure, path)
 
@@ -126,18 +162,27 @@ def draw_load(rows: Sequence[LoadRow], title: str, path: Path) -> None:
         axes = figure.subplots()
         for number, system in enumerate(dict.fromkeys(row.system for row in rows)):
             own = sorted((row for row in rows if row.system == system), key=lambda row: row.rate or 0.0)
-            for style, what in (("-", "median"), ("--", "99th percentile")):
-                times_s = [(row.rps, row.ttft_p50_s if style == "-" else row.ttft_p99_s) for row in own]
+            wide = 2.2 if number == 0 else 1.4
+            for what, style, marker, width in (("median", "-", "o", wide), ("99th percentile", "--", ".", wide / 2)):
+                times_s = [(row.rps, row.ttft_p50_s if what == "median" else row.ttft_p99_s) for row in own]
                 points = [(rps, ttft_s) for rps, ttft_s in times_s if ttft_s is not None]
                 axes.plot(
-                    [rps for rps, _ in points], [ttft_s for _, ttft_s in points], style, marker="o", color=f"C{number}",
-                    linewidth=2.2 if number == 0 else 1.2, label=f"{system}, {what}",
+                    [rps for rps, _ in points], [ttft_s for _, ttft_s in points], style, color=f"C{number}",
+                    marker=marker, linewidth=width, label=f"{system}, {what}",
                 )  # fmt: skip
+            for row in own:
+                if row.failed and row.ttft_p50_s is not None:
+                    axes.annotate(
+                        f"{row.failed} of {row.requests} not answered", (row.rps, row.ttft_p50_s), (6, -3),
+                        textcoords="offset points", fontsize=8,
+                    )  # fmt: skip
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("answers a second")
         axes.set_ylabel("time to first token, s")
+        axes.set_xlim(left=0)
         axes.set_yscale("log")
-        axes.grid(True, which="both", alpha=0.25)
+        axes.yaxis.set_major_formatter(lambda time_s, _: f"{time_s:g}")
+        _grid(axes)
         axes.legend(fontsize=8)
         _save(figure, path)
 
@@ -173,14 +218,14 @@ def _figure(width: float, height: float) -> "Iterator[Figure]":
         yield Figure(figsize=(width, height), layout="constrained")
 
 
+def _grid(axes: Any) -> None:
+    axes.set_axisbelow(True)
+    axes.grid(True, which="major", color=_GREY, alpha=0.35, linewidth=0.8)
+    axes.grid(True, which="minor", color=_GREY, alpha=0.15, linewidth=0.6)
+
+
 def _save(figure: "Figure", path: Path) -> None:
     try:
         figure.savefig(path, dpi=144)
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-def _errors(means: Sequence[tuple[float, tuple[float, float]]]) -> list[list[float]]:
-    """How far the intervals reach below and above their means."""
-    below = [max(mean - low, 0.0) for mean, (low, _) in means]
-    return [below, [max(high - mean, 0.0) for mean, (_, high) in means]]
