@@ -5,6 +5,7 @@ import sys
 
 SERVER = """
 import asyncio, ctypes, os, resource, signal
+from contextlib import nullcontext
 from starlette.applications import Starlette
 from preread.cli import listen
 
@@ -15,7 +16,7 @@ def ready():
     print(resource.getrlimit(resource.RLIMIT_CORE)[0], ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))
     os.kill(os.getpid(), signal.SIGTERM)
 
-asyncio.run(listen.serve(Starlette(), [listen.bind("127.0.0.1", 0)], ready))
+asyncio.run(listen.serve(nullcontext(Starlette()), [listen.bind("127.0.0.1", 0)], ready))
 """
 
 

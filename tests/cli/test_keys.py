@@ -7,7 +7,7 @@ import re
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -240,7 +240,7 @@ def test_both_loopbacks_are_listened_on_at_one_port(capsys: pytest.CaptureFixtur
     async def main() -> list[str]:
         ready = asyncio.Event()
         app = Starlette(routes=[Route("/", _home)])
-        serving = asyncio.create_task(listen.serve(app, sockets, ready.set))
+        serving = asyncio.create_task(listen.serve(nullcontext(app), sockets, ready.set))
         await ready.wait()
         async with httpx2.AsyncClient(trust_env=False) as client:
             answers = [(await client.get(url)).text for url in urls]

@@ -8,7 +8,7 @@ import ssl
 import stat
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,8 @@ def with_server(where: Place, app: Server, story: Callable[[Listener], None]) ->
     async def main() -> None:
         with listening(where, None, None, None, insecure=False) as there:
             ready = asyncio.Event()
-            serving = asyncio.create_task(listen.serve(app(there), there.sockets, ready.set, there.secured))
+            opening = nullcontext(app(there))
+            serving = asyncio.create_task(listen.serve(opening, there.sockets, ready.set, there.secured))
             waiting = asyncio.create_task(ready.wait())
             await asyncio.wait([serving, waiting], return_when=asyncio.FIRST_COMPLETED)
             waiting.cancel()

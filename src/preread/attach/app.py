@@ -1,8 +1,8 @@
 """The HTTP side of `preread attach`: everything goes on to one llama-server, and back as it comes.
 
 Bodies and answers pass as bytes in both directions, no faster than they are taken. Only requests that may be about a
-context are read, and only in those that are is anything changed. Own paths are /preread and /preread/metrics; a list of
-models also has each context as MODEL@CONTEXT.
+context are read, and only in those that are is anything changed. Own paths are /readyz, /preread and /preread/metrics;
+a list of models also has each context as MODEL@CONTEXT.
 """
 
 import asyncio
@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from preread import lifecycle
 from preread.attach import asked as requests
 from preread.attach import counts
 from preread.attach.asked import Asked
@@ -28,6 +29,7 @@ from preread.attach.server import Headers
 from preread.errors import PrereadError, RemoteError
 from preread.store import routes
 from preread.store.guard import LOOPBACK, Access
+from preread.store.readiness import Watched, ready_route
 
 MOST_READ_BYTES: Final = 16 * 2**20
 """Of a body that may be about a context; a longer one goes on unread."""
@@ -49,7 +51,8 @@ Open = Callable[[], AbstractAsyncContextManager[Attached]]
 def create_app(open: Open, access: Access = LOOPBACK) -> Starlette:
     """The proxy as an ASGI application.
 
-    Where `access` has keys, everything but /health needs one with the scope `ask`, and no client's key goes on.
+    Where `access` has keys, everything but /health and /readyz needs one with the scope `ask`, and no client's key goes
+    on.
     `open` gives what stands behind it, and is entered at startup.
     """
     front = _Front(keys=access.keys is not None)
@@ -59,12 +62,14 @@ def create_app(open: Open, access: Access = LOOPBACK) -> Starlette:
         async with open() as attached:
             front.attached = attached
             yield
+            await front.watched.aclose()
 
     async def passing(request: Request) -> ASGIApp:
         return partial(front.passed, request.scope)
 
     return Starlette(
         routes=[
+            ready_route(front.watched.problem),
             Route("/preread", front.state, methods=["GET"]),
             Route("/preread/metrics", front.metrics, methods=["GET"]),
             Route(
@@ -91,6 +96,7 @@ class _Front:
 
     def __init__(self, *, keys: bool) -> None:
         self._keys = keys
+        self.watched = Watched(lambda: self.attached.server.well(), "the llama-server")
 
     async def state(self, request: Request) -> Response:
         """What this process does, and why not."""
@@ -117,7 +123,8 @@ class _Front:
         work = asyncio.create_task(passing.answer())
         gone = asyncio.create_task(body.disconnected())
         try:
-            await asyncio.wait([work, gone], return_when=asyncio.FIRST_COMPLETED)
+            async with lifecycle.of(scope["app"]).within("preread attach is stopping: ask again"):
+                await asyncio.wait([work, gone], return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in (work, gone):
                 task.cancel()

@@ -130,6 +130,10 @@ class Server:
             props.total_slots, props.default_generation_settings.n_ctx, props.model_alias, props.endpoint_slots
         )
 
+    async def well(self) -> None:
+        """Nothing, where it has loaded its model. Raises as `_ask` does."""
+        await self._ask("GET", "/health")
+
     async def adapters(self) -> int:
         """How many LoRA adapters it applies to every request. Raises as `_ask` does."""
         told = _decoded(await self._ask("GET", "/lora-adapters"), list[_Adapter])

@@ -1,6 +1,6 @@
 """`preread attach`: contexts for a llama-server that somebody runs already."""
 
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +16,7 @@ from preread.plan.poll import SYNC_S
 
 if TYPE_CHECKING:
     from preread.attach.options import Options
+    from preread.cli.listen import Stop
 
 
 def attach(
@@ -68,6 +69,8 @@ def attach(
     neighbours: options.Neighbours = None,
     site_key: options.SiteKey = None,
     site_key_file: options.SiteKeyFile = None,
+    drain_s: options.DrainS = 0.0,
+    finish_s: options.FinishS = 5.0,
 ) -> None:
     """Put contexts into a llama-server that runs already: a proxy in front of it.
 
@@ -75,6 +78,7 @@ def attach(
     to the server and back as it is.
     """
     from preread.attach.options import Options
+    from preread.cli.listen import Stop
     from preread.wire.neighbour import SiteKey
 
     clients, site_secret = keys.of_clients(api_key, api_key_file, "ask"), keys.own(site_key, site_key_file)
@@ -98,12 +102,12 @@ def attach(
     place = Place(host, port, uds, uds_mode, cert, key, client_ca)
     with ExitStack() as stack:
         there = stack.enter_context(listening(place, clients, allow_host, allow_origin, insecure=insecure))
-        interrupted = loop.run(_serve(there, wanted))
+        interrupted = loop.run(_serve(there, wanted, Stop(drain_s, finish_s)))
     if interrupted:
         raise KeyboardInterrupt
 
 
-async def _serve(there: Listener, wanted: "Options") -> bool:
+async def _serve(there: Listener, wanted: "Options", stop: "Stop") -> bool:
     from preread.attach.app import create_app
     from preread.attach.opening import attached
     from preread.cli import listen
@@ -112,4 +116,5 @@ async def _serve(there: Listener, wanted: "Options") -> bool:
         link = f"cloud {wanted.cloud}" if wanted.cloud else "no cloud"
         say(f"preread attach: {wanted.server} on {there.urls}, slot files in {wanted.slots}, {link}")
 
-    return await listen.serve(create_app(lambda: attached(wanted), there.access), there.sockets, ready, there.secured)
+    app = create_app(lambda: attached(wanted), there.access)
+    return await listen.serve(nullcontext(app), there.sockets, ready, there.secured, stop)

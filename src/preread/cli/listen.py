@@ -4,28 +4,39 @@ import asyncio
 import errno
 import ipaddress
 import logging
+import math
+import os
 import signal
 import socket
 import ssl
 import sys
+import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Final
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 from preread import coredumps
+from preread.cli import notify
+from preread.cli.gate import Gate
 from preread.errors import UsageError
+from preread.lifecycle import Lifecycle
 from preread.store.connections import Connections, Limits
 from preread.store.handshakes import Door
 from preread.via import authority
 
 _LOOPBACKS: Final = ("127.0.0.1", "::1")
 _TRIES: Final = 8
-_LEAVE_S: Final = 5
-"""How long requests that are being answered may take once the server is asked to stop."""
+_LAST_WORDS_S: Final = 2
+"""When the time of what is under way is over, it may say so, and to slow clients for no longer."""
+
+_SAME_S: Final = 0.5
+"""A signal that comes again so soon is the same: `timeout` sends a process one and then its group, which it is in."""
 
 _KEEP_ALIVE_S: Final = 75
 """Edges keep connections open for their next question; over a long link a new one costs a round trip."""
@@ -127,7 +138,7 @@ async def beside(app: Starlette, sock: socket.socket) -> AsyncGenerator[None, No
     Raises:
         UsageError: another process took the address meanwhile.
     """
-    server = _Second(_config(app, Connections(_limits())))
+    server = _Second(_config(app, Connections(_limits()), AT_ONCE.finish_s))
     with sock:
         serving = asyncio.create_task(server.serve([sock]))
         try:
@@ -141,34 +152,76 @@ async def beside(app: Starlette, sock: socket.socket) -> AsyncGenerator[None, No
             await asyncio.wait([serving])
 
 
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """How a server that is asked to stop by SIGTERM does so.
+
+    Attributes:
+        drain_s: it says that it is not ready, and listens on so long: what sends it requests needs time to notice.
+        finish_s: then it listens no more, and what is under way may take so long to end.
+    """
+
+    drain_s: float = 0.0
+    finish_s: float = 5.0
+
+
+AT_ONCE: Final = Stop()
+
+
 async def serve(
-    app: Starlette,
+    opening: AbstractAsyncContextManager[Starlette],
     sockets: list[socket.socket],
     ready: Callable[[], None],
     secured: ssl.SSLContext | None = None,
+    stop: Stop = AT_ONCE,
 ) -> bool:
     """Serve until SIGTERM or Ctrl-C, and tell whether it was Ctrl-C. The sockets are closed at the end.
 
-    From here on the process leaves no core files. The application's lifespan is run here rather than by uvicorn, which
-    would report its errors as tracebacks.
+    It listens at once, and answers 503 until the application is opened. A second signal ends the process there and
+    then. From here on the process leaves no core files. The application's lifespan is run here rather than by uvicorn,
+    which would report its errors as tracebacks.
 
     Args:
-        app: what to serve.
+        opening: gives what to serve.
         sockets: as `bind_all` or `unix.bound` made them.
         ready: called once requests are answered.
         secured: what is spoken at addresses, but not on unix sockets, if TLS is.
+        stop: how it stops.
 
     Raises:
         UsageError: another process took the address meanwhile.
-        PrereadError: as the application's start does.
+        PrereadError: as `opening` and the application's start do.
     """
     coredumps.forbid()
-    server = _Server(app, sockets, ready, secured)
+    stages = Lifecycle()
+    gate, over = Gate(stages), asyncio.Event()
+    server = _Server(gate, stages, sockets, secured, stop)
+
+    async def living() -> None:
+        async with opening as app:
+            app.state.lifecycle = stages
+            async with app.router.lifespan_context(app):
+                gate.open(app)
+                ready()
+                notify.tell("READY=1")
+                await over.wait()
+
     with ExitStack() as stack:
         for sock in sockets:
             stack.enter_context(sock)
-        async with app.router.lifespan_context(app):
-            await server.serve(sockets)
+        serving, application = asyncio.create_task(server.serve(sockets)), asyncio.create_task(living())
+        try:
+            await asyncio.wait([serving, application], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            server.should_exit = True
+            await asyncio.wait([serving])
+            over.set()
+            if not gate.opened:
+                application.cancel()
+            await asyncio.wait([application])
+    for task in (serving, application):
+        if not task.cancelled():
+            task.result()
     return server.interrupted
 
 
@@ -192,7 +245,12 @@ def _limits() -> Limits:
     return Limits(connections=places, per_address=places // 2)
 
 
-def _config(app: Starlette, connections: Connections) -> uvicorn.Config:
+def _config(app: ASGIApp, connections: Connections, finish_s: float) -> uvicorn.Config:
+    watched_s = notify.watchdog_s()
+
+    async def alive() -> None:
+        notify.tell("WATCHDOG=1")
+
     protocol: Any = connections.protocol  # uvicorn calls it as it would the class that it asks for
     return uvicorn.Config(
         app,
@@ -202,7 +260,9 @@ def _config(app: Starlette, connections: Connections) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=_LEAVE_S,
+        timeout_graceful_shutdown=math.ceil(finish_s + _LAST_WORDS_S),
+        callback_notify=None if watched_s is None else alive,
+        timeout_notify=int(watched_s or 0),
     )
 
 
@@ -219,16 +279,18 @@ class _Server(uvicorn.Server):
 
     def __init__(
         self,
-        app: Starlette,
+        gate: Gate,
+        stages: Lifecycle,
         sockets: Sequence[socket.socket],
-        ready: Callable[[], None],
         secured: ssl.SSLContext | None,
+        stop: Stop,
     ) -> None:
         self._connections = Connections(_limits())
-        super().__init__(_config(app, self._connections))
-        self._where, self._ready, self.interrupted = urls(sockets, tls=secured is not None), ready, False
-        self._app, self._secured = app, secured
+        super().__init__(_config(gate, self._connections, stop.finish_s))
+        self._where, self.interrupted = urls(sockets, tls=secured is not None), False
+        self._gate, self._stages, self._stop, self._secured = gate, stages, stop, secured
         self._doors: list[Door] = []
+        self._asked_s: float | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         plain = [sock for sock in sockets or () if self._secured is None or sock.family == socket.AF_UNIX]
@@ -245,14 +307,29 @@ class _Server(uvicorn.Server):
                     f"{self._where} is taken: stop what listens there, or choose another --port"
                 ) from error
             raise UsageError(f"cannot listen on {self._where}: {error.strerror or error}") from error
-        self._ready()
+
+    async def main_loop(self) -> None:
+        """As uvicorn's; then say that it is not ready, and go on for as long as others may need to see that."""
+        await super().main_loop()
+        self._stages.stopping.set()
+        notify.tell("STOPPING=1")
+        if self._gate.opened and self._asked_s is not None and not self.interrupted:
+            self.should_exit = False
+            with suppress(TimeoutError):
+                await asyncio.wait_for(super().main_loop(), self._stop.drain_s)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn's, which waits for all that is being sent: what would go on for ever is told to end."""
-        self._app.state.leaving = True
+        """As uvicorn's, which waits for all that is being sent: what would go on for ever is told to end, and, when
+        the time for it is over, what is still under way."""
+        self._stages.leaving.set()
         for door in self._doors:
             await door.aclose()
-        await super().shutdown(sockets)
+        ending = asyncio.get_running_loop().call_later(self._stop.finish_s, self._stages.ending.set)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            ending.cancel()
+            self._stages.ending.set()
 
     def _protocol(self) -> asyncio.Protocol:
         """As uvicorn makes it."""
@@ -273,8 +350,14 @@ class _Server(uvicorn.Server):
                 signal.signal(sig, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop; where it was asked to before, end there and then."""
+        now_s = time.monotonic()
+        if self._asked_s is not None and now_s - self._asked_s >= _SAME_S:
+            signal.signal(sig, signal.SIG_DFL)
+            os.kill(os.getpid(), sig)
+        self._asked_s = self._asked_s or now_s
         self.interrupted |= sig == signal.SIGINT
-        super().handle_exit(sig, frame)
+        self.should_exit = True
 
 
 def _failed_by(error: UsageError, *numbers: int) -> bool:

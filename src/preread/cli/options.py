@@ -280,6 +280,24 @@ SiteKey = Annotated[
 SiteKeyFile = Annotated[
     Path | None, typer.Option("--site-key-file", metavar="FILE", help="The same secret, alone in a file.")
 ]
+DrainS = Annotated[
+    float,
+    typer.Option(
+        "--drain-s",
+        min=0,
+        metavar="S",
+        help="On SIGTERM, say at /readyz that it is not ready, and listen on so long, for load balancers to notice.",
+    ),
+]
+FinishS = Annotated[
+    float,
+    typer.Option(
+        "--finish-s",
+        min=0,
+        metavar="S",
+        help="Then listen no more: what is under way may take so long to end, before it is cut short.",
+    ),
+]
 MaxQueue = Annotated[
     int,
     typer.Option(

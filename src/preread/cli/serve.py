@@ -3,7 +3,14 @@
 import logging
 import socket
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractContextManager,
+    AsyncExitStack,
+    ExitStack,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+)
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +25,9 @@ from preread.plan.choose import MAX_DLOSS, MAX_MODE_DLOSS
 from preread.plan.poll import SYNC_S
 
 if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
+    from preread.cli.listen import Stop
     from preread.cli.listener import Listener
     from preread.cloud.reading import Help
     from preread.edge.edge import AsyncEdge
@@ -71,12 +81,15 @@ def cloud(
             "--max-dloss", min=0, metavar="NATS", help="Publish other than exact KV only if it raises the loss no more."
         ),
     ] = MAX_MODE_DLOSS,
+    drain_s: options.DrainS = 0.0,
+    finish_s: options.FinishS = 5.0,
 ) -> None:
     """Run a cloud: it reads documents once and serves their KV cache.
 
     Before it publishes for the first time with a model, it fits the codec to that model, which takes minutes; see
     `preread fit codec`.
     """
+    from preread.cli.listen import Stop
     from preread.cli.listener import Place, listening
     from preread.store.objects import open_store
 
@@ -92,13 +105,32 @@ def cloud(
         if clients is not None and not clients.may("publish"):
             _log.warning("no key may publish: write publish:KEY for one that may")
         objects = open_store(store)
-        loop.run(_check_free(objects))  # before a model is loaded in vain
-        engine = stack.enter_context(engine_for(model, ctx_size, threads))
-        large = llm and stack.enter_context(engine_for(llm, ctx_size, threads, streamed=False))
-        help = _help(large or None, mapping or [], guide or [], taught or [], max_dloss)
-        interrupted = loop.run(_serve_cloud(there, engine, objects, names, store, help))
+        loop.run(_check_free(objects))  # before a model is fetched in vain
+        for one in (model, llm):
+            if one is not None:
+                options.pulled(one)  # before others can connect: Ctrl-C ends it at once
+        engines = _engines(model, llm, ctx_size, threads, mapping or [], guide or [], taught or [], max_dloss)
+        interrupted = loop.run(_serve_cloud(there, engines, objects, names, store, Stop(drain_s, finish_s)))
     if interrupted:
         raise KeyboardInterrupt
+
+
+@contextmanager
+def _engines(
+    model: str,
+    llm: str | None,
+    ctx_size: int,
+    threads: int,
+    mappings: list[Path],
+    guides: list[Path],
+    taught: list[Path],
+    max_dloss: float,
+) -> "Iterator[tuple[LlamaCpp, Help]]":
+    """The engine whose KV is published, and what helps it to read."""
+    with ExitStack() as stack:
+        engine = stack.enter_context(engine_for(model, ctx_size, threads))
+        large = llm and stack.enter_context(engine_for(llm, ctx_size, threads, streamed=False))
+        yield engine, _help(large or None, mappings, guides, taught, max_dloss)
 
 
 def _help(
@@ -148,35 +180,35 @@ async def _check_free(objects: "Objects") -> None:
 
 async def _serve_cloud(
     there: "Listener",
-    engine: "LlamaCpp",
+    engines: "AbstractContextManager[tuple[LlamaCpp, Help]]",
     objects: "Objects",
     rungs: tuple[str, ...] | None,
     store: str,
-    help: "Help",
+    stop: "Stop",
 ) -> bool:
     from preread.cli import listen
     from preread.cloud.app import create_app
     from preread.cloud.counting import EngineCounter
     from preread.cloud.serve import EnginePublisher
-    from preread.engine.worker import Worker
+    from preread.engine.worker import Worker, within
 
-    async with objects.held():
-        count = len(await objects.names())
+    told = ""
 
-        def ready() -> None:
-            where = f"{there.urls}, store {store}, {_contexts(count)}"
-            say(f"preread cloud: {engine.spec.name} on {where}")
+    @asynccontextmanager
+    async def opening() -> "AsyncGenerator[Starlette, None]":
+        nonlocal told
+        async with objects.held(), AsyncExitStack() as stack:
+            worker, reader = Worker(), Worker("reader")
+            stack.callback(worker.close)
+            engine, help = await stack.enter_async_context(within(worker, engines))
+            stack.callback(reader.close)
+            told = f"{engine.spec.name} on {there.urls}, store {store}, {_contexts(len(await objects.names()))}"
+            publisher = EnginePublisher(engine, worker, objects, rungs, help)
+            counter = EngineCounter(engine, reader, objects, rungs)
+            models = {one.spec.fingerprint: one.spec.name for one in (engine, help.large) if one is not None}
+            yield create_app(objects, publisher, there.access, counter, models)
 
-        worker, reader = Worker(), Worker("reader")
-        publisher = EnginePublisher(engine, worker, objects, rungs, help)
-        counter = EngineCounter(engine, reader, objects, rungs)
-        models = {one.spec.fingerprint: one.spec.name for one in (engine, help.large) if one is not None}
-        app = create_app(objects, publisher, there.access, counter, models)
-        try:
-            return await listen.serve(app, there.sockets, ready, there.secured)
-        finally:
-            reader.close()
-            worker.close()
+    return await listen.serve(opening(), there.sockets, lambda: say(f"preread cloud: {told}"), there.secured, stop)
 
 
 def edge(
@@ -222,8 +254,11 @@ def edge(
     site_key_file: options.SiteKeyFile = None,
     max_queue: options.MaxQueue = 256,
     max_tokens: options.MaxTokens = 1024,
+    drain_s: options.DrainS = 0.0,
+    finish_s: options.FinishS = 5.0,
 ) -> None:
     """Run an edge: an OpenAI-compatible server that streams shared contexts in and keeps prompts to itself."""
+    from preread.cli.listen import Stop
     from preread.cli.listener import Place, listening
     from preread.edge.edge import AsyncEdge
     from preread.edge.options import Near, Wishes
@@ -265,7 +300,8 @@ def edge(
         )
         _log.info("loading %s", options.shown_name(model, path))
         most_bytes_s = None if share_mbps is None else share_mbps * 1e6 / 8
-        interrupted = loop.run(_serve_edge(there, Limits(max_queue, max_tokens), opened, shared, most_bytes_s))
+        limits, stop = Limits(max_queue, max_tokens), Stop(drain_s, finish_s)
+        interrupted = loop.run(_serve_edge(there, limits, opened, shared, most_bytes_s, stop))
     if interrupted:
         raise KeyboardInterrupt
 
@@ -294,6 +330,7 @@ async def _serve_edge(
     opened: "AsyncEdge",
     shared: socket.socket | None,
     share_bytes_s: float | None,
+    stop: "Stop",
 ) -> bool:
     from preread.cli import listen
     from preread.edge.app import create_app
@@ -319,7 +356,7 @@ async def _serve_edge(
             yield
 
     app = create_app(opened, there.access, limits=limits, beside=sharing)
-    return await listen.serve(app, there.sockets, ready, there.secured)
+    return await listen.serve(nullcontext(app), there.sockets, ready, there.secured, stop)
 
 
 def _contexts(count: int) -> str:

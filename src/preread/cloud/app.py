@@ -17,16 +17,20 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from preread import lifecycle
 from preread.cloud import events
 from preread.cloud.events import Counted, Failed, Problem, Progress, Published
 from preread.cloud.fits import FitKeeper, fit_routes
 from preread.cloud.page import CloudPage
 from preread.cloud.turns import Turns
-from preread.errors import PrereadError, UnknownContext, UsageError
+from preread.errors import Overloaded, PrereadError, UnknownContext, UsageError
+from preread.lifecycle import Lifecycle
 from preread.page.routes import OPEN, page_routes
 from preread.store import guard, routes
 from preread.store.guard import LOOPBACK, Access
 from preread.store.objects import Objects
+from preread.store.readiness import Watched, ready_route
+from preread.tasks import running
 from preread.values import Fingerprint, Form
 from preread.wire.names import why_unfit
 
@@ -36,6 +40,7 @@ MAX_BODY_BYTES: Final = 8 * 2**20
 _KEEP_ALIVE_S: Final = 10.0
 """After so much silence the last line is said again, so that whoever is between does not hang up."""
 
+_BACK_S: Final = 10.0
 _log = logging.getLogger(__name__)
 
 Report = Callable[[str, int, int], None]
@@ -85,21 +90,25 @@ def create_app(
 ) -> Starlette:
     """The cloud as an ASGI application. `models`: names of those that it runs.
 
-    Where `access` has keys, everything but /health needs one as bearer token: reading one with the scope `read`,
-    publishing and removing one with `publish`.
+    Where `access` has keys, everything but /health and /readyz needs one as bearer token: reading one with the scope
+    `read`, publishing and removing one with `publish`.
     """
     changes, counts = Turns(), Turns("counted")
     contexts, fits = _Contexts(store, publisher, changes), FitKeeper(store, models, changes)
     caching = routes.SHARED if access.keys is None else routes.PRIVATE
+    readable = Watched(store.check, "the store")
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncGenerator[None, None]:
-        yield
+        async with running(_end(lifecycle.of(app), contexts)):
+            yield
         await contexts.aclose()
+        await readable.aclose()
 
     return Starlette(
         routes=[
             Route("/health", _health, methods=["GET"]),
+            ready_route(readable.problem),
             *page_routes("cloud", CloudPage(store, contexts.under_way).look, keys=access.keys is not None),
             *routes.object_routes(store, caching),
             *fit_routes(fits, caching),
@@ -182,6 +191,12 @@ class _Contexts:
             emit(last)
 
 
+async def _end(stages: Lifecycle, contexts: _Contexts) -> None:
+    """When the server's time is over, give up what is being published: who waits for it is told so."""
+    await stages.ending.wait()
+    await contexts.aclose()
+
+
 async def _health(request: Request) -> Response:
     return JSONResponse({"status": "ok"}, headers={"Cache-Control": "no-store"})
 
@@ -205,6 +220,8 @@ async def _count(counter: Counter, turns: Turns, request: Request) -> Response:
 
 async def _publish(contexts: _Contexts, request: Request) -> Response:
     """Answer with a plain error while nothing was done yet, and from the first report on with a stream of events."""
+    if lifecycle.of(request.app).stopping.is_set():
+        raise Overloaded("this cloud is stopping: publish again when it is back", retry_after_s=_BACK_S)
     body = await guard.read_body(request, MAX_BODY_BYTES)
     size_bytes, ask = len(body), _parse(body)
     del body

@@ -40,6 +40,7 @@ from preread.errors import PrereadError
 from preread.page.routes import OPEN, page_routes
 from preread.store import guard, routes
 from preread.store.guard import LOOPBACK, Access
+from preread.store.readiness import ready_route
 
 _CHAT = Api("chatcmpl-", read_chat, ChatForm, progress=chat_progress)
 _COMPLETION = Api("cmpl-", read_completion, CompletionForm, progress=completion_progress)
@@ -60,8 +61,8 @@ def create_app(
 ) -> Starlette:
     """The edge as an ASGI application.
 
-    Where `access` has keys, everything but /health, and the page as long as it is empty, needs one with the scope `ask`
-    as bearer token.
+    Where `access` has keys, everything but /health and /readyz, and the page as long as it is empty, needs one with the
+    scope `ask` as bearer token.
 
     Every path is served without `/v1` too, and with slashes doubled or at its end: clients differ in what they take a
     base URL to be.
@@ -79,6 +80,7 @@ def create_app(
     return Starlette(
         routes=[
             *_both("/health", partial(_health, edge), "GET"),
+            ready_route(),  # cut off from its cloud too, an edge answers
             *page_routes("edge", EdgePage(edge).look, keys=access.keys is not None),
             *_both("/models", partial(_models, edge, started), "GET"),
             *_both("/models/{id:path}", partial(_models, edge, started), "GET"),

@@ -58,7 +58,8 @@ _LIMIT: Final = {"type": "integer", "minimum": 1, "maximum": listed.MOST}
 _TEXT: Final = {"type": "string"}
 
 OPERATIONS: Final = (
-    Operation("GET", "/v1/health", "Whether the edge is ready", fields=("status", "model")),
+    Operation("GET", "/v1/health", "Whether the edge lives", fields=("status", "model")),
+    Operation("GET", "/readyz", "Whether the edge is ready for requests", fields=("status",)),
     Operation("GET", "/v1/models", "The model, alone and with each context", fields=("object", "data")),
     Operation("GET", "/v1/models/{id}", "One of them", fields=("id",), parameters=(("id", "path", _TEXT),)),
     Operation(

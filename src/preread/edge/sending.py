@@ -23,6 +23,7 @@ from preread.edge.request import Done, Piece, Progress
 from preread.edge.residents import Residents
 from preread.edge.several import Item, Prompt, answers, understood
 from preread.errors import Cancelled, PrereadError
+from preread.lifecycle import Lifecycle
 from preread.store import routes
 
 MOST_STALL_S: Final = 30.0
@@ -31,6 +32,8 @@ MOST_STALL_S: Final = 30.0
 PING_S: Final = 3.0
 PROGRESS_S: Final = 0.3
 """Who asks how far the prompt is, is told so often, where it has got any further."""
+
+STOPPING: Final = "this edge is stopping, and the answer was not whole in time: ask again"
 
 _log = logging.getLogger(__name__)
 _JSON: Final = {"Content-Type": "application/json", "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
@@ -76,16 +79,19 @@ class Api:
 class Sending:
     """Makes an answer while it sends it, and gives it up when the client goes away."""
 
-    def __init__(self, residents: Residents, api: Api, head: Head, caller: str, at_once: int) -> None:
+    def __init__(
+        self, residents: Residents, api: Api, head: Head, caller: str, at_once: int, stages: Lifecycle
+    ) -> None:
         self._residents, self._api, self._head = residents, api, head
-        self._caller, self._at_once = caller, at_once
+        self._caller, self._at_once, self._stages = caller, at_once, stages
 
     async def answer(self, receive: Receive, send: Send) -> bool:
         """Answer; False: it was given up."""
         return await unless_gone(self._work(partial(_send, send)), receive)
 
     async def _work(self, send: Send) -> None:
-        prompts = await understood(self._head.call, self._residents.node, self._caller)
+        async with self._stages.within(STOPPING):
+            prompts = await understood(self._head.call, self._residents.node, self._caller)
         form = self._api.form(self._head)
         if self._head.call.stream:
             await send(_start(200, _EVENTS))
@@ -93,7 +99,9 @@ class Sending:
                 last = await self._events(prompts[0], items, form, part)
             await send(_body(last))
             return
-        await send_whole(send, form.whole(await self._gathered(prompts)))
+        async with self._stages.within(STOPPING):
+            made = await self._gathered(prompts)
+        await send_whole(send, form.whole(made))
 
     def _answers(self, prompts: Sequence[Prompt]) -> AsyncGenerator[Item, None]:
         return answers(prompts, self._residents, self._caller, self._at_once)
@@ -112,12 +120,13 @@ class Sending:
         """Send all events but the last ones, which are returned: when they are sent, the engine is free for others."""
         left = len(self._head.call.asks)
         try:
-            async with self._progress(prompt, part):
-                number, item = await anext(items)
-            while left := left - isinstance(item, Done):
-                await part(form.event(number, item))
-                number, item = await anext(items)
-            return form.event(number, item)
+            async with self._stages.within(STOPPING):
+                async with self._progress(prompt, part):
+                    number, item = await anext(items)
+                while left := left - isinstance(item, Done):
+                    await part(form.event(number, item))
+                    number, item = await anext(items)
+                return form.event(number, item)
         except Cancelled:
             raise
         except PrereadError as error:

@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from preread import lifecycle
 from preread.edge.bounds import most_body_bytes, too_long
 from preread.edge.decisions.decide import decide
 from preread.edge.decisions.question import Inquiry, prompts_of
@@ -25,7 +26,7 @@ from preread.edge.decisions.reply import Decided
 from preread.edge.edge import AsyncEdge
 from preread.edge.forms.form import Head
 from preread.edge.openai import Bounds
-from preread.edge.sending import Api, Errors, Sending, as_openai, send_whole, unless_gone
+from preread.edge.sending import STOPPING, Api, Errors, Sending, as_openai, send_whole, unless_gone
 from preread.edge.spans import story
 from preread.errors import Overloaded, PrereadError
 from preread.plan.admission import Admission, Wasted
@@ -164,7 +165,9 @@ class Front:
         head = Head(api.prefix + secrets.token_hex(12), int(time.time()), spec.name, call, spec.fingerprint)
         more = self._let_in_more(caller, min(len(call.asks), AT_ONCE) - 1)
         try:
-            return await Sending(self._edge.residents, api, head, caller, 1 + more).answer(request.receive, send)
+            stages = lifecycle.of(request.app)
+            sending = Sending(self._edge.residents, api, head, caller, 1 + more, stages)
+            return await sending.answer(request.receive, send)
         finally:
             self._requests.leave(caller, more)
 
@@ -175,7 +178,8 @@ class Front:
         residents, calibration = self._edge.residents, self._edge.node.calibration
 
         async def work() -> None:
-            decided = await decide(inquiry, residents, calibration, caller, (1 + more) * DECIDED_AS_ONE)
+            async with lifecycle.of(request.app).within(STOPPING):
+                decided = await decide(inquiry, residents, calibration, caller, (1 + more) * DECIDED_AS_ONE)
             await send_whole(send, api.write(decided))
 
         try:

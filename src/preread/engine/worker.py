@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, asynccontextmanager
 from typing import Final, TypeVar
 
 from preread.errors import EngineError
@@ -110,6 +111,16 @@ class Worker:
         if self._closing:
             raise _closed()
         return self._pool.submit(call)
+
+
+@asynccontextmanager
+async def within(worker: Worker, opening: AbstractContextManager[T]) -> AsyncGenerator[T, None]:
+    """What a context manager gives; it is entered and left in the worker's thread."""
+    opened = await worker.run(opening.__enter__)
+    try:
+        yield opened
+    finally:
+        await worker.run(lambda: opening.__exit__(None, None, None))
 
 
 def _be_nice(niceness: int) -> None:

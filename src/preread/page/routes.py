@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from preread import lifecycle
 from preread.errors import PrereadError
 from preread.page import render
 from preread.page.render import Kind
@@ -91,8 +92,7 @@ async def _events(look: Look, watchers: Admission, request: Request) -> Response
 
     async def told() -> AsyncGenerator[bytes, None]:
         try:
-            # `cli/listen.py` sets it when the server is asked to stop
-            async for event in _changes(look, caller, lambda: getattr(request.app.state, "leaving", False)):
+            async for event in _changes(look, caller, lifecycle.of(request.app).leaving.is_set):
                 yield event
         finally:
             watchers.leave(caller, 1)

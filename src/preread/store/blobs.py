@@ -76,6 +76,12 @@ class Blobs:
                 await asyncio.to_thread(durable.sweep, self._folder)
             yield
 
+    async def check(self) -> None:
+        """See whether anything could be read now. In a folder that is gone, every key would be absent."""
+        if self._folder is not None:
+            await self._guard("read", asyncio.to_thread(self._folder.stat))
+        await self.size(_PROBE)
+
     async def read(self, key: str, start: int | None = None, stop: int | None = None) -> bytes | None:
         """Bytes from `start` (inclusive) to `stop` (exclusive), which must be some that are there; None if absent."""
         if start is None and stop is None:

@@ -11,7 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from preread.store import auth, hosts
+from preread.store import auth, hosts, readiness
 from preread.store.auth import Keys, Principal
 from preread.store.routes import error_response
 
@@ -46,7 +46,7 @@ class Access:
             server: its name, for messages.
             reads: the scope of a key that GET and HEAD need.
             writes: the scope that every other method needs.
-            open: paths besides /health that nobody needs a key for.
+            open: paths besides /health and /readyz that nobody needs a key for.
         """
         if self.keys is None:
             layers = [Middleware(KnownHosts, allowed=self.hosts)]
@@ -72,7 +72,7 @@ LOOPBACK: Final = Access()
 
 
 class KeyHolders:
-    """ASGI middleware: who has a key for what is asked is let in; anybody may ask for /health, and `open`.
+    """ASGI middleware: who has a key for what is asked is let in; anybody may ask for /health and /readyz, and `open`.
 
     It decides before any route does, so that a new route is closed until somebody has a key for it.
     """
@@ -87,7 +87,7 @@ class KeyHolders:
         open: frozenset[str] = frozenset(),
     ) -> None:
         self._app, self._keys, self._server = app, keys, server
-        self._reads, self._writes, self._open = reads, writes, open | {"/health", "/v1/health"}
+        self._reads, self._writes, self._open = reads, writes, open | {"/health", "/v1/health", readiness.PATH}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in self._open:

@@ -93,6 +93,14 @@ class Objects:
         """
         return self._blobs.held()
 
+    async def check(self) -> None:
+        """See whether the store can be read now, with one request.
+
+        Raises:
+            RemoteError: it cannot.
+        """
+        await self._blobs.check()
+
     async def put(self, kind: Kind, data: bytes) -> ObjectRef:
         """Store an object, whole or not at all. One that is already there and damaged is healed."""
         ref = ObjectRef(kind, object_id(data), len(data))
