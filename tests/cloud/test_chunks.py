@@ -5,8 +5,10 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preread.cloud.publish import CHUNK_TOKENS, MOST_CHUNKS, SHORT_TOKENS, SMALLEST_CHUNK_TOKENS, chunked
+from preread.cloud.chunks import CHUNK_TOKENS, MOST_CHUNKS, SHORT_TOKENS, SMALLEST_CHUNK_TOKENS, chunked
 from preread.engine.llamacpp import BATCH_TOKENS
+from preread.engine.session import batches
+from preread.values import Span
 
 
 @given(st.integers(1, 20_000))
@@ -31,3 +33,13 @@ def test_long_contexts_do_not_fall_into_many_small_pieces(tokens: int) -> None:
 @given(st.integers(CHUNK_TOKENS + 1, SHORT_TOKENS))
 def test_short_contexts_end_in_a_piece_that_a_slow_link_can_bring(tokens: int) -> None:
     assert len(chunked(tokens)[-1]) == SMALLEST_CHUNK_TOKENS
+
+
+@given(st.integers(1, 40_000))
+def test_whoever_goes_on_at_a_chunk_computes_in_batches_that_give_the_same_bits(tokens: int) -> None:
+    for chunk in chunked(tokens):
+        found = list(batches(Span(chunk.start, tokens), BATCH_TOKENS))
+        assert found[0].start == chunk.start and found[-1].stop == tokens
+        assert all(before.stop == after.start for before, after in pairwise(found))
+        assert all(len(batch) >= SMALLEST_CHUNK_TOKENS or batch.start % BATCH_TOKENS == 0 for batch in found)
+        assert {batch.stop for batch in found} <= {batch.stop for batch in batches(Span(0, tokens), BATCH_TOKENS)}

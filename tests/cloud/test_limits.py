@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from preread.cloud.publish import read_document
+from preread.cloud.document import read_document
 from preread.engine.llamacpp import LlamaCpp
 from preread.errors import TooLong
 

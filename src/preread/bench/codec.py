@@ -19,7 +19,7 @@ from preread.bench import cachegen, plot
 from preread.bench.baselines import KIVI_BITS, Kivi
 from preread.bench.rates import AtEqualKL, Row, Sample, at_equal_kl, row
 from preread.bench.through import cached, contexts, cut, export, sample
-from preread.cloud.publish import GROUP_LAYERS
+from preread.cloud.chunks import GROUP_LAYERS
 from preread.codec import ladder
 from preread.codec.base import Codec
 from preread.codec.profile import Prepared, Profile, prepare

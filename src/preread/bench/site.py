@@ -29,7 +29,8 @@ from preread.bench.processes import busy
 from preread.bench.stage import served
 from preread.bench.tally import Run, summed, table, told
 from preread.bench.ttft import stored_profile, text
-from preread.cloud.publish import Tokens, publish
+from preread.cloud.document import Tokens
+from preread.cloud.publish import publish
 from preread.edge.machine import machine
 from preread.engine.llamacpp import LlamaCpp
 from preread.engine.worker import Worker

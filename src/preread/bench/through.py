@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from preread.bench.rates import Sample
-from preread.cloud.publish import chunked
+from preread.cloud.chunks import chunked
 from preread.codec.base import Codec
 from preread.codec.fitted import Fitted
 from preread.engine.llamacpp import LlamaCpp, Tokens

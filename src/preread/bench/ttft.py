@@ -25,8 +25,9 @@ from rich.table import Table
 
 from preread.bench.stage import served
 from preread.bench.ways import Run, Ways
+from preread.cloud.document import Tokens
 from preread.cloud.profiles import Stored, keep, profile_for
-from preread.cloud.publish import Tokens, needed, publish
+from preread.cloud.publish import needed, publish
 from preread.codec import profile_bytes as profiles
 from preread.edge.machine import machine
 from preread.edge.opening import open_node

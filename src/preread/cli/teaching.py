@@ -97,7 +97,7 @@ def teach(
     """
     from preread.align.taught_bytes import dumps
     from preread.cli.serve import engine_for
-    from preread.cloud.publish import read_document
+    from preread.cloud.document import read_document
     from preread.engine import hf
     from preread.fit.study import load as load_study
     from preread.fit.teach import teach as teach_context

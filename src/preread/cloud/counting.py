@@ -8,9 +8,10 @@ from typing import Final
 import numpy as np
 
 from preread.cloud import events
+from preread.cloud.document import SMALLEST_ROOM_TOKENS, as_tokens, least_tokens
 from preread.cloud.events import Counted
 from preread.cloud.profiles import Stored, kept_profile
-from preread.cloud.publish import LOSSLESS, SMALLEST_ROOM_TOKENS, as_tokens, least_tokens, needed
+from preread.cloud.publish import needed
 from preread.engine.llamacpp import LlamaCpp
 from preread.engine.worker import Worker
 from preread.errors import CorruptData
@@ -18,7 +19,7 @@ from preread.store.objects import Objects
 from preread.values import ContextId, Form
 from preread.wire import manifest as manifests
 from preread.wire.digest import context_id
-from preread.wire.manifest import Manifest
+from preread.wire.manifest import LOSSLESS, Manifest
 
 COUNTED_CHARACTERS: Final = 2**18
 """Longer texts are tokenised only as far as it takes to see that they do not fit: a million characters take seconds."""

@@ -25,7 +25,7 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
 
 
 class Progress(msgspec.Struct, frozen=True, tag_field="event", tag="progress"):
-    """`done` of `total` steps of a stage: "fit" (once for a model), then "prefill" and "encode", counted in tokens.
+    """`done` of `total` steps of a stage: "fit" (once for a model), then "prefill" and "encode" by turns, in tokens.
 
     Before these "queue", in documents that were there sooner, where there are any. Where a large model helps, between
     these "read", in tokens, and "measure", in modes. The last line is said again where nothing happens for a while.

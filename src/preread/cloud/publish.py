@@ -1,121 +1,51 @@
 """The cloud's story: a document becomes an immutable, streamable context.
 
-read → encode → digest → put segments → measure what they cost → put manifest → put name. Until the name is put,
-nobody sees any of it; if anything fails before, what was published earlier stays as it was.
+take up what was begun → read a batch → encode its chunks → put segments → note them; when all is read: measure what
+they cost → put manifest → put name. Until the name is put, nobody sees any of it; if anything fails before, what was
+published earlier stays as it was, and whoever begins the same goes on behind the last chunk that was noted.
 """
 
 import asyncio
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from typing import Literal
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
-from preread import limits
+from preread.cloud.chunks import GROUP_LAYERS, chunked, grouped
+from preread.cloud.document import Tokens, check
+from preread.cloud.encode import sized, stored
 from preread.cloud.events import Mode, Published
 from preread.cloud.profiles import Stored
 from preread.cloud.quality import Found, as_stated, measure, measured_rung, stated, windows
 from preread.cloud.reading import NO_HELP, Help, Reading, read_context
+from preread.cloud.resume import Record, restored, taken_up
 from preread.codec.base import Codec
-from preread.codec.fitted import Fitted, encoded
 from preread.codec.ladder import codec, ladder, needs_profile
 from preread.codec.profile import Prepared, prepare
 from preread.codec.profile import Quality as Measured
-from preread.engine import length
 from preread.engine.llamacpp import BATCH_TOKENS, LlamaCpp
 from preread.engine.model import engine_version
+from preread.engine.session import batches
 from preread.engine.worker import Worker
-from preread.errors import TooLong, UsageError
+from preread.errors import UsageError
 from preread.store.objects import Objects
-from preread.values import ContextId, Form, KVBlock, ObjectRef, Span
+from preread.values import Form, ObjectRef, Span
 from preread.wire import manifest as manifests
-from preread.wire import segment
 from preread.wire import tokens as token_objects
 from preread.wire.catalogue import Entry
 from preread.wire.digest import context_id
+from preread.wire.draft import Row, RungCodec, Work
 from preread.wire.fields import SizedId
-from preread.wire.manifest import Manifest, Model, Origin, Quality, Rung
-from preread.wire.names import why_unfit
+from preread.wire.manifest import LOSSLESS, Manifest, Model, Origin, Quality, Rung
 
-Tokens = npt.NDArray[np.int32]
 Report = Callable[[str, int, int], None]
 """Told a stage ("prefill" or "encode"), how many tokens of it are done, and how many there are; from any thread."""
-
-_Rows = list[tuple[SizedId, ...]]
-"""Segments of one rung: [chunk][group]."""
-
-CHUNK_TOKENS = 128
-SMALLEST_CHUNK_TOKENS = 64
-"""Chunks are what an edge may compute instead of loading. In batches of 64 to 512 tokens llama.cpp computes the very
-same KV; so a chunk is shorter only where prefill has a batch of its own for it."""
-
-SHORT_TOKENS = 512
-"""Contexts of up to so many tokens end in one of the smallest chunks: chunks are what computing and loading share out,
-and a slow link that could bring a fifth of such a context meanwhile is no help where the last chunk is half of it."""
-
-MOST_CHUNKS = 16
-"""Chunks of longer contexts are longer, up to a batch: every segment costs an edge a request, some milliseconds of a
-processor that it also computes the prompt with, and a sixteenth of a context is little to load or compute too much."""
-
-GROUP_LAYERS = 2
-"""Few layers, so that little is left to compute after the last. A profile says by itself how many it codes together."""
-
-LOSSLESS = "lossless"
-
-SMALLEST_ROOM_TOKENS = 64
-"""A context must leave at least so many tokens of the window for a prompt and its answer."""
-
-
-def read_document(engine: LlamaCpp, text: str | None, tokens: Tokens | None, form: str) -> tuple[Tokens, Form]:
-    """Token ids of a document as prompts will begin with them.
-
-    Args:
-        engine: whose tokenizer and chat template to use.
-        text: the document; or `tokens`: its ids, taken as they are.
-        form: "chat" makes the text the system prompt of a chat, "text" takes it as it is; "auto" is "chat" for models
-            with a chat template.
-
-    Raises:
-        UsageError: the document is empty, or its ids are not this model's, or the model cannot do `form`.
-        TooLong: it is so much too long that this was seen from its size or its beginning.
-    """
-    if tokens is not None:
-        _check_room(engine, len(tokens))
-    if text is not None and (least := least_tokens(engine, text)) is not None:
-        _check_room(engine, least, "at least ")
-    return as_tokens(engine, text, tokens, form)
-
-
-def as_tokens(engine: LlamaCpp, text: str | None, tokens: Tokens | None, form: str) -> tuple[Tokens, Form]:
-    """The same of a document of any length.
-
-    Raises:
-        UsageError: the document is empty, or its ids are not this model's, or the model cannot do `form`.
-    """
-    if (text is None) == (tokens is None):
-        raise UsageError("a document is either text or token ids")
-    if tokens is not None:
-        if not len(tokens):
-            raise UsageError("the document is empty")
-        engine.check_tokens(tokens)
-        return tokens, "chat" if form == "chat" else "text"
-    if not text or not text.strip():
-        raise UsageError("the document is empty")
-    if form == "text" or (form == "auto" and engine.chat is None):
-        return engine.tokenize(text, special=False, start=True), "text"
-    if engine.chat is None:
-        raise UsageError(f"{engine.spec.name} has no chat template: publish the document as text")
-    return engine.tokenize_prompt(engine.chat.system_prefix(text)), "chat"
-
-
-def needed(rungs: tuple[str, ...] | None) -> bool:
-    """Whether publishing in these rungs (None: as `publish` says) takes a profile."""
-    return rungs is None or not set(rungs) <= set(ladder())
 
 
 async def publish(
@@ -131,7 +61,26 @@ async def publish(
     help: Help = NO_HELP,
     mode: Mode = "exact",
 ) -> Published:
-    """Make the KV of `tokens` available under `name`.
+    """Make the KV of `tokens` available under `name`, as `make` says, which has the arguments and errors."""
+    made = await make(store, engine, worker, name, tokens, form, rungs, progress, profile, help, mode)
+    await store.put_name(made.entry)
+    return made
+
+
+async def make(
+    store: Objects,
+    engine: LlamaCpp,
+    worker: Worker,
+    name: str,
+    tokens: Tokens,
+    form: Form,
+    rungs: tuple[str, ...] | None,
+    progress: Report,
+    profile: Stored | None = None,
+    help: Help = NO_HELP,
+    mode: Mode = "exact",
+) -> Published:
+    """Store all that `name` is to lead to. What somebody made before, or began to, is not made again.
 
     Args:
         store, engine, worker: where to; the model; its thread.
@@ -139,7 +88,7 @@ async def publish(
         rungs: in which qualities, and what these refine; None: lossless, and all that the profile knows.
         progress: is told how far it is.
         profile: of this model; some rungs need it.
-        help, mode: who helps to read it, and how, if the gate lets it.
+        help, mode: who helps to read it, and how, if the gate lets it. What is read with help is always made anew.
 
     Raises:
         UsageError: the name is not one, the document leaves no room in the model's window, or a rung is unknown.
@@ -149,64 +98,72 @@ async def publish(
     started = time.monotonic()
     check(engine, name, len(tokens))
     codecs = await asyncio.to_thread(_codecs, engine, tokens, rungs, profile)
+    work = _work(engine, tokens, form, codecs, profile)
+    helped = mode != "exact" and help != NO_HELP
+    record = Record(store, work) if helped else await taken_up(store, work)
+    if record.manifest is not None:
+        return _published(name, engine, *record.manifest, started, ("all of it was stored before: nothing was read",))
     spans = windows(len(tokens), engine.spec.window_tokens, engine.scored_tokens) if needed(rungs) else []
-    engines = [engine] if help.large is None else [engine, help.large]
-    prefill = partial(read_context, engine, help, tokens, mode, progress, spans)
-    reading = await worker.run(prefill, lambda: _cancel(engines))
-    with ThreadPoolExecutor(limits.cpus()) as pool:  # more would only fight over the cores
-        plain = await _encoded(store, engine, worker, pool, tokens, form, codecs, profile, reading, progress)
+    with ThreadPoolExecutor(engine.threads) as pool:  # more would only fight over the cores
+        making = _Making(store, engine, worker, pool, tokens, codecs, work, progress)
+        reading = await (making.read_with(help, mode, spans, record) if helped else making.read(spans, record))
+        plain = _manifest(work, record.rows, await store.put("tokens", token_objects.pack(tokens)), profile, reading)
         found = None
         if profile is not None and (step := _measured(codecs, profile)) is not None and spans:
             found = await measure(store, engine, worker, pool, plain, step, tokens, spans, reading.logits)
     manifest = _with_quality(plain, profile, found, reading.quality)
-    entry = _entry(name, manifest, engine, await store.put("manifests", manifests.dumps(manifest)))
-    await store.put_name(entry)
-    sizes = {rung.name: sum(cell.size_bytes for row in rung.segments for cell in row) for rung in manifest.rungs}
-    refined = {rung.name: rung.base for rung in manifest.rungs if rung.base}
-    return Published(entry, sizes, time.monotonic() - started, reading.mode, reading.notes, refined)
+    ref = sized(await store.put("manifests", manifests.dumps(manifest)))
+    if not helped:
+        await record.finish(ref)
+    return _published(name, engine, manifest, ref, started, reading.notes)
 
 
-async def _encoded(
-    store: Objects,
-    engine: LlamaCpp,
-    worker: Worker,
-    pool: ThreadPoolExecutor,
-    tokens: Tokens,
-    form: Form,
-    codecs: tuple[Codec, ...],
-    profile: Stored | None,
-    reading: Reading,
-    progress: Report,
-) -> Manifest:
-    """Store what the engine holds in every rung; the manifest of it, which states no quality yet."""
-    context, bases = context_id(engine.spec.fingerprint, tokens), _bases(profile)
-    layers = GROUP_LAYERS if profile is None else profile.profile.group_layers
-    chunks, groups = chunked(len(tokens)), _spans(engine.spec.geometry.layers, layers)
-    rows: dict[str, _Rows] = {step.rung: [] for step in codecs}
-    for chunk in chunks:
-        blocks = [await worker.run(partial(engine.session.export, chunk, group)) for group in groups]
-        encode = partial(_frames, context, codecs)
-        frames = await asyncio.gather(*[_on(pool, encode, block) for block in blocks])
-        for step in codecs:
-            rows[step.rung].append(tuple([_sized(await store.put("segments", row[step.rung])) for row in frames]))
-        progress("encode", chunk.stop, len(tokens))
-    ids = await store.put("tokens", token_objects.pack(tokens))
+@dataclass(frozen=True, slots=True)
+class _Making:
+    """One context's chunks are read, encoded and stored one after the other."""
 
-    def rung(step: Codec) -> Rung:
-        with_profile = profile is not None and needs_profile(step.version)
-        ref = _sized(profile.ref) if profile is not None and with_profile else None
-        return Rung(step.rung, step.version, tuple(rows[step.rung]), ref, None, bases.get(step.rung))
+    store: Objects
+    engine: LlamaCpp
+    worker: Worker
+    pool: Executor
+    tokens: Tokens
+    codecs: tuple[Codec, ...]
+    work: Work
+    progress: Report
 
-    return Manifest(
-        context=context,
-        form=form,
-        model=Model(engine.spec.name, engine.spec.fingerprint, engine.spec.geometry),
-        tokens=manifests.Tokens(len(tokens), ids.id, ids.size_bytes),
-        chunks=manifests.pairs(chunks),
-        groups=manifests.pairs(groups),
-        rungs=tuple(map(rung, codecs)),
-        origin=Origin(engine_version(), f"preread {version('preread')}", BATCH_TOKENS, reading.mode),
-    )
+    async def read(self, spans: Sequence[Span], record: Record) -> Reading:
+        """Read what the record does not have, batch by batch, and note each chunk; `spans`: where to take logits.
+
+        From the lossless segments that are stored the engine goes on; without these it reads from the start, and only
+        encoding goes on.
+        """
+        session, count = self.engine.session, len(self.tokens)
+        held = await restored(self.store, self.engine, self.worker, self.pool, self.work, record)
+        logits = []
+        for batch in batches(Span(held, count), BATCH_TOKENS):
+            inside = [] if held else _inside(spans, batch)
+            prefill = partial(session.prefill, self.tokens[: batch.stop], None, inside, batch.start)
+            if (found := await self.worker.run(prefill, session.cancel)) is not None:
+                logits.append(found)
+            self.progress("prefill", batch.stop, count)
+            for chunk in _missing(self.work, record.rows, batch.stop):
+                await record.add(await self._stored(chunk))
+                self.progress("encode", chunk.stop, count)
+        return Reading(logits=np.concatenate(logits) if logits else None)
+
+    async def read_with(self, help: Help, mode: Mode, spans: Sequence[Span], record: Record) -> Reading:
+        """Read all of it with help, and then store all of it; nothing is noted."""
+        read = partial(read_context, self.engine, help, self.tokens, mode, self.progress, spans)
+        reading = await self.worker.run(read, partial(_cancel, self.engine, help.large))
+        for chunk in _missing(self.work, record.rows, len(self.tokens)):
+            record.rows.append(await self._stored(chunk))
+            self.progress("encode", chunk.stop, len(self.tokens))
+        return reading
+
+    async def _stored(self, chunk: Span) -> Row:
+        export = self.engine.session.export
+        blocks = [await self.worker.run(partial(export, chunk, Span(*group))) for group in self.work.groups]
+        return await stored(self.store, self.pool, self.work.context, self.codecs, blocks)
 
 
 async def refuse(
@@ -216,39 +173,66 @@ async def refuse(
     raise UsageError("this cloud only serves what was published before: it runs no model")
 
 
-def check(engine: LlamaCpp, name: str, tokens: int) -> None:
-    """Refuse, before any work is done, a context of so many tokens that cannot be published under `name`.
-
-    Raises:
-        UsageError: the name is not one, the model's KV cannot be streamed, or the document does not fit its window.
-    """
-    if unfit := why_unfit(name):
-        raise UsageError(f"{name!r} cannot name a context: {unfit}")
-    if engine.no_injection:
-        raise UsageError(f"KV of {engine.spec.name} cannot be streamed: {engine.no_injection}")
-    _check_room(engine, tokens)
+def needed(rungs: tuple[str, ...] | None) -> bool:
+    """Whether publishing in these rungs (None: as `make` says) takes a profile."""
+    return rungs is None or not set(rungs) <= set(ladder())
 
 
-def least_tokens(engine: LlamaCpp, text: str) -> int | None:
-    """A number of tokens above the window that a text surely has; None if it may have fewer. Not all of it is read."""
-    window, widest = engine.spec.window_tokens, engine.spec.token_characters
-    if len(text) > window * widest:
-        return -(-len(text) // widest)
-    return length.at_least(text, window, partial(engine.tokenize, special=False))
+def _work(engine: LlamaCpp, tokens: Tokens, form: Form, codecs: tuple[Codec, ...], profile: Stored | None) -> Work:
+    """What is made, if the model reads it alone."""
+    bases = _bases(profile)
+    layers = GROUP_LAYERS if profile is None else profile.profile.group_layers
+
+    def rung(step: Codec) -> RungCodec:
+        id = profile.ref.id if profile is not None and needs_profile(step.version) else None
+        return RungCodec(step.rung, step.version, id, bases.get(step.rung))
+
+    return Work(
+        context=context_id(engine.spec.fingerprint, tokens),
+        form=form,
+        model=Model(engine.spec.name, engine.spec.fingerprint, engine.spec.geometry),
+        token_count=len(tokens),
+        chunks=manifests.pairs(chunked(len(tokens))),
+        groups=manifests.pairs(grouped(engine.spec.geometry.layers, layers)),
+        rungs=tuple(map(rung, codecs)),
+        origin=Origin(engine_version(), f"preread {version('preread')}", BATCH_TOKENS),
+    )
 
 
-def _check_room(engine: LlamaCpp, tokens: int, about: str = "") -> None:
-    over = tokens + SMALLEST_ROOM_TOKENS - engine.spec.window_tokens
-    if over > 0:
-        raise TooLong(
-            f"the document has {about}{tokens} tokens, {over} too many: the window of {engine.spec.name} is "
-            f"{engine.spec.window_tokens} tokens, of which {SMALLEST_ROOM_TOKENS} stay free for a prompt"
-        )
-
-
-def _cancel(engines: list[LlamaCpp]) -> None:
+def _cancel(*engines: LlamaCpp | None) -> None:
     for engine in engines:
-        engine.session.cancel()
+        if engine is not None:
+            engine.session.cancel()
+
+
+def _missing(work: Work, rows: Sequence[Row], stop: int) -> list[Span]:
+    """Chunks that end at `stop` or before, and are not stored."""
+    return [Span(*chunk) for chunk in work.chunks[len(rows) :] if chunk[1] <= stop]
+
+
+def _inside(spans: Sequence[Span], batch: Span) -> list[Span]:
+    """Those parts of spans that lie in a batch."""
+    parts = [Span(max(span.start, batch.start), min(span.stop, batch.stop)) for span in spans]
+    return [part for part in parts if part.start < part.stop]
+
+
+def _manifest(work: Work, rows: Sequence[Row], tokens: ObjectRef, profile: Stored | None, reading: Reading) -> Manifest:
+    """Of what is stored; it states no quality yet."""
+
+    def rung(at: int, of: RungCodec) -> Rung:
+        ref = sized(profile.ref) if profile is not None and of.profile is not None else None
+        return Rung(of.name, of.codec, tuple(row[at] for row in rows), ref, None, of.base)
+
+    return Manifest(
+        context=work.context,
+        form=work.form,
+        model=work.model,
+        tokens=manifests.Tokens(work.token_count, tokens.id, tokens.size_bytes),
+        chunks=work.chunks,
+        groups=work.groups,
+        rungs=tuple(rung(at, of) for at, of in enumerate(work.rungs)),
+        origin=msgspec.structs.replace(work.origin, mode=reading.mode),
+    )
 
 
 def _codecs(
@@ -268,8 +252,10 @@ def _codecs(
     return tuple(sorted(codecs, key=lambda step: known.index(step.rung)))
 
 
-def _entry(name: str, manifest: Manifest, engine: LlamaCpp, stored: ObjectRef) -> Entry:
-    return Entry(
+def _published(
+    name: str, engine: LlamaCpp, manifest: Manifest, ref: SizedId, started: float, notes: tuple[str, ...]
+) -> Published:
+    entry = Entry(
         name=name,
         context=manifest.context,
         form=manifest.form,
@@ -277,9 +263,12 @@ def _entry(name: str, manifest: Manifest, engine: LlamaCpp, stored: ObjectRef) -
         vocabulary=engine.spec.vocabulary,
         model=engine.spec.name,
         token_count=manifest.tokens.count,
-        manifest=_sized(stored),
-        tokens=_sized(manifests.tokens_ref(manifest)),
+        manifest=ref,
+        tokens=sized(manifests.tokens_ref(manifest)),
     )
+    sizes = {rung.name: sum(cell.size_bytes for row in rung.segments for cell in row) for rung in manifest.rungs}
+    refined = {rung.name: rung.base for rung in manifest.rungs if rung.base}
+    return Published(entry, sizes, time.monotonic() - started, manifest.origin.mode, notes, refined)
 
 
 def _measured(codecs: tuple[Codec, ...], profile: Stored) -> Codec | None:
@@ -300,46 +289,6 @@ def _with_quality(manifest: Manifest, profile: Stored | None, found: Found | Non
     return msgspec.structs.replace(manifest, rungs=rungs)
 
 
-def chunked(tokens: int) -> list[Span]:
-    """Chunks of a context of so many tokens, none of them shorter than `SMALLEST_CHUNK_TOKENS` without need."""
-    step = CHUNK_TOKENS
-    while step < BATCH_TOKENS and tokens > MOST_CHUNKS * step:
-        step *= 2
-    end = tokens - SMALLEST_CHUNK_TOKENS if CHUNK_TOKENS < tokens <= SHORT_TOKENS else tokens
-    spans = _spans(end, step)
-    if len(spans) > 1 and len(spans[-1]) < SMALLEST_CHUNK_TOKENS and spans[-1].start % BATCH_TOKENS:
-        spans[-2:] = [Span(spans[-2].start, end)]
-    return spans if end == tokens else [*spans, Span(end, tokens)]
-
-
-def _spans(stop: int, step: int) -> list[Span]:
-    return [Span(start, min(start + step, stop)) for start in range(0, stop, step)]
-
-
 def _bases(profile: Stored | None) -> dict[str, str]:
     """What each rung refines, of those that do not stand alone."""
     return {} if profile is None else {rung.name: rung.base for rung in profile.profile.rungs if rung.base}
-
-
-def _frames(context: ContextId, codecs: tuple[Codec, ...], block: KVBlock) -> dict[str, bytes]:
-    """A block's segment at each rung."""
-    _, kv_heads, _, head_dim = block.k.shape
-    fitted = [step for step in codecs if isinstance(step, Fitted)]
-    payloads = {step.rung: step.encode(block) for step in codecs if not isinstance(step, Fitted)}
-    if fitted:
-        payloads |= encoded(fitted[0].prepared, block, [step.rung for step in fitted])
-    header = partial(segment.SegmentHeader, context)
-    return {
-        rung: segment.pack(header(rung, block.tokens, block.layers, kv_heads, head_dim), payload)
-        for rung, payload in payloads.items()
-    }
-
-
-def _on(
-    pool: ThreadPoolExecutor, encode: Callable[[KVBlock], dict[str, bytes]], block: KVBlock
-) -> asyncio.Future[dict[str, bytes]]:
-    return asyncio.get_running_loop().run_in_executor(pool, encode, block)
-
-
-def _sized(ref: ObjectRef) -> SizedId:
-    return SizedId(ref.id, ref.size_bytes)

@@ -4,9 +4,10 @@ from typing import Literal
 
 import numpy as np
 
+from preread.cloud.document import check, read_document
 from preread.cloud.events import Mode, Published
 from preread.cloud.profiles import profile_for
-from preread.cloud.publish import Report, check, needed, publish, read_document
+from preread.cloud.publish import Report, needed, publish
 from preread.cloud.reading import NO_HELP, Help, check_models
 from preread.engine.llamacpp import LlamaCpp
 from preread.engine.worker import Worker

@@ -6,7 +6,7 @@ the layers that have arrived (see `gate.py`). Many at once are the business of `
 """
 
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Final
 
 import llama_cpp
@@ -66,46 +66,54 @@ class Session:
         self._context_tokens, self._loading, self._open_layers = 0, False, 0
 
     def prefill(
-        self, tokens: Tokens, progress: Callable[[int], None] | None = None, scored: Sequence[Span] = ()
+        self,
+        tokens: Tokens,
+        progress: Callable[[int], None] | None = None,
+        scored: Sequence[Span] = (),
+        start: int = 0,
     ) -> npt.NDArray[np.float32] | None:
-        """Compute a context from its start, in batches of as many tokens as one holds. `cancel` ends it.
+        """Compute a context, in batches that end where those do that begin at its start. `cancel` ends it.
 
         Args:
-            tokens: the context's.
+            tokens: the context's, from its start.
             progress: is told how many were computed.
             scored: where to take logits on the way, in order, without overlap, and of no more tokens in a batch than
-                the engine was opened to score.
+                the engine was opened to score; not before `start`.
+            start: so many tokens are held already, computed or injected, and stay as they are; 0: none are.
 
         Returns:
             Logits (tokens of `scored`, vocab), if there are any: what the context's KV is does not depend on it.
 
         Raises:
-            UsageError: it does not fit the window.
+            UsageError: it does not fit the window, or other than `start` tokens are held.
             Cancelled: somebody called `cancel`; nothing is held then.
             EngineError: llama.cpp failed; nothing is held then.
         """
         self.check_room(len(tokens))
-        self.clear()
+        if not start:
+            self.clear()
+        elif start != self._context_tokens:
+            raise UsageError(f"{self._context_tokens} tokens are held, and a context is to be computed behind {start}")
         self._native.gate.arm_open()
         wanted = np.zeros(len(tokens), bool)
         for span in scored:
             wanted[span.start : span.stop] = True
         found = []
         try:
-            for start in range(0, len(tokens), self._native.batch.size_tokens):
-                these = slice(start, start + self._native.batch.size_tokens)
+            for batch in batches(Span(start, len(tokens)), self._native.batch.size_tokens):
+                these = slice(batch.start, batch.stop)
                 self._native.batch.clear()
-                self._native.batch.add(tokens[these], start, CONTEXT, wanted[these])
+                self._native.batch.add(tokens[these], batch.start, CONTEXT, wanted[these])
                 self._native.run(gated=True)
                 if count := int(wanted[these].sum()):
                     found.append(self._native.rows(count).copy())
                 if progress:
-                    progress(min(start + self._native.batch.size_tokens, len(tokens)))
+                    progress(batch.stop)
         except (Cancelled, EngineError):
             self.clear(wipe=True)
             raise
         self._native.gate.disarm()
-        self._context_tokens = len(tokens)
+        self._context_tokens, self._loading = len(tokens), False
         return np.concatenate(found) if scored else None
 
     def export(self, tokens: Span, layers: Span) -> KVBlock:
@@ -297,3 +305,12 @@ class Session:
         if tokens > self._spec.window_tokens:
             over = tokens - self._spec.window_tokens
             raise UsageError(f"{what} needs {tokens} tokens, {over} more than the window of {self._spec.window_tokens}")
+
+
+def batches(tokens: Span, size_tokens: int) -> Iterator[Span]:
+    """Batches of some tokens of a context, each of which ends where a batch of the whole context does."""
+    start = tokens.start
+    while start < tokens.stop:
+        stop = min(start - start % size_tokens + size_tokens, tokens.stop)
+        yield Span(start, stop)
+        start = stop

@@ -13,7 +13,7 @@ from preread.values import Form, ObjectId, ObjectRef
 from preread.wire import canonical
 from preread.wire.digest import object_id
 from preread.wire.fields import MAX_MANIFEST_BYTES, ContextIdField, ObjectIdField, Record, SizedId, TokenCount
-from preread.wire.manifest import Model, Origin, Pair, RungName
+from preread.wire.manifest import Manifest, Model, Origin, Pair, RungName
 
 FORMAT: Final = "preread-draft"
 VERSION: Final = 1
@@ -66,9 +66,32 @@ class Draft(Record, frozen=True, omit_defaults=True):
     version: Literal[1] = msgspec.field(default_factory=lambda: VERSION)
 
 
-def digest(work: Work) -> ObjectId:
+def digest(of: Work) -> ObjectId:
     """The key of the record of what is made."""
-    return object_id(canonical.dumps(work))
+    return object_id(canonical.dumps(of))
+
+
+def work(manifest: Manifest) -> Work:
+    """What a manifest is of."""
+    rungs = [
+        RungCodec(one.name, one.codec, None if one.profile is None else one.profile.id, one.base)
+        for one in manifest.rungs
+    ]
+    return Work(
+        manifest.context,
+        manifest.form,
+        manifest.model,
+        manifest.tokens.count,
+        manifest.chunks,
+        manifest.groups,
+        tuple(rungs),
+        manifest.origin,
+    )
+
+
+def rows(manifest: Manifest) -> tuple[Row, ...]:
+    """Its segments, [chunk][rung][group]."""
+    return tuple(tuple(rung.segments[chunk] for rung in manifest.rungs) for chunk in range(len(manifest.chunks)))
 
 
 def dumps(draft: Draft) -> bytes:
@@ -83,20 +106,20 @@ def dumps(draft: Draft) -> bytes:
     return data
 
 
-def loads(data: bytes, work: Work) -> Draft:
+def loads(data: bytes, of: Work) -> Draft:
     """Read the record of what is made.
 
     Raises:
         CorruptData: "format", "version", "json", "schema", "length"; "digest": it is the record of something else;
-            "shape": its rows are not of the chunks, rungs and groups of `work`.
+            "shape": its rows are not of the chunks, rungs and groups of `of`.
     """
     draft = read(data)
-    if (draft.work, draft.context) != (digest(work), work.context):
+    if (draft.work, draft.context) != (digest(of), of.context):
         raise CorruptData("digest", "the record of a publication is that of another one")
-    if len(draft.rows) > len(work.chunks):
-        raise CorruptData("shape", f"{len(draft.rows)} chunks are noted of {len(work.chunks)}")
+    if len(draft.rows) > len(of.chunks):
+        raise CorruptData("shape", f"{len(draft.rows)} chunks are noted of {len(of.chunks)}")
     for row in draft.rows:
-        if len(row) != len(work.rungs) or any(len(cells) != len(work.groups) for cells in row):
+        if len(row) != len(of.rungs) or any(len(cells) != len(of.groups) for cells in row):
             raise CorruptData("shape", "a noted chunk does not have a segment for each rung and group")
     return draft
 
