@@ -19,6 +19,9 @@ ContextId = NewType("ContextId", str)
 Fingerprint = NewType("Fingerprint", str)
 """64 lower-case hex digits: the digest of everything that changes what KV rows mean."""
 
+Family = NewType("Family", str)
+"""64 lower-case hex digits: the digest of what is the same in all quantisations of a model."""
+
 Form = Literal["chat", "text"]
 """How a context continues: `chat` is a rendered system prompt that chat messages follow, `text` a bare prefix."""
 

@@ -115,7 +115,7 @@ def problem(contexts: Contexts, name: str = "one") -> CorruptData | None:
     manifest = contexts.named(name).manifest
     assert manifest is not None
     try:
-        contexts.profiles.of(manifest.rungs[-1], manifest.model.geometry)
+        contexts.profiles.of(manifest.rungs[-1], manifest.model)
     except CorruptData as error:
         return error
     return None

@@ -66,7 +66,11 @@ class Bench:
     def of(self, rungs: Iterable[Rung]) -> Known:
         """The context with these rungs."""
         manifest = msgspec.structs.replace(self.manifest, rungs=tuple(rungs))
-        return replace(self.known, manifest=manifest, rungs=resolved(manifest, self.node.contexts.profiles))
+        return replace(
+            self.known,
+            manifest=manifest,
+            rungs=resolved(manifest, self.node.contexts.profiles, self.node.contexts.own_model),
+        )
 
     def chosen(self, known: Known | None = None, prompt_s: float = 0.0) -> str:
         """The rung that is chosen of the context."""
@@ -210,7 +214,7 @@ def test_a_rung_asked_for_by_name_that_is_not_there_is_computed(bench: Bench) ->
 
 def test_without_the_profile_the_next_choice_is_lossless(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    bench.node.contexts.profiles = Profiles(bench.node.engine.spec.fingerprint)
+    bench.node.contexts.profiles = Profiles(bench.node.contexts.own_model)
     bench.node.contexts.profiles_changed()
     timings = bench.ask().timings
     assert (timings.way, timings.rung) == ("streamed", "lossless")

@@ -27,6 +27,7 @@ from preread.codec.profile import Profile, prepare
 from preread.codec.profile_bytes import loads
 from preread.edge.machine import machine
 from preread.edge.profiles import Profiles
+from preread.edge.published import OwnModel
 from preread.edge.rungs import resolved
 from preread.engine.context import WINDOWS
 from preread.engine.llamacpp import LlamaCpp, Tokens
@@ -147,7 +148,8 @@ async def _row(
     manifest = await _published(store, engine, worker, stored, tokens)
     publish_s = time.perf_counter() - started
     later_s = await _bare_s(engine, worker, tokens)  # which the measuring below needs, whoever came first
-    rungs = {one.name: one for one in resolved(manifest, Profiles(manifest.model.fingerprint))}
+    own = OwnModel(engine.spec.fingerprint, engine.spec.vocabulary, engine.spec.geometry, engine.spec.window_tokens)
+    rungs = {one.name: one for one in resolved(manifest, Profiles(own), own)}
     rung = choose_rung([one.offer() for one in rungs.values()], MAX_DLOSS, lambda _: True)
     assert rung is not None  # lossless keeps every budget
     chosen = manifests.rung_named(manifest, rung)

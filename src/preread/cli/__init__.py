@@ -21,6 +21,7 @@ from preread.cli import (
     decisions,
     demo,
     doctor,
+    family,
     fits,
     fitting,
     measure,
@@ -59,6 +60,7 @@ fitting.app.command()(teaching.study)
 fitting.app.command()(teaching.teach)
 fitting.app.command()(teaching.guide)
 fitting.app.command("decisions")(decisions.fit)
+fitting.app.command("family")(family.fit)
 app.add_typer(fitting.app, name="fit")
 app.add_typer(fits.app, name="fits")
 app.command()(doctor.doctor)

@@ -205,6 +205,15 @@ KeepConversations = Annotated[
         "0: not at all. It never leaves the engine's memory.",
     ),
 ]
+Gates = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--family",
+        metavar="FILE",
+        help="Read other quantisations' KV by what `preread fit family` wrote here too; may be repeated.",
+        dir_okay=False,
+    ),
+]
 Decisions = Annotated[
     Path | None,
     typer.Option(

@@ -239,6 +239,7 @@ def edge(
     drafts: options.Drafts = True,
     cache_ram: options.CacheRam = None,
     decisions: options.Decisions = None,
+    family: options.Gates = None,
     sync_s: Annotated[
         float, typer.Option(min=0.1, metavar="S", help="Ask for the cloud's catalogue so often.")
     ] = SYNC_S,
@@ -295,6 +296,7 @@ def edge(
             cache_ram_bytes=None if cache_ram is None else cache_ram << 20,
             sync_s=sync_s,
             decisions=decisions,
+            gates=tuple(family or ()),
             near=near,
             via=options.via(),
         )

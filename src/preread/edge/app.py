@@ -138,7 +138,7 @@ async def _health(edge: AsyncEdge, request: Request) -> Response:
 
 
 async def _models(edge: AsyncEdge, started: int, request: Request) -> Response:
-    all = models.models(edge.node.engine.spec, edge.node.contexts.entries(), started)
+    all = models.models(edge.node.engine.spec, edge.node.contexts.readable(), started)
     wanted = request.path_params.get("id")
     if wanted is None:
         return JSONResponse({"object": "list", "data": all}, headers=_NO_STORE)

@@ -99,6 +99,10 @@ def _problem(rung: Streamable, terms: Terms, here: bool) -> str | None:
     """What stands against streaming a rung, if anything does."""
     if isinstance(rung.decoder, str):
         return rung.decoder
+    if rung.foreign_dloss > terms.max_dloss:
+        cost, budget = f"{rung.foreign_dloss:.3g}", f"{terms.max_dloss:g}"
+        name = rung.manifest.model.name
+        return f"reading KV of {name} at rung {rung.name} costs up to {cost} nats a token, above the budget of {budget}"
     if here and not all(terms.on_disk(ref) for place in rung.places for ref in place.refs):
         return f"rung {rung.name} is not whole on this disk"
     return None

@@ -102,8 +102,8 @@ class Contexts:
     """
 
     def __init__(self, folder: Path, own: OwnModel) -> None:
-        self._own, self._kept = own, Kept(folder / "catalogue" / own.fingerprint[:16])
-        self.profiles = Profiles(own.fingerprint)
+        self.own_model, self._kept = own, Kept(folder / "catalogue" / own.fingerprint[:16])
+        self.profiles = Profiles(own)
         self._entries: dict[str, Entry] = {}
         self._former: dict[str, Entry] = {}
         """What a name stood for, while the tokens of what it stands for now are not here yet."""
@@ -147,13 +147,17 @@ class Contexts:
         """All that is published, as far as is known here, by name."""
         return [self._entries[name] for name in sorted(self._entries)]
 
+    def readable(self) -> list[Entry]:
+        """Those of them whose KV this edge's own model reads."""
+        return [entry for entry in self.entries() if self.own_model.streams(entry.fingerprint)]
+
     def all(self) -> list[Known]:
         """Every context that can be used without asking anybody, by name."""
         return [self.named(entry.name) for entry in self.entries() if self._here(entry.name)]
 
     def own(self) -> list[Known]:
-        """Those of them that are of this edge's own model."""
-        return [known for known in self.all() if known.entry.fingerprint == self._own.fingerprint]
+        """Those of them whose KV this edge's own model reads."""
+        return [known for known in self.all() if self.own_model.streams(known.entry.fingerprint)]
 
     def missing(self) -> list[str]:
         """Names of contexts that are to be here and are not yet."""
@@ -162,7 +166,7 @@ class Contexts:
     @property
     def complete(self) -> bool:
         """Whether all that is published for this edge's own model is known: a segment of none of it is of no use."""
-        own = [entry for entry in self._entries.values() if entry.fingerprint == self._own.fingerprint]
+        own = [entry for entry in self._entries.values() if self.own_model.streams(entry.fingerprint)]
         return self.unreachable is None and all(entry.manifest.id in self._manifests for entry in own)
 
     def segment(self, id: ObjectId) -> ObjectRef | None:
@@ -235,7 +239,7 @@ class Contexts:
         entry = self._entries.get(name)
         if entry is not None:
             await self._note_asked(name)
-        if entry is not None and link is not None and published.fits(entry, self._own) and not self._here(name):
+        if entry is not None and link is not None and published.fits(entry, self.own_model) and not self._here(name):
             try:
                 for ref in self._refs_of(entry):
                     await self._fetch(link, ref, entry)
@@ -277,7 +281,7 @@ class Contexts:
         self._keep_only(contexts, objects)
 
     def _wanted(self) -> list[Entry]:
-        return published.wanted(tuple(self._entries.values()), self._own, self._asked)
+        return published.wanted(tuple(self._entries.values()), self.own_model, self._asked)
 
     def _refs(self) -> Iterator[tuple[ObjectRef, Entry | None]]:
         """All objects that are to be here, with what they are of; profiles, which are of many contexts, come last."""
@@ -287,7 +291,7 @@ class Contexts:
 
     def _refs_of(self, entry: Entry) -> list[ObjectRef]:
         tokens, manifest = catalogues.tokens_ref(entry), catalogues.manifest_ref(entry)
-        return [tokens, manifest] if entry.fingerprint == self._own.fingerprint else [tokens]
+        return [tokens, manifest] if self.own_model.streams(entry.fingerprint) else [tokens]
 
     def _profiles(self) -> list[ObjectRef]:
         return profiles_wanted(self._manifests.values())
@@ -298,7 +302,7 @@ class Contexts:
 
     def _whole(self, entry: Entry) -> Known:
         tokens, id = self._tokens[entry.context], entry.manifest.id
-        if entry.fingerprint != self._own.fingerprint:
+        if not self.own_model.streams(entry.fingerprint):
             return Known(entry, tokens, None, f"it was published for {entry.model}, and this edge runs another model")
         manifest = self._manifests.get(id)
         if manifest is None or manifest.context != entry.context:
@@ -352,8 +356,8 @@ class Contexts:
             if entry is None:
                 return self.profiles.read(ref.id, data)
             if ref.kind == "tokens":
-                return _tokens_of(entry, data, self._own)
-            return resolved(_manifest_of(entry, data, self._own), self.profiles)
+                return _tokens_of(entry, data, self.own_model)
+            return resolved(_manifest_of(entry, data, self.own_model), self.profiles, self.own_model)
         except CorruptData as error:
             _log.warning("%s: %s", _what(ref, entry), error)
             return error

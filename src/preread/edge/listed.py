@@ -41,7 +41,7 @@ def _context(entry: Entry, known: Known | None, resident: bool, node: Node) -> d
 
 
 def _described(entry: Entry, node: Node) -> dict[str, Any]:
-    """What was published; `streamable`: for this edge's model, not only for its vocabulary."""
+    """What was published; `streamable`: this edge's model reads its KV, not only its tokens."""
     own = node.engine.spec
     return {
         "id": entry.name,
@@ -51,7 +51,7 @@ def _described(entry: Entry, node: Node) -> dict[str, Any]:
         "tokens": entry.token_count,
         "model": entry.model,
         "usable": entry.vocabulary == own.vocabulary,
-        "streamable": entry.fingerprint == own.fingerprint and own.no_injection is None,
+        "streamable": node.contexts.own_model.streams(entry.fingerprint) and own.no_injection is None,
     }
 
 

@@ -24,7 +24,7 @@ ELSEWHERE: Final = {
 
 
 def models(spec: Spec, contexts: Iterable[Entry], started: int) -> list[dict[str, Any]]:
-    """All that can be asked for as a model; `started`: since when, in seconds since 1970."""
+    """All that can be asked for as a model, with these contexts; `started`: since when, in seconds since 1970."""
     meta = {
         "architecture": spec.architecture,
         "fingerprint": spec.fingerprint,
@@ -32,8 +32,7 @@ def models(spec: Spec, contexts: Iterable[Entry], started: int) -> list[dict[str
         "n_ctx_train": spec.trained_tokens,
         "n_vocab": spec.vocab_size,
     }
-    own = [entry for entry in contexts if entry.fingerprint == spec.fingerprint]
-    listed = [(spec.name, meta), *((f"{spec.name}@{entry.name}", meta | _context(entry)) for entry in own)]
+    listed = [(spec.name, meta), *((f"{spec.name}@{entry.name}", meta | _context(entry)) for entry in contexts)]
     always = {"object": "model", "created": started, "owned_by": "preread", "max_model_len": spec.window_tokens}
     return [{"id": id, **always, "meta": described} for id, described in listed]
 

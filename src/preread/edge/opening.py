@@ -20,7 +20,7 @@ from preread.edge.residents import Residents
 from preread.engine.llamacpp import LlamaCpp
 from preread.engine.selftest import self_test
 from preread.engine.worker import Worker
-from preread.fit.decisions import found
+from preread.fit import decisions, family
 from preread.plan.beliefs import Beliefs
 from preread.plan.residency import Residency
 from preread.plan.schedule import MOST_ANSWERS, Schedule
@@ -58,7 +58,8 @@ async def open_node(
     worker, readers = Worker(), Readers()
     try:
         engine = await worker.run(lambda: _engine(model, name, options))
-        calibration = await asyncio.to_thread(found, options.decisions, engine.spec.fingerprint)
+        calibration = await asyncio.to_thread(decisions.found, options.decisions, engine.spec.fingerprint)
+        gates = await asyncio.to_thread(family.found, options.gates, engine.spec.fingerprint)
         tested = await worker.run(lambda: self_test(engine))
     except BaseException:
         readers.close()
@@ -69,7 +70,7 @@ async def open_node(
     if link is not None and link.exposed:
         _log.warning("contexts come without TLS: whoever is on the way to the cloud can read them, and change them")
     spec = engine.spec
-    own = OwnModel(spec.fingerprint, spec.vocabulary, spec.geometry, spec.window_tokens)
+    own = OwnModel(spec.fingerprint, spec.vocabulary, spec.geometry, spec.window_tokens, gates)
     contexts = Contexts(folder, own)
     await asyncio.to_thread(contexts.restore)
     beliefs = Beliefs.of_machine(tested.prefill_tokens_s)

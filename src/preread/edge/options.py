@@ -74,6 +74,8 @@ class Options:
         sync_s: how often the catalogue is asked for.
         refine: rung that a streamed context is brought to after the first token; None: it stays as it was streamed.
         decisions: what `preread fit decisions` wrote for the model; None: where it writes that by itself, if it has.
+        gates: what `preread fit family` wrote for the model, besides what lies where it writes that by itself: which
+            other quantisations' KV may be read.
         near: what is kept on disk, and which neighbours are asked; by default none of either.
     """
 
@@ -93,6 +95,7 @@ class Options:
     refine: str | None = None
     deadline_s: float | None = None
     decisions: Path | None = None
+    gates: tuple[Path, ...] = ()
     near: Near = field(default_factory=Near)
     via: Via = DIRECT
 
@@ -114,5 +117,6 @@ class OptionFields(TypedDict, total=False):
     refine: str | None
     deadline_s: float | None
     decisions: Path | None
+    gates: tuple[Path, ...]
     near: Near
     via: Via

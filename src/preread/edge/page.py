@@ -77,7 +77,7 @@ def _context(entry: Entry, residents: Residents, *, resident: bool) -> Context:
     except PrereadError as error:
         note = str(error)
     rungs = () if known is None else _rungs(known, node)
-    own = entry.fingerprint == node.engine.spec.fingerprint
+    own = node.contexts.own_model.streams(entry.fingerprint)
     if not own:
         note = f"published for {entry.model}"
     elif known is not None and not rungs:

@@ -16,11 +16,12 @@ from preread.codec import profile_bytes as codec_profiles
 from preread.codec.base import Codec, Payload
 from preread.codec.ladder import by_version, check_name, needs_profile
 from preread.codec.profile import Prepared, Profile, prepare
+from preread.edge.published import OwnModel
 from preread.errors import CorruptData
 from preread.plan.match import Tokens
-from preread.values import ContextId, Fingerprint, Geometry, KVBlock, ObjectId, ObjectRef, Span
+from preread.values import ContextId, Geometry, KVBlock, ObjectId, ObjectRef, Span
 from preread.wire import manifest as manifests
-from preread.wire.manifest import Manifest, Rung
+from preread.wire.manifest import Manifest, Model, Rung
 
 MOST_PROFILES = 8
 """A model has one profile at a time, and contexts that were published with earlier ones may still refer to those."""
@@ -37,10 +38,10 @@ def wanted(contexts: Iterable[Manifest]) -> list[ObjectRef]:
 
 
 class Profiles:
-    """What was read of the profiles of one model. Changed as a whole by each sync."""
+    """What was read of the profiles of the models whose KV an edge reads. Changed as a whole by each sync."""
 
-    def __init__(self, fingerprint: Fingerprint) -> None:
-        self._fingerprint = fingerprint
+    def __init__(self, own: OwnModel) -> None:
+        self._own = own
         self._read: dict[ObjectId, Profile | CorruptData] = {}
 
     def __contains__(self, id: ObjectId) -> bool:
@@ -53,7 +54,7 @@ class Profiles:
             CorruptData: why it cannot be used.
         """
         profile = codec_profiles.loads(data)
-        if profile.fingerprint != self._fingerprint:
+        if not self._own.streams(profile.fingerprint):
             raise CorruptData("profile", f"profile {id[:12]}… is of another model")
         return profile
 
@@ -66,8 +67,8 @@ class Profiles:
         before, self._read = len(self._read), {id: read for id, read in self._read.items() if id in ids}
         return len(self._read) < before
 
-    def decoder(self, rung: Rung, geometry: Geometry) -> "Decoder":
-        """What decodes a rung of a manifest with this geometry.
+    def decoder(self, rung: Rung, model: Model) -> "Decoder":
+        """What decodes a rung of a manifest of this model.
 
         Raises:
             CorruptData: "codec", "profile": this edge cannot read it.
@@ -76,12 +77,12 @@ class Profiles:
         if not needs_profile(rung.codec):
             by_version(rung.codec, rung.name)  # or it is one that this release does not know
             return Decoder(rung.codec, rung.name)
-        profile = self.of(rung, geometry)
+        profile = self.of(rung, model)
         assert rung.profile is not None  # or there would be no such profile
         return Decoder(rung.codec, rung.name, rung.profile.id, profile)
 
-    def of(self, rung: Rung, geometry: Geometry) -> Profile:
-        """What a rung of a manifest with this geometry needs for decoding.
+    def of(self, rung: Rung, model: Model) -> Profile:
+        """What a rung of a manifest of this model needs for decoding.
 
         Raises:
             CorruptData: "profile": it names none, or one that is not here or cannot be used.
@@ -93,8 +94,10 @@ class Profiles:
             raise CorruptData("profile", f"profile {rung.profile.id[:12]}… of rung {rung.name} is not here yet")
         if isinstance(found, CorruptData):
             raise CorruptData(found.reason, f"profile of rung {rung.name} cannot be used: {found}") from found
-        if found.geometry != geometry:
-            raise CorruptData("profile", f"profile of rung {rung.name} is of {found.geometry}, not {geometry}")
+        if found.fingerprint != model.fingerprint:
+            raise CorruptData("profile", f"profile of rung {rung.name} is of another model than the context")
+        if found.geometry != model.geometry:
+            raise CorruptData("profile", f"profile of rung {rung.name} is of {found.geometry}, not {model.geometry}")
         if rung.name not in {fitted.name for fitted in found.rungs}:
             raise CorruptData("profile", f"profile {rung.profile.id[:12]}… has no rung {rung.name}")
         return found

@@ -10,6 +10,7 @@ from typing import Final
 
 import msgspec
 
+from preread.fit.family import Gate
 from preread.values import Fingerprint, Geometry
 from preread.wire.catalogue import MAX_ENTRIES, Catalogue, Entry
 from preread.wire.fields import MAX_CATALOGUE_BYTES
@@ -28,12 +29,29 @@ _MOST_WAIT: Final = 6
 
 @dataclass(frozen=True, slots=True)
 class OwnModel:
-    """What an edge has to know of its own model to judge what is published."""
+    """What an edge has to know of its own model to judge what is published.
+
+    `gates` say which other quantisations' KV it may read, and what that costs.
+    """
 
     fingerprint: Fingerprint
     vocabulary: Fingerprint
     geometry: Geometry
     window_tokens: int
+    gates: tuple[Gate, ...] = ()
+
+    @property
+    def fingerprints(self) -> tuple[Fingerprint, ...]:
+        """Of the models whose KV may be read, the own one first."""
+        return (self.fingerprint, *(Fingerprint(gate.source) for gate in self.gates))
+
+    def streams(self, fingerprint: Fingerprint) -> bool:
+        """Whether KV of this model may be read: it is the own one, or there is a gate for it."""
+        return fingerprint in self.fingerprints
+
+    def gate(self, fingerprint: Fingerprint) -> Gate | None:
+        """What is known of reading another model's KV; None: nothing, or it is the own one."""
+        return next((gate for gate in self.gates if gate.source == fingerprint), None)
 
 
 def merged(known: Iterable[Entry], told: Catalogue) -> tuple[Entry, ...]:
@@ -57,8 +75,8 @@ def merged(known: Iterable[Entry], told: Catalogue) -> tuple[Entry, ...]:
 def wanted(entries: Sequence[Entry], own: OwnModel, asked: Sequence[str]) -> list[Entry]:
     """The entries whose tokens and manifests are kept here, in the order in which to fetch them.
 
-    Those that were asked for by name, and then all others of this edge's own model: as many as the budgets allow, and
-    none that does not fit the window.
+    Those that were asked for by name, and then all others whose KV this edge's model reads: as many as the budgets
+    allow, and none that does not fit the window.
 
     Args:
         entries: what is published.
@@ -67,13 +85,13 @@ def wanted(entries: Sequence[Entry], own: OwnModel, asked: Sequence[str]) -> lis
     """
     by_name = {entry.name: entry for entry in entries}
     first = [by_name[name] for name in reversed(asked) if name in by_name]
-    others = [entry for entry in entries if entry.fingerprint == own.fingerprint]
+    others = [entry for entry in entries if own.streams(entry.fingerprint)]
     chosen: dict[str, Entry] = {}
     left_tokens, left_bytes = MOST_TOKENS, MOST_MANIFEST_BYTES
     for entry in (*first, *others):
         if entry.name in chosen or not fits(entry, own):
             continue
-        manifest_bytes = entry.manifest.size_bytes if entry.fingerprint == own.fingerprint else 0
+        manifest_bytes = entry.manifest.size_bytes if own.streams(entry.fingerprint) else 0
         if entry.token_count <= left_tokens and manifest_bytes <= left_bytes:
             chosen[entry.name] = entry
             left_tokens, left_bytes = left_tokens - entry.token_count, left_bytes - manifest_bytes

@@ -214,7 +214,7 @@ def _way(question: Question, known: Known, node: Node) -> Stream | Compute:
     entry, spec = known.entry, node.engine.spec
     if question.ask.local:
         return Compute("it was to be computed here")
-    if entry.fingerprint != spec.fingerprint:
+    if not node.contexts.own_model.streams(entry.fingerprint):
         return Compute(
             f"it was published for {entry.model}, and {spec.name} of this edge has other weights or settings"
         )

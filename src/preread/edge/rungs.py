@@ -5,9 +5,12 @@ It knows manifests and profiles; which rung is streamed is decided in `choice.py
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from math import inf
 
 from preread.edge.profiles import Decoder, Profiles
+from preread.edge.published import OwnModel
 from preread.errors import CorruptData, PrereadError
+from preread.fit.family import HALF, LOSSLESS, Gate
 from preread.plan.choose import Offer
 from preread.wire import manifest as manifests
 from preread.wire.manifest import Manifest, Rung, SegmentPlace
@@ -26,7 +29,8 @@ class Streamable:
         name: of the rung.
         base: name of the rung that it refines; None: it stands alone.
         size_bytes: of all its segments, with those that they refine.
-        stated_dloss: as `manifests.stated_dloss`, nats a token.
+        stated_dloss: as `manifests.stated_dloss`, nats a token; and `foreign_dloss` besides.
+        foreign_dloss: what reading another quantisation's KV costs this edge's model at most; 0: it is the model's own.
         places: its segments in layer order.
         decoder: what decodes them, or why this edge cannot.
     """
@@ -38,15 +42,21 @@ class Streamable:
     stated_dloss: float | None
     places: tuple[SegmentPlace, ...]
     decoder: Decoder | str
+    foreign_dloss: float = 0.0
 
     def offer(self, first_s: float = float("inf")) -> Offer:
         """The rung to choose from; `first_s`: seconds until the first token that are expected with it."""
         return Offer(self.name, self.size_bytes, self.stated_dloss, first_s)
 
 
-def resolved(manifest: Manifest, profiles: Profiles) -> tuple[Streamable, ...]:
-    """The rungs of a manifest, best quality first, as they can be read with the profiles that are here."""
-    return tuple(_resolved(manifest, rung, profiles) for rung in manifest.rungs)
+def resolved(manifest: Manifest, profiles: Profiles, own: OwnModel) -> tuple[Streamable, ...]:
+    """The rungs of a manifest, best quality first, as they can be read with the profiles that are here.
+
+    Args:
+        manifest: of the own model, or of one that it has a gate for.
+    """
+    gate = own.gate(manifest.model.fingerprint)
+    return tuple(_gated(_resolved(manifest, rung, profiles), rung, gate) for rung in manifest.rungs)
 
 
 def reread(rungs: Iterable[Streamable], profiles: Profiles) -> tuple[Streamable, ...]:
@@ -64,8 +74,22 @@ def _resolved(manifest: Manifest, rung: Rung, profiles: Profiles) -> Streamable:
     return Streamable(manifest, rung.name, rung.base, size_bytes, manifests.stated_dloss(rung), places, decoder)
 
 
+def _gated(one: Streamable, rung: Rung, gate: Gate | None) -> Streamable:
+    """The rung with what the gate says that its KV costs here; infinitely much where that was not measured.
+
+    A rung that needs a profile is read with this model's embeddings, and was written with the other's, so it was
+    measured itself. What the manifest states is what the codec costs the model that it is of.
+    """
+    if gate is None:
+        return one
+    highs = [gate.high(what) for what in (LOSSLESS, HALF, *([rung.name] if rung.profile is not None else []))]
+    foreign = max(0.0, *(inf if high is None else high for high in highs))
+    stated = None if one.stated_dloss is None else foreign + max(0.0, one.stated_dloss)
+    return replace(one, foreign_dloss=foreign, stated_dloss=stated)
+
+
 def _decoder(manifest: Manifest, rung: Rung, profiles: Profiles) -> Decoder | str:
     try:
-        return profiles.decoder(rung, manifest.model.geometry)
+        return profiles.decoder(rung, manifest.model)
     except CorruptData as error:
         return str(error)

@@ -16,12 +16,13 @@ import numpy.typing as npt
 
 from preread.engine import trial
 from preread.engine.chat import ChatTemplate
+from preread.engine.family import family, traits_of
 from preread.engine.grammar import Words
 from preread.engine.infill import FimTokens
 from preread.engine.marks import Controls
 from preread.engine.registry import part_paths
 from preread.errors import EngineError, UsageError
-from preread.values import Fingerprint, Geometry
+from preread.values import Family, Fingerprint, Geometry
 
 _DEFAULT_WINDOW = 8192
 _UNKNOWN, _CONTROL = 1 << 0, 1 << 3  # LLAMA_TOKEN_ATTR_…
@@ -37,6 +38,7 @@ class Spec:
         architecture: llama.cpp's name of its architecture.
         fingerprint: digest of everything that changes what its KV rows mean.
         vocabulary: digest of its tokenizer: with the same one, the same token ids mean the same text.
+        family: digest of what all its quantisations share; None: nothing tells them from another model's.
         geometry: shape of its KV cache.
         window_tokens: size of the KV cache, that is, context + prompt + answer.
         trained_tokens: the longest window it was trained for.
@@ -51,6 +53,7 @@ class Spec:
     architecture: str
     fingerprint: Fingerprint
     vocabulary: Fingerprint
+    family: Family | None
     geometry: Geometry
     window_tokens: int
     trained_tokens: int
@@ -221,17 +224,19 @@ def spec(loaded: Loaded, path: Path, name: str, window_tokens: int) -> Spec:
     head_dim = int(loaded.metadata(f"{architecture}.attention.key_length") or width // max(heads, 1))
     vocabulary, token_characters = _vocabulary(loaded)
     geometry = Geometry(llama_cpp.llama_model_n_layer(model), llama_cpp.llama_model_n_head_kv(model), head_dim)
+    near = llama_cpp.llama_model_rope_type(model) == llama_cpp.LLAMA_ROPE_TYPE_NORM
     return Spec(
         name=name,
         architecture=architecture,
         fingerprint=_fingerprint(loaded, path, architecture),
         vocabulary=vocabulary,
+        family=family(traits_of(path, geometry, vocabulary, rope_near=near)),
         geometry=geometry,
         window_tokens=window_tokens or min(trained, _DEFAULT_WINDOW),
         trained_tokens=trained,
         vocab_size=llama_cpp.llama_vocab_n_tokens(loaded.vocab),
         token_characters=token_characters,
-        rope_near=llama_cpp.llama_model_rope_type(model) == llama_cpp.LLAMA_ROPE_TYPE_NORM,
+        rope_near=near,
         rope_base=float(loaded.metadata(f"{architecture}.rope.freq_base") or 10_000),
         rope_pairs=int(loaded.metadata(f"{architecture}.rope.dimension_count") or head_dim) // 2,
         no_injection=_no_injection(loaded, architecture, head_dim),

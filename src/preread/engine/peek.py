@@ -6,6 +6,7 @@ What a header says is `gguf.py`'s matter, and where models are kept is `download
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import BinaryIO, Final
 
 from preread.engine import gguf
@@ -44,8 +45,7 @@ def peek(reference: str, proxy: Proxy | None = None) -> Peeked:
     """
     path = locate(reference)
     if path is not None:
-        with path.open("rb") as file:
-            return Peeked(_grown(partial(_first, file)), str(path), here=True)
+        return Peeked(header_of(path), str(path), here=True)
     target = parse(reference)
     if isinstance(target, Model):
         target = next(source for source in target.sources if isinstance(source, HubFile))
@@ -53,6 +53,16 @@ def peek(reference: str, proxy: Proxy | None = None) -> Peeked:
         target = on_hub(target, proxy=proxy)
     assert isinstance(target, HubFile), "a file of the user's own is always here"
     return Peeked(_grown(partial(hub_beginning, target, proxy=proxy)), str(target), here=False)
+
+
+def header_of(path: Path) -> Header:
+    """The header of a file that is here.
+
+    Raises:
+        CorruptData: it is none that a sound file has.
+    """
+    with path.open("rb") as file:
+        return _grown(partial(_first, file))
 
 
 def _first(file: BinaryIO, size_bytes: int) -> bytes:

@@ -343,6 +343,7 @@ def _spec(window_tokens: int) -> Spec:
         architecture="fake",
         fingerprint=none,
         vocabulary=none,
+        family=None,
         geometry=_GEOMETRY,
         token_characters=1,
         rope_near=True,
