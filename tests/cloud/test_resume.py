@@ -259,3 +259,26 @@ asyncio.run(publish(store, engine, Worker(), "manual", tokens, "text", ("lossles
     assert read == [Span(384, 512), Span(512, COUNT)]
     assert drafts.rows(manifest) == drafts.rows(whole)
     assert [entry.manifest for entry in asyncio.run(store.names())] == [done.entry.manifest]
+
+
+def test_of_two_that_begin_the_same_one_waits_for_the_other(
+    engine: LlamaCpp, tokens: Tokens, store: Objects, tmp_path: Path, read: list[Span]
+) -> None:
+    stages: dict[str, list[str]] = {"a": [], "b": []}
+
+    async def one(name: str, worker: Worker) -> Published:
+        def progress(stage: str, done: int, total: int) -> None:
+            stages[name].append(stage)
+
+        mine = open_store(str(tmp_path))
+        return await publish(mine, engine, worker, name, tokens, "text", PLAIN, progress)
+
+    async def main() -> None:
+        worker = Worker()
+        first, second = await asyncio.gather(one("a", worker), one("b", worker))
+        worker.close()
+        assert first.entry.manifest == second.entry.manifest
+
+    asyncio.run(main())
+    assert read == [Span(0, 512), Span(512, COUNT)]
+    assert sorted(("wait" in told, "encode" in told) for told in stages.values()) == [(False, True), (True, False)]

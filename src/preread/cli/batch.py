@@ -16,6 +16,7 @@ STAGES: Final = {
     "fit": FIT_STAGE,
     "read": "reading with the large model",
     "measure": "measuring what that does",
+    "wait": "waiting: somebody else publishes the same",
 }
 _TOO_LONG: Final = "too long"
 _SHOWN_OF_A_KIND: Final = 3

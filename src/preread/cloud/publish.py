@@ -16,6 +16,7 @@ from typing import Literal
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from preread.cloud.chunks import GROUP_LAYERS, chunked, grouped
 from preread.cloud.document import Tokens, check
@@ -34,8 +35,10 @@ from preread.engine.model import engine_version
 from preread.engine.session import batches
 from preread.engine.worker import Worker
 from preread.errors import UsageError
+from preread.store.claims import Claimed
 from preread.store.objects import Objects
 from preread.values import Form, ObjectRef, Span
+from preread.wire import draft as drafts
 from preread.wire import manifest as manifests
 from preread.wire import tokens as token_objects
 from preread.wire.catalogue import Entry
@@ -46,6 +49,22 @@ from preread.wire.manifest import LOSSLESS, Manifest, Model, Origin, Quality, Ru
 
 Report = Callable[[str, int, int], None]
 """Told a stage ("prefill" or "encode"), how many tokens of it are done, and how many there are; from any thread."""
+
+
+_ALL_THERE = "all of it was stored before: nothing was read"
+_LOOK_AGAIN_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who makes something, by a name that nobody else has, and names of those that are known to have `gone`."""
+
+    name: str = ""
+    gone: frozenset[str] = frozenset()
+
+
+NOBODY = Owner()
+"""Gets a new name."""
 
 
 async def publish(
@@ -61,10 +80,19 @@ async def publish(
     help: Help = NO_HELP,
     mode: Mode = "exact",
 ) -> Published:
-    """Make the KV of `tokens` available under `name`, as `make` says, which has the arguments and errors."""
-    made = await make(store, engine, worker, name, tokens, form, rungs, progress, profile, help, mode)
-    await store.put_name(made.entry)
-    return made
+    """Make the KV of `tokens` available under `name`, as `make` says, which has the arguments and errors.
+
+    While somebody else makes the same, that is waited for.
+    """
+    while True:
+        try:
+            made = await make(store, engine, worker, name, tokens, form, rungs, progress, profile, help, mode)
+        except Claimed:
+            progress("wait", 0, 1)
+            await asyncio.sleep(_LOOK_AGAIN_S)
+        else:
+            await store.put_name(made.entry)
+            return made
 
 
 async def make(
@@ -79,6 +107,7 @@ async def make(
     profile: Stored | None = None,
     help: Help = NO_HELP,
     mode: Mode = "exact",
+    owner: Owner = NOBODY,
 ) -> Published:
     """Store all that `name` is to lead to. What somebody made before, or began to, is not made again.
 
@@ -89,8 +118,10 @@ async def make(
         progress: is told how far it is.
         profile: of this model; some rungs need it.
         help, mode: who helps to read it, and how, if the gate lets it. What is read with help is always made anew.
+        owner: who makes it, and who is known to have ended.
 
     Raises:
+        Claimed: somebody else makes the same just now.
         UsageError: the name is not one, the document leaves no room in the model's window, or a rung is unknown.
         EngineError: the model's KV cannot be exported, or the engine failed.
         RemoteError: the store cannot be written; the catalogue is as it was.
@@ -99,71 +130,92 @@ async def make(
     check(engine, name, len(tokens))
     codecs = await asyncio.to_thread(_codecs, engine, tokens, rungs, profile)
     work = _work(engine, tokens, form, codecs, profile)
-    helped = mode != "exact" and help != NO_HELP
-    record = Record(store, work) if helped else await taken_up(store, work)
-    if record.manifest is not None:
-        return _published(name, engine, *record.manifest, started, ("all of it was stored before: nothing was read",))
     spans = windows(len(tokens), engine.spec.window_tokens, engine.scored_tokens) if needed(rungs) else []
-    with ThreadPoolExecutor(engine.threads) as pool:  # more would only fight over the cores
-        making = _Making(store, engine, worker, pool, tokens, codecs, work, progress)
-        reading = await (making.read_with(help, mode, spans, record) if helped else making.read(spans, record))
-        plain = _manifest(work, record.rows, await store.put("tokens", token_objects.pack(tokens)), profile, reading)
-        found = None
-        if profile is not None and (step := _measured(codecs, profile)) is not None and spans:
-            found = await measure(store, engine, worker, pool, plain, step, tokens, spans, reading.logits)
-    manifest = _with_quality(plain, profile, found, reading.quality)
-    ref = sized(await store.put("manifests", manifests.dumps(manifest)))
-    if not helped:
+    making = _Making(store, engine, worker, tokens, codecs, work, profile, spans, progress)
+    if mode != "exact" and help != NO_HELP:
+        manifest, notes = await making.with_help(help, mode)
+        ref = sized(await store.put("manifests", manifests.dumps(manifest)))
+        return _published(name, engine, manifest, ref, started, notes)
+    async with store.claims.held(drafts.digest(work), owner.name, owner.gone):
+        record = await taken_up(store, work)
+        if record.manifest is not None:
+            return _published(name, engine, *record.manifest, started, (_ALL_THERE,))
+        manifest = await making.alone(record)
+        ref = sized(await store.put("manifests", manifests.dumps(manifest)))
         await record.finish(ref)
-    return _published(name, engine, manifest, ref, started, reading.notes)
+    return _published(name, engine, manifest, ref, started, ())
 
 
 @dataclass(frozen=True, slots=True)
 class _Making:
-    """One context's chunks are read, encoded and stored one after the other."""
+    """One context's chunks are read, encoded and stored one after the other, and then measured.
+
+    `spans`: where what a rung costs is measured, if any is.
+    """
 
     store: Objects
     engine: LlamaCpp
     worker: Worker
-    pool: Executor
     tokens: Tokens
     codecs: tuple[Codec, ...]
     work: Work
+    profile: Stored | None
+    spans: Sequence[Span]
     progress: Report
 
-    async def read(self, spans: Sequence[Span], record: Record) -> Reading:
-        """Read what the record does not have, batch by batch, and note each chunk; `spans`: where to take logits.
+    async def alone(self, record: Record) -> Manifest:
+        """Read what the record does not have, batch by batch, and note each chunk.
 
         From the lossless segments that are stored the engine goes on; without these it reads from the start, and only
         encoding goes on.
         """
-        session, count = self.engine.session, len(self.tokens)
-        held = await restored(self.store, self.engine, self.worker, self.pool, self.work, record)
-        logits = []
+        with self._pool() as pool:
+            logits = await self._read(pool, record)
+            return await self._measured(pool, record.rows, Reading(logits=logits))
+
+    async def with_help(self, help: Help, mode: Mode) -> tuple[Manifest, tuple[str, ...]]:
+        """Read all of it with help, and then store all of it; also why it was read as it was."""
+        read = partial(read_context, self.engine, help, self.tokens, mode, self.progress, self.spans)
+        with self._pool() as pool:
+            reading = await self.worker.run(read, partial(_cancel, self.engine, help.large))
+            rows = list[Row]()
+            for chunk in _missing(self.work, rows, len(self.tokens)):
+                rows.append(await self._stored(pool, chunk))
+                self.progress("encode", chunk.stop, len(self.tokens))
+            return await self._measured(pool, rows, reading), reading.notes
+
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self.engine.threads)  # more would only fight over the cores
+
+    async def _read(self, pool: Executor, record: Record) -> npt.NDArray[np.float32] | None:
+        """Logits where they are measured; None: the engine that holds it all tells them."""
+        session, count, logits = self.engine.session, len(self.tokens), []
+        held = await restored(self.store, self.engine, self.worker, pool, self.work, record)
         for batch in batches(Span(held, count), BATCH_TOKENS):
-            inside = [] if held else _inside(spans, batch)
+            inside = [] if held else _inside(self.spans, batch)
             prefill = partial(session.prefill, self.tokens[: batch.stop], None, inside, batch.start)
             if (found := await self.worker.run(prefill, session.cancel)) is not None:
                 logits.append(found)
             self.progress("prefill", batch.stop, count)
             for chunk in _missing(self.work, record.rows, batch.stop):
-                await record.add(await self._stored(chunk))
+                await record.add(await self._stored(pool, chunk))
                 self.progress("encode", chunk.stop, count)
-        return Reading(logits=np.concatenate(logits) if logits else None)
+        return np.concatenate(logits) if logits else None
 
-    async def read_with(self, help: Help, mode: Mode, spans: Sequence[Span], record: Record) -> Reading:
-        """Read all of it with help, and then store all of it; nothing is noted."""
-        read = partial(read_context, self.engine, help, self.tokens, mode, self.progress, spans)
-        reading = await self.worker.run(read, partial(_cancel, self.engine, help.large))
-        for chunk in _missing(self.work, record.rows, len(self.tokens)):
-            record.rows.append(await self._stored(chunk))
-            self.progress("encode", chunk.stop, len(self.tokens))
-        return reading
-
-    async def _stored(self, chunk: Span) -> Row:
+    async def _stored(self, pool: Executor, chunk: Span) -> Row:
         export = self.engine.session.export
         blocks = [await self.worker.run(partial(export, chunk, Span(*group))) for group in self.work.groups]
-        return await stored(self.store, self.pool, self.work.context, self.codecs, blocks)
+        return await stored(self.store, pool, self.work.context, self.codecs, blocks)
+
+    async def _measured(self, pool: ThreadPoolExecutor, rows: Sequence[Row], reading: Reading) -> Manifest:
+        """The manifest of what is stored, which says what each rung costs."""
+        ids = await self.store.put("tokens", token_objects.pack(self.tokens))
+        plain, found = _manifest(self.work, rows, ids, self.profile, reading), None
+        if self.profile is not None and self.spans and (step := _measured(self.codecs, self.profile)) is not None:
+            found = await measure(
+                self.store, self.engine, self.worker, pool, plain, step, self.tokens, self.spans, reading.logits
+            )
+        return _with_quality(plain, self.profile, found, reading.quality)
 
 
 async def refuse(

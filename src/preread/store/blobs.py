@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, Literal, NoReturn, TypeVar
 
 import obstore
-from obstore.exceptions import BaseError
+from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError
 from obstore.store import LocalStore, ObjectStore, from_url
 
 from preread.errors import RemoteError, UsageError
@@ -115,6 +115,21 @@ class Blobs:
     async def put_note(self, key: str, data: bytes) -> None:
         """Write what nothing relies on, whole or not at all: a power cut may take it. Whoever holds the store."""
         await self._guard("written", obstore.put_async(self._backend, key, data, use_multipart=False))
+
+    async def create_note(self, key: str, data: bytes) -> bool:
+        """Write a note where nothing is under the key yet, and tell whether that was so: one of many succeeds.
+
+        Where the service has no conditional writes, several may.
+        """
+        try:
+            await obstore.put_async(self._backend, key, data, mode="create", use_multipart=False)
+        except AlreadyExistsError:
+            return False
+        except (NotSupportedError, NotImplementedError):
+            await self.put_note(key, data)
+        except (BaseError, OSError) as error:
+            self._fail("written", error)
+        return True
 
     def keep(self, key: str) -> None:
         """What is under the key already is going to be relied on: the next pointer waits until it is on the disk."""

@@ -26,6 +26,7 @@ import msgspec
 
 from preread.errors import CorruptData, Full, RemoteError, UsageError
 from preread.store.blobs import Blobs, open_blobs
+from preread.store.claims import Claims
 from preread.store.drafts import Drafts
 from preread.values import ContextId, Fingerprint, Kind, ObjectId, ObjectRef
 from preread.wire import canonical, catalogue, fits, manifest
@@ -72,10 +73,11 @@ class Objects:
 
     Attributes:
         drafts: how far publications have come.
+        claims: who makes what just now.
     """
 
     def __init__(self, blobs: Blobs) -> None:
-        self.drafts = Drafts(blobs)
+        self.drafts, self.claims = Drafts(blobs), Claims(blobs)
         self._blobs, self._where = blobs, blobs.where
         self._index: dict[str, _Named] = {}
         self._illegible: set[str] = set()
