@@ -13,7 +13,7 @@ import pytest
 
 from preread.cloud import app as app_module
 from preread.cloud import turns
-from preread.cloud.app import create_app
+from preread.cloud.app import Served, create_app
 from preread.cloud.events import Published
 from preread.errors import EngineError, UnknownContext
 from preread.store.auth import Keys
@@ -434,3 +434,51 @@ def test_objects_behind_a_key_are_not_for_shared_caches(store: Objects) -> None:
 
     assert asyncio.run(ask(Keys.of(("k",), "read"))).startswith("private")
     assert asyncio.run(ask(None)).startswith("public")
+
+
+def test_what_is_in_the_background_is_published_when_nobody_waits(store: Objects) -> None:
+    first, began, free = threading.Event(), list[str](), threading.Event()
+    random = RandomPublisher(store)
+
+    async def publisher(name: str, *rest: object) -> Published:
+        began.append(name)
+        first.set()
+        await asyncio.to_thread(free.wait)
+        return await random(name, *rest)  # type: ignore[arg-type]
+
+    with serving(create_app(store, publisher)) as url:
+
+        def publish(name: str, priority: str, heard: threading.Event) -> None:
+            body = {"name": name, "text": TEXT + name, "priority": priority}
+            with httpx2.stream("POST", f"{url}/v1/contexts", json=body, timeout=60, trust_env=False) as answer:
+                for line in answer.iter_lines():
+                    if "queue" in line:
+                        heard.set()
+
+        threads = []
+        for name, priority in (("a", "background"), ("b", "background"), ("c", "interactive")):
+            heard = threading.Event()
+            threads.append(threading.Thread(target=publish, args=(name, priority, heard)))
+            threads[-1].start()
+            assert (first if name == "a" else heard).wait(30)
+        free.set()
+        for thread in threads:
+            thread.join()
+    assert began == ["a", "c", "b"]
+
+
+def test_a_model_is_honoured_or_refused_by_name(store: Objects, client: httpx2.Client) -> None:
+    ask = {"name": "manual", "text": TEXT, "model": "large"}
+    for path in ("/v1/contexts", "/v1/count"):
+        refused = client.post(path, json=ask)
+        assert refused.status_code == 400
+        assert "does not run model 'large'; it runs: none that it can be asked for by name" in refused.text
+    small, large = RandomPublisher(store), RandomPublisher(store, rungs=("lossless",))
+    served = {name: Served(one, one.counted) for name, one in (("small", small), ("large", large))}
+    with serving(create_app(store, small, counter=small.counted, served=served)) as url:
+        for model, rungs in (("large", {"lossless"}), ("small", {"lossless", "q4"}), (None, {"lossless", "q4"})):
+            answer = httpx2.post(f"{url}/v1/contexts", json={**ask, "model": model}, trust_env=False)
+            assert set(events_of(answer)[-1]["bytes"]) == rungs  # type: ignore[call-overload]
+        assert (
+            "it runs: large, small" in httpx2.post(f"{url}/v1/count", json={**ask, "model": "x"}, trust_env=False).text
+        )

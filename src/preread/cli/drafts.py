@@ -8,7 +8,7 @@ from typing import Final, Literal, TypeVar
 
 from preread.cli.terminal import note, token_progress
 from preread.cloud import client
-from preread.cloud.events import Counted, Mode, Progress, Published
+from preread.cloud.events import Counted, Mode, Priority, Progress, Published
 from preread.documents import names
 from preread.documents.find import Skipped, Source
 from preread.documents.plan import Document, too_long
@@ -35,6 +35,8 @@ class Cloud:
     form: Form | Literal["auto"]
     mode: Mode
     via: Via = DIRECT
+    priority: Priority = "interactive"
+    model: str | None = None
 
     def count(self, draft: "Draft") -> Counted:
         return client.count(
@@ -44,6 +46,7 @@ class Cloud:
             tokens=draft.tokens,
             form=self.form,
             mode=self.mode,
+            model=self.model,
             api_key=self.api_key,
             via=self.via,
         )
@@ -56,6 +59,8 @@ class Cloud:
             tokens=draft.tokens,
             form=self.form,
             mode=self.mode,
+            priority=self.priority,
+            model=self.model,
             api_key=self.api_key,
             via=self.via,
         )

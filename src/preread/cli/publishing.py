@@ -13,7 +13,7 @@ import typer
 from preread.cli import keys, options
 from preread.cli.contexts import entry_json
 from preread.cli.terminal import note, print_json, print_table, say, size
-from preread.cloud.events import Mode
+from preread.cloud.events import Mode, Priority
 from preread.documents import kinds
 from preread.errors import UsageError
 
@@ -61,6 +61,12 @@ def publish(
             "taught: what a large one taught, if its gate lets it; auto: the best of these",
         ),
     ] = "exact",
+    priority: Annotated[
+        Priority, typer.Option("--priority", help="interactive: somebody waits; background: when nobody does.")
+    ] = "interactive",
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="NAME", help="Which one reads it, where the cloud runs several.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", "-n", help="Only show what would be published, and how many tokens it has.")
     ] = False,
@@ -95,7 +101,7 @@ def publish(
         raise UsageError("--join, --remove, --watch and --prefix are for files: leave them away")
     _check_chosen(name, prefix, join=join, remove=remove, watch=watch, dry_run=dry_run, json=json)
     key = keys.own(api_key, api_key_file, cloud)
-    to = Cloud(cloud, key, "chat" if system is not None else style, mode, options.via())
+    to = Cloud(cloud, key, "chat" if system is not None else style, mode, options.via(), priority, model)
     called = None if name is None else unicodedata.normalize("NFC", name)
     wishes = Wishes(split, again, prefix if remove else "")
     if watch:

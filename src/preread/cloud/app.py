@@ -7,6 +7,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Final, Literal, Protocol
 
@@ -73,7 +74,19 @@ Counter = Callable[[events.Request], Coroutine[None, None, Counted]]
 """Says what a document would be, published. UsageError: it could not be."""
 
 
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What publishes and counts with one model."""
+
+    publisher: Publisher
+    counter: Counter
+
+
 NO_MODELS: Final[Mapping[Fingerprint, str]] = {}
+NO_SERVED: Final[Mapping[str, Served]] = {}
+
+Choose = Callable[[str | None], Served]
+"""What serves a model, by its name. UsageError: none does."""
 
 
 async def refuse_count(ask: events.Request) -> Counted:
@@ -87,14 +100,20 @@ def create_app(
     access: Access = LOOPBACK,
     counter: Counter = refuse_count,
     models: Mapping[Fingerprint, str] = NO_MODELS,
+    served: Mapping[str, Served] = NO_SERVED,
+    width: int = 1,
 ) -> Starlette:
     """The cloud as an ASGI application. `models`: names of those that it runs.
+
+    A request that names no model is the `publisher`'s and the `counter`'s, and one that names one is for the `served`
+    one of that name. `width`: how many documents are published at a time.
 
     Where `access` has keys, everything but /health and /readyz needs one as bearer token: reading one with the scope
     `read`, publishing and removing one with `publish`.
     """
-    changes, counts = Turns(), Turns("counted")
-    contexts, fits = _Contexts(store, publisher, changes), FitKeeper(store, models, changes)
+    changes, counts = Turns(width=width), Turns("counted")
+    choose = partial(_served, Served(publisher, counter), served)
+    contexts, fits = _Contexts(store, choose, changes), FitKeeper(store, models, changes)
     caching = routes.SHARED if access.keys is None else routes.PRIVATE
     readable = Watched(store.check, "the store")
 
@@ -114,7 +133,7 @@ def create_app(
             *fit_routes(fits, caching),
             routes.catalogue_route(store.listing),
             Route("/v1/contexts", partial(_publish, contexts), methods=["POST"]),
-            Route("/v1/count", partial(_count, counter, counts), methods=["POST"]),
+            Route("/v1/count", partial(_count, choose, counts), methods=["POST"]),
             Route("/v1/contexts/{name}", partial(_remove, contexts), methods=["DELETE"]),
         ],
         middleware=access.middleware("cloud", reads="read", writes="publish", open=OPEN),
@@ -131,8 +150,8 @@ def create_app(
 class _Contexts:
     """The published contexts. One change at a time: an object that one change still needs, another might remove."""
 
-    def __init__(self, store: Objects, publisher: Publisher, turns: Turns) -> None:
-        self._store, self._publisher = store, publisher
+    def __init__(self, store: Objects, choose: Choose, turns: Turns) -> None:
+        self._store, self._choose = store, choose
         self._turns = turns
         self._tasks: set[asyncio.Task[None]] = set()
         self._under_way: dict[int, tuple[str, Progress]] = {}
@@ -177,10 +196,11 @@ class _Contexts:
 
         last: News = PrereadError("publishing was given up: its caller went away, or the cloud is stopping")
         try:
+            publisher = self._choose(ask.model).publisher
             await self._store.check_room(ask.name)
-            async with self._turns.turn(caller, size_bytes, place):
+            async with self._turns.turn(caller, size_bytes, place, ask.priority):
                 await self._store.check_room(ask.name)
-                last = await self._publisher(ask.name, ask.text, ask.tokens, ask.form, ask.mode, progress)
+                last = await publisher(ask.name, ask.text, ask.tokens, ask.form, ask.mode, progress)
         except PrereadError as error:
             last = error
         except Exception:
@@ -207,11 +227,26 @@ async def _remove(contexts: _Contexts, request: Request) -> Response:
     return JSONResponse({"removed": name}, headers={"Cache-Control": "no-store"})
 
 
-async def _count(counter: Counter, turns: Turns, request: Request) -> Response:
+def _served(first: Served, others: Mapping[str, Served], model: str | None) -> Served:
+    """What serves a model.
+
+    Raises:
+        UsageError: none does.
+    """
+    if model is None:
+        return first
+    if (found := others.get(model)) is None:
+        runs = ", ".join(sorted(others)) or "none that it can be asked for by name"
+        raise UsageError(f"this cloud does not run model {model[:200]!r}; it runs: {runs}")
+    return found
+
+
+async def _count(choose: Choose, turns: Turns, request: Request) -> Response:
     """Count beside what is being published: nobody who only wants to know waits for that."""
     body = await guard.read_body(request, MAX_BODY_BYTES)
     size_bytes, ask = len(body), _parse(body)
     del body
+    counter = choose(ask.model).counter
     async with turns.turn(guard.caller(request.scope), size_bytes, lambda ahead: None):
         counted = await counter(ask)
     headers = {"Cache-Control": "no-store"}

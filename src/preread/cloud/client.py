@@ -8,7 +8,7 @@ from urllib.parse import quote
 import httpx2
 import msgspec
 
-from preread.cloud.events import Counted, Event, Failed, Mode, Problem, Progress, Published, Request
+from preread.cloud.events import Counted, Event, Failed, Mode, Priority, Problem, Progress, Published, Request
 from preread.errors import Absent, CorruptData, Overloaded, PrereadError, RemoteError, TransportError, UsageError
 from preread.store import client
 from preread.values import Form, ObjectId
@@ -46,12 +46,15 @@ def publish(
     tokens: list[int] | None = None,
     form: Form | Literal["auto"] = "auto",
     mode: Mode = "exact",
+    priority: Priority = "interactive",
+    model: str | None = None,
     api_key: str | None = None,
     via: Via = DIRECT,
 ) -> Iterator[Progress | Published]:
     """Have a cloud read a document, given as exactly one of text and tokens, in this mode. The last event is Published.
 
-    `via`: how the cloud is reached.
+    `priority`: whether somebody waits for it. `model`: the one that is to read it, where the cloud runs several. `via`:
+    how the cloud is reached.
 
     Raises:
         UsageError: the cloud says what is wrong with the request.
@@ -59,7 +62,7 @@ def publish(
         TransportError: the cloud cannot be reached, or the connection broke; nothing was published then.
         CorruptData: the other side is not a cloud.
     """
-    body = msgspec.json.encode(Request(name, text, tokens, form, mode))
+    body = msgspec.json.encode(Request(name, text, tokens, form, mode, priority, model))
     with _answer(url, "POST", "/v1/contexts", api_key, via, body) as response:
         for line in _lines(response):
             event = _decoded(line, _events)
@@ -79,6 +82,7 @@ def count(
     tokens: list[int] | None = None,
     form: Form | Literal["auto"] = "auto",
     mode: Mode = "exact",
+    model: str | None = None,
     api_key: str | None = None,
     via: Via = DIRECT,
 ) -> Counted:
@@ -88,7 +92,7 @@ def count(
         Absent: the cloud is of before it could tell.
         UsageError, RemoteError, TransportError, CorruptData: as for `publish`.
     """
-    body = msgspec.json.encode(Request(name, text, tokens, form, mode))
+    body = msgspec.json.encode(Request(name, text, tokens, form, mode, model=model))
     with _answer(url, "POST", "/v1/count", api_key, via, body) as response:
         return _decoded(_read(response, _LINE_BYTES), _counted)
 

@@ -11,17 +11,25 @@ from preread.wire.fields import ContextIdField
 Mode = Literal["exact", "mapped", "guided", "taught", "auto"]
 """How a document is to be read; see `preread.cloud.reading`."""
 
+Priority = Literal["interactive", "background"]
+"""Whether a person waits for it; what is in the background is published when nobody waits."""
+
 TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 
 
 class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Body of POST /v1/contexts: a document as text or as token ids, how it continues, and how it is to be read."""
+    """Body of POST /v1/contexts: a document as text or as token ids, how it continues, and how it is to be read.
+
+    `model` is the name of the one that reads it; the cloud's first, if none is named.
+    """
 
     name: str
     text: str | None = None
     tokens: list[TokenId] | None = None
     form: Form | Literal["auto"] = "auto"
     mode: Mode = "exact"
+    priority: Priority = "interactive"
+    model: str | None = None
 
 
 class Progress(msgspec.Struct, frozen=True, tag_field="event", tag="progress"):
