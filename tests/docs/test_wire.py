@@ -62,7 +62,12 @@ def test_what_a_publication_takes() -> None:
     assert set(rows) == fields(Request)
     assert quoted(rows["mode"][0]) == list(get_args(events.Mode))
     assert sorted(quoted(rows["form"][0])) == sorted(["auto", *get_args(Form)])
-    assert {name for name, (_, meaning) in rows.items() if meaning.startswith("optional")} == {"form", "mode"}
+    assert {name for name, (_, meaning) in rows.items() if meaning.startswith("optional")} == {
+        "form",
+        "mode",
+        "model",
+        "priority",
+    }
     assert app.MAX_BODY_BYTES == 8 * 2**20 and "need not be canonical, of at most 8 MiB." in TEXT
     assert f"At most {turns.MOST} documents wait, {turns.MOST_OF_A_CALLER} of one caller" in TEXT
     assert f"and {turns.MOST_BYTES >> 20} MiB of them" in TEXT
