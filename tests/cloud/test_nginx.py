@@ -8,12 +8,14 @@ import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import httpx2
 import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from preread.cloud import client
 from preread.cloud.app import create_app
 from preread.store.egress import CloudLink
 from preread.store.fetch import fetch_all
@@ -22,6 +24,7 @@ from preread.testing.cloud import RandomPublisher, serving
 from preread.testing.store import publish
 from preread.values import ObjectRef
 from preread.wire import catalogue, manifest
+from preread.wire.selection import EVERYTHING
 
 NGINX = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
 pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
@@ -160,3 +163,21 @@ def test_a_second_edge_costs_the_cloud_a_catalogue_and_nothing_else(site: Site) 
     asked = len(site.origin.paths)
     assert asyncio.run(read()) > 0
     assert set(site.origin.paths[asked:]) == {"/v1/catalogue"}
+
+
+def test_changes_come_through_as_they_are_told(site: Site) -> None:
+    """Though answers are buffered by default, and the connection to the cloud is closed after each."""
+
+    async def told() -> list[str]:
+        seen = list[str]()
+        async with CloudLink(site.url) as link:
+            async for event in link.changes("", EVERYTHING, 60.0):
+                seen.append(event.version)
+                if len(seen) == 3:
+                    return seen
+                asking = partial(client.publish, site.url, f"name {len(seen)}", text="a text")
+                await asyncio.to_thread(lambda: list(asking()))  # noqa: B023
+        return seen
+
+    versions = asyncio.run(asyncio.wait_for(told(), 120))
+    assert versions[0] == "" and len(set(versions)) == 3

@@ -245,7 +245,7 @@ def test_profiles_of_other_models_are_not_fetched(served: Served) -> None:
     served.publish("one", "first text", PROFILE)
     contexts = Contexts(served.folder, replace(OWN, fingerprint=OTHER))
     served.sync(contexts)
-    assert [entry.name for entry in contexts.entries()] == ["one"] and served.counting.profiles == []
+    assert named_now(served, contexts, "one").manifest is None and served.counting.profiles == []
 
 
 def test_a_cloud_cannot_make_an_edge_hoard_profiles(served: Served) -> None:
@@ -343,20 +343,22 @@ def named_now(served: Served, contexts: Contexts, name: str) -> Known:
 
     async def main() -> Known:
         async with CloudLink(served.url) as link:
+            if contexts.entry(name) is None:
+                await contexts.look_up(name, link)
             return await contexts.get(name, link)
 
     return asyncio.run(main())
 
 
-def test_of_other_models_only_names_are_kept_until_one_is_asked_for(served: Served) -> None:
+def test_of_other_models_only_what_is_asked_for_by_name_is_fetched(served: Served) -> None:
     served.publish("one", "first text")
     served.publish("two", "second text")
     contexts = Contexts(served.folder, replace(OWN, fingerprint=OTHER))
     served.sync(contexts)
-    assert [entry.token_count for entry in contexts.entries()] == [10, 11] and contexts.all() == []
-    assert served.counting.of("tokens") == served.counting.of("manifests") == []
+    assert contexts.entries() == [] and served.counting.of("tokens") == served.counting.of("manifests") == []
     known = named_now(served, contexts, "two")
     assert len(known.tokens) == 11 and known.manifest is None and "another model" in known.why
+    assert [entry.name for entry in contexts.entries()] == ["two"]
     again = Contexts(served.folder, replace(OWN, fingerprint=OTHER))
     again.restore()
     assert len(again.named("two").tokens) == 11 and len(served.counting.of("tokens")) == 1

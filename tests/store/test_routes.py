@@ -1,9 +1,8 @@
-"""Objects and catalogue over real HTTP: caching headers, ranges, conditions, errors."""
+"""Objects over real HTTP: caching headers, ranges, conditions, errors."""
 
 import asyncio
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 import httpx2
 import pytest
@@ -12,11 +11,10 @@ from starlette.exceptions import HTTPException
 
 from preread.errors import PrereadError, RemoteError
 from preread.store.objects import Objects, open_store
-from preread.store.routes import PRIVATE, catalogue_route, object_routes, on_error, on_http_error
+from preread.store.routes import PRIVATE, object_routes, on_error, on_http_error
 from preread.testing.cloud import serving
 from preread.values import Kind, ObjectId, ObjectRef
 from preread.wire.digest import object_id
-from preread.wire.pages import Listing
 
 DATA = os.urandom(140_000)
 
@@ -31,23 +29,10 @@ class Broken:
         raise RemoteError("store ./x cannot be read")
 
 
-@dataclass
-class Shelf:
-    """A catalogue that can be changed."""
-
-    written: dict[str, bytes] = field(default_factory=dict)
-
-    async def read(self) -> Listing:
-        return Listing(self.written)
-
-
-SHELF = Shelf()
-
-
 def app_of(source: Objects | Broken, cache_control: str | None = None) -> Starlette:
     objects = object_routes(source) if cache_control is None else object_routes(source, cache_control)
     handlers = {PrereadError: on_error, HTTPException: on_http_error}
-    return Starlette(routes=[*objects, catalogue_route(SHELF.read)], exception_handlers=handlers)
+    return Starlette(routes=objects, exception_handlers=handlers)
 
 
 @pytest.fixture(scope="module")
@@ -163,37 +148,6 @@ def test_nothing_can_be_written(client: httpx2.Client, ref: ObjectRef) -> None:
         answer = client.request(method, f"/v1/segments/{ref.id}")
         assert answer.status_code == 405 and answer.json()["error"]["code"] == "method_not_allowed"
         assert "GET" in answer.headers["allow"]
-
-
-def test_catalogue(client: httpx2.Client) -> None:
-    answer = client.get("/v1/catalogue")
-    assert (answer.content, answer.headers["cache-control"]) == (Listing({}).page(), "no-cache")
-    etag = answer.headers["etag"]
-    assert etag == f'"{object_id(answer.content)}"'
-    assert client.get("/v1/catalogue", headers={"If-None-Match": etag}).status_code == 304
-    SHELF.written = {name: b'"%b"' % name.encode() for name in "abc"}
-    assert client.get("/v1/catalogue", headers={"If-None-Match": etag}).content == Listing(SHELF.written).page()
-
-
-def test_pages_of_the_catalogue_have_the_tag_of_the_whole(client: httpx2.Client) -> None:
-    SHELF.written = {name: b'"%b"' % name.encode() for name in ("a", "b&c", "d")}
-    pages, tags = [], set()
-    after = ""
-    while True:
-        answer = client.get("/v1/catalogue", params={"limit": 1, "after": after})
-        pages.append(answer.json())
-        tags.add(answer.headers["etag"])
-        if "next" not in pages[-1]:
-            break
-        after = pages[-1]["next"]
-    assert [page["contexts"] for page in pages] == [["a"], ["b&c"], ["d"]]
-    assert tags == {client.get("/v1/catalogue").headers["etag"]}
-
-
-@pytest.mark.parametrize("limit", ["0", "-1", "x", "", "9" * 5000, "١"])
-def test_a_limit_that_is_none_is_refused(client: httpx2.Client, limit: str) -> None:
-    answer = client.get("/v1/catalogue", params={"limit": limit})
-    assert answer.status_code == 400 and answer.json()["error"]["param"] == "limit"
 
 
 def test_broken_store_is_an_error_of_the_other_side() -> None:

@@ -14,6 +14,8 @@ from preread.wire import pages
 from preread.wire.catalogue import Catalogue, Entry
 from preread.wire.digest import object_id
 from preread.wire.fields import SizedId
+from preread.wire.selection import EVERYTHING, Selection
+from preread.wire.told import Told
 
 ENTRY = Entry(
     name="manual",
@@ -103,3 +105,79 @@ def test_what_is_removed_between_two_pages_is_gone() -> None:
 def test_a_reader_of_before_pages_refuses_a_page_and_takes_the_last() -> None:
     assert b"next" not in page_of("ab", None)
     assert catalogues.loads(page_of("ab", "b")).next == "b"
+
+
+OTHER = Fingerprint("0" * 64)
+STATES = st.lists(
+    st.dictionaries(st.sampled_from("abcde"), st.tuples(st.sampled_from([ENTRY.fingerprint, OTHER]), st.integers(1, 2)))
+)
+
+
+def listing_of(state: dict[str, tuple[Fingerprint, int]], before: pages.Listing | None) -> pages.Listing:
+    entries = [
+        msgspec.structs.replace(ENTRY, name=name, fingerprint=fingerprint, token_count=tokens)
+        for name, (fingerprint, tokens) in state.items()
+    ]
+    return pages.Listing({entry.name: catalogues.write(entry) for entry in entries}, (), before)
+
+
+@given(STATES, st.integers(0, 10), st.sampled_from([EVERYTHING, Selection((OTHER,)), Selection((), ("a", "b"))]))
+def test_changes_since_any_version_make_of_it_what_is_listed_now(
+    states: list[dict[str, tuple[Fingerprint, int]]], known: int, selection: Selection
+) -> None:
+    listings, listing = [], listing_of({}, None)
+    for state in ({}, *states):
+        listing = listing_of(state, listing)
+        listings.append(listing)
+    former = listings[min(known, len(listings) - 1)]
+    changes = listing.since(former.version, selection)
+    assert changes is not None
+    told = catalogues.loads(changes)
+    assert catalogues.dumps(told) == changes and told.since == former.version
+    was = {entry.name: entry for entry in catalogues.loads(former.page(selection=selection)).contexts}
+    now = catalogues.loads(listing.page(selection=selection)).contexts
+    made = {**was, **{entry.name: entry for entry in told.contexts}}
+    made = {name: entry for name, entry in made.items() if name not in told.removed}
+    assert sorted(made.values(), key=lambda entry: entry.name) == list(now)
+    assert not (listing.version == former.version and (told.contexts or told.removed))
+    news = listing.news(former.version, selection)
+    assert news.version == listing.version and news.changes in (b"", changes)
+
+
+def test_a_version_that_is_not_known_any_more_has_no_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "MOST_VERSIONS", 3)
+    listings, listing = [], None
+    for tokens in range(1, 7):
+        listing = listing_of({"a": (OTHER, tokens)}, listing)
+        listings.append(listing)
+    assert listing is not None
+    assert [listing.since(one.version) is None for one in listings] == [True, True, False, False, False, False]
+    assert listing.since("0" * 64) is None and listing.news("0" * 64) == Told("")
+    monkeypatch.setattr(pages, "MOST_CHANGES", 2)
+    latest = listing_of({"a": (OTHER, 9)}, listing)
+    assert [latest.since(one.version) is None for one in listings[3:]] == [True, False, False]
+    monkeypatch.setattr(pages, "MAX_CHANGES_BYTES", 100)
+    assert latest.since(listing.version) is None
+
+
+def test_what_is_selected_comes_in_pages() -> None:
+    listing = listing_of({name: (OTHER if name in "bd" else ENTRY.fingerprint, 1) for name in "abcde"}, None)
+    walk = pages.Pages(Selection((OTHER,)))
+    while (target := walk.target) is not None:
+        asked = parse_qs(urlsplit(target).query)
+        assert asked["fingerprint"] == [OTHER]
+        walk.take(listing.page(asked.get("after", [""])[0], 1, Selection((OTHER,))))
+    assert [entry.name for entry in catalogues.loads(walk.whole()).contexts] == ["b", "d"]
+
+
+def test_changes_are_taken_only_since_the_version_that_is_known() -> None:
+    changes = catalogues.dumps(Catalogue((ENTRY,), since="1" * 64))
+    walk = pages.Pages(since="1" * 64)
+    assert walk.target is not None and walk.target.endswith("&since=" + "1" * 64)
+    walk.take(changes)
+    assert walk.target is None and walk.whole() == changes
+    for since in ("", "2" * 64):
+        with pytest.raises(CorruptData, match="since another version"):
+            pages.Pages(since=since).take(changes)
+    with pytest.raises(CorruptData):
+        catalogues.loads(changes.replace(b'"since":"1111', b'"since":"x111'))

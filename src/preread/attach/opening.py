@@ -21,7 +21,7 @@ from preread.attach.trust import Trust
 from preread.edge import kept
 from preread.edge.contexts import Contexts
 from preread.edge.neighbours import Neighbours
-from preread.edge.published import OwnModel
+from preread.edge.published import Interest, OwnModel
 from preread.edge.sources import Sources
 from preread.engine import arenas
 from preread.engine.download import pull
@@ -65,7 +65,8 @@ async def attached(options: Options) -> AsyncGenerator[Attached, None]:
             if link.exposed:
                 _log.warning("contexts come without TLS: whoever is on the way can read them, and change them")
         folder, spec = options.folder or kept.usual_folder(options.cloud), engine.spec
-        contexts = Contexts(folder, OwnModel(spec.fingerprint, spec.vocabulary, spec.geometry, spec.trained_tokens))
+        own = OwnModel(spec.fingerprint, spec.vocabulary, spec.geometry, spec.trained_tokens)
+        contexts = Contexts(folder, own, Interest(options.names))
         await asyncio.to_thread(contexts.restore)
         held = Held(folder / "held" / spec.fingerprint[:16], options.disk_bytes) if options.disk_bytes else None
         if held is not None:

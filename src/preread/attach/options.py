@@ -20,7 +20,9 @@ class Options:
         slots_bytes: room for slot files there.
         cloud, cloud_key: URL of the cloud, and the key that it asks for; None: only what is on the disk is restored.
         rung: that is streamed; None: the one of fewest bytes that keeps `max_dloss`, in nats a token.
-        sync_s: how often the catalogue is asked for.
+        sync_s: how often the catalogue is asked for where the cloud does not tell of changes; over 60, always.
+        names: only contexts whose names begin with one of these are listed, and others when they are asked for; by
+            default all of the model.
         folder: where the catalogue and segments are kept; by default in the user's cache folder, where an edge of the
             same cloud finds them too.
         disk_bytes: room for segments there; 0: none are kept.
@@ -38,6 +40,7 @@ class Options:
     rung: str | None = None
     max_dloss: float = MAX_DLOSS
     sync_s: float = SYNC_S
+    names: tuple[str, ...] = ()
     folder: Path | None = None
     disk_bytes: int = 4 << 30
     via: Via = DIRECT

@@ -4,26 +4,23 @@ Names are asked of the cloud; what a prompt begins with is compared here, and ne
 """
 
 import asyncio
-import time
 from contextlib import suppress
 from functools import partial
 from typing import Final
 
 from preread.attach.asked import Spoken
 from preread.edge.contexts import Contexts, Known
-from preread.edge.syncing import synced
+from preread.edge.syncing import keep_in_step
 from preread.engine.chat import ChatTemplate
 from preread.engine.llamacpp import LlamaCpp
 from preread.errors import PrereadError, Unavailable, UnknownContext, UsageError
 from preread.plan.match import Tokens
-from preread.plan.poll import sync_pause_s
 from preread.store.egress import CloudLink
 from preread.values import ContextId
 
 _FIRST_S: Final = 10.0
 _RESYNC_S: Final = 2.0
 _FETCH_S: Final = 30.0
-_LOOK_S: Final = 1.0
 _PLACEHOLDER: Final = "\ue000 the shared context stands here \ue001"
 
 
@@ -41,18 +38,13 @@ class Published:
         self._spoken: dict[ContextId, Spoken] = {}
 
     async def keep_in_step(self, every_s: float) -> None:
-        """Ask the cloud for its catalogue for ever; failures are logged once when they begin and once when they end."""
+        """Keep what is known in step with the cloud for ever."""
         if self._link is None:
             self.contexts.unreachable = "there is no cloud"
             self.contexts.asked_cloud.set()
             return
         sync = partial(self.contexts.sync, self._link)
-        failures, asked_s = 0, float("-inf")
-        while True:
-            if time.monotonic() - asked_s >= sync_pause_s(every_s, failures or bool(self.contexts.unreachable)):
-                failures = await synced(sync, failures, "contexts are left to the server")
-                asked_s = time.monotonic()
-            await asyncio.sleep(min(every_s, _LOOK_S))
+        await keep_in_step(self.contexts, self._link, sync, every_s, "contexts are left to the server")
 
     async def find(self, name: str) -> Known:
         """The context of this name, got from the cloud as far as it is not here.
@@ -103,7 +95,7 @@ class Published:
             await asyncio.wait_for(contexts.asked_cloud.wait(), _FIRST_S)
         if self._link is not None and not contexts.unreachable and contexts.entry(name) is None:
             with suppress(TimeoutError, PrereadError):  # it is in `unreachable`
-                await asyncio.wait_for(contexts.sync(self._link), _RESYNC_S)
+                await asyncio.wait_for(contexts.look_up(name, self._link), _RESYNC_S)
 
 
 def _text(known: Known, engine: LlamaCpp) -> str | None:

@@ -8,10 +8,12 @@ from preread.codec.ladder import ladder
 from preread.errors import UsageError
 from preread.plan.place import POLICIES, Policy
 from preread.store.origin import parse_origin
+from preread.wire.selection import MOST_PREFIX
 
 RUNGS: Final = ", ".join(ladder())
 _FITTED: Final = re.compile(r"b\d{1,2}(\.\d{1,2})?")
 """What rungs of a profile are called: about so many bits a value. Which there are, the profile says."""
+_MOST_PREFIXES: Final = 64
 
 
 def rung_names(given: str) -> tuple[str, ...]:
@@ -39,6 +41,20 @@ def subscriptions(subscribe: str | None, pins: list[str] | None, prefetch: str) 
         raise UsageError("--subscribe names no context: write --subscribe NAME,NAME or --subscribe all")
     chosen = policy("all" if names == ["all"] else prefetch)
     return tuple(dict.fromkeys([*(pins or ()), *(name for name in names if names != ["all"])])), chosen
+
+
+def prefixes(given: str | None) -> tuple[str, ...]:
+    """What `--names` says names begin with.
+
+    Raises:
+        UsageError: it says nothing, or more than a cloud can be asked for.
+    """
+    found = tuple(dict.fromkeys(one.strip() for one in (given or "").split(",") if one.strip()))
+    if given is not None and not found:
+        raise UsageError("--names says no beginning of a name: write --names manual-,prices-")
+    if len(found) > _MOST_PREFIXES or any(len(one) > MOST_PREFIX for one in found):
+        raise UsageError(f"--names takes at most {_MOST_PREFIXES} beginnings of at most {MOST_PREFIX} characters")
+    return found
 
 
 def policy(given: str) -> Policy:

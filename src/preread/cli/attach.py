@@ -62,9 +62,8 @@ def attach(
     slots_room: Annotated[
         int, typer.Option("--slots-room", min=1, metavar="MIB", help="Room for slot files in --slots.")
     ] = 4096,
-    sync_s: Annotated[
-        float, typer.Option(min=0.1, metavar="S", help="Ask for the cloud's catalogue so often.")
-    ] = SYNC_S,
+    sync_s: options.SyncS = SYNC_S,
+    names: options.Names = None,
     disk_cache: options.DiskCache = 4096,
     neighbours: options.Neighbours = None,
     site_key: options.SiteKey = None,
@@ -94,6 +93,7 @@ def attach(
         rung=rung,
         max_dloss=max_dloss,
         sync_s=sync_s,
+        names=arguments.prefixes(names),
         disk_bytes=disk_cache << 20,
         via=options.via(),
         neighbours=arguments.urls(neighbours),

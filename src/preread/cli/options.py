@@ -261,6 +261,22 @@ Subscribe = Annotated[
         "by default those that are pinned or were asked for by name.",
     ),
 ]
+SyncS = Annotated[
+    float,
+    typer.Option(
+        min=0.1,
+        metavar="S",
+        help="Ask for the cloud's catalogue so often where it does not tell of changes by itself; over 60: always.",
+    ),
+]
+Names = Annotated[
+    str | None,
+    typer.Option(
+        "--names",
+        metavar="PREFIX,…",
+        help="List only contexts whose names begin so, and others once asked for; by default all of the model.",
+    ),
+]
 Neighbours = Annotated[
     str | None,
     typer.Option("--neighbours", metavar="URL,…", help="Other edges of this site, that share what they hold."),

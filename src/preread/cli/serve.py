@@ -240,9 +240,8 @@ def edge(
     cache_ram: options.CacheRam = None,
     decisions: options.Decisions = None,
     family: options.Gates = None,
-    sync_s: Annotated[
-        float, typer.Option(min=0.1, metavar="S", help="Ask for the cloud's catalogue so often.")
-    ] = SYNC_S,
+    sync_s: options.SyncS = SYNC_S,
+    names: options.Names = None,
     disk_cache: options.DiskCache = 4096,
     pin: options.Pin = None,
     prefetch: options.Prefetch = "recent",
@@ -295,6 +294,7 @@ def edge(
             keep_conversations_s=keep_conversations,
             cache_ram_bytes=None if cache_ram is None else cache_ram << 20,
             sync_s=sync_s,
+            names=arguments.prefixes(names),
             decisions=decisions,
             gates=tuple(family or ()),
             near=near,

@@ -29,6 +29,7 @@ from preread.lifecycle import Lifecycle
 from preread.page.routes import OPEN, page_routes
 from preread.store import guard, routes
 from preread.store.guard import LOOPBACK, Access
+from preread.store.listed import catalogue_route
 from preread.store.objects import Objects
 from preread.store.readiness import Watched, ready_route
 from preread.tasks import running
@@ -131,7 +132,7 @@ def create_app(
             *page_routes("cloud", CloudPage(store, contexts.under_way).look, keys=access.keys is not None),
             *routes.object_routes(store, caching),
             *fit_routes(fits, caching),
-            routes.catalogue_route(store.listing),
+            catalogue_route(store),
             Route("/v1/contexts", partial(_publish, contexts), methods=["POST"]),
             Route("/v1/count", partial(_count, choose, counts), methods=["POST"]),
             Route("/v1/contexts/{name}", partial(_remove, contexts), methods=["DELETE"]),

@@ -1,15 +1,17 @@
 """The contexts that this edge knows: what is published, and the token ids and manifests of those that it can use.
 
-And the profiles that these manifests refer to. All is synced ahead of time, so that matching a prompt asks nobody, and
-so that an edge without a cloud, after a restart too, can still compute every context that it knows by name. What is
-believed and how much of it is kept is decided in `published.py`; files are in `kept.py`.
+And the profiles that these manifests refer to. All is here ahead of time, so that matching a prompt asks nobody, and so
+that an edge without a cloud, after a restart too, can still compute every context that it has token ids of. What is
+asked for, what is believed and how much of it is kept is decided in `published.py`, when to ask in `syncing.py`; files
+are in `kept.py`.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +22,7 @@ from preread.edge import published
 from preread.edge.kept import Kept
 from preread.edge.profiles import Profiles
 from preread.edge.profiles import wanted as profiles_wanted
-from preread.edge.published import OwnModel
+from preread.edge.published import ANYTHING, Interest, OwnModel
 from preread.edge.rungs import Streamable, reread, resolved
 from preread.errors import (
     CorruptData,
@@ -38,14 +40,19 @@ from preread.wire import catalogue as catalogues
 from preread.wire import manifest as manifests
 from preread.wire import tokens as token_objects
 from preread.wire.catalogue import Catalogue, Entry
-from preread.wire.digest import context_id
+from preread.wire.digest import context_id, is_id, object_id
 from preread.wire.fields import MAX_CATALOGUE_BYTES, SizedId
 from preread.wire.manifest import Manifest
+from preread.wire.selection import Selection, of_names
+from preread.wire.told import Told
 
 _log = logging.getLogger(__name__)
 _CATALOGUE: Final = "catalogue.json"
 _ASKED: Final = "asked.json"
+_VERSION: Final = "version.json"
+_MOST_VERSION_BYTES: Final = 2**16
 _MOST_ASKED_BYTES: Final = 2**17
+_MOST_LOOKED_UP: Final = 64
 
 
 _Read = Tokens | tuple[Streamable, ...] | Profile | CorruptData
@@ -99,11 +106,12 @@ class Contexts:
     Args:
         folder: where what is published is kept, in a folder of its own for each model; made when needed.
         own: the model that this edge runs.
+        interest: which contexts it is run for.
     """
 
-    def __init__(self, folder: Path, own: OwnModel) -> None:
+    def __init__(self, folder: Path, own: OwnModel, interest: Interest = ANYTHING) -> None:
         self.own_model, self._kept = own, Kept(folder / "catalogue" / own.fingerprint[:16])
-        self.profiles = Profiles(own)
+        self._interest, self.profiles = interest, Profiles(own)
         self._entries: dict[str, Entry] = {}
         self._former: dict[str, Entry] = {}
         """What a name stood for, while the tokens of what it stands for now are not here yet."""
@@ -114,11 +122,15 @@ class Contexts:
         self._useless: dict[ObjectId, str] = {}
         """Objects that are here and cannot be used, and why: fetching them again would not help."""
         self._failed: dict[ObjectId, tuple[int, int, str]] = {}
-        """Objects that could not be had: how often, at which sync, and why."""
+        """Objects that could not be had: how often, at which try, and why."""
         self._asked: tuple[str, ...] = ()
         self._cells: dict[ObjectId, SizedId] | None = None
-        self._etag, self._syncs = "", 0
-        self._syncing = asyncio.Lock()
+        self.version, self._tries = "", 0
+        self._all_comes = False
+        """Whether the cloud is one of before selections: it tells everything, whatever it is asked for."""
+        self._learning, self._fetching = asyncio.Lock(), asyncio.Lock()
+        self.lacking = asyncio.Event()
+        """Set when something may have to be fetched that nobody waits for."""
         self.asked_cloud = asyncio.Event()
         """Set when the first sync has ended, one way or the other."""
         self.unreachable: str | None = "the cloud was not asked yet"
@@ -169,6 +181,11 @@ class Contexts:
         own = [entry for entry in self._entries.values() if self.own_model.streams(entry.fingerprint)]
         return self.unreachable is None and all(entry.manifest.id in self._manifests for entry in own)
 
+    @property
+    def selection(self) -> Selection:
+        """Which contexts of the cloud this edge wants to know of."""
+        return published.selection(self._entries, self.own_model, self._interest, self._asked)
+
     def segment(self, id: ObjectId) -> ObjectRef | None:
         """The segment of this id, if a context of this edge's own model has it in any rung."""
         if self._cells is None:
@@ -189,12 +206,21 @@ class Contexts:
                 return
             self._replace(catalogues.loads(data).contexts)
             self._asked = tuple(msgspec.json.decode(asked, type=list[str]))[-published.MOST_ASKED :] if asked else ()
+            self.version = self._version_of(data)
         except (CorruptData, OSError, msgspec.DecodeError, ValueError) as error:
             _log.warning("the kept catalogue cannot be used whole and will be fetched again: %s", error)
         for ref, entry in self._refs():
             kept = self._kept.object(ref)
             if kept is not None:
                 self._put(ref, entry, self._read(ref, entry, kept))
+
+    def _version_of(self, kept: bytes) -> str:
+        """The version of the catalogue that is kept, if it is one of what this edge asks for now; else ""."""
+        data = self._kept.read(_VERSION, _MOST_VERSION_BYTES)
+        if data is None:
+            return ""
+        digest, version, query = msgspec.json.decode(data, type=tuple[str, str, str])
+        return version if (digest, query) == (object_id(kept), self.selection.query()) and is_id(version) else ""
 
     async def sync(self, link: CloudLink) -> float:
         """Bring all up to date. On failure everything known before stays, and `unreachable` says why.
@@ -207,28 +233,59 @@ class Contexts:
                 `CloudLink.get` does. An object that the cloud does not have, or not as it should be, is no error; it is
                 asked for again, ever more rarely.
         """
-        async with self._syncing:
-            started = time.monotonic()
-            try:
-                answer = await link.catalogue(self._etag or None)
+        with self._noting_failures():
+            async with self._learning:
+                started = time.monotonic()
+                answer = await link.catalogue(self.version, self.selection)
                 answered_s = time.monotonic() - started
-                self._syncs += 1
                 if answer is not None:
-                    await self._learn(*answer)
-                self.unreachable = None  # it answers: who asks now need not wait for what is fetched ahead of need
-                for ref, entry in self._refs():
-                    if self._due(ref):
-                        await self._fetch(link, ref, entry)
-                await self._forget()
-            except CorruptData as error:
-                self.unreachable = f"the cloud's catalogue cannot be read: {error}; does --cloud name a preread cloud?"
-                raise RemoteError(self.unreachable) from error
-            except PrereadError as error:
-                self.unreachable = str(error)
-                raise
-            finally:
-                self.asked_cloud.set()
-            return answered_s
+                    await self._learn(*answer, link)
+            self.unreachable = None  # it answers: who asks now need not wait for what is fetched ahead of need
+            await self.fetch(link)
+        return answered_s
+
+    async def hear(self, told: Told, link: CloudLink) -> None:
+        """Take over what the cloud tells by itself.
+
+        Raises:
+            PrereadError: as `sync` does, where it tells that there is much to be asked for.
+            CorruptData: what it tells is no catalogue.
+        """
+        if not told.version:
+            await self.sync(link)
+            return
+        async with self._learning:
+            if told.changes:
+                await self._take(catalogues.loads(told.changes), told.version, self.selection)
+            self.version = told.version
+
+    async def look_up(self, name: str, link: CloudLink) -> None:
+        """Ask the cloud for a name that is not known here: by a part of its digest, so that it is not told.
+
+        Raises:
+            PrereadError: as `sync` does.
+        """
+        if self._all_comes:
+            await self.sync(link)
+            return
+        with self._noting_failures():
+            async with self._learning:
+                await self._ask_for({name}, link)
+            self.unreachable = None
+
+    async def fetch(self, link: CloudLink) -> None:
+        """Fetch what is to be here and is not.
+
+        Raises:
+            TransportError, UsageError: as `CloudLink.get` does.
+        """
+        async with self._fetching:
+            self._tries += 1
+            self.lacking.clear()
+            for ref, entry in self._refs():
+                if self._due(ref):
+                    await self._fetch(link, ref, entry)
+            await self._forget()
 
     async def get(self, name: str, link: CloudLink | None) -> Known:
         """The context of this name, for somebody who asks for it; what is missing of it is fetched first.
@@ -241,31 +298,70 @@ class Contexts:
             await self._note_asked(name)
         if entry is not None and link is not None and published.fits(entry, self.own_model) and not self._here(name):
             try:
-                for ref in self._refs_of(entry):
-                    await self._fetch(link, ref, entry)
+                await asyncio.gather(*[self._fetch(link, ref, entry) for ref in self._refs_of(entry)])
             except PrereadError as error:
                 if not self._here(name):
                     raise Unavailable(f"context {name!r} cannot be had from the cloud: {error}") from error
+            self.lacking.set()
         return self.named(name)
 
     # What is believed
 
-    async def _learn(self, body: bytes, etag: str) -> None:
-        """Take over what a catalogue tells."""
-        before = tuple(self._entries.values())
+    @contextmanager
+    def _noting_failures(self) -> Iterator[None]:
+        """While the cloud is asked: why that failed is in `unreachable`."""
+        try:
+            yield
+        except CorruptData as error:
+            self.unreachable = f"the cloud's catalogue cannot be read: {error}; does --cloud name a preread cloud?"
+            raise RemoteError(self.unreachable) from error
+        except PrereadError as error:
+            self.unreachable = str(error)
+            raise
+        finally:
+            self.asked_cloud.set()
 
-        def learn() -> tuple[Catalogue, tuple[Entry, ...]]:
-            told = catalogues.loads(body)
-            entries = published.merged(before, told)
-            self._kept.write(_CATALOGUE, catalogues.dumps(Catalogue(entries)))
-            return told, entries
+    async def _learn(self, body: bytes, version: str, link: CloudLink) -> None:
+        """Take over the answer to what was asked: a catalogue, or what has changed in it."""
+        told, wanted = await asyncio.to_thread(catalogues.loads, body), self.selection
+        self._all_comes = not all(wanted.takes(entry.name, entry.fingerprint) for entry in told.contexts)
+        await self._take(told, version, wanted)
+        if told.since:
+            return
+        lost = self._entries.keys() - {entry.name for entry in told.contexts}
+        if 0 < len(lost) <= _MOST_LOOKED_UP and not self._all_comes:
+            lost -= await self._ask_for(lost, link)  # published for another model, perhaps
+        if lost:
+            _log.warning(
+                "the cloud does not tell of %d contexts any more, nor that they were removed: they stay", len(lost)
+            )
 
-        told, entries = await asyncio.to_thread(learn)
-        lost = len(entries) - len(told.contexts)
-        if lost > 0:
-            _log.warning("the cloud does not tell of %d contexts any more, nor that they were removed: they stay", lost)
-        self._replace(entries)
-        self._etag = etag
+    async def _ask_for(self, names: Set[str], link: CloudLink) -> set[str]:
+        """Take over what the cloud tells of these names, whatever models they are for; which it tells of."""
+        asked = Selection(digests=of_names(names))
+        answer = await link.catalogue("", asked)
+        told = await asyncio.to_thread(catalogues.loads, answer[0]) if answer else Catalogue()
+        self._all_comes = not all(asked.names(entry.name) for entry in told.contexts)
+        found = tuple(entry for entry in told.contexts if entry.name in names)
+        also = replace(self.selection, digests=(*self.selection.digests, *asked.digests))
+        if found:
+            await self._take(Catalogue(found), self.version, also)
+        return {entry.name for entry in found}
+
+    async def _take(self, told: Catalogue, version: str, wanted: Selection) -> None:
+        """Take over, of what is told, what is wanted, and keep it on the disk."""
+        before, query = tuple(self._entries.values()), self.selection.query()
+
+        def take() -> tuple[Entry, ...]:
+            entries = published.merged(before, told, wanted)
+            written = catalogues.dumps(Catalogue(entries))
+            self._kept.write(_CATALOGUE, written)
+            self._kept.write(_VERSION, msgspec.json.encode((object_id(written), version, query)))
+            return entries
+
+        self._replace(await asyncio.to_thread(take))
+        self.version = version
+        self.lacking.set()
 
     def _replace(self, entries: tuple[Entry, ...]) -> None:
         former = {**self._former, **{name: one for name, one in self._entries.items() if one.context in self._tokens}}
@@ -281,7 +377,7 @@ class Contexts:
         self._keep_only(contexts, objects)
 
     def _wanted(self) -> list[Entry]:
-        return published.wanted(tuple(self._entries.values()), self.own_model, self._asked)
+        return published.wanted(tuple(self._entries.values()), self.own_model, self._asked, self._interest)
 
     def _refs(self) -> Iterator[tuple[ObjectRef, Entry | None]]:
         """All objects that are to be here, with what they are of; profiles, which are of many contexts, come last."""
@@ -320,7 +416,7 @@ class Contexts:
 
     def _due(self, ref: ObjectRef) -> bool:
         failed = self._failed.get(ref.id)
-        return failed is None or published.due(failed[0], failed[1], self._syncs)
+        return failed is None or published.due(failed[0], failed[1], self._tries)
 
     async def _fetch(self, link: CloudLink, ref: ObjectRef, entry: Entry | None) -> None:
         """Get an object, if it is not here, from the disk or else from the cloud.
@@ -338,7 +434,7 @@ class Contexts:
                 raise
             except PrereadError as error:
                 _log.warning("%s: %s", _what(ref, entry), error)
-                self._failed[ref.id] = self._failed.get(ref.id, (0, 0, ""))[0] + 1, self._syncs, str(error)
+                self._failed[ref.id] = self._failed.get(ref.id, (0, 0, ""))[0] + 1, self._tries, str(error)
                 return
             await asyncio.to_thread(self._kept.write, ref.id, data)
         self._failed.pop(ref.id, None)

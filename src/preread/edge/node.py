@@ -1,7 +1,6 @@
 """An edge's parts, put together: engine, contexts, link, and what is believed and held. Opened in `opening.py`."""
 
 import asyncio
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,16 +15,17 @@ from preread.edge.profiles import Preparations
 from preread.edge.readers import Readers
 from preread.edge.refine import Refinement
 from preread.edge.sources import Sources
-from preread.edge.syncing import synced
+from preread.edge.syncing import keep_in_step
 from preread.edge.uses import Uses
 from preread.engine.llamacpp import LlamaCpp
 from preread.engine.worker import Worker
 from preread.errors import PrereadError
 from preread.fit.calibration import UNFITTED, Calibration
 from preread.plan.beliefs import Beliefs
-from preread.plan.poll import sync_pause_s, warm_due
+from preread.plan.poll import warm_due
 from preread.store.egress import CloudLink
 from preread.store.fetch import IN_FLIGHT
+from preread.tasks import running
 
 FIRST_SYNC_S: Final = 10.0
 """A question that needs the first sync waits for it no longer."""
@@ -128,19 +128,22 @@ class Node:
         return self.contexts.asked_cloud.is_set()
 
     async def keep_in_sync(self, every_s: float) -> None:
-        """Sync for ever; failures are logged once when they begin and once when they end."""
-        failures, asked_s, warmed_s = 0, -math.inf, None
+        """Keep what is known in step with the cloud for ever, and connections open while they are in use."""
+        if self.link is None:
+            await self.sync()
+            return
+        async with running(self._keep_warm(self.link)):
+            await keep_in_step(self.contexts, self.link, self.sync, every_s, "contexts are computed here")
+
+    async def _keep_warm(self, link: CloudLink) -> None:
+        warmed_s = None
+        await self.contexts.asked_cloud.wait()
         while True:
-            now_s = time.monotonic()
-            # A load may find out first that the cloud is gone.
-            if now_s - asked_s >= sync_pause_s(every_s, failures or bool(self.contexts.unreachable)):
-                failures = await synced(self.sync, failures, "contexts are computed here")
-                asked_s = time.monotonic()
-            if not failures and self.link is not None and warm_due(now_s, warmed_s, self.streamed_s):
+            if self.contexts.unreachable is None and warm_due(time.monotonic(), warmed_s, self.streamed_s):
                 with suppress(PrereadError):
-                    await self.link.warm(IN_FLIGHT)
+                    await link.warm(IN_FLIGHT)
                 warmed_s = time.monotonic()
-            await asyncio.sleep(min(every_s, _LOOK_S))
+            await asyncio.sleep(_LOOK_S)
 
     async def forget(self) -> None:
         """Hold no context any more, neither in the engine's cache nor in memory, once nobody asks anything."""

@@ -14,7 +14,7 @@ from preread.edge.core import Core
 from preread.edge.node import Node
 from preread.edge.offload import Offload
 from preread.edge.options import Options
-from preread.edge.published import OwnModel
+from preread.edge.published import Interest, OwnModel
 from preread.edge.readers import Readers
 from preread.edge.residents import Residents
 from preread.engine.llamacpp import LlamaCpp
@@ -71,7 +71,8 @@ async def open_node(
         _log.warning("contexts come without TLS: whoever is on the way to the cloud can read them, and change them")
     spec = engine.spec
     own = OwnModel(spec.fingerprint, spec.vocabulary, spec.geometry, spec.window_tokens, gates)
-    contexts = Contexts(folder, own)
+    wishes = options.near.wishes
+    contexts = Contexts(folder, own, Interest(options.names, wishes.pins, wishes.policy == "all"))
     await asyncio.to_thread(contexts.restore)
     beliefs = Beliefs.of_machine(tested.prefill_tokens_s)
     offload = Offload(machine.offload_bytes(limits.memory_bytes(), options.cache_ram_bytes))

@@ -71,7 +71,9 @@ class Options:
         cache_ram_bytes: memory for the KV of contexts that are not in use at the moment; None: 1 GiB, or a quarter of
             what this process may use where that is less.
         folder: where the catalogue is kept; by default in the user's cache folder.
-        sync_s: how often the catalogue is asked for.
+        sync_s: how often the catalogue is asked for where the cloud does not tell of changes; over 60, always.
+        names: only contexts whose names begin with one of these are listed, and others when they are asked for; by
+            default all of the model.
         refine: rung that a streamed context is brought to after the first token; None: it stays as it was streamed.
         decisions: what `preread fit decisions` wrote for the model; None: where it writes that by itself, if it has.
         gates: what `preread fit family` wrote for the model, besides what lies where it writes that by itself: which
@@ -92,6 +94,7 @@ class Options:
     cache_ram_bytes: int | None = None
     folder: Path | None = None
     sync_s: float = SYNC_S
+    names: tuple[str, ...] = ()
     refine: str | None = None
     deadline_s: float | None = None
     decisions: Path | None = None
@@ -114,6 +117,7 @@ class OptionFields(TypedDict, total=False):
     cache_ram_bytes: int | None
     folder: Path | None
     sync_s: float
+    names: tuple[str, ...]
     refine: str | None
     deadline_s: float | None
     decisions: Path | None

@@ -1,11 +1,120 @@
-"""What is told of syncs with the cloud: once when they begin to fail, and once when they work again."""
+"""Keeping what is known in step with the cloud: told by it where it tells of changes, else by asking now and then.
 
+When to listen and when to ask is `plan/poll.py`'s to say; what is made of it, `contexts.py`'s. Failures are logged once
+when they begin, and once when they end.
+"""
+
+import asyncio
 import logging
+import random
+import time
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, aclosing
+from functools import partial
+from typing import Final
 
-from preread.errors import PrereadError
+from preread.edge.contexts import Contexts
+from preread.errors import PrereadError, TransportError
+from preread.plan.poll import DEAF_S, SPREAD_S, Allowance, listen_pause_s, listens, sync_pause_s
+from preread.store.egress import CloudLink
+from preread.tasks import running
+from preread.wire.selection import Selection
 
+_LOOK_S: Final = 1.0
 _log = logging.getLogger(__name__)
+
+
+async def keep_in_step(
+    contexts: Contexts, link: CloudLink, sync: Callable[[], Awaitable[object]], every_s: float, meanwhile: str
+) -> None:
+    """Sync for ever: each `every_s` seconds, and while the cloud tells of changes, only what is lacking is fetched.
+
+    Args:
+        contexts, link: what is known, and the cloud.
+        sync: asks the cloud for all of it, and raises PrereadError where it cannot.
+        every_s: how often to ask where the cloud does not tell.
+        meanwhile: what is done until the cloud is back, for the log.
+    """
+    ear, failures, asked_s = Ear(contexts, link), 0, float("-inf")
+    async with AsyncExitStack() as stack:
+        if listens(every_s):
+            await stack.enter_async_context(running(ear.keep_listening()))
+            await stack.enter_async_context(running(_keep_fetching(contexts, link)))
+        while True:
+            # A load may find out first that the cloud is gone.
+            pause_s = sync_pause_s(every_s, failures or bool(contexts.unreachable), random.random())
+            if ear.doubts or time.monotonic() - asked_s >= pause_s:
+                told = ear.hears and not contexts.unreachable
+                failures = await synced(partial(contexts.fetch, link) if told else sync, failures, meanwhile)
+                ear.doubts, asked_s = False, time.monotonic()
+            await asyncio.sleep(min(every_s, _LOOK_S))
+
+
+class Ear:
+    """Listens to a cloud, again and again where that ends.
+
+    Attributes:
+        hears: whether the cloud tells of changes now, so that it need not be asked.
+        doubts: whether the connection could not be made again: it is to be asked at once whether it is there at all.
+    """
+
+    def __init__(self, contexts: Contexts, link: CloudLink) -> None:
+        self._contexts, self._link = contexts, link
+        self.hears = self.doubts = self._heard = False
+
+    async def keep_listening(self) -> None:
+        """Listen for ever, but to a cloud that is there, and no oftener than the allowance has room for."""
+        await self._contexts.asked_cloud.wait()
+        allowance, failures = Allowance.full(time.monotonic()), 0
+        while True:
+            while self.doubts or self._contexts.unreachable:
+                await asyncio.sleep(_LOOK_S / 4)
+            allowance = allowance.spent(time.monotonic())
+            failures = 1 if await self._listen() else failures + 1
+            pause_s = listen_pause_s(failures, random.random())
+            await asyncio.sleep(max(pause_s, allowance.wait_s(time.monotonic())))
+
+    async def _listen(self) -> bool:
+        """Listen once, until that ends or more is to be listened for; whether anything was told."""
+        asked, self._heard = self._contexts.selection, False
+        listening = asyncio.ensure_future(self._take_over(asked))
+        try:
+            while not listening.done() and self._contexts.selection == asked:
+                await asyncio.wait([listening], timeout=_LOOK_S)
+        finally:
+            listening.cancel()
+            await asyncio.wait([listening])
+            self.hears = False
+        return self._heard
+
+    async def _take_over(self, asked: Selection) -> None:
+        """Take over what the cloud tells of a selection, until the connection ends."""
+        try:
+            async with aclosing(self._link.changes(self._contexts.version, asked, DEAF_S)) as changes:
+                async for told in changes:
+                    self.hears = self._heard = True
+                    await self._contexts.hear(told, self._link)
+        except PrereadError as error:
+            _log.debug("the cloud is not listened to for now: %s", error)
+            self.doubts = isinstance(error, TransportError) and not self._heard
+        except Exception:
+            _log.exception("listening to the cloud failed in a way that nobody foresaw")
+
+
+async def _keep_fetching(contexts: Contexts, link: CloudLink) -> None:
+    """Fetch what changes make worth having, for ever, and not in the moment in which all edges hear of them."""
+    while True:
+        await contexts.lacking.wait()
+        await asyncio.sleep(SPREAD_S * random.random())
+        if contexts.unreachable:
+            contexts.lacking.clear()  # the next sync fetches it
+            continue
+        try:
+            await contexts.fetch(link)
+        except PrereadError as error:
+            _log.debug("what was told of is fetched later: %s", error)
+        except Exception:
+            _log.exception("fetching ahead of need failed in a way that nobody foresaw")
 
 
 async def synced(sync: Callable[[], Awaitable[object]], failures: int, meanwhile: str) -> int:

@@ -121,7 +121,7 @@ async def _told(name: str, node: Node) -> Entry:
     settled = await node.settled()
     if node.link is not None and settled and not contexts.unreachable and contexts.entry(name) is None:
         try:
-            await asyncio.wait_for(node.sync(), _RESYNC_S)
+            await asyncio.wait_for(contexts.look_up(name, node.link), _RESYNC_S)
         except TimeoutError:
             settled = False
         except PrereadError:

@@ -1,12 +1,20 @@
-"""How often an edge asks its cloud whether anything has changed, and keeps connections open. Pure.
+"""How an edge learns that something has changed: when it listens, how often it asks else, and what that takes.
 
-Each asking costs some 400 bytes and a request, by whatever link there is: an idle edge is to cost next to nothing.
+Its cloud tells of changes as they come, over a connection that stays open. What an idle edge takes in a month has a
+bound, `MONTH_BYTES`, headers of TCP and IP counted: its link may be paid for by the byte. Pure.
 """
 
+from dataclasses import dataclass
 from typing import Final
 
 SYNC_S: Final = 60.0
-"""How often the catalogue is asked for, unless somebody says otherwise: with this, an idle edge takes 0.6 MB a day."""
+"""How often the catalogue is asked for where the cloud does not tell of changes, unless somebody says otherwise."""
+
+SILENCE_S: Final = 30.0
+"""A cloud says something at least so often: what is between closes connections that are silent for a minute or so."""
+
+DEAF_S: Final = 45.0
+"""After so much silence the connection is taken to be dead."""
 
 WARM_S: Final = 30.0
 """Connections in use are touched so often, so that no server in between closes them: a new one costs a round trip."""
@@ -14,12 +22,89 @@ WARM_S: Final = 30.0
 IN_USE_S: Final = 300.0
 """Connections are in use for so long after something came over them."""
 
-_FIRST_RETRY_S: Final = 5.0
+SPREAD_S: Final = 5.0
+"""What a change makes an edge fetch ahead of need, it fetches within so long: a thousand edges hear of it at once."""
+
+MONTH_S: Final = 30 * 86_400.0
+MONTH_BYTES: Final = 20_000_000
+"""What an idle edge takes at most in a month, at defaults, where its cloud tells of changes."""
+
+SILENT_BYTES: Final = 174
+"""What a word of nothing takes: 3 bytes, in a chunk of 8, in a TLS record of 30, in a packet of 102, and its receipt of
+72: IPv6, and TCP with timestamps."""
+
+CONNECTION_BYTES: Final = 10_000
+"""What a new connection takes: TLS with a chain of certificates, request, answer, and all of their headers."""
+
+ASKING_BYTES: Final = 1_000
+"""What asking takes over a connection that is open, where nothing has changed."""
+
+_FIRST_RETRY_S: Final = 1.0
+_MOST_PAUSE_S: Final = 60.0
+_RATE_BYTES_S: Final = ASKING_BYTES / SYNC_S
+_MOST_AT_ONCE: Final = 24
 
 
-def sync_pause_s(every_s: float, failures: int) -> float:
-    """Seconds from one asking to the next: `every_s`, or less after failures, ever longer."""
-    return min(every_s, _FIRST_RETRY_S * 2 ** min(failures - 1, 10)) if failures else every_s
+def idle_bytes(connections: int) -> float:
+    """What an idle edge takes in a month in which it has to make so many connections anew, if its cloud tells."""
+    return MONTH_S / SILENCE_S * SILENT_BYTES + connections * CONNECTION_BYTES
+
+
+def sync_pause_s(every_s: float, failures: int, chance: float = 0.5) -> float:
+    """Seconds from one asking to the next: about `every_s`, or less after failures, ever longer.
+
+    Args:
+        every_s: how often to ask a cloud that is there.
+        failures: how often asking has failed since it last did not.
+        chance: from 0 to 1, drawn anew each time, so that edges that began together do not ask together.
+    """
+    pause_s = min(every_s, _FIRST_RETRY_S * 2 ** min(failures - 1, 10)) if failures else every_s
+    return pause_s * (0.8 + 0.4 * chance)
+
+
+def listens(every_s: float) -> bool:
+    """Whether to listen at all: not where an operator wants the cloud to be asked more rarely than by default."""
+    return every_s <= SYNC_S
+
+
+def listen_pause_s(failures: int, chance: float) -> float:
+    """Seconds until to listen again after the connection has ended: at most 1 after the first failure, then ever more.
+
+    Args:
+        failures: how many connections in a row ended before anything was heard, and the one that ended just now.
+        chance: from 0 to 1, drawn anew each time, so that those who lost a cloud together do not come back together.
+    """
+    return min(_MOST_PAUSE_S, 2.0 ** min(failures - 1, 10)) * (0.25 + 0.75 * chance)
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """Bytes for connections that have to be made anew: in the long run no more than asking by the clock would take.
+
+    Something on the way may end each connection after a minute. Asking now and then is cheaper then than listening.
+
+    Attributes:
+        left_bytes: at `at_s`, seconds of any clock.
+    """
+
+    left_bytes: float
+    at_s: float
+
+    @classmethod
+    def full(cls, at_s: float) -> "Allowance":
+        """Enough for two dozen connections at once."""
+        return cls(float(_MOST_AT_ONCE * CONNECTION_BYTES), at_s)
+
+    def wait_s(self, now_s: float) -> float:
+        """Seconds until there is enough for a connection."""
+        return max(0.0, CONNECTION_BYTES - self._at(now_s)) / _RATE_BYTES_S
+
+    def spent(self, now_s: float) -> "Allowance":
+        """After a connection was made."""
+        return Allowance(self._at(now_s) - CONNECTION_BYTES, now_s)
+
+    def _at(self, now_s: float) -> float:
+        return min(float(_MOST_AT_ONCE * CONNECTION_BYTES), self.left_bytes + _RATE_BYTES_S * (now_s - self.at_s))
 
 
 def warm_due(now_s: float, warmed_s: float | None, streamed_s: float | None) -> bool:

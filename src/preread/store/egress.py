@@ -1,17 +1,18 @@
 """The one way out: everything that an edge ever says to the outside is said in this module.
 
 It can ask a cloud for the catalogue, and for manifests, tokens, profiles, segments and fits by id, and a neighbouring
-edge for segments and for who it is: GET, fixed paths, constant headers, and how much of an object has come before. So
-nothing that derives from a prompt has a place to be. It knows how objects are named and verified; it must not know
-prompts, what objects mean, or which of them to ask for. (What an edge announces on the local network, when it is told
-to, is in `mdns.py`.)
+edge for segments and for who it is: GET, fixed paths, constant headers, which contexts are of interest, which version
+of the catalogue is known, and how much of an object has come before. So nothing that derives from a prompt has a place
+to be; of a name that somebody asked for, three digits of its digest do (`wire/selection.py`). It knows how objects are
+named and verified; it must not know prompts, what objects mean, or which of them to ask for. (What an edge announces on
+the local network, when it is told to, is in `mdns.py`.)
 """
 
 import asyncio
 import re
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
 from types import TracebackType
 from typing import Final, Self, get_args
 
@@ -32,8 +33,10 @@ from preread.wire.neighbour import (
     introduction,
     same,
 )
+from preread.wire.pages import PAGE_ENTRIES, Pages
 from preread.wire.pages import PATH as CATALOGUE
-from preread.wire.pages import Pages
+from preread.wire.selection import EVERYTHING, Selection
+from preread.wire.told import MEDIA, Events, Told
 
 INTRODUCTION: Final = "/v1/edge"
 CONNECTIONS: Final = 48
@@ -42,7 +45,7 @@ MOST_BEGUN_BYTES: Final = 16 * 2**20
 """Of objects that broke off, what came is kept up to so many bytes in all; a profile has 7 MB."""
 
 _KINDS: Final = frozenset(get_args(Kind))
-_ETAG: Final = re.compile(r'(?:W/)?"[\x21\x23-\x7e]{0,128}"')
+_ETAG: Final = re.compile(r'(?:W/)?"([0-9a-f]{64})"')
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,512}")
 _PATIENCE: Final = Patience()
 _NEAR: Final = Patience(connect_s=0.5, stall_s=5.0, grace_s=15.0)
@@ -89,29 +92,58 @@ class CloudLink:
         """Whether what is said over this link leaves the machine without TLS."""
         return self._origin.exposed
 
-    async def catalogue(self, etag: str | None = None) -> tuple[bytes, str] | None:
-        """The catalogue's bytes, unverified, and its etag ("" where it has none); None if `etag` is still current.
+    async def catalogue(self, version: str = "", selection: Selection = EVERYTHING) -> tuple[bytes, str] | None:
+        """The catalogue's bytes, unverified, and its version, or "" where it has none; None if `version` is current.
 
-        It is asked for in pages. Where it changes between them it has no etag: what is there is right, but not all.
+        It is asked for in pages. Where it changes between them it has no version: what is there is right, but not all.
+        Where it says `since`, it has only what has changed since `version`. A cloud may send more than was selected.
 
         Raises:
             TransportError, RemoteError, UsageError: as for `get`.
             CorruptData: "length", a page is empty or over 16 MiB, or there are too many; "json", "schema" or "name".
         """
-        condition: Headers = ()
-        if etag is not None and _ETAG.fullmatch(etag):
-            condition = (("If-None-Match", etag),)
-        pages, found = Pages(), set[str]()
+        version = version if is_id(version) else ""
+        condition: Headers = (("If-None-Match", f'"{version}"'),) if version else ()
+        pages, found = Pages(selection, version), set[str]()
         while (target := pages.target) is not None:
             answer = await self._pool.get(Wanted(target, self._headers + condition, 1, MAX_CATALOGUE_BYTES))
             if answer.status == 304 and condition:
                 return None
             self._check(answer, "a catalogue")
             pages.take(answer.body)
-            found.add(answer.headers.get(b"etag", b"").decode("latin-1"))
+            tag = _ETAG.fullmatch(answer.headers.get(b"etag", b"").decode("latin-1"))
+            found.add(tag[1] if tag else "")
             condition = ()
-        one = found.pop() if len(found) == 1 else ""
-        return pages.whole(), one if _ETAG.fullmatch(one) else ""
+        return pages.whole(), found.pop() if len(found) == 1 else ""
+
+    async def changes(self, version: str, selection: Selection, silence_s: float) -> AsyncGenerator[Told, None]:
+        """What the cloud tells of its catalogue, as it comes, over a connection of its own, until that ends.
+
+        Args:
+            version: of the catalogue, that is known; "": none is.
+            selection: of what to be told.
+            silence_s: the connection is dead after so much of it.
+
+        Raises:
+            TransportError, RemoteError, UsageError: as for `get`.
+            Absent: this cloud does not tell, or what is between us does not let it.
+            CorruptData: "length", "schema": it says what no cloud may.
+        """
+        query = selection.query()
+        target = f"{CATALOGUE}?limit={PAGE_ENTRIES}" + (f"&{query}" if query else "")
+        version = version if is_id(version) else ""
+        known: Headers = (("Last-Event-ID", version), ("If-None-Match", f'"{version}"')) if version else ()
+        headers = (*self._headers, ("Accept", MEDIA), *known)
+        async with self._pool.stream(Wanted(target, headers, 0, 0), silence_s) as (answer, body):
+            if answer.status != 304:
+                self._check(answer, "changes of its catalogue")
+            if not answer.headers.get(b"content-type", b"").startswith(MEDIA.encode()):
+                raise Absent(f"{self._route} does not tell of changes: it is asked now and then")
+            events = Events()
+            async with aclosing(body):
+                async for data in body:
+                    for told in events.feed(data):
+                        yield told
 
     async def get(self, ref: ObjectRef) -> bytes:
         """An object's bytes, of the stated size and with the digest that is its name.

@@ -10,8 +10,8 @@ holds more of an answer than its caller allows.
 
 import asyncio
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import h11
@@ -104,6 +104,31 @@ class Pool:
                     return await self._ask(self._idle.pop(), wanted, body)
             return await self._ask(await self._connect(), wanted, body)
 
+    @asynccontextmanager
+    async def stream(
+        self, wanted: Wanted, silence_s: float
+    ) -> AsyncGenerator[tuple[Answer, AsyncGenerator[bytes, None]], None]:
+        """Ask once, over a connection of its own that is none of the pool's places, and that is closed in the end.
+
+        Gives the answer without its body, and the body as it comes, however long that takes.
+
+        Args:
+            wanted: what to ask for; its sizes do not count.
+            silence_s: without a single byte after the answer's head; then the link is called dead.
+
+        Raises:
+            As for `get`, also where the body is read.
+        """
+        connection = await self._connect()
+        try:
+            answer = await connection.begin(wanted, self._patience.stall_s)
+            yield answer, connection.rest(silence_s)
+        except OSError as error:
+            raise TransportError(f"connection to {self._route} broke: {cause(error)}{connection.silence}") from error
+        finally:
+            self._open.discard(connection)
+            connection.abort()
+
     async def aclose(self) -> None:
         """Close every connection at once; requests in flight fail with TransportError."""
         self._idle.clear()
@@ -162,14 +187,8 @@ class _Connection:
 
     async def exchange(self, wanted: Wanted, patience: Patience, body: bytearray) -> Answer:
         """Send the request, read the whole answer into `body`. Any exception leaves the connection unusable."""
-        target, before = self._route.target(wanted.target), len(body)
-        headers = [*self._route.headers, *wanted.headers]
-        if wanted.prove is not None:
-            headers += wanted.prove(*self._writer.get_extra_info("peername")[:2])
-        if before:
-            headers.append(("Range", f"bytes={before}-"))
-        head = self._http.send(h11.Request(method="GET", target=target, headers=headers))
-        self._writer.write((head or b"") + (self._http.send(h11.EndOfMessage()) or b""))
+        before = len(body)
+        target = self._send(wanted, before)
         answer, heard, hints = Answer(0, {}, b""), False, 0
         grace_until = time.monotonic() + patience.grace_s
         while True:
@@ -206,6 +225,48 @@ class _Connection:
         if len(body) < wanted.least_bytes:
             raise CorruptData("length", f"{target} has {len(body)} bytes, expected {wanted.least_bytes}")
         return Answer(200, answer.headers, bytes(body))
+
+    async def begin(self, wanted: Wanted, limit_s: float) -> Answer:
+        """Send the request, and read the head of its answer: that of a body which `rest` gives."""
+        self._send(wanted, 0)
+        hints = 0
+        while True:
+            event = self._next_event(0)
+            if event is h11.NEED_DATA:
+                self._http.receive_data(await self._read(limit_s, 0, retry=False))
+            elif isinstance(event, h11.InformationalResponse):
+                hints += 1
+                if hints > _MOST_HINTS:
+                    raise RemoteError(f"{self._route} announces an answer again and again, and gives none")
+            elif isinstance(event, h11.Response):
+                return Answer(event.status_code, dict(event.headers), b"")
+            else:
+                raise TransportError(f"{self._route} closed the connection without an answer{self.silence}")
+
+    async def rest(self, silence_s: float) -> AsyncGenerator[bytes, None]:
+        """The body as it comes, to its end. Each part must come within so many seconds after the one before."""
+        came_bytes = 0
+        while True:
+            event = self._next_event(came_bytes)
+            if event is h11.NEED_DATA:
+                self._http.receive_data(await self._read(silence_s, came_bytes, retry=False))
+            elif isinstance(event, h11.Data):
+                came_bytes += len(event.data)
+                yield bytes(event.data)
+            else:
+                return
+
+    def _send(self, wanted: Wanted, before: int) -> str:
+        """Send the request, for what comes after so many bytes; its target."""
+        target = self._route.target(wanted.target)
+        headers = [*self._route.headers, *wanted.headers]
+        if wanted.prove is not None:
+            headers += wanted.prove(*self._writer.get_extra_info("peername")[:2])
+        if before:
+            headers.append(("Range", f"bytes={before}-"))
+        head = self._http.send(h11.Request(method="GET", target=target, headers=headers))
+        self._writer.write((head or b"") + (self._http.send(h11.EndOfMessage()) or b""))
+        return target
 
     def rewind(self) -> bool:
         """Make ready for another request; False where the connection must be closed instead."""

@@ -83,6 +83,8 @@ class Objects:
         self._illegible: set[str] = set()
         self._removed: tuple[str, ...] = ()
         self._listing: Listing | None = None
+        self._listed = False
+        """Whether `_listing` is what is published now."""
         self._change = asyncio.Event()
         self._fits: dict[str, Fit] = {}
         self._reading, self._names_are_read = asyncio.Lock(), False
@@ -159,9 +161,9 @@ class Objects:
     async def listing(self) -> Listing:
         """Every published context, as a catalogue is served. A name whose file cannot be understood is left out."""
         await self._read_names()
-        if self._listing is None:
+        if self._listing is None or not self._listed:
             written = {named.entry.name: named.written for named in self._index.values()}
-            self._listing = Listing(written, self._not_published(self._removed))
+            self._listing, self._listed = Listing(written, self._not_published(self._removed), self._listing), True
         return self._listing
 
     async def changed(self, version: str) -> Listing:
@@ -175,7 +177,7 @@ class Objects:
 
     def _note_change(self) -> None:
         """The listing may be another one now: whoever waits for that looks."""
-        self._listing = None
+        self._listed = False
         change, self._change = self._change, asyncio.Event()
         change.set()
 

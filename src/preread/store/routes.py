@@ -1,11 +1,11 @@
-"""Read-only HTTP routes for immutable objects and the catalogue; the cloud mounts them, and an edge for its peers.
+"""Read-only HTTP routes for immutable objects; the cloud mounts them, and an edge for its peers.
 
 It knows HTTP caching and how errors look; it must not know publishing, engines or manifests. Register `on_error` for
 PrereadError and `on_http_error` for HTTPException with the application that mounts the routes.
 """
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Final, Protocol, cast
 
 from starlette.exceptions import HTTPException
@@ -27,9 +27,7 @@ from preread.errors import (
 )
 from preread.store.ranges import none_match, parse_range, range_applies
 from preread.values import Kind, ObjectId
-from preread.wire.catalogue import MAX_ENTRIES
 from preread.wire.digest import is_id
-from preread.wire.pages import Listing
 
 SHARED: Final = "public, max-age=31536000, immutable"
 """Cache-Control of objects that any cache may keep and hand to anybody."""
@@ -105,27 +103,6 @@ def object_route(
         return found or (_absent(kind, named) if absence is None else absence(request, named))
 
     return Route(f"/v1/{kind}/{{id}}", answer, methods=["GET"])
-
-
-def catalogue_route(read: Callable[[], Awaitable[Listing]]) -> Route:
-    """GET and HEAD of /v1/catalogue, whole or in pages; `read` gives what is to be listed."""
-
-    async def answer(request: Request) -> Response:
-        listing = await read()
-        etag = f'"{listing.version}"'
-        headers = {"ETag": etag, "Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
-        if not none_match(request.headers.get("if-none-match"), etag):
-            return Response(status_code=304, headers=headers)
-        asked = request.query_params.get("limit", str(MAX_ENTRIES))
-        limit = int(asked) if asked.isascii() and asked.isdecimal() and len(asked) <= 9 else 0
-        if not limit:
-            return error_response(
-                400, f"limit is a number of entries, not {asked[:80]!r}", "bad_request", param="limit"
-            )
-        page = listing.page(request.query_params.get("after", ""), limit)
-        return Response(page, headers=headers, media_type="application/json")
-
-    return Route("/v1/catalogue", answer, methods=["GET"])
 
 
 def error_body(status: int, message: str, code: str, param: str | None = None) -> dict[str, dict[str, str | None]]:

@@ -11,6 +11,7 @@ import msgspec
 from preread.errors import CorruptData, UsageError
 from preread.values import Form, ObjectRef
 from preread.wire import canonical, tokens
+from preread.wire.digest import is_id
 from preread.wire.fields import (
     MAX_CATALOGUE_BYTES,
     MAX_MANIFEST_BYTES,
@@ -50,14 +51,15 @@ class Entry(Record, frozen=True):
 
 
 class Catalogue(Record, frozen=True, omit_defaults=True):
-    """All published contexts, or one page of them; names are unique.
+    """All published contexts, or one page of them, or what of them has changed; names are unique.
 
     `next`, absent from the JSON where nothing follows, is the name after which the next page begins.
+    `since`, absent where it is no change, is the version that everything that is not here is as it was in.
     `removed` are names that somebody took back, and none that is published; absent from the JSON where there are none.
     That a name is in neither list tells nothing: a store may have come back empty or damaged, or be another one.
     """
 
-    # a factory's value is written even where defaults are omitted: only `removed` and `next` may be absent
+    # a factory's value is written even where defaults are omitted: only `removed`, `next`, `since` may be absent
     contexts: Annotated[tuple[Entry, ...], msgspec.Meta(max_length=MAX_ENTRIES)] = msgspec.field(
         default_factory=lambda: ()
     )
@@ -65,6 +67,7 @@ class Catalogue(Record, frozen=True, omit_defaults=True):
     format: Literal["preread-catalogue"] = msgspec.field(default_factory=lambda: FORMAT)
     version: Literal[1] = msgspec.field(default_factory=lambda: VERSION)
     next: str = ""
+    since: str = ""
 
 
 def dumps(catalogue: Catalogue) -> bytes:
@@ -101,6 +104,8 @@ def loads(data: bytes) -> Catalogue:
     canonical.check_stamp(data, FORMAT, VERSION, MAX_CATALOGUE_BYTES)
     catalogue = canonical.loads(data, Catalogue, MAX_CATALOGUE_BYTES)
     names = [*(entry.name for entry in catalogue.contexts), *catalogue.removed]
+    if catalogue.since and (catalogue.next or not is_id(catalogue.since)):
+        raise CorruptData("schema", "catalogue tells changes since no version, or in several pages")
     if catalogue.next and not valid_name(catalogue.next):
         raise CorruptData("name", "catalogue goes on after a text that cannot be a name")
     if len(set(names)) != len(names) or not all(map(valid_name, names)):
