@@ -128,6 +128,21 @@ def test_a_profile_that_the_cloud_fitted_itself_is_pulled_too(
     assert Path(json.loads(pulled.out)["path"]).read_bytes() == (folder / "codec").read_bytes()
 
 
+def test_one_fit_is_pulled_by_its_digest_whatever_model_is_here(
+    preread: Run, cloud: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for kind in ("map", "guide"):
+        preread("fits", "push", str(folder / kind), "--cloud", cloud)
+    guide = described((folder / "guide").read_bytes()).id
+    pulled = preread("fits", "pull", "--id", guide[:12], "--model", str(tmp_path / "absent.gguf"), "--cloud", cloud)
+    assert pulled.code == 0 and (tmp_path / f"guide-{guide[:12]}.npz").read_bytes() == (folder / "guide").read_bytes()
+    assert "--model tiny --llm big --guide" in pulled.out and not [*tmp_path.glob("map-*")]
+    assert "0 fits begin with 'f00d'" in preread("fits", "pull", "--id", "f00d", "--cloud", cloud).err
+    both = preread("fits", "pull", "codec", "--id", guide[:12], "--cloud", cloud)
+    assert both.code == 1 and "is a guide" in both.err
+
+
 def test_another_models_fits_are_not_pulled(
     preread: Run, cloud: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -105,6 +105,10 @@ def pull(
         FitKind | None, typer.Argument(metavar="[KIND]", help="Only codec, map, guide or decisions; by default all.")
     ] = None,
     model: options.Model = DEFAULT,
+    id: Annotated[
+        str | None,
+        typer.Option("--id", help="Only this one, whatever model it is of: its first letters, from `preread fits ls`."),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -130,14 +134,22 @@ def pull(
 
     if out is not None and not out.expanduser().is_dir():
         raise UsageError(f"--out {out} is no folder: make it first")
-    key, path = keys.own(api_key, api_key_file, cloud), options.pulled(model)
-    name, of = options.shown_name(model, path), fingerprint_of(path)
-    wanted = chosen(fits(cloud, api_key=key, via=options.via()), of, kind)
-    if not wanted:
-        raise UsageError(
-            f"cloud {cloud} has no {kind or 'fit'} for {name} ({of[:12]}…): `preread fits ls` lists what it has, and "
-            "`preread fit` learns it"
-        )
+    key = keys.own(api_key, api_key_file, cloud)
+    listed = fits(cloud, api_key=key, via=options.via())
+    if id is not None:
+        wanted: tuple[Fit, ...] = (named(listed, id),)
+        if kind not in (None, wanted[0].kind):
+            raise UsageError(f"{wanted[0].id[:12]}… is a {wanted[0].kind}: leave {kind} away")
+        name = wanted[0].model or f"FILE-OF-{wanted[0].fingerprint[:12]}"
+    else:
+        path = options.pulled(model)
+        name, of = options.shown_name(model, path), fingerprint_of(path)
+        wanted = chosen(listed, of, kind)
+        if not wanted:
+            raise UsageError(
+                f"cloud {cloud} has no {kind or 'fit'} for {name} ({of[:12]}…): `preread fits ls` lists what it has, "
+                "and `preread fit` learns it"
+            )
     for fit in wanted:
         data = loop.run(_fetched(cloud, key, fit))
         if fit.kind == "codec" and store is not None:
@@ -162,11 +174,21 @@ def remove(
     from preread.cloud.client import fits, remove_fit
 
     key = keys.own(api_key, api_key_file, cloud)
-    found = [fit.id for fit in fits(cloud, api_key=key, via=options.via()) if fit.id.startswith(id)]
+    found = named(fits(cloud, api_key=key, via=options.via()), id)
+    remove_fit(cloud, found.id, api_key=key, via=options.via())
+    say(f"removed {found.id}")
+
+
+def named(fits: Sequence[Fit], id: str) -> Fit:
+    """The one fit whose digest begins so.
+
+    Raises:
+        UsageError: none does, or several do.
+    """
+    found = [fit for fit in fits if fit.id.startswith(id)]
     if len(found) != 1:
         raise UsageError(f"{len(found)} fits begin with {id[:64]!r}; see `preread fits ls`")
-    remove_fit(cloud, found[0], api_key=key, via=options.via())
-    say(f"removed {found[0]}")
+    return found[0]
 
 
 def chosen(fits: Sequence[Fit], of: Fingerprint, kind: FitKind | None) -> tuple[Fit, ...]:

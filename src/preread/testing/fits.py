@@ -1,5 +1,7 @@
-"""A file of each kind that `preread fits` knows, small and of models that do not exist."""
+"""A file of each kind that `preread fits` knows, small and of models that do not exist; and of one that does."""
 
+from contextlib import closing
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -11,6 +13,7 @@ from preread.align.mapping import Mapping
 from preread.align.mapping_bytes import Kept
 from preread.align.ridge import Linear
 from preread.codec import profile_bytes
+from preread.engine.llamacpp import LlamaCpp
 from preread.fit import decisions
 from preread.fit.calibration import Calibration, Scale
 from preread.testing.profile import plain_profile
@@ -40,3 +43,27 @@ FILES: Final[dict[FitKind, bytes]] = {
     "guide": guide_bytes.dumps(GUIDE),
     "decisions": decisions.dumps(Calibration({"choice": Scale(1.9)}, 120), SMALL),
 }
+
+
+def of_model(path: Path) -> dict[FitKind, bytes]:
+    """A file of each kind but a mapping for a model that is its own large one, which nobody had to fit.
+
+    The guide changes nothing, and says that it was worth what the gate before publishing wants to hear.
+    """
+    with closing(LlamaCpp.open(path, window_tokens=256)) as engine:
+        shape, of = engine.spec.geometry, engine.spec.fingerprint
+        width = engine.embeddings(np.zeros(1, np.int32)).shape[1]
+    layers, heads, channels = shape.layers, 2 * shape.kv_heads, 2 * shape.kv_heads * shape.head_dim
+    weights = Weights(
+        _zeros(width),
+        _zeros(width, 3),
+        _zeros(layers, 3, channels),
+        _zeros(layers, channels),
+        _zeros(layers, heads) + 1,
+    )
+    guide = KeptGuide(Guide(0, (layers // 2,), weights), of, of, shape, "a text", 400, _outcome)
+    return {
+        "codec": profile_bytes.dumps(plain_profile(of, shape, width, {"b4": (0.02, 0.0001)})),
+        "guide": guide_bytes.dumps(guide),
+        "decisions": decisions.dumps(Calibration({"choice": Scale(1.9)}, 120), of),
+    }
