@@ -11,6 +11,7 @@ from contextlib import (
     contextmanager,
     nullcontext,
 )
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -81,6 +82,25 @@ def cloud(
             "--max-dloss", min=0, metavar="NATS", help="Publish other than exact KV only if it raises the loss no more."
         ),
     ] = MAX_MODE_DLOSS,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="local|auto|HOST:PORT",
+            help="Read and encode in replicas on a Ray cluster: one that is started here, this machine's, or that one.",
+        ),
+    ] = None,
+    replicas: Annotated[
+        str | None,
+        typer.Option(metavar="N|FEWEST-MOST", help="Of each model, with --ray; between two numbers as the queue asks."),
+    ] = None,
+    replica_cpus: Annotated[
+        float, typer.Option(min=0.1, metavar="CPUS", help="Processors of each replica, with --ray; parts of one count.")
+    ] = 1.0,
+    also: Annotated[
+        list[str] | None,
+        typer.Option("--also", metavar="NAME|PATH|hf:…", help="Another model, with --ray; may be repeated."),
+    ] = None,
     drain_s: options.DrainS = 0.0,
     finish_s: options.FinishS = 5.0,
 ) -> None:
@@ -89,6 +109,7 @@ def cloud(
     Before it publishes for the first time with a model, it fits the codec to that model, which takes minutes; see
     `preread fit codec`.
     """
+    from preread.cli import scale
     from preread.cli.listen import Stop
     from preread.cli.listener import Place, listening
     from preread.store.objects import open_store
@@ -99,6 +120,10 @@ def cloud(
         raise UsageError(
             "a large model reads by a mapping or a guide: give --llm and --map or --guide together, see `preread fit`"
         )
+    if ray is None and (replicas or also):
+        raise UsageError("--replicas and --also are for models on a Ray cluster: give --ray, or leave them away")
+    if ray is not None and (llm or taught):
+        raise UsageError("large models do not help to read on Ray yet: leave --llm, --map, --guide and --taught away")
     place = Place(host, port, uds, uds_mode, cert, key, client_ca)
     with ExitStack() as stack:
         there = stack.enter_context(listening(place, clients, allow_host, allow_origin, insecure=insecure))
@@ -106,6 +131,13 @@ def cloud(
             _log.warning("no key may publish: write publish:KEY for one that may")
         objects = open_store(store)
         loop.run(_check_free(objects))  # before a model is fetched in vain
+        if ray is not None:
+            _needs_ray()
+            wanted = scale.models([model, *(also or [])], ctx_size, threads, names, replica_cpus)
+            size, stop = scale.size(replicas, replica_cpus), Stop(drain_s, finish_s)
+            if loop.run(scale.serve(there, ray, wanted, objects, store, size, stop)):
+                raise KeyboardInterrupt
+            return
         for one in (model, llm):
             if one is not None:
                 options.pulled(one)  # before others can connect: Ctrl-C ends it at once
@@ -113,6 +145,11 @@ def cloud(
         interrupted = loop.run(_serve_cloud(there, engines, objects, names, store, Stop(drain_s, finish_s)))
     if interrupted:
         raise KeyboardInterrupt
+
+
+def _needs_ray() -> None:
+    if find_spec("ray") is None:
+        raise UsageError("--ray needs Ray Serve, which is not installed: pip install 'preread[ray]'")
 
 
 @contextmanager
@@ -187,7 +224,7 @@ async def _serve_cloud(
     stop: "Stop",
 ) -> bool:
     from preread.cli import listen
-    from preread.cloud.app import create_app
+    from preread.cloud.app import Served, create_app
     from preread.cloud.counting import EngineCounter
     from preread.cloud.serve import EnginePublisher
     from preread.engine.worker import Worker, within
@@ -206,7 +243,8 @@ async def _serve_cloud(
             publisher = EnginePublisher(engine, worker, objects, rungs, help)
             counter = EngineCounter(engine, reader, objects, rungs)
             models = {one.spec.fingerprint: one.spec.name for one in (engine, help.large) if one is not None}
-            yield create_app(objects, publisher, there.access, counter, models)
+            served = {engine.spec.name: Served(publisher, counter)}
+            yield create_app(objects, publisher, there.access, counter, models, served)
 
     return await listen.serve(opening(), there.sockets, lambda: say(f"preread cloud: {told}"), there.secured, stop)
 

@@ -3,6 +3,7 @@
 It knows where profiles are kept and whom they fit; how one is fitted is `preread.fit`'s, what is in it the codec's.
 """
 
+import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from preread.engine.worker import Worker
 from preread.errors import CorruptData, UsageError
 from preread.fit.codec import fit
 from preread.fit.text import Text, calibration
+from preread.store.claims import Claimed
 from preread.store.objects import Objects
 from preread.values import ObjectRef
 from preread.wire.digest import object_id
@@ -26,6 +28,7 @@ Report = Callable[[str, int, int], None]
 _STAGES: Final = {"read": (0, 50), "sense": (50, 30), "fit": (80, 4), "measure": (84, 16)}
 """What fitting does one after the other: per cent of its time before each stage, and about how many it takes."""
 
+_LOOK_AGAIN_S: Final = 1.0
 _log = logging.getLogger(__name__)
 
 
@@ -40,15 +43,23 @@ class Stored:
 async def profile_for(store: Objects, engine: LlamaCpp, worker: Worker, progress: Report) -> Stored:
     """The profile of the engine's model; where the store has none that can be used, one is fitted, which takes minutes.
 
+    While another process on the store fits one, that is waited for.
+
     Raises:
         EngineError: fitting failed.
         RemoteError: the store failed.
     """
-    stored = await kept_profile(store, engine)
-    if stored is not None:
-        return stored
-    _log.info("fitting a profile for %s: this is done once, and takes minutes", engine.spec.name)
-    return await keep(store, await fitted(engine, worker, calibration(), progress))
+    while (stored := await kept_profile(store, engine)) is None:
+        try:
+            async with store.claims.held(object_id(f"profile of {engine.spec.fingerprint}".encode())):
+                if (stored := await kept_profile(store, engine)) is not None:
+                    return stored
+                _log.info("fitting a profile for %s: this is done once, and takes minutes", engine.spec.name)
+                return await keep(store, await fitted(engine, worker, calibration(), progress))
+        except Claimed:
+            progress("wait", 0, 1)
+            await asyncio.sleep(_LOOK_AGAIN_S)
+    return stored
 
 
 async def kept_profile(store: Objects, engine: LlamaCpp) -> Stored | None:

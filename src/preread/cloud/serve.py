@@ -4,10 +4,10 @@ from typing import Literal
 
 import numpy as np
 
-from preread.cloud.document import check, read_document
+from preread.cloud.document import Tokens, check, read_document
 from preread.cloud.events import Mode, Published
-from preread.cloud.profiles import profile_for
-from preread.cloud.publish import Report, needed, publish
+from preread.cloud.profiles import Stored, profile_for
+from preread.cloud.publish import Owner, Report, make, needed, publish
 from preread.cloud.reading import NO_HELP, Help, check_models
 from preread.engine.llamacpp import LlamaCpp
 from preread.engine.worker import Worker
@@ -50,6 +50,40 @@ class EnginePublisher:
         Raises:
             UsageError, EngineError, RemoteError: as `read_document`, `profile_for` and `publish` do.
         """
+        read, kind, profile = await self._read(name, text, tokens, form, mode, progress)
+        with_what = self._store, self._engine, self._worker
+        return await publish(*with_what, name, read, kind, self._rungs, progress, profile, self._help, mode)
+
+    async def make(
+        self,
+        name: str,
+        text: str | None,
+        tokens: list[int] | None,
+        form: Form | Literal["auto"],
+        mode: Mode,
+        progress: Report,
+        owner: Owner,
+    ) -> Published:
+        """The same without putting the name, which somebody else does.
+
+        Raises:
+            Claimed: somebody else makes the same just now.
+            UsageError, EngineError, RemoteError: as above.
+        """
+        read, kind, profile = await self._read(name, text, tokens, form, mode, progress)
+        with_what = self._store, self._engine, self._worker
+        return await make(*with_what, name, read, kind, self._rungs, progress, profile, self._help, mode, owner)
+
+    async def _read(
+        self,
+        name: str,
+        text: str | None,
+        tokens: list[int] | None,
+        form: Form | Literal["auto"],
+        mode: Mode,
+        progress: Report,
+    ) -> tuple[Tokens, Form, Stored | None]:
+        """The document's tokens and form, and the profile if one is needed."""
         if mode == "mapped" and not self._help.mappings:
             raise UsageError("this cloud has no large model to map from: start it with --llm and --map")
         if mode == "guided" and not self._help.guides:
@@ -59,19 +93,6 @@ class EnginePublisher:
         ids = None if tokens is None else np.array(tokens, np.int32)
         read, kind = await self._worker.run(lambda: read_document(self._engine, text, ids, form))
         check(self._engine, name, len(read))
-        profile = None
-        if needed(self._rungs):
-            profile = await profile_for(self._store, self._engine, self._worker, progress)
-        return await publish(
-            self._store,
-            self._engine,
-            self._worker,
-            name,
-            read,
-            kind,
-            self._rungs,
-            progress,
-            profile,
-            self._help,
-            mode,
-        )
+        if not needed(self._rungs):
+            return read, kind, None
+        return read, kind, await profile_for(self._store, self._engine, self._worker, progress)

@@ -15,6 +15,8 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from preread.cloud.events import Counted, Published, Request
+from preread.cloud.publish import NOBODY, Owner
+from preread.cloud.ray.replica import Opened
 from preread.codec import fitted
 from preread.codec.ladder import codec
 from preread.errors import UsageError
@@ -54,6 +56,21 @@ class RandomPublisher:
         mode: str,
         progress: Callable[[str, int, int], None],
     ) -> Published:
+        made = await self.make(name, text, tokens, form, mode, progress)
+        await self.store.put_name(made.entry)
+        return made
+
+    async def make(
+        self,
+        name: str,
+        text: str | None,
+        tokens: list[int] | None,
+        form: str,
+        mode: str,
+        progress: Callable[[str, int, int], None],
+        owner: Owner = NOBODY,
+    ) -> Published:
+        """All but the name."""
         ids = np.array(tokens if tokens is not None else [ord(letter) for letter in text or ""], np.int32)
         if len(ids) > self.window_tokens:
             over = len(ids) - self.window_tokens
@@ -72,7 +89,7 @@ class RandomPublisher:
             needed = _sized(await self.store.put("profiles", self.profile))
             rungs[-1] = msgspec.structs.replace(rungs[-1], name=FITTED, codec=fitted.VERSION, profile=needed)
         progress("encode", len(chunks), len(chunks))
-        entry = await self._put_entry(name, "chat" if form == "chat" else "text", ids, chunks, groups, tuple(rungs))
+        entry = await self._entry(name, "chat" if form == "chat" else "text", ids, chunks, groups, tuple(rungs))
         sizes = {rung.name: sum(cell.size_bytes for row in rung.segments for cell in row) for rung in rungs}
         return Published(entry, sizes, 0.0)
 
@@ -84,7 +101,7 @@ class RandomPublisher:
         current = entry is not None and (entry.context, entry.form) == (context, form)
         return Counted(MODEL, len(ids), self.window_tokens, context, current)
 
-    async def _put_entry(
+    async def _entry(
         self,
         name: str,
         form: Form,
@@ -105,9 +122,16 @@ class RandomPublisher:
             origin=manifests.Origin("random", "preread test", 1),
         )
         stored = _sized(await self.store.put("manifests", manifests.dumps(manifest)))
-        entry = Entry(name, manifest.context, form, FINGERPRINT, FINGERPRINT, MODEL, len(ids), stored, packed)
-        await self.store.put_name(entry)
-        return entry
+        return Entry(name, manifest.context, form, FINGERPRINT, FINGERPRINT, MODEL, len(ids), stored, packed)
+
+
+@dataclass(frozen=True, slots=True)
+class RandomModel:
+    """What a replica loads that is to publish so."""
+
+    def open(self, store: Objects) -> Opened:
+        publisher = RandomPublisher(store)
+        return Opened(publisher.make, publisher.counted, FINGERPRINT, lambda: None)
 
 
 @contextmanager
