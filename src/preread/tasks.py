@@ -3,7 +3,9 @@
 import asyncio
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 @asynccontextmanager
@@ -15,3 +17,15 @@ async def running(work: Coroutine[Any, Any, None]) -> AsyncGenerator[None, None]
     finally:
         task.cancel()
         await asyncio.wait([task])
+
+
+async def undisturbed(work: Coroutine[Any, Any, T]) -> T:
+    """Do something to its end. Who is cancelled meanwhile is so when it has ended."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # taken, so that asyncio does not report it
+        raise

@@ -17,18 +17,18 @@ from preread.testing.store import objects_of, present, publish
 def journal(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """What the disk is told, in order: ("sync", path) and ("name", path)."""
     told: list[tuple[str, str]] = []
-    fsync, replace = os.fsync, os.replace
+    fsync, link = os.fsync, os.link
 
     def watched_sync(handle: int) -> None:
         fsync(handle)
         told.append(("sync", os.readlink(f"/proc/self/fd/{handle}")))
 
-    def watched_replace(draft: str, file: Path) -> None:
+    def watched_link(draft: str, file: Path) -> None:
         told.append(("name", str(file)))
-        replace(draft, file)
+        link(draft, file)
 
     monkeypatch.setattr(os, "fsync", watched_sync)
-    monkeypatch.setattr(os, "replace", watched_replace)
+    monkeypatch.setattr(os, "link", watched_link)
     return told
 
 
@@ -44,7 +44,8 @@ def test_a_name_is_put_when_all_that_it_leads_to_is_on_the_disk(tmp_path: Path, 
     before, after = journal[:put], journal[put + 1 :]
     assert {path for _, path in before} >= {*files, *(str(Path(file).parent) for file in files)}
     assert {path for _, path in before} >= {str(root), str(root / "segments"), str(root / "manifests")}
-    assert ".new-" in before[-1][1] and ("sync", str(root / "names")) in after
+    assert ".new-" in before[-1][1] and ("sync", str(root / "log" / "000000000")) in after
+    assert {("sync", str(root / "log")), ("sync", str(root))} <= set(after)
 
 
 def test_each_object_is_synced_once_for_a_name(tmp_path: Path, journal: list[tuple[str, str]]) -> None:
@@ -74,17 +75,18 @@ def test_a_removed_name_is_gone_from_the_disk_before_its_objects_are(
     store = open_store(str(tmp_path))
     entry = publish(store, "manual", "a text")
     manifest = tmp_path / "manifests" / entry.manifest.id[:2] / entry.manifest.id
-    synced: list[tuple[str, bool, bool]] = []
+    synced: list[tuple[str, int, bool]] = []
     fsync = os.fsync
 
     def watched(handle: int) -> None:
         fsync(handle)
-        synced.append((os.readlink(f"/proc/self/fd/{handle}"), any(names.glob("*.json")), manifest.exists()))
+        synced.append((os.readlink(f"/proc/self/fd/{handle}"), len(list(changes.glob("*.json"))), manifest.exists()))
 
-    names = tmp_path / "names"
+    changes = tmp_path / "log" / "000000000"
+    before = len(list(changes.glob("*.json")))
     monkeypatch.setattr(os, "fsync", watched)
     assert asyncio.run(store.remove_name("manual"))
-    assert (str(names), False, True) in synced and not manifest.exists()
+    assert (str(changes), before + 1, True) in synced and not manifest.exists()
 
 
 def test_a_disk_that_does_not_take_it_fails_the_publication(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,7 @@
-"""One cloud for one store: who holds it, who may take over, and when."""
+"""Who may write to a store: older releases, and one cloud at a time where a service has no conditional writes."""
 
 import asyncio
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -23,13 +22,11 @@ from preread.testing.cloud import RandomPublisher
 from preread.testing.store import publish
 
 HOLD = """
-import asyncio, sys
-from preread.store.objects import open_store
-async def main():
-    async with open_store(sys.argv[1]).held():
-        print("held", flush=True)
-        await asyncio.sleep(600)
-asyncio.run(main())
+import fcntl, os, sys, time
+folder = os.open(sys.argv[1], os.O_RDONLY)
+fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+print("held", flush=True)
+time.sleep(600)
 """
 
 
@@ -42,47 +39,72 @@ def hold(store: Objects) -> None:
 
 
 @pytest.fixture
-def other(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that holds the store in `tmp_path`."""
+def older(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that holds the store in `tmp_path` as releases before the log of names did."""
     process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "held\n"
+    (tmp_path / "lease.json").write_bytes(msgspec.json.encode(Holder("a" * 16, "here", process.pid, "this boot")))
     yield process
     process.kill()
     process.wait()
     process.stdout.close()
 
 
-def test_a_second_cloud_on_a_folder_is_refused_and_told_who_holds_it(
-    tmp_path: Path, other: subprocess.Popen[str]
-) -> None:
-    with pytest.raises(UsageError, match=rf"held by process {other.pid} on \S+: only one cloud"):
+def test_an_older_release_on_a_folder_is_told_of(tmp_path: Path, older: subprocess.Popen[str]) -> None:
+    with pytest.raises(UsageError, match=rf"held by process {older.pid} on here, which is of an older preread"):
         hold(open_store(str(tmp_path)))
+    older.kill()
+    older.wait()
+    hold(open_store(str(tmp_path)))
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_a_cloud_that_ended_leaves_its_folder_to_the_next(
-    tmp_path: Path, other: subprocess.Popen[str], how: signal.Signals
-) -> None:
-    other.send_signal(how)
-    other.wait()
-    store = open_store(str(tmp_path))
-    (tmp_path / "names").mkdir(exist_ok=True)
-    (tmp_path / "names" / ".new-x").write_bytes(b"left by a killed process")
-    hold(store)
-    assert not list(tmp_path.rglob(".new-*")) and not (tmp_path / "lease.json").exists()
-    hold(store)
+def test_an_older_release_is_refused_a_folder_while_it_is_held_and_once_there_is_a_log(tmp_path: Path) -> None:
+    lock = [sys.executable, "-c", HOLD.replace("time.sleep(600)", ""), str(tmp_path)]
+
+    async def main() -> None:
+        async with open_store(str(tmp_path)).held(), open_store(str(tmp_path)).held():
+            tried = subprocess.run(lock, capture_output=True, text=True)
+            assert tried.returncode != 0 and "BlockingIOError" in tried.stderr
+
+    asyncio.run(main())
+    assert subprocess.run(lock, capture_output=True).returncode == 0
+    publish(open_store(str(tmp_path)), "manual", "text")
+    with pytest.raises(NotADirectoryError):
+        (tmp_path / "names" / ".probe").write_bytes(b"as older releases do before anything else")
+
+
+def test_what_killed_processes_left_is_swept_when_it_is_old(tmp_path: Path) -> None:
+    (tmp_path / "names").mkdir()
+    old, new = tmp_path / "names" / ".new-old", tmp_path / ".new-new"
+    for draft in (old, new):
+        draft.write_bytes(b"left by a killed process")
+    os.utime(old, (time.time() - 4000, time.time() - 4000))
+    hold(open_store(str(tmp_path)))
+    assert not old.exists() and new.exists()
 
 
 class Bucket:
-    """Two processes' views of one bucket."""
+    """Two processes' views of one bucket, whose service has no conditional writes unless `once`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, once: bool = False) -> None:
         self.backend = MemoryStore()
-        self.one, self.two = (Objects(Blobs(self.backend, "s3://bucket")) for _ in "ab")
+        blobs = Blobs if once else Twice
+        self.one, self.two = (Objects(blobs(self.backend, "s3://bucket")) for _ in "ab")
 
     def write(self, **changes: object) -> None:
         found = Holder("a" * 16, "elsewhere", 7, "another boot", time.time() + 40)
         obstore.put(self.backend, "lease.json", msgspec.json.encode(msgspec.structs.replace(found, **changes)))
+
+    def owner(self) -> str:
+        return msgspec.json.decode(bytes(obstore.get(self.backend, "lease.json").bytes()), type=Holder).owner
+
+
+class Twice(Blobs):
+    """A bucket's service that writes over what is there, whatever it was asked."""
+
+    async def create_pointer(self, key: str, data: bytes, *, urgent: bool = False) -> bool:
+        await self.put_pointer(key, data)
+        return True
 
 
 def test_a_second_cloud_on_a_bucket_is_refused_until_the_first_ends() -> None:
@@ -137,13 +159,12 @@ def test_who_takes_over_last_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both saw that the lease had run out; one was sooner."""
     bucket = Bucket()
     bucket.write(until=0.0)
-    late = leases.Lease(bucket.backend, "s3://bucket", None)
+    late = leases.Lease(bucket.backend, "s3://bucket")
     found = late._read()
-    hold_one = leases.Lease(bucket.backend, "s3://bucket", None)
-    hold_one._take(False)
+    leases.Lease(bucket.backend, "s3://bucket")._take()
     monkeypatch.setattr(late, "_read", lambda: found)
     with pytest.raises(UsageError, match="held by"):
-        late._take(False)
+        late._take()
 
 
 def test_who_lost_the_lease_changes_nothing_any_more(
@@ -186,6 +207,32 @@ def test_a_lease_is_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
     asyncio.run(main())
 
 
-def test_who_only_reads_needs_no_lease(tmp_path: Path, other: subprocess.Popen[str]) -> None:
+def test_where_writes_are_conditional_many_hold_a_bucket_and_only_older_releases_are_refused() -> None:
+    bucket = Bucket(once=True)
+    bucket.write()
+    with pytest.raises(UsageError, match="process 7 on elsewhere, which is of an older preread"):
+        hold(bucket.one)
+    bucket.write(until=time.time() - 1)
+
+    async def main() -> None:
+        async with bucket.one.held(), bucket.two.held():
+            assert bucket.owner() == "a" * 16
+            await RandomPublisher(bucket.one)("a", "text", None, "text", "exact", lambda *_: None)
+            await bucket.two.look()
+            assert [entry.name for entry in await bucket.two.names()] == ["a"] and bucket.owner() == "newer"
+
+    asyncio.run(main())
+    found, _ = leases._holder(bucket.backend, "")
+    assert found is not None and not leases._over(found, leases._me(), time.time() + 1e8)  # what they look at
+
+
+def test_a_bucket_that_is_left_is_left_to_no_older_release() -> None:
+    bucket = Bucket()
+    hold(bucket.one)
+    assert bucket.owner() == "newer"
+    hold(bucket.two)
+
+
+def test_who_only_reads_needs_no_lease(tmp_path: Path, older: subprocess.Popen[str]) -> None:
     publish(open_store(str(tmp_path)), "manual", "text")  # a test's own; nobody asked for the lease
     assert [entry.name for entry in asyncio.run(open_store(str(tmp_path)).names())] == ["manual"]

@@ -1,29 +1,46 @@
 """Bytes under keys, in a folder, a bucket or memory, through obstore: an address is only an address.
 
-It knows writing whole, in which order, and whose turn it is to write; it must not know what is written. Objects may be
-written in any order. Pointers lead to objects: one is written when all objects before it are, and in a folder these are
-on the disk then, as the pointer is when its call returns.
+It knows writing whole, in which order, and whether others may write too; it must not know what is written. Objects may
+be written in any order. Pointers lead to objects: one is written when all objects before it are, and in a folder these
+are on the disk then, as the pointer is when its call returns. A pointer that is created is there once: of two writers
+one is told that it was there already. That is all that writers agree by; where a bucket's service does not do so, only
+one may write (`lease.py`).
 """
 
 import asyncio
+import secrets
 from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Final, Literal, NoReturn, TypeVar
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError
+from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError, PreconditionError
 from obstore.store import LocalStore, ObjectStore, from_url
 
 from preread.errors import RemoteError, UsageError
 from preread.store import durable
-from preread.store.lease import Lease
+from preread.store.lease import Lease, Older
 
-_PROBE: Final = "names/.probe"
+_PROBE: Final = ".probe"
+_MOST_AT_ONCE: Final = 1000
+"""So many objects are deleted by one request, which is what services take."""
 _ADVICE: Final = {"written": "check its free space and permissions", "read": "check that it is still there"}
+_ROOM: Final = "room"
+_ROOM_BYTES: Final = 2**18
 T = TypeVar("T")
 _Done = Literal["written", "read"]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What is under a key: how many bytes, and since when, by the clock of who keeps them."""
+
+    key: str
+    size_bytes: int
+    at: datetime
 
 
 def open_blobs(url_or_path: str) -> "Blobs":
@@ -56,31 +73,46 @@ class Blobs:
 
     Attributes:
         where: the address, for messages.
+        folder: where it is on this machine's disk; None: elsewhere.
     """
 
     def __init__(self, backend: ObjectStore, where: str, folder: Path | None = None) -> None:
-        self._backend, self.where, self._folder = backend, where, folder
+        self._backend, self.where, self.folder = backend, where, folder
         self._lease: Lease | None = None
         self._unsettled: set[str] = set()
 
     @asynccontextmanager
     async def held(self) -> AsyncGenerator[None, None]:
-        """Keep other processes that do the same from this store. When that is lost, pointers can be changed no more.
+        """Write to this store, with others that do, or alone where the service has no conditional writes.
 
         Raises:
-            UsageError: another process holds it.
+            UsageError: an older preread writes to it, or another process where only one may.
         """
-        self._lease = Lease(self._backend, self.where, self._folder)
+        self._lease = None
+        if await self._creates_once():
+            async with Older(self._backend, self.where, self.folder).kept_out():
+                if self.folder is not None:
+                    await asyncio.to_thread(durable.sweep, self.folder)
+                yield
+            return
+        self._lease = Lease(self._backend, self.where)
         async with self._lease.held():
-            if self._folder is not None:
-                await asyncio.to_thread(durable.sweep, self._folder)
             yield
 
     async def check(self) -> None:
         """See whether anything could be read now. In a folder that is gone, every key would be absent."""
-        if self._folder is not None:
-            await self._guard("read", asyncio.to_thread(self._folder.stat))
+        if self.folder is not None:
+            await self._guard("read", asyncio.to_thread(self.folder.stat))
         await self.size(_PROBE)
+
+    async def shut_older_out(self) -> None:
+        """From now on, older releases of preread refuse this store.
+
+        Raises:
+            UsageError: one writes to it now.
+        """
+        if self._lease is None:  # which older releases heed, and which is left so that they do
+            await Older(self._backend, self.where, self.folder).shut_out()
 
     async def read(self, key: str, start: int | None = None, stop: int | None = None) -> bytes | None:
         """Bytes from `start` (inclusive) to `stop` (exclusive), which must be some that are there; None if absent."""
@@ -105,10 +137,11 @@ class Blobs:
 
     async def put_object(self, key: str, data: bytes) -> None:
         """Write bytes that a key stands for for ever, whole or not at all; what is damaged is healed."""
-        if self._folder is not None:
+        if self.folder is not None:
             self._unsettled.add(key)
             # what is whole is left: a power cut may take what was written last, and other pointers may lead to it
             if await self.size(key) == len(data) and await self.read(key) == data:
+                await asyncio.to_thread(durable.touch, self.folder / key)
                 return
         await self._guard("written", obstore.put_async(self._backend, key, data, use_multipart=False))
 
@@ -133,7 +166,7 @@ class Blobs:
 
     def keep(self, key: str) -> None:
         """What is under the key already is going to be relied on: the next pointer waits until it is on the disk."""
-        if self._folder is not None:
+        if self.folder is not None:
             self._unsettled.add(key)
 
     async def put_pointer(self, key: str, data: bytes) -> None:
@@ -143,13 +176,41 @@ class Blobs:
             Unavailable: the store is not held any more.
         """
         self._check_held()
-        if self._folder is None:
+        if self.folder is None:
             await self._guard("written", obstore.put_async(self._backend, key, data, use_multipart=False))
             return
+        await self._settle()
+        await self._guard("written", asyncio.to_thread(durable.replace, self.folder / key, data))
+
+    async def create_pointer(self, key: str, data: bytes, *, urgent: bool = False) -> bool:
+        """As `put_pointer`, unless there is something under the key: whether there was not, and this is there now.
+
+        Where it is `urgent`, a full disk does not keep it from being written: what frees room needs some first.
+
+        Raises:
+            Unavailable: the store is not held any more.
+        """
+        self._check_held()
+        if self.folder is not None:
+            await self._settle()
+            file, room = self.folder / key, self.folder / _ROOM
+            created = asyncio.to_thread(durable.create, file, data, room if urgent else None)
+            done = await self._guard("written", created)
+            await asyncio.to_thread(durable.set_room_aside, room, _ROOM_BYTES)
+            return done
+        try:
+            await obstore.put_async(self._backend, key, data, mode="create", use_multipart=False)
+        except (AlreadyExistsError, PreconditionError):
+            return False
+        except (BaseError, OSError) as error:
+            self._fail("written", error)
+        return True
+
+    async def _settle(self) -> None:
+        assert self.folder is not None
         objects = set(self._unsettled)
-        await self._guard("written", asyncio.to_thread(durable.settle, self._folder, objects))
+        await self._guard("written", asyncio.to_thread(durable.settle, self.folder, objects))
         self._unsettled -= objects
-        await self._guard("written", asyncio.to_thread(durable.replace, self._folder / key, data))
 
     async def delete_pointer(self, key: str) -> None:
         """Forget what leads to objects, before them.
@@ -158,20 +219,40 @@ class Blobs:
             Unavailable: the store is not held any more.
         """
         self._check_held()
-        if self._folder is None:
+        if self.folder is None:
             await self._guard("written", obstore.delete_async(self._backend, key))
         else:
-            await self._guard("written", asyncio.to_thread(durable.remove, self._folder / key))
+            await self._guard("written", asyncio.to_thread(durable.remove, self.folder / key))
 
     async def delete_objects(self, keys: Sequence[str]) -> None:
         """Forget objects that no pointer leads to; all must be there."""
-        if keys:
-            await self._guard("written", obstore.delete_async(self._backend, keys))
+        for start in range(0, len(keys), _MOST_AT_ONCE):
+            await self._guard("written", obstore.delete_async(self._backend, keys[start : start + _MOST_AT_ONCE]))
+
+    async def below(self, folder: str) -> list[str]:
+        """The folders in a folder, sorted."""
+        found = await self._guard("read", obstore.list_with_delimiter_async(self._backend, folder))
+        return sorted(found["common_prefixes"])
+
+    async def all_in(self, folder: str) -> list[Found]:
+        """All that is under keys below a folder."""
+        found = await self._guard("read", obstore.list(self._backend, folder).collect_async())
+        return [Found(meta["path"], meta["size"], meta["last_modified"]) for meta in found]
 
     async def keys_in(self, folder: str) -> list[str]:
         """Keys of JSON below a folder."""
-        found = await self._guard("read", obstore.list(self._backend, folder).collect_async())
-        return [meta["path"] for meta in found if meta["path"].endswith(".json")]
+        return [found.key for found in await self.all_in(folder) if found.key.endswith(".json")]
+
+    async def _creates_once(self) -> bool:
+        """Whether of two who create what is under a key one is refused: some services do not know how."""
+        if self.folder is not None:
+            return True
+        key = f"{_PROBE}-{secrets.token_hex(8)}"
+        try:
+            await self.create_pointer(key, b"one")
+            return not await self.create_pointer(key, b"two")
+        finally:
+            await self._guard("written", obstore.delete_async(self._backend, key))
 
     def _check_held(self) -> None:
         if self._lease is not None:

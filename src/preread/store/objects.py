@@ -4,54 +4,56 @@ It knows keys, what is written before what, and which objects a manifest refers 
 HTTP, or where bytes are kept (`blobs.py`).
 
     segments/ab/abcd…   tokens/ab/abcd…   manifests/ab/abcd…   profiles/ab/abcd…   fits/ab/abcd…
-    names/<digest of the name>.json   removed.json   fitted/<fingerprint>.json   fits/<id>.json   drafts/<digest>.json
+    log/…   bases/…   fitted/<fingerprint>.json   fits/<id>.json   drafts/<digest>.json
 
-A name's file is a catalogue of that one entry, and `removed.json` is one of names that were removed: so edges can tell
-what somebody took back from what a store has lost. The key of a name is a digest since names may have 128 letters of
-any script, which percent-encoded would be longer than file names can be. A file under `fitted` says with which profile
-contexts of that model are published, and one under `fits` is a list of that one fit: see `wire/fits.py`. One under
-`drafts` says how far a publication has come: see `drafts.py`, what it names may be missing. Objects are written before
-the name that leads to them: whatever is under a name is whole, and what an aborted publication leaves is found and kept
-by the next attempt. Names are read once, since only one process changes them (see `lease.py`).
+`log` and `bases` are the names, which many processes may change at once: see `names.py`. Names that were removed are
+kept there, too: so edges can tell what somebody took back from what a store has lost. A file under `fitted` says with
+which profile contexts of that model are published, and one under `fits` is a list of that one fit: see `wire/fits.py`.
+One under `drafts` says how far a publication has come: see `drafts.py`, what it names may be missing. Objects are
+written before the name that leads to them, and a name is put when all of them are seen to be there: whatever is under a
+name is whole, and what an aborted publication leaves is found and kept by the next attempt.
 """
 
 import asyncio
 import logging
-from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+import time
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from typing import Final
 
 import msgspec
 
-from preread.errors import CorruptData, Full, RemoteError, UsageError
+from preread.errors import CorruptData, Full, RemoteError, Unavailable, UsageError
+from preread.store import former
 from preread.store.blobs import Blobs, open_blobs
 from preread.store.claims import Claims
 from preread.store.drafts import Drafts
+from preread.store.names import Alone, Names
+from preread.tasks import running, undisturbed
 from preread.values import ContextId, Fingerprint, Kind, ObjectId, ObjectRef
 from preread.wire import canonical, catalogue, fits, manifest
-from preread.wire.catalogue import Catalogue, Entry
+from preread.wire.catalogue import Entry
 from preread.wire.digest import object_id
 from preread.wire.fields import MAX_PROFILE_BYTES, SizedId
 from preread.wire.fits import Fit, Fits
+from preread.wire.log import Dated, Edit, State
 from preread.wire.pages import Listing, room_for
 
-_REMOVED: Final = "removed.json"
+FOLDER_POLL_S: Final = 0.5
+BUCKET_POLL_S: Final = 1.0
+"""Whether others have changed the names is looked for so often: in a bucket by one GET, 2.6 million a month."""
+
+_TROUBLE_S: Final = 10.0
 _SLOT_BYTES: Final = 256
 _AT_ONCE: Final = 64
-"""Names are read so many at a time: a bucket takes milliseconds for each."""
+"""So many small requests are under way at a time: a bucket takes milliseconds for each."""
+_MOST_SEEN: Final = 200_000
 _log = logging.getLogger(__name__)
 Key = tuple[Kind, ObjectId]
 _LARGEST_ENTRY_BYTES: Final = 2300
 """A name of 128 and a model's of 256 characters in UTF-8, and the rest."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Named:
-    """A published context, and its line of the catalogue."""
-
-    entry: Entry
-    written: bytes
 
 
 def open_store(url_or_path: str) -> "Objects":
@@ -66,7 +68,7 @@ def open_store(url_or_path: str) -> "Objects":
 
 
 class Objects:
-    """Objects and names in one store. Publishing and removing names is for one process (see `held`), one at a time.
+    """Objects and names in one store, to which other processes may publish, and remove from it, at the same time.
 
     In a folder a name is put when all that it leads to is on the disk, and on the disk itself when `put_name` returns.
     Every method raises RemoteError where the store itself fails.
@@ -79,23 +81,55 @@ class Objects:
     def __init__(self, blobs: Blobs) -> None:
         self.drafts, self.claims = Drafts(blobs), Claims(blobs)
         self._blobs, self._where = blobs, blobs.where
-        self._index: dict[str, _Named] = {}
-        self._illegible: set[str] = set()
-        self._removed: tuple[str, ...] = ()
+        self._names = Names(blobs, partial(former.read, blobs), blobs.shut_older_out)
+        self._told = State()
+        """The names that `_listing` was made of."""
         self._listing: Listing | None = None
-        self._listed = False
-        """Whether `_listing` is what is published now."""
         self._change = asyncio.Event()
+        self._written: dict[str, tuple[Entry, bytes]] = {}
+        self._following = False
+        self._poll_s = BUCKET_POLL_S if blobs.folder is None else FOLDER_POLL_S
         self._fits: dict[str, Fit] = {}
-        self._reading, self._names_are_read = asyncio.Lock(), False
+        self._seen: set[Key] = set()
+        """Objects that were there when deleting had begun, or ended, for the `_seen_at`th time."""
+        self._seen_at = 0
 
-    def held(self) -> AbstractAsyncContextManager[None]:
-        """Keep other processes that do the same from this store. When that is lost, names can be changed no more.
+    @asynccontextmanager
+    async def held(self) -> AsyncGenerator[None, None]:
+        """Publish to this store, and follow what others do there, while this is open.
 
         Raises:
-            UsageError: another process holds it.
+            UsageError: an older preread, which has a store for itself, writes to it; or another process where the
+                service of a bucket has no conditional writes.
         """
-        return self._blobs.held()
+        async with self._blobs.held():
+            await self.look()
+            async with running(self._follow()):
+                self._following = True
+                try:
+                    yield
+                finally:
+                    self._following = False
+
+    async def look(self) -> None:
+        """Learn what others have changed. It is done by itself while the store is held, some moments later."""
+        await self._names.look()
+        self._note_change()
+
+    async def _follow(self) -> None:
+        trouble = False
+        while True:
+            await asyncio.sleep(_TROUBLE_S if trouble else self._poll_s)
+            try:
+                await self.look()
+                trouble = False
+            except RemoteError as error:
+                if not trouble:
+                    _log.warning("what others publish is not seen for now: %s", error)
+                trouble = True
+            except Exception:
+                _log.exception("looking for what others publish failed in a way that nobody foresaw")
+                trouble = True
 
     async def check(self) -> None:
         """See whether the store can be read now, with one request.
@@ -109,6 +143,7 @@ class Objects:
         """Store an object, whole or not at all. One that is already there and damaged is healed."""
         ref = ObjectRef(kind, object_id(data), len(data))
         await self._blobs.put_object(_key(kind, ref.id), data)
+        self._see([(kind, ref.id)])
         return ref
 
     async def read(self, kind: Kind, id: ObjectId, start: int | None = None, stop: int | None = None) -> bytes | None:
@@ -128,6 +163,7 @@ class Objects:
         if data is None or object_id(data) != ref.id:
             return None
         self._blobs.keep(key)
+        self._see([(ref.kind, ref.id)])
         return data
 
     async def size(self, kind: Kind, id: ObjectId) -> int | None:
@@ -140,34 +176,42 @@ class Objects:
         Raises:
             Full: there are as many contexts as a catalogue holds.
         """
-        await self._refuse_unless_room(name, b"x" * _LARGEST_ENTRY_BYTES)
+        _refuse_unless_room(self._lines(await self._state()), name, _LARGEST_ENTRY_BYTES)
 
     async def put_name(self, entry: Entry) -> None:
         """Publish under a name, as the last step; objects that only the name's former manifest needed are removed.
 
         Raises:
             Full: the catalogue would not fit into its bounds; what is published stays as it is.
+            Unavailable: something that the entry leads to is not there: it was never put, or another process has
+                removed it meanwhile. Publish again.
         """
-        written, key = catalogue.write(entry), _name_key(entry.name)
-        await self._refuse_unless_room(entry.name, written)
-        await self._blobs.put_pointer(key, catalogue.dumps(Catalogue((entry,))))
-        former = self._index.get(key)
-        self._index[key] = _Named(entry, written)
-        self._illegible.discard(key)
+        written, before, needed = catalogue.write(entry), list[Dated](), set[Key]()
+
+        async def decide(state: State) -> Edit:
+            _refuse_unless_room(self._lines(state), entry.name, len(written))
+            needed.update(await self._whole(entry, state))
+            before[:] = [one for one in [state.contexts.get(entry.name)] if one is not None]
+            return Edit(publish=Dated(entry, int(time.time())))
+
+        await self._names.change(decide)
         self._note_change()
-        if former is not None and former.entry.manifest.id != entry.manifest.id:
-            await self._sweep(former.entry)
+        self._seen -= needed
+        for one in before:
+            await undisturbed(self._sweep(one.entry))
 
     async def listing(self) -> Listing:
-        """Every published context, as a catalogue is served. A name whose file cannot be understood is left out."""
-        await self._read_names()
-        if self._listing is None or not self._listed:
-            written = {named.entry.name: named.written for named in self._index.values()}
-            self._listing, self._listed = Listing(written, self._not_published(self._removed), self._listing), True
+        """Every published context, as a catalogue is served."""
+        state = await self._state()
+        if self._listing is None or self._told is not state:
+            self._listing, self._told = Listing(self._lines(state), state.removed, self._listing), state
         return self._listing
 
     async def changed(self, version: str) -> Listing:
-        """The listing, as soon as it is another one than that of this version."""
+        """The listing, as soon as it is another one than that of this version.
+
+        Of what other processes change, only while the store is held.
+        """
         while True:
             change = self._change  # before looking, so that none is missed
             listing = await self.listing()
@@ -176,97 +220,97 @@ class Objects:
             await change.wait()
 
     def _note_change(self) -> None:
-        """The listing may be another one now: whoever waits for that looks."""
-        self._listed = False
-        change, self._change = self._change, asyncio.Event()
-        change.set()
+        """Where the names are others than those that were told, whoever waits for that looks."""
+        if self._names.known is not self._told:
+            change, self._change = self._change, asyncio.Event()
+            change.set()
 
     async def names(self) -> list[Entry]:
         """The same as the listing, sorted by name."""
-        await self._read_names()
-        return sorted([named.entry for named in self._index.values()], key=lambda entry: entry.name)
+        state = await self._state()
+        return [state.contexts[name].entry for name in sorted(state.contexts)]
 
     async def entry(self, name: str) -> Entry | None:
         """What is published under a name; None if nothing is."""
-        await self._read_names()
-        named = self._index.get(_name_key(name))
-        return None if named is None else named.entry
+        found = (await self._state()).contexts.get(name)
+        return None if found is None else found.entry
 
     async def published_at(self, name: str) -> datetime | None:
         """When a name was published; None if it is not."""
-        return await self._blobs.changed(_name_key(name))
+        found = (await self._state()).contexts.get(name)
+        return None if found is None else datetime.fromtimestamp(found.at, UTC)
 
     async def remove_name(self, name: str) -> bool:
         """Forget a name, and all objects that no other name needs; whether there was such a name."""
-        await self._read_names()
-        key = _name_key(name)
-        if key not in self._index and key not in self._illegible:
-            return False
-        told = await self._note_removed(name)
-        await self._blobs.delete_pointer(key)
-        self._illegible.discard(key)
-        gone = self._index.pop(key, None)
+        gone = list[Dated]()
+
+        async def decide(state: State) -> Edit | None:
+            gone[:] = [one for one in [state.contexts.get(name)] if one is not None]
+            return Edit(remove=name) if gone else None
+
+        await self._names.change(decide)
         self._note_change()
-        if gone is not None:
-            await self._sweep(gone.entry)
-        if not told and not await self._note_removed(name):
-            raise RemoteError(f"store {self._where}: {name!r} is gone, but edges cannot be told so: free some space")
-        return True
+        for one in gone:
+            await undisturbed(self._sweep(one.entry))
+        return bool(gone)
 
     async def removed(self) -> tuple[str, ...]:
         """Names that were removed and not published since, the last one last; the last `MOST_REMOVED` of them."""
-        await self._read_names()
-        return self._not_published(self._removed)
+        return (await self._state()).removed
 
-    def _not_published(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        published = self._index.keys() | self._illegible
-        return tuple(name for name in names if _name_key(name) not in published)
+    async def _state(self) -> State:
+        """The names as this process knows them, which is some moments late; they are read where nobody follows."""
+        known = self._names.known
+        if known is not None and (self._following or self._names.known_for_s < self._poll_s):
+            return known
+        return await self._names.look()
 
-    async def _note_removed(self, name: str) -> bool:
-        """Remember a removal; False where there is no room for it, as there will be when its objects are gone."""
-        names = (*(one for one in self._not_published(self._removed) if one != name), name)[-catalogue.MOST_REMOVED :]
+    def _lines(self, state: State) -> dict[str, bytes]:
+        """Each context's line of the catalogue; written once."""
+        known = self._written
+        self._written = {
+            name: known[name]
+            if name in known and known[name][0] == one.entry
+            else (one.entry, canonical.dumps(one.entry))
+            for name, one in state.contexts.items()
+        }
+        return {name: line for name, (_, line) in self._written.items()}
+
+    def _see(self, keys: Iterable[Key]) -> None:
+        """Remember what is there, so that it need not be looked for when a name is put."""
+        if len(self._seen) > _MOST_SEEN:
+            self._seen.clear()
+        self._seen.update(keys)
+
+    async def _whole(self, entry: Entry, state: State) -> set[Key]:
+        """All that an entry leads to; what was not seen since objects were deleted last is looked for.
+
+        Raises:
+            Unavailable: some of it is not there.
+        """
+        if state.sweeps != self._seen_at:
+            self._seen.clear()
+            self._seen_at = state.sweeps
         try:
-            await self._blobs.put_pointer(_REMOVED, catalogue.dumps(Catalogue(removed=names)))
-        except RemoteError as error:
-            _log.warning("the removal of %r is not noted yet: %s", name, error)
-            return False
-        self._removed = names
-        self._note_change()
-        return True
-
-    async def _read_names(self) -> None:
-        async with self._reading:
-            if self._names_are_read:
-                return
-            keys = await self._blobs.keys_in("names")
-            for start in range(0, len(keys), _AT_ONCE):
-                some = keys[start : start + _AT_ONCE]
-                for key, entry in zip(some, await asyncio.gather(*map(self._entry, some)), strict=True):
-                    if entry is None:
-                        self._illegible.add(key)
-                    else:
-                        self._index[key] = _Named(entry, canonical.dumps(entry))
-            self._removed = await self._read_removed()
-            self._names_are_read = True
-
-    async def _read_removed(self) -> tuple[str, ...]:
-        data = await self._blobs.read(_REMOVED)
-        if data is None:
-            return ()
-        try:
-            return catalogue.loads(data).removed
-        except CorruptData as error:
-            _log.warning("store %s: which names were removed is forgotten: %s", self._where, error)
-            return ()
-
-    async def _refuse_unless_room(self, name: str, written: bytes) -> None:
-        await self._read_names()
-        others = [named.written for key, named in self._index.items() if key != _name_key(name)]
-        if not room_for(written, others):
-            raise Full(
-                f"this cloud has {len(self._index)} contexts, which is all that its catalogue holds: remove one with "
-                "`preread contexts rm NAME`, or start another cloud on a store of its own"
+            needed = await self._needs(entry)
+        except CorruptData:
+            needed = {("manifests", entry.manifest.id), ("tokens", entry.tokens.id)}  # an edge says what is wrong
+        unseen = sorted(needed - self._seen)
+        missing = await self._missing(unseen)
+        if missing:
+            raise Unavailable(
+                f"{len(missing)} of {len(needed)} objects of {entry.name!r} are not in store {self._where}: another "
+                "process has removed them meanwhile; publish it again"
             )
+        for kind, id in unseen:
+            self._blobs.keep(_key(kind, id))
+        return needed
+
+    async def _missing(self, keys: list[Key]) -> list[Key]:
+        sizes = list[int | None]()
+        for start in range(0, len(keys), _AT_ONCE):
+            sizes += await asyncio.gather(*[self.size(*key) for key in keys[start : start + _AT_ONCE]])
+        return [key for key, size_bytes in zip(keys, sizes, strict=True) if size_bytes is None]
 
     async def profile_of(self, fingerprint: Fingerprint) -> ObjectRef | None:
         """The profile that contexts of this model are published with; None if there is none, or its slot is broken."""
@@ -285,13 +329,21 @@ class Objects:
 
         Raises:
             UsageError: `ref` is not that of a profile.
+            Unavailable: another process has removed it meanwhile.
         """
         if ref.kind != "profiles" or not 0 < ref.size_bytes <= MAX_PROFILE_BYTES:
             raise UsageError(f"{ref} is no profile of 1 to {MAX_PROFILE_BYTES} bytes")
-        former = await self.profile_of(fingerprint)
-        await self._blobs.put_pointer(_slot_key(fingerprint), canonical.dumps(SizedId(ref.id, ref.size_bytes)))
-        if former is not None and former.id != ref.id:
-            await self._remove_unneeded({("profiles", former.id)}, f"the former profile of model {fingerprint[:12]}…")
+        await undisturbed(self._put_profile_of(fingerprint, ref))
+
+    async def _put_profile_of(self, fingerprint: Fingerprint, ref: ObjectRef) -> None:
+        async with self._names.alone() as alone:
+            if await self.size("profiles", ref.id) is None:
+                raise Unavailable(f"profile {ref.id[:12]}… is not in store {self._where} any more: put it again")
+            former = await self.profile_of(fingerprint)
+            await self._blobs.put_pointer(_slot_key(fingerprint), canonical.dumps(SizedId(ref.id, ref.size_bytes)))
+            if former is not None and former.id != ref.id:
+                what = f"the former profile of model {fingerprint[:12]}…"
+                await self._remove_unneeded(alone, {("profiles", former.id)}, what)
 
     async def profiles(self) -> list[tuple[Fingerprint, ObjectRef, str]]:
         """Models, the profiles that their contexts are published with, and since when (UTC, RFC 3339)."""
@@ -314,7 +366,9 @@ class Objects:
 
     async def fits(self) -> list[Fit]:
         """What `put_fit` listed, and when it did. A file that cannot be understood is left out."""
-        keys = [key for key in await self._blobs.keys_in("fits") if key not in self._fits]
+        there = await self._blobs.keys_in("fits")
+        self._fits = {key: self._fits[key] for key in there if key in self._fits}  # others may have removed some
+        keys = [key for key in there if key not in self._fits]
         for start in range(0, len(keys), _AT_ONCE):
             some = keys[start : start + _AT_ONCE]
             for key, fit in zip(some, await asyncio.gather(*map(self._fit, some)), strict=True):
@@ -346,28 +400,32 @@ class Objects:
 
     async def _sweep(self, gone: Entry) -> None:
         """Remove what `gone` referred to and nothing else does."""
-        what = f"objects of {gone.name!r}"
-        try:
-            doomed = await self._needs(gone)
-        except CorruptData as error:
-            _log.warning("store %s: %s stay, since %s", self._where, what, error)
+        names = (await self._state()).contexts.values()
+        if any(one.entry.manifest.id == gone.manifest.id for one in names):
             return
-        await self._remove_unneeded(doomed, what, gone.context)
+        what = f"objects of {gone.name!r}"
+        async with self._names.alone() as alone:
+            try:
+                doomed = await self._needs(gone)
+            except CorruptData as error:
+                _log.warning("store %s: %s stay, since %s", self._where, what, error)
+                return
+            await self._remove_unneeded(alone, doomed, what, gone.context)
 
-    async def _remove_unneeded(self, doomed: set[Key], what: str, context: ContextId | None = None) -> None:
+    async def _remove_unneeded(
+        self, alone: Alone, doomed: set[Key], what: str, context: ContextId | None = None
+    ) -> None:
         """Remove those of `doomed` that no name leads to, nor the slot of a profile. The illegible keeps everything.
 
         Segments name the `context` that they are of, so that only its own names can need them; but for a profile that
         is no model's any more every manifest is read.
         """
-        others = [named.entry for named in self._index.values()]
+        others = [one.entry for one in alone.state.contexts.values()]
         doomed -= {key for entry in others for key in (("manifests", entry.manifest.id), ("tokens", entry.tokens.id))}
         if any(kind == "profiles" for kind, _ in doomed):
             doomed -= await self._slots()
         any_context = any(kind == "profiles" for kind, _ in doomed)
         try:
-            if self._illegible:
-                raise CorruptData("name", "a name's file cannot be understood")
             # one document may have thousands of names
             for entry in {entry.manifest.id: entry for entry in others}.values():
                 if doomed and (any_context or entry.context == context):
@@ -375,8 +433,9 @@ class Objects:
         except CorruptData as error:
             _log.warning("store %s: %s stay, since %s", self._where, what, error)
             return
-        present = [key for key in doomed if await self.size(*key) is not None]
-        await self._blobs.delete_objects([_key(*key) for key in present])
+        gone = set(await self._missing(sorted(doomed)))
+        alone.check()
+        await self._blobs.delete_objects([_key(*key) for key in sorted(doomed - gone)])
 
     async def _slots(self) -> set[Key]:
         """The profiles that models are published with."""
@@ -392,24 +451,17 @@ class Objects:
         profiles: set[Key] = {("profiles", rung.profile.id) for rung in rungs if rung.profile is not None}
         return segments | profiles | {("manifests", entry.manifest.id), ("tokens", entry.tokens.id)}
 
-    async def _entry(self, key: str) -> Entry | None:
-        data = await self._blobs.read(key)
-        if data is None:
-            return None
-        try:
-            (entry,) = catalogue.loads(data).contexts
-        except (CorruptData, ValueError) as error:
-            _log.warning("store %s: %s is left out of the catalogue: %s", self._where, key, error)
-            return None
-        return entry
+
+def _refuse_unless_room(lines: dict[str, bytes], name: str, size_bytes: int) -> None:
+    if not room_for(b"x" * size_bytes, [line for known, line in lines.items() if known != name]):
+        raise Full(
+            f"this cloud has {len(lines)} contexts, which is all that its catalogue holds: remove one with "
+            "`preread contexts rm NAME`, or start another cloud on a store of its own"
+        )
 
 
 def _key(kind: Kind, id: ObjectId) -> str:
     return f"{kind}/{id[:2]}/{id}"
-
-
-def _name_key(name: str) -> str:
-    return f"names/{object_id(name.encode())}.json"
 
 
 def _slot_key(fingerprint: Fingerprint) -> str:

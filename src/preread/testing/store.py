@@ -52,9 +52,16 @@ def objects_of(store: Objects, entry: Entry) -> set[tuple[str, ObjectId]]:
     """All objects that a present entry leads to."""
     data = asyncio.run(store.read("manifests", entry.manifest.id))
     assert data is not None
+    return needs(data, entry)
+
+
+def needs(data: bytes, entry: Entry) -> set[tuple[str, ObjectId]]:
+    """All objects that an entry with this manifest leads to."""
     rungs = manifest.loads(data).rungs
-    cells = {("segments", cell.id) for rung in rungs for row in rung.segments for cell in row}
-    profiles = {("profiles", rung.profile.id) for rung in rungs if rung.profile is not None}
+    cells: set[tuple[str, ObjectId]] = {
+        ("segments", cell.id) for rung in rungs for row in rung.segments for cell in row
+    }
+    profiles: set[tuple[str, ObjectId]] = {("profiles", rung.profile.id) for rung in rungs if rung.profile is not None}
     return {("manifests", entry.manifest.id), ("tokens", entry.tokens.id)} | cells | profiles
 
 
