@@ -186,8 +186,8 @@ def loads(data: bytes, number: int) -> Change:
     """Read the change of this number.
 
     Raises:
-        CorruptData: "format", "version", "json", "length"; "schema", also where it is another one; "name": a name twice,
-            or a text that cannot be one.
+        CorruptData: "format", "version", "json", "length"; "schema", also where it is another one; "name": a name
+            twice, or a text that cannot be one.
     """
     canonical.check_stamp(data, FORMAT, VERSION, MAX_LOG_BYTES)
     change = canonical.loads(data, Change, MAX_LOG_BYTES)
