@@ -86,7 +86,7 @@ async def bench(options: Options, console: Console, report: Report) -> dict[str,
         assert engine.chat is not None
         context = engine.tokenize_prompt(engine.chat.system_prefix(text))
         setting = replace(options.setting, context_tokens=len(context), rungs=("lossless",))
-        window = window_tokens(len(context) + _MORE_TOKENS)
+        window = window_tokens(len(context) + min(_MORE_TOKENS, _QUESTION_TOKENS * options.questions))
         with tempfile.TemporaryDirectory(prefix="preread-decisions-") as scratch:
             async with deployed(setting, [text], window, Path(scratch), report) as edge:
                 await edge.fresh()
