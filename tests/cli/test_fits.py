@@ -18,7 +18,7 @@ from preread.cloud.app import create_app
 from preread.codec import profile_bytes
 from preread.engine.model import fingerprint_of
 from preread.errors import CorruptData
-from preread.fit import decisions, guided
+from preread.fit import decisions, family, guided
 from preread.fit import map as maps
 from preread.fit.calibration import Calibration, Scale
 from preread.fit.fits import described
@@ -26,7 +26,7 @@ from preread.store.auth import Keys
 from preread.store.guard import Access
 from preread.store.objects import Objects, open_store
 from preread.testing.cloud import RandomPublisher, serving
-from preread.testing.fits import FILES, GUIDE, LARGE, MAPPING, SHAPE, SMALL
+from preread.testing.fits import FILES, GATE, GUIDE, LARGE, MAPPING, SHAPE, SMALL
 from preread.testing.profile import plain_profile
 from preread.testing.store import put_profile_of
 from preread.values import Fingerprint
@@ -49,6 +49,7 @@ def folder(of: Fingerprint, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "map": mapping_bytes.dumps(replace(MAPPING, small=of)),
         "guide": guide_bytes.dumps(replace(GUIDE, small=of)),
         "decisions": decisions.dumps(Calibration({"choice": Scale(1.9)}, 120), of),
+        "family": family.dumps(msgspec.structs.replace(GATE, model=of)),
     }
     folder = tmp_path_factory.mktemp("fits")
     for kind, data in files.items():
@@ -71,10 +72,10 @@ def test_what_was_pushed_is_listed_with_what_it_is_worth(
     preread: Run, cloud: str, folder: Path, tmp_path: Path, of: Fingerprint
 ) -> None:
     pushed = preread("fits", "push", *(str(folder / kind) for kind in FILES), "--cloud", cloud)
-    assert pushed.code == 0 and pushed.out.count("pushed ") == 4 and "published with it from now on" in pushed.out
+    assert pushed.code == 0 and pushed.out.count("pushed ") == 5 and "published with it from now on" in pushed.out
     listed = preread("fits", "ls", "--cloud", cloud).out
     head, *rows = listed.splitlines()
-    assert head.split()[:4] == ["KIND", "MODEL", "READS", "SIZE"] and len(rows) == 4
+    assert head.split()[:4] == ["KIND", "MODEL", "READS", "SIZE"] and len(rows) == 5
     by_kind = {row.split()[0]: row for row in rows}
     assert set(by_kind) == set(FILES) and all(f"tiny {of[:12]}" in row for row in rows)
     assert "guided -0.0300 [-0.0500, -0.0100], beyond its control -0.0200 [-0.0300, -0.0100]" in by_kind["guide"]
@@ -97,14 +98,17 @@ def test_what_is_pulled_lies_where_it_is_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(decisions, "usual_path", lambda model: tmp_path / "new" / f"{model}.json")
+    monkeypatch.setattr(family, "usual_path", lambda gate: tmp_path / "gates" / f"{gate.source}.json")
     monkeypatch.chdir(tmp_path)
     assert preread("fits", "push", *(str(folder / kind) for kind in FILES), "--cloud", cloud).code == 0
     pulled = preread("fits", "pull", "--model", str(tiny_model), "--cloud", cloud)
-    assert pulled.code == 0 and pulled.out.count("\n") == 4, pulled.err
+    assert pulled.code == 0 and pulled.out.count("\n") == 5, pulled.err
     assert decisions.found(None, of) == Calibration({"choice": Scale(1.9)}, 120)
     (mapping,), (guide,), (profile,) = (list(tmp_path.glob(f"{kind}-*")) for kind in ("map", "guide", "codec"))
     assert maps.load(mapping).small == of == guided.load(guide).small
     assert profile_bytes.loads(profile.read_bytes()).fingerprint == of
+    assert family.load(tmp_path / "gates" / f"{LARGE}.json") == msgspec.structs.replace(GATE, model=of)
+    assert "streams contexts of big" in pulled.out
     assert f"--llm big --guide {guide.name}` reads by it" in pulled.out and "scales its probabilities" in pulled.out
 
 

@@ -62,9 +62,17 @@ def test_what_is_pushed_is_listed_and_comes_back_by_its_digest(url: str, kind: F
     pushed = client.push_fit(url, data)
     (listed,) = client.fits(url)
     assert (listed.kind, listed.id, listed.size_bytes) == (kind, object_id(data), len(data)) and listed.created
-    assert (listed.model, listed.large_model) == ("small", "large" if kind in ("map", "guide") else None)
+    assert (listed.model, listed.large_model) == ("small", "large" if kind in ("map", "guide", "family") else None)
     assert (pushed.id, pushed.measured) == (listed.id, listed.measured)
     assert fetched(url, listed.id, listed.size_bytes) == data
+
+
+def test_who_asks_as_the_first_release_does_is_told_of_no_kind_that_it_would_refuse(url: str) -> None:
+    for data in FILES.values():
+        client.push_fit(url, data)
+    told = wire.loads(httpx2.get(f"{url}/v1/fits").content).fits
+    assert {fit.kind for fit in told} == {"codec", "map", "guide", "decisions"}
+    assert len(client.fits(url)) == len(told) + 1
 
 
 def test_pushing_again_changes_nothing(url: str) -> None:

@@ -12,17 +12,15 @@ from hypothesis import strategies as st
 from preread.engine.llamacpp import LlamaCpp
 from preread.errors import CorruptData, UsageError
 from preread.fit import family
-from preread.fit.family import HALF, LOSSLESS, Change, Gate
+from preread.fit.family import HALF, LOSSLESS, Quantised, Through
 from preread.fit.sample import TAIL_TOKENS
 from preread.fit.text import Text
+from preread.testing.fits import GATE, LARGE, SMALL
 from preread.testing.profile import plain_profile
 from preread.testing.quantised import write_quantised
-from preread.values import Fingerprint
 
 TEXT = Text("squares", (" ".join(str(n * n % 9973) for n in range(1500)),))
-OWN, SOURCE = Fingerprint("a" * 64), Fingerprint("b" * 64)
-CHANGES = (Change(LOSSLESS, -0.02, -0.03, -0.01, 508), Change(HALF, -0.01, -0.02, 0.004, 508))
-GATE = Gate("preread family 1", OWN, SOURCE, "c" * 64, "a text", 2.9, 2.6, CHANGES)
+OWN, SOURCE, CHANGES = SMALL, LARGE, GATE.measured
 
 
 def opened(path: Path) -> LlamaCpp:
@@ -42,7 +40,9 @@ def test_a_gate_says_what_all_half_and_each_rung_of_the_others_kv_cost(engines: 
     width = own.embeddings(own.tokenize("a")).shape[1]
     profile = plain_profile(source.spec.fingerprint, source.spec.geometry, width, {"b4": (0.05, 0.0015)})
     told = list[tuple[int, int]]()
-    gate = family.measured(own, source, TEXT, lambda _, *at: told.append(at), 4, profile)
+    gate = family.measured(
+        own, Quantised(source), TEXT, lambda _, *at: told.append(at), 4, Through(profile, source.embeddings)
+    )
     assert (gate.model, gate.source, gate.family) == (
         own.spec.fingerprint,
         source.spec.fingerprint,
@@ -60,7 +60,7 @@ def test_a_model_that_reads_the_same_kv_in_another_file_loses_nothing(tiny_model
     same = tmp_path / "same.gguf"
     same.write_bytes(tiny_model.read_bytes() + b"\0")  # another file, with the same weights
     with closing(opened(same)) as own, closing(opened(tiny_model)) as source:
-        gate = family.measured(own, source, TEXT, lambda *_: None, 4)
+        gate = family.measured(own, Quantised(source), TEXT, lambda *_: None, 4)
     assert [(change.dloss, change.low, change.high) for change in gate.measured] == [(0, 0, 0)] * 2
     assert gate.loss == gate.source_loss
 
@@ -70,13 +70,13 @@ def test_only_another_quantisation_of_the_same_model_is_measured(
 ) -> None:
     own, source = engines
     with pytest.raises(UsageError, match="the same model"):
-        family.measured(own, own, TEXT, lambda *_: None)
+        family.measured(own, Quantised(own), TEXT, lambda *_: None)
     with closing(opened(smollm)) as stranger, pytest.raises(UsageError, match="not quantisations of one model"):
-        family.measured(own, stranger, TEXT, lambda *_: None)
+        family.measured(own, Quantised(stranger), TEXT, lambda *_: None)
     width = own.embeddings(own.tokenize("a")).shape[1]
     others = plain_profile(own.spec.fingerprint, own.spec.geometry, width, {"b4": (0.05, 0.0015)})
     with pytest.raises(UsageError, match=r"not of .*, whose KV is to be read"):
-        family.measured(own, source, TEXT, lambda *_: None, 4, others)
+        family.measured(own, Quantised(source), TEXT, lambda *_: None, 4, Through(others, own.embeddings))
 
 
 # Files

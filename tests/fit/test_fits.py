@@ -24,7 +24,7 @@ def test_every_kind_is_recognised_and_tells_whose_it_is_and_what_it_is_worth(kin
     data = FILES[kind]
     fit = fits.described(data)
     assert (fit.kind, fit.id, fit.size_bytes, fit.fingerprint) == (kind, object_id(data), len(data), SMALL)
-    assert fit.large == (LARGE if kind in ("map", "guide") else None)
+    assert fit.large == (LARGE if kind in ("map", "guide", "family") else None)
     assert wire.loads(wire.dumps(Fits((fit,)))).fits == (fit,)
 
 
@@ -43,6 +43,7 @@ def test_what_a_fit_was_measured_to_be_worth_is_told_as_its_file_says() -> None:
             ("beyond its control", -20_000, (-30_000, -10_000), 600),
         ],
         "decisions": [],
+        "family": [("lossless", -20_000, (-30_000, -10_000), 508), ("half", -10_000, (-20_000, 4000), 508)],
     }
     assert fits.described(FILES["decisions"]).text == "120 questions with known answers"
 

@@ -1,5 +1,6 @@
 """`preread fit family`: whether a model may read KV that another quantisation of it computed."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,14 +14,20 @@ from preread.plan.choose import MAX_DLOSS
 
 if TYPE_CHECKING:
     from preread.codec.profile import Profile
-    from preread.fit.family import Change, Gate
+    from preread.edge.profiles import Embed
+    from preread.fit.family import Change, Gate, Source
 
 _STAGE = "measuring what the other model's KV costs"
 
 
 def fit(
     source: Annotated[
-        str, typer.Option("--from", metavar="NAME|PATH|hf:…", help="The model whose KV is read, named as with --model.")
+        str,
+        typer.Option(
+            "--from",
+            metavar="NAME|PATH|hf:…|FOLDER",
+            help="The model whose KV is read, named as with --model; or a checkpoint's folder, as vLLM runs it.",
+        ),
     ],
     model: options.Model = DEFAULT,
     profile: Annotated[
@@ -35,6 +42,10 @@ def fit(
     out: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Where to write it; by default where an edge finds it.", dir_okay=False),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(metavar="DTYPE", help="In which a checkpoint computes: bfloat16, float16 or float32; as it says."),
     ] = None,
     threads: options.Threads = 0,
 ) -> None:
@@ -51,13 +62,17 @@ def fit(
         arguments.check_folder(out)
     fitted = None if profile is None else _profile(profile)
     chosen = read(text) if text else family.default_text()
-    with (
-        engine_for(model, 1024, threads) as own,
-        engine_for(source, 1024, threads) as other,
-        token_progress() as report,
-    ):
-        gate = family.measured(own, other, chosen, lambda _, *at: report(_STAGE, *at), windows, fitted)
-        names = own.spec.name, other.spec.name
+    with ExitStack() as stack:
+        own = stack.enter_context(engine_for(model, 1024, threads))
+        if Path(source).is_dir():
+            other, embed = _checkpoint(Path(source), options.pulled(model), dtype)
+        else:
+            engine = stack.enter_context(engine_for(source, 1024, threads))
+            other, embed = family.Quantised(engine), engine.embeddings
+        through = None if fitted is None else family.Through(fitted, embed)
+        report = stack.enter_context(token_progress())
+        gate = family.measured(own, other, chosen, lambda _, *at: report(_STAGE, *at), windows, through)
+        names = own.spec.name, other.name
     path = out or family.usual_path(gate)
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write(path, family.dumps(gate))
@@ -67,6 +82,13 @@ def fit(
     )
     _say(gate, names, path)
     print_json(_told(gate, names, path))
+
+
+def _checkpoint(folder: Path, gguf: Path, dtype: str | None) -> "tuple[Source, Embed]":
+    from preread.vllm.source import Checkpointed
+
+    found = Checkpointed(folder, gguf, dtype)
+    return found, found.embeddings
 
 
 def _profile(path: Path) -> "Profile":

@@ -21,7 +21,13 @@ app = typer.Typer(
 _Cloud = Annotated[
     str | None, typer.Option("--cloud", envvar="PREREAD_CLOUD", metavar="URL", help="The cloud whose fits are meant.")
 ]
-_SUFFIXES: dict[FitKind, str] = {"codec": "profile", "map": "npz", "guide": "npz", "decisions": "json"}
+_SUFFIXES: dict[FitKind, str] = {
+    "codec": "profile",
+    "map": "npz",
+    "guide": "npz",
+    "decisions": "json",
+    "family": "json",
+}
 
 
 @app.command("ls")
@@ -102,7 +108,8 @@ def push(
 def pull(
     cloud: options.Cloud,
     kind: Annotated[
-        FitKind | None, typer.Argument(metavar="[KIND]", help="Only codec, map, guide or decisions; by default all.")
+        FitKind | None,
+        typer.Argument(metavar="[KIND]", help="Only codec, map, guide, decisions or family."),
     ] = None,
     model: options.Model = DEFAULT,
     id: Annotated[
@@ -113,7 +120,7 @@ def pull(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Where to write the files; by default here, and a calibration where an edge finds it.",
+            help="Where to write the files; by default here, and calibrations and gates where an edge finds them.",
             file_okay=False,
         ),
     ] = None,
@@ -192,10 +199,13 @@ def named(fits: Sequence[Fit], id: str) -> Fit:
 
 
 def chosen(fits: Sequence[Fit], of: Fingerprint, kind: FitKind | None) -> tuple[Fit, ...]:
-    """What a model has use for, of a list with the oldest first: of profiles and calibrations only the newest."""
+    """What a model has use for, of a list with the oldest first.
+
+    Of profiles and calibrations only the newest, and of gates the newest for each model whose KV is read.
+    """
     ours = [fit for fit in fits if fit.fingerprint == of and kind in (None, fit.kind)]
-    newest = {fit.kind: fit.id for fit in ours}
-    return tuple(fit for fit in ours if fit.kind in ("map", "guide") or newest[fit.kind] == fit.id)
+    newest = {(fit.kind, fit.large): fit.id for fit in ours}
+    return tuple(fit for fit in ours if fit.kind in ("map", "guide") or newest[fit.kind, fit.large] == fit.id)
 
 
 def fit_json(fit: Fit) -> dict[str, object]:
@@ -265,10 +275,12 @@ async def _into_store(store: str, fit: Fit, data: bytes) -> None:
 
 def _written(fit: Fit, data: bytes, out: Path | None) -> Path:
     """Where the file is now."""
-    from preread.fit import decisions
+    from preread.fit import decisions, family
 
     if fit.kind == "decisions" and out is None:
         path = decisions.usual_path(Fingerprint(fit.fingerprint))
+    elif fit.kind == "family" and out is None:
+        path = family.usual_path(family.loads(data))
     else:
         path = (out or Path()).expanduser() / f"{fit.kind}-{fit.id[:12]}.{_SUFFIXES[fit.kind]}"
     try:
@@ -283,6 +295,9 @@ def _use(fit: Fit, where: str, name: str, out: Path | None, store: str | None) -
     if fit.kind == "decisions":
         started = "started from now on" if out is None else f"started with --decisions {where}"
         return f"an edge with {name} that is {started} scales its probabilities by it"
+    if fit.kind == "family":
+        started = "started from now on" if out is None else f"started with --family {where}"
+        return f"an edge with {name} that is {started} streams contexts of {fit.large_model or 'the other model'}"
     if fit.kind == "codec" and store is not None:
         return f"a cloud on it publishes contexts of {name} with it, and need not fit first"
     if fit.kind == "codec":

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final, Literal, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import httpx2
 import msgspec
@@ -130,7 +130,8 @@ def fits(url: str, *, api_key: str | None = None, via: Via = DIRECT) -> tuple[Fi
         CorruptData: the answer is none.
         UsageError, RemoteError, TransportError: as for `publish`.
     """
-    with _answer(url, "GET", fit_lists.PATH, api_key, via) as response:
+    path = f"{fit_lists.PATH}?{urlencode([(fit_lists.ALSO, kind) for kind in fit_lists.LATER_KINDS])}"
+    with _answer(url, "GET", path, api_key, via) as response:
         return fit_lists.loads(_read(response, MAX_FITS_BYTES)).fits
 
 

@@ -152,7 +152,9 @@ def fit_routes(keeper: FitKeeper, cache_control: str) -> list[Route]:
 
 async def _list(keeper: FitKeeper, request: Request) -> Response:
     headers = {"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
-    return Response(wire.dumps(await keeper.listed()), headers=headers, media_type="application/json")
+    unasked = set(wire.LATER_KINDS) - set(request.query_params.getlist(wire.ALSO))
+    listed = wire.Fits(tuple(fit for fit in (await keeper.listed()).fits if fit.kind not in unasked))
+    return Response(wire.dumps(listed), headers=headers, media_type="application/json")
 
 
 async def _push(keeper: FitKeeper, request: Request) -> Response:

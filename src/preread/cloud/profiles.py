@@ -18,7 +18,7 @@ from preread.fit.codec import fit
 from preread.fit.text import Text, calibration
 from preread.store.claims import Claimed
 from preread.store.objects import Objects
-from preread.values import ObjectRef
+from preread.values import Fingerprint, Geometry, ObjectRef
 from preread.wire.digest import object_id
 from preread.wire.fields import MAX_PROFILE_BYTES
 
@@ -63,12 +63,17 @@ async def profile_for(store: Objects, engine: LlamaCpp, worker: Worker, progress
 
 
 async def kept_profile(store: Objects, engine: LlamaCpp) -> Stored | None:
-    """The profile of the engine's model that the store has, if it is whole and of this very model.
+    """The profile of the engine's model that the store has, as `profile_of`."""
+    return await profile_of(store, engine.spec.fingerprint, engine.spec.geometry)
+
+
+async def profile_of(store: Objects, model: Fingerprint, geometry: Geometry) -> Stored | None:
+    """The profile of a model that the store has, if it is whole and of this very model.
 
     Raises:
         RemoteError: the store cannot be read.
     """
-    ref = await store.profile_of(engine.spec.fingerprint)
+    ref = await store.profile_of(model)
     if ref is None:
         return None
     size_bytes = await store.size("profiles", ref.id)
@@ -77,10 +82,10 @@ async def kept_profile(store: Objects, engine: LlamaCpp) -> Stored | None:
         if data is None or object_id(data) != ref.id:
             raise CorruptData("digest", "its object is missing or damaged")
         profile = profiles.loads(data)
-        if (profile.fingerprint, profile.geometry) != (engine.spec.fingerprint, engine.spec.geometry):
+        if (profile.fingerprint, profile.geometry) != (model, geometry):
             raise CorruptData("profile", "it is of another model")
     except CorruptData as error:
-        _log.warning("the kept profile of %s cannot be used: %s", engine.spec.name, error)
+        _log.warning("the kept profile of model %s… cannot be used: %s", model[:12], error)
         return None
     return Stored(ref, profile)
 

@@ -37,7 +37,7 @@ from preread.engine.worker import Worker
 from preread.errors import UsageError
 from preread.store.claims import Claimed
 from preread.store.objects import Objects
-from preread.values import Form, ObjectRef, Span
+from preread.values import Fingerprint, Form, ObjectRef, Span
 from preread.wire import draft as drafts
 from preread.wire import manifest as manifests
 from preread.wire import tokens as token_objects
@@ -128,8 +128,9 @@ async def make(
     """
     started = time.monotonic()
     check(engine, name, len(tokens))
-    codecs = await asyncio.to_thread(_codecs, engine, tokens, rungs, profile)
-    work = _work(engine, tokens, form, codecs, profile)
+    codecs = await asyncio.to_thread(codecs_for, engine.embeddings, tokens, rungs, profile)
+    model = Model(engine.spec.name, engine.spec.fingerprint, engine.spec.geometry)
+    work = work_of(model, tokens, form, codecs, profile, engine_version())
     spans = windows(len(tokens), engine.spec.window_tokens, engine.scored_tokens) if needed(rungs) else []
     making = _Making(store, engine, worker, tokens, codecs, work, profile, spans, progress)
     if mode != "exact" and help != NO_HELP:
@@ -210,7 +211,7 @@ class _Making:
     async def _measured(self, pool: ThreadPoolExecutor, rows: Sequence[Row], reading: Reading) -> Manifest:
         """The manifest of what is stored, which says what each rung costs."""
         ids = await self.store.put("tokens", token_objects.pack(self.tokens))
-        plain, found = _manifest(self.work, rows, ids, self.profile, reading), None
+        plain, found = manifest_of(self.work, rows, ids, self.profile, reading), None
         if self.profile is not None and self.spans and (step := _measured(self.codecs, self.profile)) is not None:
             found = await measure(
                 self.store, self.engine, self.worker, pool, plain, step, self.tokens, self.spans, reading.logits
@@ -230,8 +231,10 @@ def needed(rungs: tuple[str, ...] | None) -> bool:
     return rungs is None or not set(rungs) <= set(ladder())
 
 
-def _work(engine: LlamaCpp, tokens: Tokens, form: Form, codecs: tuple[Codec, ...], profile: Stored | None) -> Work:
-    """What is made, if the model reads it alone."""
+def work_of(
+    model: Model, tokens: Tokens, form: Form, codecs: tuple[Codec, ...], profile: Stored | None, engine: str
+) -> Work:
+    """What is made, if the model reads it alone; `engine`: name and version of what reads."""
     bases = _bases(profile)
     layers = GROUP_LAYERS if profile is None else profile.profile.group_layers
 
@@ -240,14 +243,14 @@ def _work(engine: LlamaCpp, tokens: Tokens, form: Form, codecs: tuple[Codec, ...
         return RungCodec(step.rung, step.version, id, bases.get(step.rung))
 
     return Work(
-        context=context_id(engine.spec.fingerprint, tokens),
+        context=context_id(model.fingerprint, tokens),
         form=form,
-        model=Model(engine.spec.name, engine.spec.fingerprint, engine.spec.geometry),
+        model=model,
         token_count=len(tokens),
         chunks=manifests.pairs(chunked(len(tokens))),
-        groups=manifests.pairs(grouped(engine.spec.geometry.layers, layers)),
+        groups=manifests.pairs(grouped(model.geometry.layers, layers)),
         rungs=tuple(map(rung, codecs)),
-        origin=Origin(engine_version(), f"preread {version('preread')}", BATCH_TOKENS),
+        origin=Origin(engine, f"preread {version('preread')}", BATCH_TOKENS),
     )
 
 
@@ -268,7 +271,9 @@ def _inside(spans: Sequence[Span], batch: Span) -> list[Span]:
     return [part for part in parts if part.start < part.stop]
 
 
-def _manifest(work: Work, rows: Sequence[Row], tokens: ObjectRef, profile: Stored | None, reading: Reading) -> Manifest:
+def manifest_of(
+    work: Work, rows: Sequence[Row], tokens: ObjectRef, profile: Stored | None, reading: Reading
+) -> Manifest:
     """Of what is stored; it states no quality yet."""
 
     def rung(at: int, of: RungCodec) -> Rung:
@@ -287,10 +292,21 @@ def _manifest(work: Work, rows: Sequence[Row], tokens: ObjectRef, profile: Store
     )
 
 
-def _codecs(
-    engine: LlamaCpp, tokens: Tokens, rungs: tuple[str, ...] | None, profile: Stored | None
+def codecs_for(
+    embed: Callable[[Tokens], npt.NDArray[np.float32]],
+    tokens: Tokens,
+    rungs: tuple[str, ...] | None,
+    profile: Stored | None,
 ) -> tuple[Codec, ...]:
-    """The codecs of the rungs, ready for this context, best quality first."""
+    """The codecs of the rungs, ready for this context, best quality first.
+
+    Args:
+        embed: the model's embeddings (tokens, width) of token ids.
+        tokens, rungs, profile: as for `make`.
+
+    Raises:
+        UsageError: there is no such rung, or it needs a profile.
+    """
     prepared: Prepared | None = None
     known = ladder(None if profile is None else profile.profile)
     if rungs is None:
@@ -299,7 +315,7 @@ def _codecs(
     bases = _bases(profile)
     rungs = tuple(dict.fromkeys([*rungs, *(bases[rung] for rung in rungs if rung in bases)]))
     if profile is not None and needed(rungs):
-        prepared = prepare(profile.profile, engine.embeddings(tokens))
+        prepared = prepare(profile.profile, embed(tokens))
     codecs = [codec(rung, prepared) for rung in rungs]
     return tuple(sorted(codecs, key=lambda step: known.index(step.rung)))
 
@@ -307,20 +323,25 @@ def _codecs(
 def _published(
     name: str, engine: LlamaCpp, manifest: Manifest, ref: SizedId, started: float, notes: tuple[str, ...]
 ) -> Published:
-    entry = Entry(
+    entry = entry_of(name, manifest, ref, engine.spec.vocabulary)
+    sizes = {rung.name: sum(cell.size_bytes for row in rung.segments for cell in row) for rung in manifest.rungs}
+    refined = {rung.name: rung.base for rung in manifest.rungs if rung.base}
+    return Published(entry, sizes, time.monotonic() - started, manifest.origin.mode, notes, refined)
+
+
+def entry_of(name: str, manifest: Manifest, ref: SizedId, vocabulary: Fingerprint) -> Entry:
+    """A context's line in the catalogue."""
+    return Entry(
         name=name,
         context=manifest.context,
         form=manifest.form,
-        fingerprint=engine.spec.fingerprint,
-        vocabulary=engine.spec.vocabulary,
-        model=engine.spec.name,
+        fingerprint=manifest.model.fingerprint,
+        vocabulary=vocabulary,
+        model=manifest.model.name,
         token_count=manifest.tokens.count,
         manifest=ref,
         tokens=sized(manifests.tokens_ref(manifest)),
     )
-    sizes = {rung.name: sum(cell.size_bytes for row in rung.segments for cell in row) for rung in manifest.rungs}
-    refined = {rung.name: rung.base for rung in manifest.rungs if rung.base}
-    return Published(entry, sizes, time.monotonic() - started, manifest.origin.mode, notes, refined)
 
 
 def _measured(codecs: tuple[Codec, ...], profile: Stored) -> Codec | None:

@@ -36,7 +36,7 @@ _MOST_OTHERS: Final = 512
 class OwnModel:
     """What an edge has to know of its own model to judge what is published.
 
-    `gates` say which other quantisations' KV it may read, and what that costs.
+    `gates` say which other quantisations' KV it may read, and what that costs; models in `same` have its very weights.
     """
 
     fingerprint: Fingerprint
@@ -44,11 +44,12 @@ class OwnModel:
     geometry: Geometry
     window_tokens: int
     gates: tuple[Gate, ...] = ()
+    same: tuple[Fingerprint, ...] = ()
 
     @property
     def fingerprints(self) -> tuple[Fingerprint, ...]:
         """Of the models whose KV may be read, the own one first."""
-        return (self.fingerprint, *(Fingerprint(gate.source) for gate in self.gates))
+        return (self.fingerprint, *self.same, *(Fingerprint(gate.source) for gate in self.gates))
 
     def streams(self, fingerprint: Fingerprint) -> bool:
         """Whether KV of this model may be read: it is the own one, or there is a gate for it."""

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from preread.align.exchanges import Exchange, packed
 from preread.errors import UsageError
+from preread.values import KVBlock, Span
 
 try:
     import torch
@@ -88,6 +89,20 @@ def load(path: Path, near: bool, kind: torch.dtype = torch.float32) -> "Frozen":
     return Frozen(model.to(_device()), near)
 
 
+def load_checkpoint(folder: Path, near: bool, kind: str) -> "Frozen":
+    """Load a folder as `save_pretrained` writes it; `kind`: "bfloat16", "float16" or "float32". `near`: as for `load`.
+
+    Raises:
+        UsageError: transformers cannot read it.
+    """
+    try:
+        with redirect_stderr(io.StringIO()):
+            model = AutoModelForCausalLM.from_pretrained(str(folder), dtype=getattr(torch, kind))
+    except (OSError, ValueError, KeyError, NotImplementedError, ImportError) as error:
+        raise UsageError(f"transformers cannot read {folder.name}: {error}") from error
+    return Frozen(model.to(_device()), near)
+
+
 def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -153,6 +168,19 @@ class Frozen:
         with torch.no_grad():
             cache = self._model.model(input_ids=self._ids(texts), use_cache=True).cache
         return [layer.keys.float() for layer in cache.layers], [layer.values.float() for layer in cache.layers]
+
+    def block(self, tokens: Tokens) -> KVBlock:
+        """Exact KV of a context, as llama.cpp has it."""
+        k, v = (np.stack([layer[0].cpu().numpy() for layer in rows]) for rows in self.read([tokens]))
+        halves = (rows.astype(np.float16) for rows in (self.there(k), v))
+        return KVBlock(Span(0, len(tokens)), Span(0, len(k)), *halves)
+
+    def loss(self, tokens: Tokens, tail: Tokens) -> float:
+        """Nats a token on what follows a context, but for its first token."""
+        with torch.no_grad():
+            whole = self._model.model(input_ids=self._ids([np.concatenate([tokens, tail])])).last_hidden_state
+            said = self._said(whole[0, len(tokens) : -1])
+            return -float(said[torch.arange(len(tail) - 1), self.tensor(tail[1:].astype(np.int64))].mean())
 
     def inputs(
         self, texts: Sequence[Tokens], layers: Sequence[int], told: Sequence[npt.NDArray[np.int64]], likeliest: int

@@ -156,6 +156,11 @@ class Loaded:
         alone = len(ids) == 1 and llama_cpp.llama_vocab_get_attr(self.vocab, int(ids[0])) & _CONTROL
         return int(ids[0]) if alone else None
 
+    def texts(self) -> list[str]:
+        """What the vocabulary calls each token."""
+        count = llama_cpp.llama_vocab_n_tokens(self.vocab)
+        return [llama_cpp.llama_vocab_get_text(self.vocab, id).decode(errors="replace") for id in range(count)]
+
     def words(self) -> Words:
         """What all tokens stand for; takes a second where there are many."""
         vocab, count = self.vocab, llama_cpp.llama_vocab_n_tokens(self.vocab)

@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Protocol
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import platformdirs
 from msgspec import Meta
 
@@ -84,11 +85,52 @@ class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @dataclass(frozen=True, slots=True)
+class Through:
+    """A codec that KV goes through: its profile, and the embeddings with which it is written."""
+
+    profile: Profile
+    embed: Callable[[Tokens], npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True)
 class _Way:
     """One thing to measure: KV for a window, made of the other model's block and the model's own."""
 
     what: str
     blocks: Callable[[KVBlock, KVBlock, Tokens], Iterable[KVBlock]]
+
+
+class Source(Protocol):
+    """Whose KV is to be read: a model that llama.cpp runs, or one that something else does."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def model(self) -> tuple[Fingerprint, Family | None]:
+        """Fingerprint and family."""
+
+    def read(self, tokens: Tokens, tail: Tokens) -> tuple[KVBlock, float]:
+        """KV of a context as llama.cpp caches it, and the loss on what follows, but for its first token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quantised:
+    """A model that llama.cpp runs, opened to score `sample.TAIL_TOKENS` tokens."""
+
+    engine: LlamaCpp
+
+    @property
+    def name(self) -> str:
+        return self.engine.spec.name
+
+    @property
+    def model(self) -> tuple[Fingerprint, Family | None]:
+        return self.engine.spec.fingerprint, self.engine.spec.family
+
+    def read(self, tokens: Tokens, tail: Tokens) -> tuple[KVBlock, float]:
+        block, _, loss = _read(self.engine, tokens, tail)
+        return block, loss
 
 
 def default_text() -> Text:
@@ -98,15 +140,16 @@ def default_text() -> Text:
 
 
 def measured(
-    own: LlamaCpp, source: LlamaCpp, text: Text, progress: Report, count: int = WINDOWS, profile: Profile | None = None
+    own: LlamaCpp, source: Source, text: Text, progress: Report, count: int = WINDOWS, through: Through | None = None
 ) -> Gate:
     """Measure. What the engines held is gone.
 
     Args:
-        own: the model that is to read; opened to score `sample.TAIL_TOKENS` tokens, as `source` is, whose KV it is.
+        own: the model that is to read; opened to score `sample.TAIL_TOKENS` tokens.
+        source: the one whose KV it is.
         text: at least 4 windows of 640 tokens.
         count: windows to read, if there are so many.
-        profile: of `source`, in whose rungs contexts are published: each is measured as well.
+        through: in which rungs contexts of `source` are published: each of its profile's is measured as well.
 
     Raises:
         UsageError: the two are not of one family, or are the same model, or the text is too short, or the profile is
@@ -115,25 +158,19 @@ def measured(
         Cancelled: somebody called `cancel` of an engine.
     """
     family = _shared_family(own, source)
-    if profile is not None and profile.fingerprint != source.spec.fingerprint:
-        raise UsageError(f"this profile is not of {source.spec.name}, whose KV is to be read")
+    if through is not None and through.profile.fingerprint != source.model[0]:
+        raise UsageError(f"this profile is not of {source.name}, whose KV is to be read")
     ways = [_Way(LOSSLESS, lambda theirs, mine, _: [theirs]), _Way(HALF, lambda theirs, mine, _: _halves(theirs, mine))]
-    if profile is not None:
-        ways += [_Way(rung.name, partial(_through, own, source, profile, rung.name)) for rung in profile.rungs]
+    if through is not None:
+        ways += [_Way(rung.name, partial(_coded, own, through, rung.name)) for rung in through.profile.rungs]
     chosen = windows(own, text, count)
-    every = Span(0, own.spec.geometry.layers)
     scores: dict[str, list[Score]] = {way.what: [] for way in ways}
     losses: tuple[list[float], list[float]] = ([], [])
     for number, (tokens, tail) in enumerate(chosen):
-        blocks = []
-        for engine, loss in zip((own, source), losses, strict=True):
-            engine.session.prefill(tokens)
-            blocks.append(engine.session.export(Span(0, len(tokens)), every))
-            exact = reference(engine, tail)
-            loss.append(-float(exact[np.arange(len(tail) - 1), tail[1:]].mean()))
-            if engine is own:
-                before = exact
-        mine, theirs = blocks
+        mine, before, loss = _read(own, tokens, tail)
+        theirs, their_loss = source.read(tokens, tail)
+        losses[0].append(loss)
+        losses[1].append(their_loss)
         for way in ways:
             made = way.blocks(theirs, mine, tokens)
             scores[way.what].append(measure(own, len(tokens), tail, before, made))
@@ -141,7 +178,7 @@ def measured(
     return Gate(
         _FORMAT,
         own.spec.fingerprint,
-        source.spec.fingerprint,
+        source.model[0],
         family,
         text.label[:4096],
         float(np.mean(losses[0])),
@@ -150,13 +187,21 @@ def measured(
     )
 
 
-def _shared_family(own: LlamaCpp, source: LlamaCpp) -> Family:
-    one, other = own.spec, source.spec
-    if one.fingerprint == other.fingerprint:
-        raise UsageError(f"{one.name} and {other.name} are the same model, whose KV needs no gate")
-    if one.family is None or one.family != other.family:
+def _read(engine: LlamaCpp, tokens: Tokens, tail: Tokens) -> tuple[KVBlock, npt.NDArray[np.float32], float]:
+    """A model's own KV of a context, its log-probabilities behind it, and its loss on what follows."""
+    engine.session.prefill(tokens)
+    block = engine.session.export(Span(0, len(tokens)), Span(0, engine.spec.geometry.layers))
+    said = reference(engine, tail)
+    return block, said, -float(said[np.arange(len(tail) - 1), tail[1:]].mean())
+
+
+def _shared_family(own: LlamaCpp, source: Source) -> Family:
+    one, (fingerprint, family) = own.spec, source.model
+    if one.fingerprint == fingerprint:
+        raise UsageError(f"{one.name} and {source.name} are the same model, whose KV needs no gate")
+    if one.family is None or one.family != family:
         raise UsageError(
-            f"{one.name} and {other.name} are not quantisations of one model: their norms, tokenizer, shape or RoPE "
+            f"{one.name} and {source.name} are not quantisations of one model: their norms, tokenizer, shape or RoPE "
             "differ, so neither can read the other's KV"
         )
     return one.family
@@ -172,12 +217,13 @@ def _part(block: KVBlock, tokens: Span) -> KVBlock:
     return KVBlock(tokens, block.layers, block.k[:, :, rows], block.v[:, :, rows])
 
 
-def _through(
-    own: LlamaCpp, source: LlamaCpp, profile: Profile, rung: str, theirs: KVBlock, mine: KVBlock, tokens: Tokens
+def _coded(
+    own: LlamaCpp, through: Through, rung: str, theirs: KVBlock, mine: KVBlock, tokens: Tokens
 ) -> Iterable[KVBlock]:
     """What an edge makes of a rung: its embeddings are not quite those with which it was encoded."""
+    profile = through.profile
     index = [one.name for one in profile.rungs].index(rung)
-    writes, reads = (Fitted(prepare(profile, engine.embeddings(tokens)), index) for engine in (source, own))
+    writes, reads = (Fitted(prepare(profile, embed(tokens)), index) for embed in (through.embed, own.embeddings))
     for layers in profile.groups:
         rows = slice(layers.start, layers.stop)
         block = KVBlock(theirs.tokens, layers, theirs.k[rows], theirs.v[rows])
@@ -196,6 +242,11 @@ def _change(what: str, scores: Sequence[Score]) -> Change:
 def dumps(gate: Gate) -> bytes:
     """The file's bytes."""
     return msgspec.json.format(msgspec.json.encode(gate), indent=2)
+
+
+def is_gate(data: bytes) -> bool:
+    """Whether a JSON file says that it is a gate."""
+    return _FORMAT.encode() in data[:MOST_BYTES]
 
 
 def loads(data: bytes) -> Gate:

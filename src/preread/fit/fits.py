@@ -11,7 +11,7 @@ from typing import Final
 from preread.align import archive, guide_bytes, mapping_bytes
 from preread.codec import profile_bytes
 from preread.errors import CorruptData
-from preread.fit import decisions
+from preread.fit import decisions, family
 from preread.values import Fingerprint
 from preread.wire.digest import object_id
 from preread.wire.fields import MAX_PROFILE_BYTES
@@ -33,7 +33,7 @@ def described(data: bytes) -> Fit:
     if data[:4] == profile_bytes.MAGIC:
         return _codec(data)
     if data.lstrip()[:1] == b"{":
-        return _decisions(data)
+        return _family(data) if family.is_gate(data) else _decisions(data)
     format = archive.format_of(data)
     if format not in _ARCHIVES:
         raise CorruptData(
@@ -73,6 +73,12 @@ def _decisions(data: bytes) -> Fit:
     of = decisions.model_of(data)
     questions = decisions.loads(data, of).fitted
     return _fit("decisions", data, of, f"{questions} questions with known answers")
+
+
+def _family(data: bytes) -> Fit:
+    gate = family.loads(data)
+    measured = [_measured(one.what, one.dloss, one.tokens, (one.low, one.high)) for one in gate.measured]
+    return _fit("family", data, Fingerprint(gate.model), gate.text, *measured, large=Fingerprint(gate.source))
 
 
 _ARCHIVES: Final[dict[str, Callable[[bytes], Fit]]] = {mapping_bytes.FORMAT: _map, guide_bytes.FORMAT: _guide}

@@ -14,8 +14,9 @@ from preread.align.mapping_bytes import Kept
 from preread.align.ridge import Linear
 from preread.codec import profile_bytes
 from preread.engine.llamacpp import LlamaCpp
-from preread.fit import decisions
+from preread.fit import decisions, family
 from preread.fit.calibration import Calibration, Scale
+from preread.fit.family import HALF, LOSSLESS, Change, Gate
 from preread.testing.profile import plain_profile
 from preread.values import Fingerprint, Geometry
 from preread.wire.fits import FitKind
@@ -35,13 +36,15 @@ MAPPING: Final = Kept(Mapping(1, (7,), (4, 5), _linear), SMALL, LARGE, SHAPE, "a
 _weights: Final = Weights(_zeros(6), _zeros(6, 2), _zeros(2, 2, CHANNELS), _zeros(2, CHANNELS), _zeros(2, 2))
 _outcome: Final = Outcome(-0.03, (-0.05, -0.01), 0.02, (0.01, 0.03), 0.4, 600)
 GUIDE: Final = KeptGuide(Guide(1, (3, 8), _weights), SMALL, LARGE, SHAPE, "a text", 400, _outcome)
-
+_changes: Final = (Change(LOSSLESS, -0.02, -0.03, -0.01, 508), Change(HALF, -0.01, -0.02, 0.004, 508))
+GATE: Final = Gate("preread family 1", SMALL, LARGE, "c" * 64, "a text", 2.9, 2.6, _changes)
 
 FILES: Final[dict[FitKind, bytes]] = {
     "codec": profile_bytes.dumps(plain_profile(SMALL, SHAPE, 4, {"b4": (0.05, 0.0015)})),
     "map": mapping_bytes.dumps(MAPPING),
     "guide": guide_bytes.dumps(GUIDE),
     "decisions": decisions.dumps(Calibration({"choice": Scale(1.9)}, 120), SMALL),
+    "family": family.dumps(GATE),
 }
 
 

@@ -22,8 +22,12 @@ MAX_FITS_BYTES: Final = 2**23
 MAX_FIT_BYTES: Final = 2**28
 MAX_MEASURED: Final = 64
 
-FitKind = Literal["codec", "map", "guide", "decisions"]
+FitKind = Literal["codec", "map", "guide", "decisions", "family"]
 """What `preread fit` calls what it was learnt by."""
+
+ALSO: Final = "also"
+"""Query: kinds to list besides those of the first release, whose readers refuse a list with any other."""
+LATER_KINDS: Final[tuple[FitKind, ...]] = ("family",)
 
 _Micronats = Annotated[int, msgspec.Meta(ge=-(10**12), le=10**12)]
 
@@ -45,8 +49,8 @@ class Fit(Record, frozen=True, omit_defaults=True, rename={"size_bytes": "bytes"
     """One object, and what it says of itself.
 
     `fingerprint` is of the model whose KV it is about, `large`: of the one that it is read from, for a mapping and a
-    guide. `text` says what it was learnt from. What the cloud adds, if it knows: `model` and `large_model` are names,
-    `created` is when it came, in UTC (RFC 3339).
+    guide, or whose KV is read, for a gate. `text` says what it was learnt from. What the cloud adds, if it knows:
+    `model` and `large_model` are names, `created` is when it came, in UTC (RFC 3339).
     """
 
     kind: FitKind

@@ -1,0 +1,268 @@
+"""What a checkpoint of transformers is to those who run GGUF files of the same model.
+
+It is held against one such file, any quantisation: which says what edges call the tokenizer and the family, and how
+they order K. Norms, RoPE, shape and tokens must be the same. Nothing is computed here.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from blake3 import blake3
+
+from preread.engine import model, tensors
+from preread.engine.family import Traits, family
+from preread.errors import UsageError
+from preread.values import Family, Fingerprint, Geometry
+
+Single = npt.NDArray[np.float32]
+
+_NEAR: Final = {"LlamaForCausalLM": ("llama", True), "MistralForCausalLM": ("llama", True)}
+_FAR: Final = {"Qwen2ForCausalLM": ("qwen2", False), "Qwen3ForCausalLM": ("qwen3", False)}
+_ARCHITECTURES: Final = {**_NEAR, **_FAR}
+"""llama.cpp's name of each, and whether its converter permutes queries and keys."""
+
+_KINDS: Final = {"F32": 0, "F16": 1, "BF16": 30}
+_MOST_HEAD_BYTES: Final = 2**26
+_NAMES: Final = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+}
+_LAYER: Final = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")
+_OF_LAYER: Final = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a checkpoint is.
+
+    Attributes:
+        name: for people.
+        fingerprint: digest of its weights, its tokenizer and how they are run.
+        vocabulary, family: as edges with GGUF files have them.
+        geometry: of its KV cache.
+        near: whether llama.cpp orders K otherwise: see `rows.py`.
+        same: fingerprint of the GGUF file that it was held against, if that has the same weights bit for bit.
+    """
+
+    name: str
+    fingerprint: Fingerprint
+    vocabulary: Fingerprint
+    family: Family
+    geometry: Geometry
+    near: bool
+    same: Fingerprint | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """A tensor of a checkpoint: llama.cpp's name of it, its shape, ggml's number of its type, and where it lies."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: int
+    path: Path
+    start: int
+
+    def values(self) -> Single:
+        size_bytes = math.prod(self.shape) * (4 if self.kind == 0 else 2)
+        with self.path.open("rb") as file:
+            file.seek(self.start)
+            data = file.read(size_bytes)
+        if len(data) != size_bytes:
+            raise UsageError(f"{self.path} ends in the middle of a tensor: it is not whole")
+        return tensors.floats(data, self.kind).reshape(self.shape)
+
+
+class Checkpoint:
+    """A folder as `save_pretrained` writes it: config.json, tokenizer.json and safetensors.
+
+    Raises:
+        UsageError: it is none, or of an architecture, or with a scaling of RoPE, that is not known here.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._config = folder, _json(folder / "config.json")
+        names = self._config.get("architectures") or ["nothing"]
+        if names[0] not in _ARCHITECTURES:
+            raise UsageError(f"{folder.name} is a {names[0]}: known are {', '.join(_ARCHITECTURES)}")
+        self.architecture, self.near = _ARCHITECTURES[names[0]]
+        self.files = sorted(folder.glob("*.safetensors"))
+        self._stored = {one.name: one for file in self.files for one in _tensors(file)}
+        if "token_embd.weight" not in self._stored:
+            raise UsageError(f"{folder} holds no weights as safetensors that are known here")
+
+    @property
+    def geometry(self) -> Geometry:
+        """Of the KV cache."""
+        config = self._config
+        heads = int(config["num_attention_heads"])
+        head_dim = int(config.get("head_dim") or config["hidden_size"] // heads)
+        return Geometry(int(config["num_hidden_layers"]), int(config.get("num_key_value_heads") or heads), head_dim)
+
+    def traits(self, vocabulary: Fingerprint) -> Traits:
+        """What its family is made of, with this tokenizer."""
+        rope = self._config.get("rope_parameters") or self._config.get("rope_scaling") or {}
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind != "default" or self._config.get("use_sliding_window") or rope.get("partial_rotary_factor", 1) != 1:
+            raise UsageError(
+                f"{self.folder.name} has RoPE of type {kind!r}, or a window: only plain RoPE is known here"
+            )
+        base = float(rope.get("rope_theta") or self._config.get("rope_theta") or 10_000)
+        norms = sorted((name, one.values()) for name, one in self._stored.items() if name.endswith("_norm.weight"))
+        epsilon = float(self._config["rms_norm_eps"])
+        geometry = self.geometry
+        return Traits(
+            self.architecture, geometry, vocabulary, self.near, base, geometry.head_dim // 2, (), (), epsilon, norms
+        )
+
+    @property
+    def dtype(self) -> str:
+        """In which it computes unless somebody says otherwise."""
+        return str(self._config.get("dtype") or self._config.get("torch_dtype") or "float32")
+
+    def embeddings(self, ids: npt.NDArray[np.int32]) -> Single:
+        """Embeddings (tokens, width) of token ids."""
+        return self._stored["token_embd.weight"].values()[ids]
+
+    def words(self) -> dict[int, str]:
+        """What tokens are called, by id."""
+        told = _json(self.folder / "tokenizer.json")
+        vocab = told["model"].get("vocab", {})
+        pairs = vocab.items() if isinstance(vocab, dict) else ((word, id) for id, (word, _) in enumerate(vocab))
+        words = {int(id): str(word) for word, id in pairs}
+        return words | {int(one["id"]): str(one["content"]) for one in told.get("added_tokens", ())}
+
+    def same_as(self, path: Path) -> bool:
+        """Whether a GGUF file has the same weights, bit for bit; of a quantised one it never has."""
+        heads = int(self._config["num_attention_heads"]), self.geometry.kv_heads
+        files, compared = tensors.parts(path), 0
+        if any(tensor.kind not in _KINDS.values() for _, header in files for tensor in header.tensors):
+            return False
+        for name, values in tensors.plain(files, lambda tensor: tensor.name in self._stored):
+            ours = self._stored[name].values()
+            if self.near and (name.endswith(("attn_q.weight", "attn_k.weight"))):
+                ours = _permuted(ours, heads[0 if "attn_q" in name else 1])
+            if not np.array_equal(ours, values):
+                return False
+            compared += 1
+        return compared == sum(len(header.tensors) for _, header in files) - _extra(files)
+
+    def fingerprint(self, of: Family, dtype: str) -> Fingerprint:
+        """Digest of what changes the meaning of KV rows: weights, what the family covers, and how it is run."""
+        digest = blake3(max_threads=blake3.AUTO)
+        for file in self.files:
+            digest.update_mmap(file)
+        meaning = {"weights": digest.hexdigest(), "family": of, "run": "vllm", "dtype": dtype, "kv": "f16", "layout": 1}
+        return Fingerprint(blake3(msgspec.json.encode(meaning, order="sorted")).hexdigest())
+
+
+def identified(folder: Path, gguf: Path, dtype: str) -> Identity:
+    """What a checkpoint is, held against a GGUF file of the same model.
+
+    Args:
+        dtype: in which vLLM computes.
+
+    Raises:
+        UsageError: they are not the same model, and what differs; or one of them cannot be read.
+    """
+    checkpoint = Checkpoint(folder)
+    loaded = model.load(gguf, mapped=True)
+    try:
+        spec = model.spec(loaded, gguf, gguf.stem, 0)
+        texts = loaded.texts()
+    finally:
+        loaded.close()
+    if spec.no_injection:
+        raise UsageError(f"KV of {gguf.name} cannot be streamed: {spec.no_injection}")
+    words = checkpoint.words()
+    if other := next((id for id, word in words.items() if id >= len(texts) or texts[id] != word), None):
+        raise UsageError(f"{folder.name} and {gguf.name} differ in token {other}: they are not of one tokenizer")
+    ours = family(checkpoint.traits(spec.vocabulary))
+    if ours is None or ours != spec.family:
+        raise UsageError(f"{folder.name} and {gguf.name} are not one model: norms, shape or RoPE differ")
+    same = spec.fingerprint if checkpoint.same_as(gguf) else None
+    name = folder.name
+    fingerprint = checkpoint.fingerprint(ours, dtype)
+    return Identity(name, fingerprint, spec.vocabulary, ours, checkpoint.geometry, checkpoint.near, same)
+
+
+def _extra(files: tensors.Parts) -> int:
+    """Tensors that a converter computes, such as factors of RoPE."""
+    return sum(tensor.name == "rope_freqs.weight" for _, header in files for tensor in header.tensors)
+
+
+def _permuted(weights: Single, heads: int) -> Single:
+    """Rows of queries or keys as llama.cpp's converter orders them."""
+    halves = weights.reshape(heads, 2, weights.shape[0] // heads // 2, *weights.shape[1:])
+    return halves.swapaxes(1, 2).reshape(weights.shape)
+
+
+def _tensors(path: Path) -> Iterator[_Stored]:
+    """Those of a safetensors file that llama.cpp has a name for.
+
+    Raises:
+        UsageError: it is none, or its weights are of a type that is not known here.
+    """
+    with path.open("rb") as file:
+        size_bytes = int.from_bytes(file.read(8), "little")
+        if size_bytes > _MOST_HEAD_BYTES:
+            raise UsageError(f"{path} is no safetensors file")
+        head = _decoded(file.read(size_bytes), path)
+    for name, told in head.items():
+        if (known := _name(name)) is None:
+            continue
+        if told["dtype"] not in _KINDS:
+            raise UsageError(f"{path.name} has weights of type {told['dtype']}: F32, F16 and BF16 are known")
+        start = 8 + size_bytes + int(told["data_offsets"][0])
+        yield _Stored(known, tuple(map(int, told["shape"])), _KINDS[told["dtype"]], path, start)
+
+
+def _name(name: str) -> str | None:
+    """llama.cpp's name of a tensor.
+
+    Raises:
+        UsageError: it is a norm that llama.cpp's model does not have.
+    """
+    if (match := _LAYER.fullmatch(name)) is not None and match[2] in _OF_LAYER:
+        return f"blk.{match[1]}.{_OF_LAYER[match[2]]}.{match[3]}"
+    if name not in _NAMES and name.endswith("norm.weight"):
+        raise UsageError(f"{name} is a norm that is not known here")
+    return _NAMES.get(name)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return _decoded(path.read_bytes(), path)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _decoded(data: bytes, path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(data)
+    except ValueError as error:
+        raise UsageError(f"{path} is not what it should be: {error}") from error
+    if not isinstance(found, dict):
+        raise UsageError(f"{path} is not what it should be")
+    return found
