@@ -13,14 +13,14 @@ import pytest
 
 from preread.cloud import app as app_module
 from preread.cloud import turns
-from preread.cloud.app import Served, create_app
+from preread.cloud.app import Publisher, Served, create_app
 from preread.cloud.events import Published
 from preread.errors import EngineError, UnknownContext
 from preread.store.auth import Keys
 from preread.store.egress import CloudLink
 from preread.store.guard import Access
 from preread.store.objects import Objects, open_store
-from preread.testing.cloud import RandomPublisher, serving
+from preread.testing.cloud import RandomModel, RandomPublisher, serving
 from preread.wire import catalogue, manifest, pages
 
 TEXT = "A long shared context."
@@ -31,9 +31,18 @@ def store(tmp_path: Path) -> Objects:
     return open_store(str(tmp_path / "store"))
 
 
-@pytest.fixture
-def url(store: Objects) -> Iterator[str]:
-    with serving(create_app(store, RandomPublisher(store))) as url:
+@pytest.fixture(params=["embedded", pytest.param("ray", marks=pytest.mark.long)])
+def url(store: Objects, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A cloud that publishes itself, and one that has replicas do it."""
+    publisher: Publisher = RandomPublisher(store)
+    if request.param == "ray":
+        request.getfixturevalue("ray_cluster")
+        from preread.cloud.ray.cluster import Replicas, Size
+        from preread.cloud.ray.publisher import ReplicaPublisher
+
+        replicas = Replicas("random", RandomModel(), str(tmp_path / "store"), Size(1, 1, 0.2))
+        publisher = ReplicaPublisher(store, replicas.make)
+    with serving(create_app(store, publisher)) as url:
         yield url
 
 

@@ -28,6 +28,7 @@ from preread.cli import (
     models,
     options,
     publishing,
+    scale,
     serve,
     teaching,
 )
@@ -67,6 +68,7 @@ app.command()(doctor.doctor)
 app.command()(bundle.bundle)
 app.command()(demo.demo)
 measure.bench.command("decisions")(decisions.bench)
+measure.bench.command("ray")(scale.bench)
 app.add_typer(measure.bench, name="bench")
 
 

@@ -3,12 +3,17 @@
 import math
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from preread import limits
 from preread.cli import options
 from preread.cli.terminal import say
+from preread.engine.registry import DEFAULT
 from preread.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,6 +26,16 @@ if TYPE_CHECKING:
     from preread.store.objects import Objects
 
 _MOST_REPLICAS = 1024
+
+
+def needs_ray(what: str) -> None:
+    """Refuse what cannot be without Ray.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    if find_spec("ray") is None:
+        raise UsageError(f"{what} needs Ray Serve, which is not installed: pip install 'preread[ray]'")
 
 
 def models(
@@ -117,3 +132,25 @@ def _running(address: str, wanted: "Sequence[EngineModel]", store: str, of: "Siz
 
     with connected(address):
         yield {one.name: Replicas(one.name, one, store, of) for one in wanted}
+
+
+def bench(
+    model: options.Model = DEFAULT,
+    documents: Annotated[int, typer.Option("--documents", min=1, help="Published by all replicas together.")] = 200,
+    alone: Annotated[int, typer.Option("--alone", min=1, help="Published by one, before and again after.")] = 20,
+    words: Annotated[int, typer.Option("--words", min=1, help="Of each document.")] = 250,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Replicas; each has one thread.")] = 2,
+    kill_s: Annotated[float, typer.Option("--kill-s", min=0, help="Mean seconds between two kills; 0: none.")] = 30.0,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+) -> None:
+    """Replicas on Ray that are killed at random while they publish: what is lost or made twice, how fast it is."""
+    needs_ray("bench ray")
+    from rich.console import Console
+
+    from preread.bench.replicas import Options
+    from preread.bench.replicas import bench as bench_replicas
+
+    path = options.pulled(model)
+    chosen = Options(documents, alone, words, workers, kill_s, seed)
+    with TemporaryDirectory() as folder:
+        bench_replicas(str(path), options.shown_name(model, path), chosen, Path(folder), Console(width=160))

@@ -11,7 +11,6 @@ from contextlib import (
     contextmanager,
     nullcontext,
 )
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -132,7 +131,7 @@ def cloud(
         objects = open_store(store)
         loop.run(_check_free(objects))  # before a model is fetched in vain
         if ray is not None:
-            _needs_ray()
+            scale.needs_ray("--ray")
             wanted = scale.models([model, *(also or [])], ctx_size, threads, names, replica_cpus)
             size, stop = scale.size(replicas, replica_cpus), Stop(drain_s, finish_s)
             if loop.run(scale.serve(there, ray, wanted, objects, store, size, stop)):
@@ -145,11 +144,6 @@ def cloud(
         interrupted = loop.run(_serve_cloud(there, engines, objects, names, store, Stop(drain_s, finish_s)))
     if interrupted:
         raise KeyboardInterrupt
-
-
-def _needs_ray() -> None:
-    if find_spec("ray") is None:
-        raise UsageError("--ray needs Ray Serve, which is not installed: pip install 'preread[ray]'")
 
 
 @contextmanager

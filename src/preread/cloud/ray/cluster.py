@@ -56,7 +56,7 @@ def connected(address: str) -> Iterator[None]:
             address=address,
             namespace="preread",
             include_dashboard=False if address == LOCAL else None,
-            log_to_driver=address == LOCAL,
+            log_to_driver=False,
             logging_level=logging.WARNING,
         )
         serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING", "enable_access_log": False})
@@ -75,15 +75,18 @@ class Replicas:
 
     Attributes:
         fingerprint: of the model.
+        app: what Ray Serve calls those that make contexts.
     """
 
     def __init__(self, name: str, model: Model, store: str, size: Size) -> None:
         """Have them run; when this returns, the fewest do.
 
         Raises:
+            UsageError: the cluster is too small, and does not grow.
             EngineError: they do not start.
         """
         self._name = name
+        _look_for_room(name, size)
         options = {
             "max_ongoing_requests": 1,
             "max_queued_requests": 2 * size.most,
@@ -100,8 +103,9 @@ class Replicas:
             "ray_actor_options": {"num_cpus": 0},
         }
         counting.pop("autoscaling_config", None)
-        self._making = _running(f"preread {name}", model, store, options).options(stream=True)
-        self._counting = _running(f"preread {name} counting", model, store, counting)
+        self.app, making = _running(f"preread {name}", model, store, options)
+        self._making = making.options(stream=True)
+        _, self._counting = _running(f"preread {name} counting", model, store, counting)
         try:
             self.fingerprint = Fingerprint(self._counting.fingerprint.remote().result())
         except RayError as error:
@@ -126,19 +130,30 @@ class Replicas:
             raise _translated(error, self._name) from error
 
 
-def _running(app: str, model: Model, store: str, options: dict[str, Any]) -> Any:
-    """A handle of an application that runs `Replica`s so; one of that name that runs otherwise is replaced."""
+def _look_for_room(name: str, size: Size) -> None:
+    """Say so where replicas are going to wait for processors."""
+    needed, there = size.fewest * size.cpus, ray.cluster_resources().get("CPU", 0.0)
+    if needed <= there:
+        return
+    message = f"{size.fewest} replicas of {name} need {needed:g} processors, and the cluster has {there:g}"
+    if len(ray.nodes()) == 1:
+        raise UsageError(f"{message}: give fewer --replicas, or a smaller --replica-cpus")
+    _log.warning("%s: those that do not fit start when it has grown", message)
+
+
+def _running(app: str, model: Model, store: str, options: dict[str, Any]) -> tuple[str, Any]:
+    """The name and handle of an application that runs `Replica`s so; one that runs them otherwise is replaced."""
     wanted = hashlib.blake2s(repr((model, store, options)).encode(), digest_size=6).hexdigest()
     name = f"{app} {wanted}"
     try:
         apps = serve.status().applications
         if name in apps and apps[name].status == "RUNNING":
-            return serve.get_app_handle(name)
+            return name, serve.get_app_handle(name)
         for other in apps:
             if other.rpartition(" ")[0] == app:
                 serve.delete(other)
         deployment = serve.deployment(Replica).options(name="replica", **options)
-        return serve.run(deployment.bind(model, store), name=name, route_prefix=None)
+        return name, serve.run(deployment.bind(model, store), name=name, route_prefix=None)
     except (RuntimeError, ValueError, RayError) as error:
         raise EngineError(f"replicas of {app} do not start: {_cause(error)}; see Ray's logs") from error
 
