@@ -33,6 +33,8 @@ def test_every_command_of_a_page_exists_with_its_options(name: str, monkeypatch:
 
 
 OTHERS = {
+    "docs/guides/kubernetes.md": {"--set"},  # Helm's
+    "docs/guides/systemd.md": {"--slot-save-path"},  # llama-server's
     "docs/attach.md": {"--kv-unified", "--no-cache-idle-slots", "--no-slots"},  # llama-server's
     "docs/clients.md": {"--schema", "--functions"},  # llm's
     "docs/operations.md": {"--network"},  # Docker's

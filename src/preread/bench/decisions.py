@@ -36,6 +36,8 @@ from preread.values import Span
 _ENTRIES: Final = 17
 """Of each of two registers: about 1,000 tokens together."""
 _MORE_TOKENS: Final = 1024
+_QUESTION_TOKENS: Final = 128
+"""Room for a question in all its orders."""
 _PATIENCE_S: Final = 600.0
 _TOLD_LETTERS: Final = 300
 
@@ -78,12 +80,13 @@ async def bench(options: Options, console: Console, report: Report) -> dict[str,
     asked, other = registers(2, _ENTRIES, options.questions * (options.rounds + 1), options.seed)
     text = f"{asked.text}\n\n{other.text}"
     rows, model = list[Row](), options.setting.model.resolve()
-    engine = LlamaCpp.open(model, window_tokens=window_tokens(4 * _MORE_TOKENS), trusted=True)
+    room = _MORE_TOKENS + _QUESTION_TOKENS * options.questions
+    engine = LlamaCpp.open(model, window_tokens=window_tokens(room), trusted=True)
     try:
         assert engine.chat is not None
         context = engine.tokenize_prompt(engine.chat.system_prefix(text))
         setting = replace(options.setting, context_tokens=len(context), rungs=("lossless",))
-        window = window_tokens(len(context) + _MORE_TOKENS)
+        window = window_tokens(len(context) + min(_MORE_TOKENS, _QUESTION_TOKENS * options.questions))
         with tempfile.TemporaryDirectory(prefix="preread-decisions-") as scratch:
             async with deployed(setting, [text], window, Path(scratch), report) as edge:
                 await edge.fresh()

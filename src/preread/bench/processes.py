@@ -17,6 +17,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+import httpx2
+
 from preread.errors import TransportError
 
 CAN_FILL_DISK: Final = hasattr(resource, "prlimit")
@@ -75,22 +77,20 @@ class Server:
                 del self.log[:-_KEPT_LINES]
 
     async def ready(self) -> None:
-        """Wait until it answers.
+        """Wait until its model is loaded and it answers.
 
         Raises:
             TransportError: it ended instead.
         """
-        while True:
-            process = self._process
-            if process is None or process.poll() is not None:
-                raise TransportError(f"a server of the benchmark did not start: {' | '.join(self.log[-5:])}")
-            with socket.socket() as probe:
-                probe.setblocking(False)
-                with suppress(OSError, TimeoutError):
-                    async with asyncio.timeout(1.0):
-                        await asyncio.get_running_loop().sock_connect(probe, ("127.0.0.1", self.port))
-                    return
-            await asyncio.sleep(0.02)
+        async with httpx2.AsyncClient(trust_env=False, timeout=1.0) as http:
+            while True:
+                process = self._process
+                if process is None or process.poll() is not None:
+                    raise TransportError(f"a server of the benchmark did not start: {' | '.join(self.log[-5:])}")
+                with suppress(httpx2.HTTPError):
+                    if (await http.get(f"{self.url}/health")).status_code != 503:  # its model is being loaded
+                        return
+                await asyncio.sleep(0.02)
 
     @property
     def runs(self) -> bool:

@@ -11,6 +11,8 @@
 #include <stdlib.h>
 
 #ifdef __x86_64__
+#include "processor.h"
+
 #include <immintrin.h>
 #endif
 
@@ -152,9 +154,8 @@ static void weak_plain(const int32_t *restrict values, const int32_t *restrict p
 /* The widest that this processor has, of at most so many bits. */
 static Block *widest(int bits, int weak) {
 #ifdef __x86_64__
-    if (bits >= 512 && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vnni"))
-        return weak ? weak_512 : strong_512;
-    if (bits >= 256 && __builtin_cpu_supports("avx2")) return weak ? weak_256 : strong_256;
+    if (bits >= 512 && HAS_AVX512 && HAS_AVX512_VNNI) return weak ? weak_512 : strong_512;
+    if (bits >= 256 && HAS_AVX2) return weak ? weak_256 : strong_256;
 #endif
     return weak ? weak_plain : strong_plain;
 }

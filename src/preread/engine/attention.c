@@ -54,8 +54,22 @@ struct operations {
     struct sight *sight;       /* NULL until the first node is taken */
 };
 
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__)
+#include "../codec/processor.h"
 #include <immintrin.h>
+
+/* FOR(kind) and END: functions between them are compiled for that kind of processor.
+ * SHUFFLE(a, b, …): the values of two vectors, one after the other, that have these numbers. */
+#define PRAGMA(text) _Pragma(#text)
+#ifdef __clang__
+#define FOR(kind) PRAGMA(clang attribute push(__attribute__((target(kind))), apply_to = function))
+#define END _Pragma("clang attribute pop")
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define FOR(kind) _Pragma("GCC push_options") PRAGMA(GCC target(kind))
+#define END _Pragma("GCC pop_options")
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (Numbers){__VA_ARGS__})
+#endif
 
 struct custom { /* struct ggml_custom_op_params of ggml-impl.h */
     void (*compute)(struct tensor *node, int thread, int threads, void *data);
@@ -125,8 +139,7 @@ static void wait_a_little(int64_t times) {
 
 static int64_t rounded_up(int64_t count, int64_t to) { return (count + to - 1) / to * to; }
 
-#pragma GCC push_options
-#pragma GCC target("arch=x86-64-v3")
+FOR(AVX2)
 /* 32 bits, one for each value that is `wanted`. */
 static uint32_t equal(const uint16_t *half, uint16_t wanted) {
     const __m256i all = _mm256_set1_epi16((short)wanted);
@@ -159,7 +172,7 @@ static void look(struct sight *sight, const struct plan *plan, const struct tens
     sight->biased[token] = other;
     sight->first[token] = (int32_t)first;
 }
-#pragma GCC pop_options
+END
 
 static void sort(struct sight *sight, int64_t tokens) {
     for (int64_t t = 0; t < tokens; t++) {
@@ -194,21 +207,19 @@ static void look_together(struct sight *sight, const struct plan *plan, struct t
     for (int64_t n = 0; !atomic_load(&sight->ready); n++) wait_a_little(n);
 }
 
-#pragma GCC push_options
-#pragma GCC target("arch=x86-64-v4")
+FOR(AVX512)
 #define NAME(name) name##_512
 #define WIDTH 16
 #define ABREAST 4
 #include "attention.h"
-#pragma GCC pop_options
+END
 
-#pragma GCC push_options
-#pragma GCC target("arch=x86-64-v3")
+FOR(AVX2)
 #define NAME(name) name##_256
 #define WIDTH 8
 #define ABREAST 2
 #include "attention.h"
-#pragma GCC pop_options
+END
 
 static struct plan divided(const struct tensor *node, int threads) {
     const struct tensor *q = node->src[0], *k = node->src[1];
@@ -232,7 +243,7 @@ static struct plan divided(const struct tensor *node, int threads) {
 static void compute(struct tensor *node, int thread, int threads, void *data) {
     (void)thread;
     const struct operations *operations = data;
-    const bool widest = operations->bits >= 512 && __builtin_cpu_supports("x86-64-v4");
+    const bool widest = operations->bits >= 512 && HAS_AVX512;
     const struct plan plan = divided(node, threads);
     struct sight *sight = operations->sight;
     look_together(sight, &plan, node);
@@ -290,7 +301,7 @@ static bool roomy(struct operations *operations, const struct tensor *node) {
 }
 
 /* Whether this processor has what is needed, with vectors of at most so many bits. */
-bool preread_attention_here(int bits) { return bits >= 256 && __builtin_cpu_supports("x86-64-v3"); }
+bool preread_attention_here(int bits) { return bits >= 256 && HAS_AVX2; }
 
 /* Called for every node before it is computed, where that is so. */
 void preread_attention_take(struct tensor *node, struct operations *operations) {

@@ -60,7 +60,7 @@ static void NAME(widen)(const char *restrict rows, size_t stride, const int64_t 
                 memcpy(&halves, row + n * sizeof halves, sizeof halves);
             else if (left > 0)
                 memcpy(&halves, row + n * sizeof halves, 8 * sizeof(int16_t)); /* rows have whole eights */
-#ifdef __AVX512F__ /* for which the compiler would make it of two halves */
+#if defined(__AVX512F__) && !defined(__clang__) /* for which gcc would make it of two halves */
             const Numbers numbers = (Numbers)_mm512_cvtepi16_epi32((__m256i)halves);
 #else
             const Numbers numbers = __builtin_convertvector(halves, Numbers);
@@ -71,37 +71,37 @@ static void NAME(widen)(const char *restrict rows, size_t stride, const int64_t 
 }
 
 #if WIDTH == 16
-#define EVEN1 (Numbers){0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30}
-#define ODD1 (Numbers){1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31}
-#define EVEN2 (Numbers){0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29}
-#define ODD2 (Numbers){2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31}
-#define EVEN4 (Numbers){0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27}
-#define ODD4 (Numbers){4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31}
-#define SWAP1 (Numbers){1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14}
-#define SWAP2 (Numbers){2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13}
-#define SWAP4 (Numbers){4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11}
-#define SWAP8 (Numbers){8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7}
+#define EVEN1 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30
+#define ODD1 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31
+#define EVEN2 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29
+#define ODD2 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31
+#define EVEN4 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27
+#define ODD4 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31
+#define SWAP1 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14
+#define SWAP2 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13
+#define SWAP4 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11
+#define SWAP8 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7
 #define BITS (Numbers){1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768}
-#define EVEN8 (Numbers){0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23}
-#define ODD8 (Numbers){8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31}
+#define EVEN8 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23
+#define ODD8 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31
 #else
-#define EVEN1 (Numbers){0, 8, 2, 10, 4, 12, 6, 14}
-#define ODD1 (Numbers){1, 9, 3, 11, 5, 13, 7, 15}
-#define EVEN2 (Numbers){0, 1, 8, 9, 4, 5, 12, 13}
-#define ODD2 (Numbers){2, 3, 10, 11, 6, 7, 14, 15}
-#define EVEN4 (Numbers){0, 1, 2, 3, 8, 9, 10, 11}
-#define ODD4 (Numbers){4, 5, 6, 7, 12, 13, 14, 15}
-#define SWAP1 (Numbers){1, 0, 3, 2, 5, 4, 7, 6}
-#define SWAP2 (Numbers){2, 3, 0, 1, 6, 7, 4, 5}
-#define SWAP4 (Numbers){4, 5, 6, 7, 0, 1, 2, 3}
+#define EVEN1 0, 8, 2, 10, 4, 12, 6, 14
+#define ODD1 1, 9, 3, 11, 5, 13, 7, 15
+#define EVEN2 0, 1, 8, 9, 4, 5, 12, 13
+#define ODD2 2, 3, 10, 11, 6, 7, 14, 15
+#define EVEN4 0, 1, 2, 3, 8, 9, 10, 11
+#define ODD4 4, 5, 6, 7, 12, 13, 14, 15
+#define SWAP1 1, 0, 3, 2, 5, 4, 7, 6
+#define SWAP2 2, 3, 0, 1, 6, 7, 4, 5
+#define SWAP4 4, 5, 6, 7, 0, 1, 2, 3
 #define BITS (Numbers){1, 2, 4, 8, 16, 32, 64, 128}
 #endif
 
 #define EXCHANGE(step)                                                          \
     _Pragma("GCC unroll 16") for (int i = 0; i < WIDTH; i++) if (!(i & step)) { \
         const Numbers a = x[i], b = x[i + step];                                \
-        x[i] = __builtin_shuffle(a, b, EVEN##step);                             \
-        x[i + step] = __builtin_shuffle(a, b, ODD##step);                       \
+        x[i] = SHUFFLE(a, b, EVEN##step);                                       \
+        x[i + step] = SHUFFLE(a, b, ODD##step);                             \
     }
 
 /* Rows of K, turned around: pairs of values are, in squares of WIDTH by WIDTH, and then taken apart. Columns up to the
@@ -230,11 +230,11 @@ static inline __attribute__((always_inline)) void NAME(weigh)(Vector *restrict s
 #pragma GCC unroll 8
     for (int n = 1; n < at; n++) tops = NAME(larger)(tops, row[n]);
 #if WIDTH == 16
-    tops = NAME(larger)(tops, __builtin_shuffle(tops, SWAP8));
+    tops = NAME(larger)(tops, SHUFFLE(tops, tops, SWAP8));
 #endif
-    tops = NAME(larger)(tops, __builtin_shuffle(tops, SWAP4));
-    tops = NAME(larger)(tops, __builtin_shuffle(tops, SWAP2));
-    tops = NAME(larger)(tops, __builtin_shuffle(tops, SWAP1));
+    tops = NAME(larger)(tops, SHUFFLE(tops, tops, SWAP4));
+    tops = NAME(larger)(tops, SHUFFLE(tops, tops, SWAP2));
+    tops = NAME(larger)(tops, SHUFFLE(tops, tops, SWAP1));
     const float before = *most, top = tops[0] > before ? tops[0] : before, base = top == -INFINITY ? 0 : top;
 #pragma GCC unroll 8
     for (int n = 0; n < at; n++) scores[n] = row[n] = NAME(power)(row[n] - base);
@@ -245,11 +245,11 @@ static inline __attribute__((always_inline)) void NAME(weigh)(Vector *restrict s
 #pragma GCC unroll 4
         for (int n = 0; n < half; n++) row[n] += row[n + half];
 #if WIDTH == 16
-    row[0] += __builtin_shuffle(row[0], SWAP8);
+    row[0] += SHUFFLE(row[0], row[0], SWAP8);
 #endif
-    row[0] += __builtin_shuffle(row[0], SWAP4);
-    row[0] += __builtin_shuffle(row[0], SWAP2);
-    row[0] += __builtin_shuffle(row[0], SWAP1);
+    row[0] += SHUFFLE(row[0], row[0], SWAP4);
+    row[0] += SHUFFLE(row[0], row[0], SWAP2);
+    row[0] += SHUFFLE(row[0], row[0], SWAP1);
     const float sum = row[0][0];
     if (before == -INFINITY) {
         for (int64_t n = 0; n < wide; n++) out[n] = (Vector){0};

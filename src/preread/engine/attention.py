@@ -22,7 +22,7 @@ class _Operations(ctypes.Structure):
 
 
 def attends_in_tiles(bits: int) -> bool:
-    """Whether this machine can, with vectors of at most so many bits: x86-64 with AVX2 (256), and compiled by gcc.
+    """Whether this machine can, with vectors of at most so many bits: x86-64 with AVX2 (256).
 
     Elsewhere attention stays llama.cpp's.
     """
