@@ -32,7 +32,12 @@ VALUES: dict[str, dict[str, Any]] = {
     "a daemon on each node, with keys": {"edge": {"kind": "DaemonSet", "clientKeysSecret": "clients"}},
     "edges of a cloud elsewhere": {"cloud": {"enabled": False}, "edge": {"cloud": "https://cloud.example"}},
     "a bucket and three edges": {
-        "cloud": {"store": "s3://bucket/preread", "variablesFrom": ["bucket"], "options": ["--rungs", "lossless"]},
+        "cloud": {
+            "store": "s3://bucket/preread",
+            "replicas": 2,
+            "variablesFrom": ["bucket"],
+            "options": ["--rungs", "lossless"],
+        },
         "edge": {"replicas": 3, "options": ["--max-dloss", "0.05"]},
         "networkPolicy": {"from": [{"kubernetes.io/metadata.name": "apps"}]},
         "podLabels": {"team": "docs"},
@@ -130,6 +135,7 @@ def test_containers_are_told_what_the_command_line_takes_and_are_asked_for_what_
         ({"edge": {"kind": "Job"}}, "must be one of"),
         ({"cloud": {"store": "/srv/store"}}, "does not match pattern"),
         ({"cloud": {"drainSeconds": -1}}, "minimum"),
+        ({"cloud": {"replicas": 2}}, "need a bucket"),
         ({"ray": {"enabled": True, "image": "preread:ray"}}, "needs a bucket"),
         ({"ray": {"enabled": True}, "cloud": {"store": "s3://b"}}, "set ray.image"),
         (RAY | {"ray": {"enabled": True, "image": "a", "workers": {"least": 5}}}, "least is more than most"),
