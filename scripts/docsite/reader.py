@@ -17,9 +17,9 @@ from docsite import commands, shell
 from docsite.shell import Typed
 
 _SERVER: Final = re.compile(
-    r"\bpreread (?:--\S+ \S+ )*(cloud|edge|attach)\b|\bpreread publish (--watch)\b|(http\.server)"
+    r"\bpreread (?:--\S+ \S+ )*(cloud|edge|attach)\b|\bpreread publish (--watch)\b|(http\.server|moto_server)"
 )
-_READY: Final = re.compile(r"\b(https?|unix):|watching|Serving HTTP")
+_READY: Final = re.compile(r"\b(https?|unix):|watching|Serving HTTP|Running on http")
 _MOST_S: Final = 600
 """For one command: a net below tests, not a bound that says anything."""
 
