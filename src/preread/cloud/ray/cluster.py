@@ -6,6 +6,7 @@ end, and hands each call to one that is free. Its own HTTP server is not started
 
 import hashlib
 import logging
+import os
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ def connected(address: str) -> Iterator[None]:
     Raises:
         UsageError: there is no such cluster.
     """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # what is started here tells its makers nothing
     try:
         ray.init(
             address=address,
