@@ -3,11 +3,13 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import msgspec
 import numpy as np
 import obstore
 import pytest
@@ -17,12 +19,13 @@ from obstore.store import LocalStore, MemoryStore
 
 from preread.errors import PrereadError, RemoteError, Unavailable
 from preread.store import names as logs
-from preread.store import objects
+from preread.store import objects, upkeep
 from preread.store.blobs import Blobs, Found
 from preread.store.objects import Objects, open_store
 from preread.testing.cloud import FINGERPRINT, RandomPublisher
 from preread.testing.store import needs
 from preread.wire import log
+from preread.wire.catalogue import Entry
 from preread.wire.digest import context_id
 from preread.wire.log import Base, Change, State
 
@@ -84,6 +87,12 @@ class Staged(Blobs):
     async def below(self, folder: str) -> list[str]:
         return await self._at_its_turn("read", lambda: Blobs.below(self, folder))
 
+    async def all_in(self, folder: str) -> list[Found]:
+        return await self._at_its_turn("read", lambda: Blobs.all_in(self, folder))
+
+    async def changed(self, key: str) -> datetime | None:
+        return await self._at_its_turn("read", lambda: Blobs.changed(self, key))
+
     async def put_object(self, key: str, data: bytes) -> None:
         await self._at_its_turn("write", lambda: Blobs.put_object(self, key, data))
 
@@ -96,16 +105,23 @@ class Staged(Blobs):
 
 
 Job = tuple[str, str, str]
-jobs = st.tuples(st.sampled_from(["publish", "remove"]), st.sampled_from("xy"), st.sampled_from(["a text", "another"]))
+KINDS = ["publish", "again", "again", "remove", "remove", "gc"]
+jobs = st.tuples(st.sampled_from(KINDS), st.sampled_from("xy"), st.sampled_from(["a text", "another"]))
 
 
 async def work(store: Objects, todo: list[Job], done: list[Job]) -> None:
     """Do one after the other, and note what is acknowledged."""
+    known = list[Entry]()
     for what, name, text in todo:
         with suppress(PrereadError):
             if what == "publish":
-                await RandomPublisher(store, rungs=("q4",))(name, text, None, "text", "exact", lambda *_: None)
+                publisher = RandomPublisher(store, rungs=("q4",))
+                known.append((await publisher(name, text, None, "text", "exact", lambda *_: None)).entry)
                 done.append((what, name, text))
+            elif what == "again" and known:  # it relies on what is there, and puts nothing
+                await store.put_name(msgspec.structs.replace(known[-1], name=name))
+            elif what == "gc":
+                await upkeep.collect(store, lambda *_: None, young_s=0)
             elif await store.remove_name(name):
                 done.append((what, name, text))
 
@@ -172,7 +188,7 @@ async def interleaved(stage: Stage, todo: dict[str, list[Job]], luck: Random, do
 todos = st.fixed_dictionaries({writer: st.lists(jobs, min_size=4, max_size=8) for writer in "ABC"})
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(todos, st.integers(0, 2**32))
 def test_nothing_is_lost_and_nothing_half_is_seen_however_writers_are_interleaved(
     todo: dict[str, list[Job]], seed: int

@@ -197,7 +197,7 @@ def test_removing_a_name_reads_no_other_contexts_manifest(tmp_path: Path, monkey
         read.append(id)
         return await Objects.read(self, kind, id)
 
-    store = type("Watched", (Objects,), {"read": reads})(store._blobs)
+    store = type("Watched", (Objects,), {"read": reads})(store.blobs)
     (gone,) = [entry for entry in asyncio.run(store.names()) if entry.name == "two"]
     for name in ("twin", "triplet"):
         asyncio.run(store.put_name(msgspec.structs.replace(gone, name=name)))

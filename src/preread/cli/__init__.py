@@ -30,6 +30,7 @@ from preread.cli import (
     publishing,
     scale,
     serve,
+    store,
     teaching,
 )
 from preread.cli.terminal import JsonFormatter, LogFormatter, note, say
@@ -64,6 +65,7 @@ fitting.app.command("decisions")(decisions.fit)
 fitting.app.command("family")(family.fit)
 app.add_typer(fitting.app, name="fit")
 app.add_typer(fits.app, name="fits")
+app.add_typer(store.app, name="store")
 app.command()(doctor.doctor)
 app.command()(bundle.bundle)
 app.command()(demo.demo)

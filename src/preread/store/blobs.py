@@ -135,6 +135,16 @@ class Blobs:
         head = await self._found(obstore.head_async(self._backend, key))
         return None if head is None else head["last_modified"]
 
+    async def now(self) -> datetime:
+        """The time, by the clock of who keeps this store."""
+        key = f"{_PROBE}-{secrets.token_hex(8)}"
+        await self.put_note(key, b"what is the time?")
+        at = await self.changed(key)
+        await self._guard("written", obstore.delete_async(self._backend, key))
+        if at is None:
+            raise RemoteError(f"store {self.where} lacks what was just put there: look at its service")
+        return at
+
     async def put_object(self, key: str, data: bytes) -> None:
         """Write bytes that a key stands for for ever, whole or not at all; what is damaged is healed."""
         if self.folder is not None:

@@ -23,21 +23,21 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Final
 
-import msgspec
-
 from preread.errors import CorruptData, Full, RemoteError, Unavailable, UsageError
-from preread.store import former
+from preread.store import former, live
 from preread.store.blobs import Blobs, open_blobs
 from preread.store.claims import Claims
 from preread.store.drafts import Drafts
+from preread.store.fit_list import FitList, utc
+from preread.store.live import Key
 from preread.store.names import Alone, Names
 from preread.tasks import running, undisturbed
 from preread.values import ContextId, Fingerprint, Kind, ObjectId, ObjectRef
-from preread.wire import canonical, catalogue, fits, manifest
+from preread.wire import canonical, catalogue
 from preread.wire.catalogue import Entry
 from preread.wire.digest import object_id
 from preread.wire.fields import MAX_PROFILE_BYTES, SizedId
-from preread.wire.fits import Fit, Fits
+from preread.wire.fits import Fit
 from preread.wire.log import Dated, Edit, State
 from preread.wire.pages import Listing, room_for
 
@@ -51,7 +51,6 @@ _AT_ONCE: Final = 64
 """So many small requests are under way at a time: a bucket takes milliseconds for each."""
 _MOST_SEEN: Final = 200_000
 _log = logging.getLogger(__name__)
-Key = tuple[Kind, ObjectId]
 _LARGEST_ENTRY_BYTES: Final = 2300
 """A name of 128 and a model's of 256 characters in UTF-8, and the rest."""
 
@@ -74,14 +73,16 @@ class Objects:
     Every method raises RemoteError where the store itself fails.
 
     Attributes:
+        blobs: the bytes.
+        log: the names as they are written.
         drafts: how far publications have come.
         claims: who makes what just now.
     """
 
     def __init__(self, blobs: Blobs) -> None:
         self.drafts, self.claims = Drafts(blobs), Claims(blobs)
-        self._blobs, self._where = blobs, blobs.where
-        self._names = Names(blobs, partial(former.read, blobs), blobs.shut_older_out)
+        self.blobs, self._where = blobs, blobs.where
+        self.log = Names(blobs, partial(former.read, blobs), blobs.shut_older_out)
         self._told = State()
         """The names that `_listing` was made of."""
         self._listing: Listing | None = None
@@ -89,7 +90,7 @@ class Objects:
         self._written: dict[str, tuple[Entry, bytes]] = {}
         self._following = False
         self._poll_s = BUCKET_POLL_S if blobs.folder is None else FOLDER_POLL_S
-        self._fits: dict[str, Fit] = {}
+        self._fits = FitList(blobs)
         self._seen: set[Key] = set()
         """Objects that were there when deleting had begun, or ended, for the `_seen_at`th time."""
         self._seen_at = 0
@@ -102,7 +103,7 @@ class Objects:
             UsageError: an older preread, which has a store for itself, writes to it; or another process where the
                 service of a bucket has no conditional writes.
         """
-        async with self._blobs.held():
+        async with self.blobs.held():
             await self.look()
             async with running(self._follow()):
                 self._following = True
@@ -113,7 +114,7 @@ class Objects:
 
     async def look(self) -> None:
         """Learn what others have changed. It is done by itself while the store is held, some moments later."""
-        await self._names.look()
+        await self.log.look()
         self._note_change()
 
     async def _follow(self) -> None:
@@ -137,12 +138,12 @@ class Objects:
         Raises:
             RemoteError: it cannot.
         """
-        await self._blobs.check()
+        await self.blobs.check()
 
     async def put(self, kind: Kind, data: bytes) -> ObjectRef:
         """Store an object, whole or not at all. One that is already there and damaged is healed."""
         ref = ObjectRef(kind, object_id(data), len(data))
-        await self._blobs.put_object(_key(kind, ref.id), data)
+        await self.blobs.put_object(object_key(kind, ref.id), data)
         self._see([(kind, ref.id)])
         return ref
 
@@ -151,24 +152,24 @@ class Objects:
 
         A range must lie within the object, and not be empty.
         """
-        return await self._blobs.read(_key(kind, id), start, stop)
+        return await self.blobs.read(object_key(kind, id), start, stop)
 
     async def keep(self, ref: ObjectRef) -> bytes | None:
         """A whole object's bytes, which are going to be published again; None if it is missing or damaged.
 
         The next name, and the next finished draft, wait until it is on the disk.
         """
-        key = _key(ref.kind, ref.id)
-        data = await self._blobs.read(key) if await self._blobs.size(key) == ref.size_bytes else None
+        key = object_key(ref.kind, ref.id)
+        data = await self.blobs.read(key) if await self.blobs.size(key) == ref.size_bytes else None
         if data is None or object_id(data) != ref.id:
             return None
-        self._blobs.keep(key)
+        self.blobs.keep(key)
         self._see([(ref.kind, ref.id)])
         return data
 
     async def size(self, kind: Kind, id: ObjectId) -> int | None:
         """An object's size in bytes; None if absent."""
-        return await self._blobs.size(_key(kind, id))
+        return await self.blobs.size(object_key(kind, id))
 
     async def check_room(self, name: str) -> None:
         """Refuse early what `put_name` might refuse in the end.
@@ -194,7 +195,7 @@ class Objects:
             before[:] = [one for one in [state.contexts.get(entry.name)] if one is not None]
             return Edit(publish=Dated(entry, int(time.time())))
 
-        await self._names.change(decide)
+        await self.log.change(decide)
         self._note_change()
         self._seen -= needed
         for one in before:
@@ -221,7 +222,7 @@ class Objects:
 
     def _note_change(self) -> None:
         """Where the names are others than those that were told, whoever waits for that looks."""
-        if self._names.known is not self._told:
+        if self.log.known is not self._told:
             change, self._change = self._change, asyncio.Event()
             change.set()
 
@@ -248,7 +249,7 @@ class Objects:
             gone[:] = [one for one in [state.contexts.get(name)] if one is not None]
             return Edit(remove=name) if gone else None
 
-        await self._names.change(decide)
+        await self.log.change(decide)
         self._note_change()
         for one in gone:
             await undisturbed(self._sweep(one.entry))
@@ -260,10 +261,10 @@ class Objects:
 
     async def _state(self) -> State:
         """The names as this process knows them, which is some moments late; they are read where nobody follows."""
-        known = self._names.known
-        if known is not None and (self._following or self._names.known_for_s < self._poll_s):
+        known = self.log.known
+        if known is not None and (self._following or self.log.known_for_s < self._poll_s):
             return known
-        return await self._names.look()
+        return await self.log.look()
 
     def _lines(self, state: State) -> dict[str, bytes]:
         """Each context's line of the catalogue; written once."""
@@ -292,21 +293,22 @@ class Objects:
             self._seen.clear()
             self._seen_at = state.sweeps
         try:
-            needed = await self._needs(entry)
+            needed = await live.needs(self, entry)
         except CorruptData:
             needed = {("manifests", entry.manifest.id), ("tokens", entry.tokens.id)}  # an edge says what is wrong
         unseen = sorted(needed - self._seen)
-        missing = await self._missing(unseen)
+        missing = await self.missing(unseen)
         if missing:
             raise Unavailable(
                 f"{len(missing)} of {len(needed)} objects of {entry.name!r} are not in store {self._where}: another "
                 "process has removed them meanwhile; publish it again"
             )
         for kind, id in unseen:
-            self._blobs.keep(_key(kind, id))
+            self.blobs.keep(object_key(kind, id))
         return needed
 
-    async def _missing(self, keys: list[Key]) -> list[Key]:
+    async def missing(self, keys: list[Key]) -> list[Key]:
+        """Those of `keys` that are not there."""
         sizes = list[int | None]()
         for start in range(0, len(keys), _AT_ONCE):
             sizes += await asyncio.gather(*[self.size(*key) for key in keys[start : start + _AT_ONCE]])
@@ -314,7 +316,7 @@ class Objects:
 
     async def profile_of(self, fingerprint: Fingerprint) -> ObjectRef | None:
         """The profile that contexts of this model are published with; None if there is none, or its slot is broken."""
-        data = await self._blobs.read(_slot_key(fingerprint))
+        data = await self.blobs.read(_slot_key(fingerprint))
         if data is None:
             return None
         try:
@@ -336,11 +338,11 @@ class Objects:
         await undisturbed(self._put_profile_of(fingerprint, ref))
 
     async def _put_profile_of(self, fingerprint: Fingerprint, ref: ObjectRef) -> None:
-        async with self._names.alone() as alone:
+        async with self.log.alone() as alone:
             if await self.size("profiles", ref.id) is None:
                 raise Unavailable(f"profile {ref.id[:12]}… is not in store {self._where} any more: put it again")
             former = await self.profile_of(fingerprint)
-            await self._blobs.put_pointer(_slot_key(fingerprint), canonical.dumps(SizedId(ref.id, ref.size_bytes)))
+            await self.blobs.put_pointer(_slot_key(fingerprint), canonical.dumps(SizedId(ref.id, ref.size_bytes)))
             if former is not None and former.id != ref.id:
                 what = f"the former profile of model {fingerprint[:12]}…"
                 await self._remove_unneeded(alone, {("profiles", former.id)}, what)
@@ -348,11 +350,11 @@ class Objects:
     async def profiles(self) -> list[tuple[Fingerprint, ObjectRef, str]]:
         """Models, the profiles that their contexts are published with, and since when (UTC, RFC 3339)."""
         found = []
-        for key in await self._blobs.keys_in("fitted"):
+        for key in await self.blobs.keys_in("fitted"):
             of = Fingerprint(key.rpartition("/")[2].removesuffix(".json"))
-            ref, at = await self.profile_of(of), await self._blobs.changed(key)
+            ref, at = await self.profile_of(of), await self.blobs.changed(key)
             if ref is not None and at is not None:
-                found.append((of, ref, _utc(at)))
+                found.append((of, ref, utc(at)))
         return found
 
     async def put_fit(self, fit: Fit) -> None:
@@ -361,42 +363,19 @@ class Objects:
         Raises:
             UsageError: no list can hold it.
         """
-        if await self._blobs.size(_fit_key(fit.id)) is None:
-            await self._blobs.put_pointer(_fit_key(fit.id), fits.dumps(Fits((fit,))))
+        await self._fits.put(fit)
 
     async def fits(self) -> list[Fit]:
         """What `put_fit` listed, and when it did. A file that cannot be understood is left out."""
-        there = await self._blobs.keys_in("fits")
-        self._fits = {key: self._fits[key] for key in there if key in self._fits}  # others may have removed some
-        keys = [key for key in there if key not in self._fits]
-        for start in range(0, len(keys), _AT_ONCE):
-            some = keys[start : start + _AT_ONCE]
-            for key, fit in zip(some, await asyncio.gather(*map(self._fit, some)), strict=True):
-                if fit is not None:
-                    self._fits[key] = fit
-        return list(self._fits.values())
+        return await self._fits.all()
 
     async def remove_fit(self, id: ObjectId) -> bool:
         """Forget a fit and its object; whether it was listed."""
-        key = _fit_key(id)
-        if await self._blobs.size(key) is None:
+        if not await self._fits.remove(id):
             return False
-        await self._blobs.delete_pointer(key)
-        self._fits.pop(key, None)
         if await self.size("fits", id) is not None:
-            await self._blobs.delete_objects([_key("fits", id)])
+            await self.blobs.delete_objects([object_key("fits", id)])
         return True
-
-    async def _fit(self, key: str) -> Fit | None:
-        data, at = await self._blobs.read(key), await self._blobs.changed(key)
-        if data is None or at is None:
-            return None
-        try:
-            (fit,) = fits.loads(data).fits
-        except (CorruptData, ValueError) as error:
-            _log.warning("store %s: %s is left out of the fits: %s", self._where, key, error)
-            return None
-        return msgspec.structs.replace(fit, created=_utc(at))
 
     async def _sweep(self, gone: Entry) -> None:
         """Remove what `gone` referred to and nothing else does."""
@@ -404,9 +383,9 @@ class Objects:
         if any(one.entry.manifest.id == gone.manifest.id for one in names):
             return
         what = f"objects of {gone.name!r}"
-        async with self._names.alone() as alone:
+        async with self.log.alone() as alone:
             try:
-                doomed = await self._needs(gone)
+                doomed = await live.needs(self, gone)
             except CorruptData as error:
                 _log.warning("store %s: %s stay, since %s", self._where, what, error)
                 return
@@ -415,41 +394,20 @@ class Objects:
     async def _remove_unneeded(
         self, alone: Alone, doomed: set[Key], what: str, context: ContextId | None = None
     ) -> None:
-        """Remove those of `doomed` that no name leads to, nor the slot of a profile. The illegible keeps everything.
-
-        Segments name the `context` that they are of, so that only its own names can need them; but for a profile that
-        is no model's any more every manifest is read.
-        """
-        others = [one.entry for one in alone.state.contexts.values()]
-        doomed -= {key for entry in others for key in (("manifests", entry.manifest.id), ("tokens", entry.tokens.id))}
-        if any(kind == "profiles" for kind, _ in doomed):
-            doomed -= await self._slots()
-        any_context = any(kind == "profiles" for kind, _ in doomed)
+        """Remove those of `doomed` that no name leads to, nor the slot of a profile. The illegible keeps everything."""
+        names = [one.entry for one in alone.state.contexts.values()]
         try:
-            # one document may have thousands of names
-            for entry in {entry.manifest.id: entry for entry in others}.values():
-                if doomed and (any_context or entry.context == context):
-                    doomed -= await self._needs(entry)
+            doomed = await live.unneeded(self, doomed, names, await self.slots(), context)
         except CorruptData as error:
             _log.warning("store %s: %s stay, since %s", self._where, what, error)
             return
-        gone = set(await self._missing(sorted(doomed)))
+        gone = set(await self.missing(sorted(doomed)))
         alone.check()
-        await self._blobs.delete_objects([_key(*key) for key in sorted(doomed - gone)])
+        await self.blobs.delete_objects([object_key(*key) for key in sorted(doomed - gone)])
 
-    async def _slots(self) -> set[Key]:
+    async def slots(self) -> set[Key]:
         """The profiles that models are published with."""
         return {("profiles", ref.id) for _, ref, _ in await self.profiles()}
-
-    async def _needs(self, entry: Entry) -> set[Key]:
-        """All objects that an entry leads to."""
-        data = await self.read("manifests", entry.manifest.id)
-        if data is None:
-            raise CorruptData("length", f"the manifest of {entry.name!r} is missing")
-        rungs = manifest.loads(data).rungs
-        segments: set[Key] = {("segments", cell.id) for rung in rungs for row in rung.segments for cell in row}
-        profiles: set[Key] = {("profiles", rung.profile.id) for rung in rungs if rung.profile is not None}
-        return segments | profiles | {("manifests", entry.manifest.id), ("tokens", entry.tokens.id)}
 
 
 def _refuse_unless_room(lines: dict[str, bytes], name: str, size_bytes: int) -> None:
@@ -460,17 +418,10 @@ def _refuse_unless_room(lines: dict[str, bytes], name: str, size_bytes: int) -> 
         )
 
 
-def _key(kind: Kind, id: ObjectId) -> str:
+def object_key(kind: Kind, id: ObjectId) -> str:
+    """Where an object is."""
     return f"{kind}/{id[:2]}/{id}"
 
 
 def _slot_key(fingerprint: Fingerprint) -> str:
     return f"fitted/{fingerprint}.json"
-
-
-def _fit_key(id: ObjectId) -> str:
-    return f"fits/{id}.json"
-
-
-def _utc(at: datetime) -> str:
-    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
