@@ -45,6 +45,8 @@ def test_it_waits_for_a_server_that_is_not_there_yet_and_leaves_nothing(tiny_mod
             told = httpx2.get(f"{found[1]}/preread", trust_env=False).json()
             assert not told["restoring"] and told["contexts"] == 0
             assert httpx2.get(f"{found[1]}/health", trust_env=False).status_code == 504
+            ready = httpx2.get(f"{found[1]}/readyz", trust_env=False)
+            assert ready.status_code == 503 and "is llama-server running there?" in ready.text
             process.send_signal(signal.SIGTERM)
             assert process.wait(60) == 0
         finally:

@@ -60,7 +60,10 @@ def small() -> Starlette:
 def served(
     story: Callable[[str], None], stop: Stop, app: Starlette | None = None, opened: asyncio.Event | None = None
 ) -> bool:
-    """Serve in this process while `story` runs in a thread, which has to send SIGTERM; whether it was Ctrl-C."""
+    """Serve in this process while `story` runs in a thread, which has to send SIGTERM; whether it was Ctrl-C.
+
+    What drains when the story is over drains no longer.
+    """
 
     @asynccontextmanager
     async def opening() -> AsyncGenerator[Starlette, None]:
@@ -71,10 +74,14 @@ def served(
     async def main() -> bool:
         sock = listen.bind("127.0.0.1", 0)
         telling = asyncio.create_task(asyncio.to_thread(story, listen.url(sock)))
-        try:
-            return await listen.serve(opening(), [sock], lambda: None, None, stop)
-        finally:
-            await telling
+        serving = asyncio.create_task(listen.serve(opening(), [sock], lambda: None, None, stop))
+        await asyncio.wait([telling])
+        if stop.drain_s:
+            serving.cancel()
+        with suppress(asyncio.CancelledError):
+            await serving
+        telling.result()
+        return not serving.cancelled() and serving.result()
 
     return loop.run(main())
 
@@ -151,23 +158,32 @@ def test_what_cannot_be_opened_is_raised_and_nothing_is_left(error: Exception) -
             socket.create_connection(address)
 
 
-def test_who_is_asked_to_stop_is_not_ready_answers_on_leaves_and_ends() -> None:
+def test_who_is_asked_to_stop_is_not_ready_and_answers_on() -> None:
     def story(url: str) -> None:
         until(f"{url}/readyz", 200)
-        with httpx2.Client(base_url=url, trust_env=False, timeout=60) as client, client.stream("GET", "/story") as tale:
-            pieces = tale.iter_text()
-            assert next(pieces) == "once"
+        with httpx2.Client(base_url=url, trust_env=False, timeout=60) as client:
+            assert client.get("/").headers.get("connection") != "close"
             stop_this()
             told = until(f"{url}/readyz", 503)
             assert told.json()["error"]["code"] == "not_ready" and "stopping" in told.text
             answer = client.get("/")
             assert answer.text == "here" and answer.headers["connection"] == "close", "the next one goes elsewhere"
+
+    assert served(story, LONG) is False
+
+
+def test_when_it_leaves_what_would_go_on_for_ever_ends_and_nobody_is_let_in() -> None:
+    def story(url: str) -> None:
+        until(f"{url}/readyz", 200)
+        with httpx2.stream("GET", f"{url}/story", trust_env=False, timeout=60) as tale:
+            pieces = tale.iter_text()
+            assert next(pieces) == "once"
+            stop_this()
             assert "".join(pieces) == " upon a time", "which it says once it has left"
         with pytest.raises(httpx2.TransportError):
             httpx2.get(url, trust_env=False)
 
-    # only draining takes its time here, and the test with it
-    assert served(story, Stop(drain_s=1, finish_s=600)) is False
+    assert served(story, LONG_ENOUGH) is False
 
 
 SERVER = """
@@ -306,6 +322,21 @@ def test_what_is_being_published_when_the_time_is_over_is_given_up_and_its_calle
     assert served(story, Stop(finish_s=0), create_app(store, Slow(store))) is False
 
 
+def test_who_waits_for_changes_is_let_go_when_the_cloud_leaves(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "store"))
+
+    def story(url: str) -> None:
+        until(f"{url}/readyz", 200)
+        events = {"Accept": "text/event-stream"}
+        with httpx2.stream("GET", f"{url}/v1/catalogue", headers=events, trust_env=False, timeout=60) as waiting:
+            lines = waiting.iter_lines()
+            assert next(lines)
+            stop_this()
+            assert not [line for line in lines if line and not line.startswith((":", "data:", "event:", "id:"))]
+
+    assert served(story, LONG_ENOUGH, create_app(store, RandomPublisher(store))) is False
+
+
 def test_a_cloud_that_is_about_to_leave_takes_no_document(tmp_path: Path) -> None:
     store = open_store(str(tmp_path / "store"))
 
@@ -317,7 +348,7 @@ def test_a_cloud_that_is_about_to_leave_takes_no_document(tmp_path: Path) -> Non
         assert asked.status_code == 503 and asked.headers["retry-after"] == "10" and "stopping" in asked.text
         assert httpx2.get(f"{url}/v1/catalogue", trust_env=False).status_code == 200
 
-    assert served(story, Stop(drain_s=1), create_app(store, RandomPublisher(store))) is False
+    assert served(story, LONG, create_app(store, RandomPublisher(store))) is False
 
 
 # The edge
