@@ -369,6 +369,24 @@ def hangups(
         loop.run(bench_hangups(chosen, report))
 
 
+@bench.command("push")
+def push(
+    edges: Annotated[int, typer.Option("--edges", min=1, help="That are connected.")] = 50,
+    changes: Annotated[int, typer.Option("--changes", min=1, help="While all is well.")] = 20,
+    rounds: Annotated[int, typer.Option("--rounds", min=0, help="Of each fault.")] = 3,
+    idle_s: Annotated[float, typer.Option("--idle-s", min=0, metavar="S", help="Count bytes for so long.")] = 300.0,
+    secured: Annotated[bool, typer.Option("--tls", help="Over TLS.")] = False,
+    seed: Annotated[int, typer.Option("--seed", help="Which changes are made follows from it.")] = 0,
+) -> None:
+    """How soon changes in a cloud reach many edges, after any fault too, and what idle edges take in a month."""
+    from rich.console import Console
+
+    from preread.bench.push import Options
+    from preread.bench.push import bench as bench_push
+
+    loop.run(bench_push(Options(edges, changes, rounds, idle_s, secured, seed), Console(width=_WIDTH)))
+
+
 bench.command("serve")(load.serve)
 bench.command("chat")(load.chat)
 bench.command("streams")(load.streams)
