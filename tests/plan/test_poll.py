@@ -26,7 +26,7 @@ CHANCES = st.floats(0, 1)
 
 
 @pytest.mark.parametrize(
-    ("failures", "pause_s"), [(0, SYNC_S), (1, 1), (2, 2), (3, 4), (4, 8), (7, SYNC_S), (5000, SYNC_S)]
+    ("failures", "pause_s"), [(0, SYNC_S), (1, 1), (2, 1.25), (3, 1.5625), (20, SYNC_S), (5000, SYNC_S)]
 )
 def test_after_a_failure_it_asks_sooner_and_then_ever_more_rarely(failures: int, pause_s: float) -> None:
     assert sync_pause_s(SYNC_S, failures) == pause_s

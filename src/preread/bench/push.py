@@ -165,9 +165,11 @@ class Site:
 
     async def killed(self, away_s: float) -> list[float]:
         """A change as soon as a cloud that was killed is there again."""
+        self.relay.set_faults((Refuse(),))  # as a machine without the cloud does; the relay would tell of each
         self.cloud.kill()
         await asyncio.sleep(away_s)
         await self.cloud.start()
+        self.relay.set_faults(())
         return await self.connected()
 
     async def idle(self, for_s: float) -> float:

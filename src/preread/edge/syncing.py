@@ -20,7 +20,7 @@ from preread.store.egress import CloudLink
 from preread.tasks import running
 from preread.wire.selection import Selection
 
-_LOOK_S: Final = 1.0
+_LOOK_S: Final = 0.5
 _log = logging.getLogger(__name__)
 
 

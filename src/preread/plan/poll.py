@@ -40,6 +40,8 @@ ASKING_BYTES: Final = 1_000
 """What asking takes over a connection that is open, where nothing has changed."""
 
 _FIRST_RETRY_S: Final = 1.0
+_GROWTH: Final = 1.25
+"""A cloud that was away for some time is found again within about a quarter of that."""
 _MOST_PAUSE_S: Final = 60.0
 _RATE_BYTES_S: Final = ASKING_BYTES / SYNC_S
 _MOST_AT_ONCE: Final = 24
@@ -58,7 +60,7 @@ def sync_pause_s(every_s: float, failures: int, chance: float = 0.5) -> float:
         failures: how often asking has failed since it last did not.
         chance: from 0 to 1, drawn anew each time, so that edges that began together do not ask together.
     """
-    pause_s = min(every_s, _FIRST_RETRY_S * 2 ** min(failures - 1, 10)) if failures else every_s
+    pause_s = min(every_s, _FIRST_RETRY_S * _GROWTH ** min(failures - 1, 100)) if failures else every_s
     return pause_s * (0.8 + 0.4 * chance)
 
 
