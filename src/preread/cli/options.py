@@ -261,6 +261,16 @@ Subscribe = Annotated[
         "by default those that are pinned or were asked for by name.",
     ),
 ]
+Messenger = Annotated[
+    str | None,
+    typer.Option(
+        "--messenger",
+        envvar="PREREAD_MESSENGER",
+        metavar="URL",
+        help="Redis or Valkey through which clouds on one store tell each other of changes at once: redis://HOST:PORT. "
+        "Other users see a password here: use the variable.",
+    ),
+]
 SyncS = Annotated[
     float,
     typer.Option(

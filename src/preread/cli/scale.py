@@ -98,19 +98,21 @@ async def serve(
     store: str,
     of: "Size",
     stop: "Stop",
+    messenger: str | None,
 ) -> bool:
     """Serve until a signal says to stop; True: it was Ctrl-C. Of several models the first is the default."""
     from preread.cli import listen
     from preread.cloud.app import Served, create_app
     from preread.cloud.ray.publisher import ReplicaPublisher
     from preread.engine.worker import Worker, within
+    from preread.store.messenger import messages
 
     told = ""
 
     @asynccontextmanager
     async def opening() -> "AsyncGenerator[Starlette, None]":
         nonlocal told
-        async with objects.held(), AsyncExitStack() as stack:
+        async with objects.held(), messages(objects, store, messenger), AsyncExitStack() as stack:
             worker = Worker("ray")
             stack.callback(worker.close)
             running = await stack.enter_async_context(within(worker, _running(address, wanted, place(store), of)))

@@ -100,6 +100,7 @@ def cloud(
         list[str] | None,
         typer.Option("--also", metavar="NAME|PATH|hf:…", help="Another model, with --ray; may be repeated."),
     ] = None,
+    messenger: options.Messenger = None,
     drain_s: options.DrainS = 0.0,
     finish_s: options.FinishS = 5.0,
 ) -> None:
@@ -111,9 +112,12 @@ def cloud(
     from preread.cli import scale
     from preread.cli.listen import Stop
     from preread.cli.listener import Place, listening
+    from preread.store.messenger import check as check_messenger
     from preread.store.objects import open_store
 
     names = None if rungs is None else arguments.rung_names(rungs)
+    if messenger is not None:
+        check_messenger(messenger)
     clients = keys.of_clients(api_key, api_key_file, "read")
     if (llm is None) != (not mapping and not guide):
         raise UsageError(
@@ -134,14 +138,14 @@ def cloud(
             scale.needs_ray("--ray")
             wanted = scale.models([model, *(also or [])], ctx_size, threads, names, replica_cpus)
             size, stop = scale.size(replicas, replica_cpus), Stop(drain_s, finish_s)
-            if loop.run(scale.serve(there, ray, wanted, objects, store, size, stop)):
+            if loop.run(scale.serve(there, ray, wanted, objects, store, size, stop, messenger)):
                 raise KeyboardInterrupt
             return
         for one in (model, llm):
             if one is not None:
                 options.pulled(one)  # before others can connect: Ctrl-C ends it at once
         engines = _engines(model, llm, ctx_size, threads, mapping or [], guide or [], taught or [], max_dloss)
-        interrupted = loop.run(_serve_cloud(there, engines, objects, names, store, Stop(drain_s, finish_s)))
+        interrupted = loop.run(_serve_cloud(there, engines, objects, names, store, Stop(drain_s, finish_s), messenger))
     if interrupted:
         raise KeyboardInterrupt
 
@@ -216,19 +220,21 @@ async def _serve_cloud(
     rungs: tuple[str, ...] | None,
     store: str,
     stop: "Stop",
+    messenger: str | None,
 ) -> bool:
     from preread.cli import listen
     from preread.cloud.app import Served, create_app
     from preread.cloud.counting import EngineCounter
     from preread.cloud.serve import EnginePublisher
     from preread.engine.worker import Worker, within
+    from preread.store.messenger import messages
 
     told = ""
 
     @asynccontextmanager
     async def opening() -> "AsyncGenerator[Starlette, None]":
         nonlocal told
-        async with objects.held(), AsyncExitStack() as stack:
+        async with objects.held(), messages(objects, store, messenger), AsyncExitStack() as stack:
             worker, reader = Worker(), Worker("reader")
             stack.callback(worker.close)
             engine, help = await stack.enter_async_context(within(worker, engines))

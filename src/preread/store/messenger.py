@@ -10,6 +10,7 @@ import logging
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -57,7 +58,8 @@ async def messages(objects: Objects, store: str, url: str | None) -> AsyncGenera
         if url is not None:
             check(url)
             client = await stack.enter_async_context(_client(url))
-            channel = f"preread:{object_id(store.encode())[:16]}"
+            place = store if "://" in store else str(Path(store).absolute())
+            channel = f"preread:{object_id(place.encode())[:16]}"
             for work in (_tell, _hear):
                 going_on = asyncio.create_task(_going_on(work, objects, client, channel, _named(url)))
                 stack.push_async_callback(_end, going_on)
