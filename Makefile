@@ -6,11 +6,12 @@
 # make docs      the documentation's site, in build/site: python3 -m http.server -d build/site shows it
 # make prebuilt  try an installation without a compiler, in a clone of this checkout
 # make deploy    the image, run as Kubernetes and systemd run it; as root, with mmdebstrap, umoci, runc and skopeo of Debian
+# make vllm      the connector in vLLM's CPU build, in an environment of its own, of 4 GB
 # make clients   official clients and their own calls, in environments of their own: see docs/clients.md
 #
 # With CPU=avx2 all is as on a processor without AVX-512: llama.cpp is compiled for AVX2, in .venv-avx2, and preread's
 # own code takes no wider vectors. So `make test CPU=avx2` tests what many users have on a machine that has more.
-.PHONY: install native prebuilt demo test long deploy clients lint docs clean
+.PHONY: install native prebuilt demo test long deploy vllm clients lint docs clean
 
 CPU = native
 venv = .venv$(if $(filter-out native,$(CPU)),-$(CPU))
@@ -47,6 +48,9 @@ deploy: $(venv)/.dev
 	rm -rf build/image
 	$(venv)/bin/python scripts/image build/image $(if $(wildcard build/wheels),--wheels build/wheels)
 	PREREAD_IMAGE=$(CURDIR)/build/image $(venv)/bin/python -m pytest -m '' tests/deploy
+
+vllm: $(venv)/.installed
+	scripts/vllm $(ARGS)
 
 clients: $(venv)/.installed
 	$(venv)/bin/python scripts/clients $(ARGS)

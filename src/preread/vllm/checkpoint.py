@@ -195,9 +195,8 @@ def identified(folder: Path, gguf: Path, dtype: str) -> Identity:
         loaded.close()
     if spec.no_injection:
         raise UsageError(f"KV of {gguf.name} cannot be streamed: {spec.no_injection}")
-    words = checkpoint.words()
-    if other := next((id for id, word in words.items() if id >= len(texts) or texts[id] != word), None):
-        raise UsageError(f"{folder.name} and {gguf.name} differ in token {other}: they are not of one tokenizer")
+    if differ := _differing(checkpoint.words(), texts):
+        raise UsageError(f"{folder.name} and {gguf.name} differ in token {differ[0]}: they are not of one tokenizer")
     ours = family(checkpoint.traits(spec.vocabulary))
     if ours is None or ours != spec.family:
         raise UsageError(f"{folder.name} and {gguf.name} are not one model: norms, shape or RoPE differ")
@@ -205,6 +204,17 @@ def identified(folder: Path, gguf: Path, dtype: str) -> Identity:
     name = folder.name
     fingerprint = checkpoint.fingerprint(ours, dtype)
     return Identity(name, fingerprint, spec.vocabulary, ours, checkpoint.geometry, checkpoint.near, same)
+
+
+def _differing(words: dict[int, str], texts: list[str]) -> list[int]:
+    """Ids of tokens that a tokenizer and a GGUF file call otherwise; what fills the file's up does not count."""
+    unknown = [id for id in words if id >= len(texts)]
+    return unknown + [id for id, text in enumerate(texts) if words.get(id, _filling(id)) != text]
+
+
+def _filling(id: int) -> str:
+    """What llama.cpp's converter calls a token that the tokenizer does not have."""
+    return f"[PAD{id}]"
 
 
 def _extra(files: tensors.Parts) -> int:

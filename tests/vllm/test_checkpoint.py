@@ -1,0 +1,186 @@
+"""A checkpoint is what a GGUF file of the same model says, and every difference that changes KV is refused or told."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from preread.engine import model, tensors
+from preread.engine.model import Spec
+from preread.errors import UsageError
+from preread.testing.quantised import write_quantised
+from preread.vllm.checkpoint import Checkpoint, identified
+from preread.vllm.config import read
+
+HEADS, KV_HEADS, LAYERS = 4, 1, 8
+Weights = dict[str, npt.NDArray[np.float32]]
+_NAMES = {
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+def _theirs(name: str, rows: npt.NDArray[np.float32]) -> tuple[str, npt.NDArray[np.float32]]:
+    """A tensor of a GGUF file as transformers has it."""
+    if name.startswith("blk."):
+        _, layer, part, kind = name.split(".")
+        if part in ("attn_q", "attn_k"):
+            heads = HEADS if part == "attn_q" else KV_HEADS
+            halves = rows.reshape(heads, rows.shape[0] // heads // 2, 2, rows.shape[1])
+            rows = halves.swapaxes(1, 2).reshape(rows.shape)
+        return f"model.layers.{layer}.{_NAMES[part]}.{kind}", rows
+    return {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}[name], rows
+
+
+def _write(folder: Path, weights: Weights, config: dict[str, Any], words: dict[str, int]) -> Path:
+    folder.mkdir()
+    head, body = dict[str, Any](), b""
+    for name, rows in weights.items():
+        data = rows.astype("<f4").tobytes()
+        head[name] = {"dtype": "F32", "shape": rows.shape, "data_offsets": [len(body), len(body) + len(data)]}
+        body += data
+    written = json.dumps(head).encode()
+    (folder / "model.safetensors").write_bytes(len(written).to_bytes(8, "little") + written + body)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": words}, "added_tokens": []}))
+    return folder
+
+
+Change = Callable[[Weights, dict[str, Any], dict[str, int]], object]
+Make = Callable[[Change], Path]
+
+
+@pytest.fixture(scope="module")
+def spec(tiny_model: Path) -> tuple[Spec, list[str]]:
+    loaded = model.load(tiny_model, trusted=True, mapped=True)
+    try:
+        return model.spec(loaded, tiny_model, "tiny", 0), loaded.texts()
+    finally:
+        loaded.close()
+
+
+@pytest.fixture
+def make(tiny_model: Path, spec: tuple[Spec, list[str]], tmp_path: Path) -> Make:
+    """Write the model of random weights as a checkpoint, changed in some way."""
+
+    def write(change: Change) -> Path:
+        plain = tensors.plain(tensors.parts(tiny_model), lambda tensor: True)
+        weights = dict(_theirs(name, rows) for name, rows in plain)
+        config = {
+            "architectures": ["LlamaForCausalLM"], "hidden_size": 256, "num_attention_heads": HEADS,
+            "num_key_value_heads": KV_HEADS, "num_hidden_layers": LAYERS, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+            "dtype": "float32",
+        }  # fmt: skip
+        words = {text: id for id, text in enumerate(spec[1])}
+        change(weights, config, words)
+        return _write(tmp_path / "checkpoint", weights, config, words)
+
+    return write
+
+
+def test_the_same_weights_are_known_bit_for_bit_in_whatever_order(
+    make: Make, tiny_model: Path, spec: tuple[Spec, list[str]]
+) -> None:
+    one, of = identified(make(lambda *_: None), tiny_model, "float32"), spec[0]
+    assert (one.family, one.vocabulary, one.geometry, one.near) == (of.family, of.vocabulary, of.geometry, True)
+    assert one.same == of.fingerprint != one.fingerprint
+
+
+def test_a_quantised_file_is_of_its_family_and_has_other_weights(make: Make, tiny_model: Path, tmp_path: Path) -> None:
+    folder, coarse = make(lambda *_: None), write_quantised(tmp_path / "coarse.gguf", tiny_model, "q8_0")
+    one, exact = identified(folder, coarse, "float32"), identified(folder, tiny_model, "float32")
+    assert one.same is None
+    assert (one.family, one.fingerprint) == (exact.family, exact.fingerprint)
+    assert identified(folder, coarse, "bfloat16").fingerprint != one.fingerprint
+
+
+def test_weights_that_differ_in_one_bit_are_not_the_same(make: Make, tiny_model: Path) -> None:
+    def change(weights: Weights, *_: object) -> None:
+        rows = weights["model.layers.3.self_attn.k_proj.weight"] = weights[
+            "model.layers.3.self_attn.k_proj.weight"
+        ].copy()
+        rows[5, 7] = np.nextafter(rows[5, 7], np.float32(1))
+
+    assert identified(make(change), tiny_model, "float32").same is None
+
+
+def _norm(weights: Weights, *_: object) -> None:
+    weights["model.norm.weight"] = weights["model.norm.weight"] * np.float32(1.0001)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (_norm, "not one model"),
+        (lambda w, c, v: c.update(rope_theta=500000.0), "not one model"),
+        (lambda w, c, v: c.update(rms_norm_eps=1e-6), "not one model"),
+        (lambda w, c, v: c.update(num_hidden_layers=7), "not one model"),
+        (lambda w, c, v: c.update(architectures=["MistralForCausalLM"], head_dim=32), "not one model"),
+        (lambda w, c, v: c.update(architectures=["GemmaForCausalLM"]), "GemmaForCausalLM: known are"),
+        (lambda w, c, v: c.update(rope_scaling={"rope_type": "yarn", "factor": 4}), "'yarn'"),
+        (lambda w, c, v: c.update(use_sliding_window=True), "only plain RoPE"),
+        (lambda w, c, v: w.update({"model.layers.0.extra_layernorm.weight": w["model.norm.weight"]}), "not known here"),
+        (lambda w, c, v: v.update({"another": v.pop(next(iter(v)))}), "differ in token 0"),
+        (lambda w, c, v: v.pop(next(iter(v))), "differ in token 0"),
+        (lambda w, c, v: v.update(more=len(v)), "differ in token 4096"),
+        (lambda w, c, v: w.pop("model.embed_tokens.weight"), "no weights"),
+    ],
+)
+def test_what_makes_another_model_is_refused_by_name(make: Make, tiny_model: Path, change: Change, told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        identified(make(change), tiny_model, "float32")
+
+
+def test_files_that_are_not_what_they_should_be_are_refused(make: Make, tiny_model: Path) -> None:
+    folder = make(lambda *_: None)
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[:-1000])
+    with pytest.raises(UsageError, match="not whole"):
+        identified(folder, tiny_model, "float32")
+    (folder / "model.safetensors").write_bytes(b"\xff" * 100)
+    with pytest.raises(UsageError, match="no safetensors file"):
+        Checkpoint(folder)
+    (folder / "config.json").write_text("[]")
+    with pytest.raises(UsageError, match="not what it should be"):
+        Checkpoint(folder)
+
+
+def test_embeddings_are_the_files(make: Make, tiny_model: Path) -> None:
+    ids = np.array([3, 1, 3], np.int32)
+    files = tensors.parts(tiny_model)
+    ((_, rows),) = tensors.plain(files, lambda one: one.name == "token_embd.weight")
+    assert np.array_equal(Checkpoint(make(lambda *_: None)).embeddings(ids), rows[ids])
+
+
+# The configuration
+
+
+@pytest.mark.parametrize(
+    ("extra", "told"),
+    [
+        ({"gguf": "m.gguf"}, "neither where to publish"),
+        ({"store": "./store"}, "gguf"),
+        ({"gguf": "m.gguf", "store": "./store", "rung": 3}, "rung"),
+        ({"gguf": "m.gguf", "store": "./store", "shop": "x"}, "shop"),
+    ],
+)
+def test_a_configuration_that_cannot_be_honoured_is_refused_by_name(extra: dict[str, object], told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        read(extra)
+
+
+def test_a_configuration_says_what_is_not_said_by_default() -> None:
+    config = read({"gguf": "~/m.gguf", "store": "./store", "rungs": ["lossless"], "gates": ["g.json"]})
+    assert config.gguf == Path("~/m.gguf").expanduser() and config.gates == (Path("g.json"),)
+    assert (config.cloud, config.rung, config.max_dloss) == (None, None, 0.01)
