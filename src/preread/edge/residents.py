@@ -216,8 +216,8 @@ def _way(question: Question, known: Known, node: Node) -> Stream | Compute:
         return Compute("it was to be computed here")
     if not node.contexts.own_model.streams(entry.fingerprint):
         return Compute(
-            f"it was published for {entry.model}, and {spec.name} of this edge has other weights or settings: if both are "
-            "quantisations of one model, see `preread fit family`"
+            f"it was published for {entry.model}, and {spec.name} of this edge has other weights or settings: "
+            "if both are quantisations of one model, see `preread fit family`"
         )
     away = "this edge has no cloud" if node.link is None else node.contexts.unreachable
     prompt_s = node.beliefs.prompt_s(question.reuse, len(question.prompt))
