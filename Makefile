@@ -43,10 +43,9 @@ long: $(venv)/.dev
 prebuilt:
 	scripts/try_prebuilt demo
 
-# Wheels that are in build/wheels already, as scripts/wheels makes them, are taken.
 deploy: $(venv)/.dev
 	rm -rf build/image
-	$(venv)/bin/python scripts/image build/image $(if $(wildcard build/wheels),--wheels build/wheels)
+	$(venv)/bin/python scripts/image build/image
 	PREREAD_IMAGE=$(CURDIR)/build/image $(venv)/bin/python -m pytest -m '' tests/deploy
 
 vllm: $(venv)/.installed
