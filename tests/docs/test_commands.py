@@ -33,7 +33,7 @@ def test_every_command_of_a_page_exists_with_its_options(name: str, monkeypatch:
 
 
 OTHERS = {
-    "docs/guides/kubernetes.md": {"--set"},  # Helm's
+    "docs/guides/kubernetes.md": {"--set", "--wheels"},  # Helm's, and scripts/image's
     "docs/guides/systemd.md": {"--slot-save-path"},  # llama-server's
     "docs/attach.md": {"--kv-unified", "--no-cache-idle-slots", "--no-slots"},  # llama-server's
     "docs/clients.md": {"--schema", "--functions"},  # llm's
