@@ -126,6 +126,15 @@ def test_nothing_is_fetched_or_saved_for_a_request_without_a_wish() -> None:
     assert plan.step().saves == () and source.asked == [] and plan.finished("a") is None
 
 
+def test_a_publication_that_is_given_up_is_dropped_and_not_one_that_is_whole() -> None:
+    plan = planner()
+    for id, stop in (("a", 6), ("b", 10)):
+        plan.matched(id, wish(publish="manual"), CONTEXT.tolist(), 0, plain=True)
+        plan.scheduled(id, [1, 2, 3], stop, anew=True)
+        plan.finished(id)
+    assert plan.step().dropped == ("a",) and plan.step().dropped == ()
+
+
 def test_without_a_store_nothing_is_published(caplog: pytest.LogCaptureFixture) -> None:
     plan = planner(publishes=False)
     assert plan.matched("a", wish(publish="manual"), CONTEXT.tolist(), 0, plain=True) == 0

@@ -126,7 +126,7 @@ class Preread(KVConnectorBase_V1):  # type: ignore[misc]
 
     def wait_for_save(self) -> None:
         if self._storing is not None and self.has_connector_metadata():
-            self._storing.read(self._step().saves)
+            self._storing.read(self._step().saves, self._step().dropped)
 
     def shutdown(self) -> None:
         for half in (self._fetching, self._storing):

@@ -35,8 +35,11 @@ PATIENCE_S: Final = 30.0
 """A context that has not come after so long is computed."""
 
 _FIRST_SYNC_S: Final = 10.0
-_KEPT: Final = 4
-"""Contexts that came last are kept decoded, for the next request."""
+_AT_ONCE: Final = 4
+"""So many contexts come at a time; others wait until one is there, or has not come."""
+
+_KEPT: Final = 2 * _AT_ONCE
+"""Contexts that came last are kept decoded, for the next request: so many, with those that are coming."""
 
 _log = logging.getLogger(__name__)
 
@@ -85,8 +88,10 @@ class Incoming:
         """The context of this name; None: it is coming; a text: why it does not."""
         coming = self._coming.get(name)
         if coming is None:
+            if sum(not other.future.done() for other in self._coming.values()) >= _AT_ONCE:
+                return None
             coming = self._coming[name] = _Coming(time.monotonic(), self._portal.start_task_soon(self._brought, name))
-            self._forget_others()
+            self._forget_one()
         self._coming.move_to_end(name)
         if not coming.future.done():
             if time.monotonic() - coming.since_s < PATIENCE_S:
@@ -99,10 +104,9 @@ class Incoming:
         del self._coming[name]  # the next request may be luckier
         return str(error)
 
-    def _forget_others(self) -> None:
-        while len(self._coming) > _KEPT:
-            _, former = self._coming.popitem(last=False)
-            former.future.cancel()
+    def _forget_one(self) -> None:
+        if len(self._coming) > _KEPT:
+            del self._coming[next(name for name, coming in self._coming.items() if coming.future.done())]
 
     async def _sync(self) -> None:
         failures = 0
@@ -125,7 +129,11 @@ class Incoming:
                 await self._contexts.asked_cloud.wait()
         except TimeoutError as error:
             raise TransportError("the cloud does not answer") from error
-        known = await self._contexts.get(name, self._link)
+        if self._contexts.entry(name) is None:
+            await self._contexts.look_up(name, self._link)
+        await self._contexts.get(name, self._link)
+        await self._contexts.fetch(self._link)  # the profile that its rungs may need
+        known = self._contexts.named(name)
         what = load_spec(chosen(known, self._terms), known.tokens, self._preparations)
         return await self._fetched(known, what)
 

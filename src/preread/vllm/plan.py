@@ -66,10 +66,11 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What a step has to do besides computing."""
+    """What a step has to do besides computing; `dropped` are requests that ended before all of them was saved."""
 
     saves: tuple[Save, ...] = ()
     loads: tuple[Load, ...] = ()
+    dropped: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -109,6 +110,7 @@ class Planner:
         self._requests: dict[str, _Request] = {}
         self._saves: list[Save] = []
         self._loads: list[Load] = []
+        self._dropped: list[str] = []
 
     def matched(
         self, id: str, params: dict[str, Any] | None, prompt: Sequence[int] | None, computed: int, *, plain: bool
@@ -165,8 +167,8 @@ class Planner:
 
     def step(self) -> Step:
         """All that was noted since the last step."""
-        step = Step(tuple(self._saves), tuple(self._loads))
-        self._saves, self._loads = [], []
+        step = Step(tuple(self._saves), tuple(self._loads), tuple(self._dropped))
+        self._saves, self._loads, self._dropped = [], [], []
         return step
 
     def finished(self, id: str) -> dict[str, Any] | None:
@@ -174,6 +176,8 @@ class Planner:
         request = self._requests.pop(id, None)
         if request is None:
             return None
+        if 0 < request.saved < len(request.tokens):
+            self._dropped.append(id)
         told: dict[str, Any] = {}
         if request.wish.publish is not None:
             told |= {"publishing": request.wish.publish, "tokens": request.saved}

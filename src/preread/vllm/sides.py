@@ -90,8 +90,10 @@ class Storing:
             _log.error("%r is not published: %s", save.name, error)
             self._contexts[save.request] = None
 
-    def read(self, saves: Iterable[Save]) -> None:
-        """All layers of these have come."""
+    def read(self, saves: Iterable[Save], dropped: Iterable[str] = ()) -> None:
+        """All layers of these have come, and of requests that were dropped no more will."""
+        for request in dropped:
+            self._contexts.pop(request, None)
         for save in saves:
             context = self._contexts.get(save.request)
             if context is not None and self._publisher is not None:
