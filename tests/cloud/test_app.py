@@ -15,12 +15,13 @@ from preread.cloud import app as app_module
 from preread.cloud import turns
 from preread.cloud.app import Publisher, Served, create_app
 from preread.cloud.events import Published
+from preread.cloud.ray.publisher import ReplicaPublisher
 from preread.errors import EngineError, UnknownContext
 from preread.store.auth import Keys
 from preread.store.egress import CloudLink
 from preread.store.guard import Access
 from preread.store.objects import Objects, open_store
-from preread.testing.cloud import RandomModel, RandomPublisher, serving
+from preread.testing.cloud import RandomPublisher, serving
 from preread.wire import catalogue, manifest, pages
 
 TEXT = "A long shared context."
@@ -36,11 +37,8 @@ def url(store: Objects, tmp_path: Path, request: pytest.FixtureRequest) -> Itera
     """A cloud that publishes itself, and one that has replicas do it."""
     publisher: Publisher = RandomPublisher(store)
     if request.param == "ray":
-        request.getfixturevalue("ray_cluster")
-        from preread.cloud.ray.cluster import Replicas, Size
-        from preread.cloud.ray.publisher import ReplicaPublisher
-
-        replicas = Replicas("random", RandomModel(), str(tmp_path / "store"), Size(1, 1, 0.2))
+        replicas, where = request.getfixturevalue("random_replicas")
+        where.write_text(str(tmp_path / "store"))
         publisher = ReplicaPublisher(store, replicas.make)
     with serving(create_app(store, publisher)) as url:
         yield url

@@ -27,7 +27,7 @@ def store(tmp_path: Path) -> Iterator[Objects]:
 
 
 def put(folder: Path, number: int, claim: Claim) -> None:
-    file = folder / "claims" / WORK / f"{number}.json"
+    file = folder / "claims" / f"{WORK}.{number}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(claims.dumps(claim))
 
@@ -69,7 +69,7 @@ def test_of_twenty_at_once_one_makes_it_and_the_next_can_when_that_has_ended(sto
             pass
 
     asyncio.run(main())
-    assert not [path for path in (tmp_path / "claims").rglob("*") if path.is_file()]
+    assert not list((tmp_path / "claims").iterdir())
 
 
 def test_a_claim_of_a_process_that_ended_here_is_over(store: Objects, tmp_path: Path) -> None:
@@ -95,10 +95,10 @@ def test_a_claim_that_ran_out_or_that_a_wrong_clock_made_is_over(store: Objects,
 
 
 def test_nonsense_stands_in_nobodys_way(store: Objects, tmp_path: Path) -> None:
-    folder = tmp_path / "claims" / WORK
+    folder = tmp_path / "claims"
     folder.mkdir(parents=True)
-    (folder / "7.json").write_bytes(b"nonsense")
-    (folder / "x.json").write_bytes(b"nonsense")
+    for name in (f"{WORK}.7.json", f"{WORK}.x.json", f"{WORK}.json", f"{WORK}.{'9' * 40}.json", "x.json"):
+        (folder / name).write_bytes(b"nonsense")
     assert held(store)
 
 
@@ -107,7 +107,7 @@ def test_a_claim_is_renewed_while_it_is_held(store: Objects, tmp_path: Path, mon
 
     async def main() -> None:
         async with store.claims.held(WORK, "me"):
-            file = tmp_path / "claims" / WORK / "0.json"
+            file = tmp_path / "claims" / f"{WORK}.0.json"
             first = claims.loads(file.read_bytes())
             while claims.loads(file.read_bytes()).until_ms == first.until_ms:
                 await asyncio.sleep(0.01)

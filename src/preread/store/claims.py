@@ -1,4 +1,4 @@
-"""Who makes what just now (`wire/claim.py`), in the store: `claims/<digest>/<number>.json`."""
+"""Who makes what just now (`wire/claim.py`), in the store: `claims/<digest>.<number>.json`."""
 
 import asyncio
 import logging
@@ -64,8 +64,9 @@ class Claims:
         raise Claimed("somebody else publishes the same just now: wait until that has ended")
 
     async def _newest(self, id: ObjectId) -> tuple[int, Claim | None] | None:
-        names = [key.rpartition("/")[2].removesuffix(".json") for key in await self._blobs.keys_in(f"claims/{id}")]
-        numbers = [int(name) for name in names if name.isdecimal() and len(name) < 10]
+        names = [key.rpartition("/")[2].split(".") for key in await self._blobs.keys_in("claims")]
+        mine = [name[1] for name in names if name[0] == id and len(name) == 3]
+        numbers = [int(number) for number in mine if number.isdecimal() and len(number) < 10]
         if not numbers:
             return None
         data = await self._blobs.read(_key(id, max(numbers)))
@@ -84,7 +85,7 @@ class Claims:
 
 
 def _key(id: ObjectId, number: int) -> str:
-    return f"claims/{id}/{number}.json"
+    return f"claims/{id}.{number}.json"
 
 
 def _written(claim: Claim) -> bytes:

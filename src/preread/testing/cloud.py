@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -20,7 +21,7 @@ from preread.cloud.ray.replica import Opened
 from preread.codec import fitted
 from preread.codec.ladder import codec
 from preread.errors import UsageError
-from preread.store.objects import Objects
+from preread.store.objects import Objects, open_store
 from preread.values import ContextId, Fingerprint, Form, Geometry, KVBlock, ObjectRef, Span
 from preread.wire import manifest as manifests
 from preread.wire import segment, tokens
@@ -127,11 +128,16 @@ class RandomPublisher:
 
 @dataclass(frozen=True, slots=True)
 class RandomModel:
-    """What a replica loads that is to publish so."""
+    """What a replica loads that is to publish so; `where`: a file that names the store at the time of each call."""
+
+    where: str
 
     def open(self, store: Objects) -> Opened:
-        publisher = RandomPublisher(store)
-        return Opened(publisher.make, publisher.counted, FINGERPRINT, lambda: None)
+        async def make(*ask: Any) -> Published:
+            return await RandomPublisher(open_store(Path(self.where).read_text())).make(*ask)
+
+        counted = RandomPublisher(store).counted
+        return Opened(make, counted, FINGERPRINT, lambda: None)  # type: ignore[arg-type]  # it hands on what it is given
 
 
 @contextmanager

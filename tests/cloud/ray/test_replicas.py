@@ -142,7 +142,8 @@ def test_a_call_that_is_given_up_gives_up_in_the_replica(replica: tuple[Replica,
 
 def test_busy_replicas_are_asked_again(tmp_path: Path) -> None:
     store, asked = open_store(str(tmp_path)), list[int]()
-    free = called(Replica(RandomModel(), str(tmp_path)))
+    (tmp_path / "where").write_text(str(tmp_path))
+    free = called(Replica(RandomModel(str(tmp_path / "where")), str(tmp_path)))
 
     async def call(ask: bytes, owner: Owner) -> AsyncGenerator[Progress | Published, None]:
         asked.append(1)
