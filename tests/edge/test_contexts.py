@@ -18,7 +18,8 @@ from preread.cloud.app import create_app
 from preread.cloud.events import Published
 from preread.codec import profile_bytes as profiles
 from preread.edge import published
-from preread.edge.contexts import Contexts, Known
+from preread.edge.contexts import Contexts
+from preread.edge.known import Known
 from preread.edge.profiles import MOST_PROFILES, Decoder
 from preread.errors import CorruptData, Unavailable, UnknownContext, UsageError
 from preread.store.egress import CloudLink

@@ -17,8 +17,8 @@ from preread.cloud.events import Published
 from preread.cloud.profiles import keep
 from preread.cloud.serve import EnginePublisher
 from preread.edge.choice import chosen, expected_s
-from preread.edge.contexts import Known
 from preread.edge.edge import Answer
+from preread.edge.known import Known
 from preread.edge.load import load_spec
 from preread.edge.node import Node
 from preread.edge.profiles import Profiles

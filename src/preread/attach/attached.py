@@ -22,7 +22,7 @@ from preread.attach.reused import Reused
 from preread.attach.server import Properties, Server
 from preread.attach.slots import Holding, Seen
 from preread.attach.trust import Trust
-from preread.edge.contexts import Known
+from preread.edge.known import Known
 from preread.errors import EngineError, PrereadError
 from preread.values import ContextId
 

@@ -20,7 +20,7 @@ from preread.attach.pace import worth_asking
 from preread.attach.slot_file import Bytes, Form
 from preread.attach.trust import Trust
 from preread.edge.choice import Terms, chosen
-from preread.edge.contexts import Known
+from preread.edge.known import Known
 from preread.edge.load import Segments, decoded, load_spec
 from preread.edge.profiles import Embed, Preparations
 from preread.edge.rungs import Streamable

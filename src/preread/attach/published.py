@@ -9,7 +9,8 @@ from functools import partial
 from typing import Final
 
 from preread.attach.asked import Spoken
-from preread.edge.contexts import Contexts, Known
+from preread.edge.contexts import Contexts
+from preread.edge.known import Known
 from preread.edge.syncing import keep_in_step
 from preread.engine.chat import ChatTemplate
 from preread.engine.llamacpp import LlamaCpp

@@ -42,7 +42,7 @@ _KEEP_ALIVE_S: Final = 75
 """Edges keep connections open for their next question; over a long link a new one costs a round trip."""
 
 _MOST_FILES: Final = 65_536
-_MOST_PLACES: Final = 1024
+_MOST_PLACES: Final = 4096
 _OWN_FILES: Final = 64
 """Files that are no connections of clients: the model, the disk cache, what goes to the cloud and to neighbours."""
 

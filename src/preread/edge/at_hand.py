@@ -7,7 +7,7 @@ asked for, and from subscriptions (`prefetch.py`).
 """
 
 from preread.edge.choice import chosen
-from preread.edge.contexts import Known
+from preread.edge.known import Known
 from preread.edge.node import Node
 from preread.errors import PrereadError
 

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from preread.edge.contexts import Known
+from preread.edge.known import Known
 from preread.edge.rungs import NotStreamable, Streamable
 from preread.errors import CorruptData, UsageError
 from preread.plan.beliefs import Beliefs

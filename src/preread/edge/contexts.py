@@ -11,15 +11,14 @@ import logging
 import time
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from preread.codec.profile import Profile
-from preread.edge import published
+from preread.edge import published, remembered
 from preread.edge.kept import Kept
+from preread.edge.known import Known, lack, manifest_of, tokens_of
 from preread.edge.profiles import Profiles
 from preread.edge.profiles import wanted as profiles_wanted
 from preread.edge.published import ANYTHING, Interest, OwnModel
@@ -37,67 +36,18 @@ from preread.plan.match import Tokens
 from preread.store.egress import CloudLink
 from preread.values import ContextId, ObjectId, ObjectRef
 from preread.wire import catalogue as catalogues
-from preread.wire import manifest as manifests
-from preread.wire import tokens as token_objects
 from preread.wire.catalogue import Catalogue, Entry
-from preread.wire.digest import context_id, is_id, object_id
-from preread.wire.fields import MAX_CATALOGUE_BYTES, SizedId
+from preread.wire.fields import SizedId
 from preread.wire.manifest import Manifest
 from preread.wire.selection import Selection, of_names
 from preread.wire.told import Told
 
 _log = logging.getLogger(__name__)
-_CATALOGUE: Final = "catalogue.json"
-_ASKED: Final = "asked.json"
-_VERSION: Final = "version.json"
-_MOST_VERSION_BYTES: Final = 2**16
-_MOST_ASKED_BYTES: Final = 2**17
 _MOST_LOOKED_UP: Final = 64
 
 
 _Read = Tokens | tuple[Streamable, ...] | Profile | CorruptData
 """What an object says: token ids, the rungs of a manifest, a profile, or why it is of no use."""
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """A context with what is needed to compute it, and to stream it.
-
-    Attributes:
-        entry, tokens: what is published, and its token ids.
-        manifest: what its segments are; None: it cannot be streamed, and `why`.
-        rungs: those of the manifest, best quality first.
-    """
-
-    entry: Entry
-    tokens: Tokens
-    manifest: Manifest | None
-    why: str = "its manifest is not here yet"
-    rungs: tuple[Streamable, ...] = ()
-
-    def streamable(self) -> tuple[Streamable, ...]:
-        """The rungs.
-
-        Raises:
-            CorruptData: "manifest": there is none, and why.
-        """
-        if self.manifest is None:
-            raise CorruptData("manifest", self.why)
-        return self.rungs
-
-    def rung(self, name: str) -> Streamable:
-        """The rung of this name.
-
-        Raises:
-            CorruptData: as `streamable` does.
-            UsageError: the context lacks it.
-        """
-        rungs = self.streamable()
-        for rung in rungs:
-            if rung.name == name:
-                return rung
-        known = ", ".join(rung.name for rung in rungs)
-        raise UsageError(f"context {self.entry.context[:12]} has no rung {name!r}; it has: {known}")
 
 
 class Contexts:
@@ -199,28 +149,14 @@ class Contexts:
 
     def restore(self) -> None:
         """Read what an earlier process kept. What is damaged is left out; it will be fetched again."""
-        try:
-            data = self._kept.read(_CATALOGUE, MAX_CATALOGUE_BYTES)
-            asked = self._kept.read(_ASKED, _MOST_ASKED_BYTES)
-            if data is None:
-                return
-            self._replace(catalogues.loads(data).contexts)
-            self._asked = tuple(msgspec.json.decode(asked, type=list[str]))[-published.MOST_ASKED :] if asked else ()
-            self.version = self._version_of(data)
-        except (CorruptData, OSError, msgspec.DecodeError, ValueError) as error:
-            _log.warning("the kept catalogue cannot be used whole and will be fetched again: %s", error)
+        found = remembered.read(self._kept)
+        self._replace(found.entries)
+        self._asked = found.asked
+        self.version = found.version if found.query == self.selection.query() else ""
         for ref, entry in self._refs():
             kept = self._kept.object(ref)
             if kept is not None:
                 self._put(ref, entry, self._read(ref, entry, kept))
-
-    def _version_of(self, kept: bytes) -> str:
-        """The version of the catalogue that is kept, if it is one of what this edge asks for now; else ""."""
-        data = self._kept.read(_VERSION, _MOST_VERSION_BYTES)
-        if data is None:
-            return ""
-        digest, version, query = msgspec.json.decode(data, type=tuple[str, str, str])
-        return version if (digest, query) == (object_id(kept), self.selection.query()) and is_id(version) else ""
 
     async def sync(self, link: CloudLink) -> float:
         """Bring all up to date. On failure everything known before stays, and `unreachable` says why.
@@ -354,9 +290,7 @@ class Contexts:
 
         def take() -> tuple[Entry, ...]:
             entries = published.merged(before, told, wanted)
-            written = catalogues.dumps(Catalogue(entries))
-            self._kept.write(_CATALOGUE, written)
-            self._kept.write(_VERSION, msgspec.json.encode((object_id(written), version, query)))
+            remembered.write(self._kept, entries, version, query)
             return entries
 
         self._replace(await asyncio.to_thread(take))
@@ -433,7 +367,7 @@ class Contexts:
             except (TransportError, UsageError):
                 raise
             except PrereadError as error:
-                _log.warning("%s: %s", _what(ref, entry), error)
+                _log.warning("%s: %s", lack(ref, entry), error)
                 self._failed[ref.id] = self._failed.get(ref.id, (0, 0, ""))[0] + 1, self._tries, str(error)
                 return
             await asyncio.to_thread(self._kept.write, ref.id, data)
@@ -452,10 +386,10 @@ class Contexts:
             if entry is None:
                 return self.profiles.read(ref.id, data)
             if ref.kind == "tokens":
-                return _tokens_of(entry, data, self.own_model)
-            return resolved(_manifest_of(entry, data, self.own_model), self.profiles, self.own_model)
+                return tokens_of(entry, data, self.own_model)
+            return resolved(manifest_of(entry, data, self.own_model), self.profiles, self.own_model)
         except CorruptData as error:
-            _log.warning("%s: %s", _what(ref, entry), error)
+            _log.warning("%s: %s", lack(ref, entry), error)
             return error
 
     def _put(self, ref: ObjectRef, entry: Entry | None, read: _Read) -> None:
@@ -481,7 +415,7 @@ class Contexts:
     async def _note_asked(self, name: str) -> None:
         before, self._asked = self._asked, published.asked_again(self._asked, name)
         if set(before) != set(self._asked):
-            await asyncio.to_thread(self._kept.write, _ASKED, msgspec.json.encode(self._asked))
+            await asyncio.to_thread(remembered.write_asked, self._kept, self._asked)
 
     async def _forget(self) -> None:
         """Drop what is not wanted any more, from memory and from the disk."""
@@ -498,42 +432,7 @@ class Contexts:
         await asyncio.to_thread(self._kept.forget_objects, ids | profiles)
 
 
-def _tokens_of(entry: Entry, data: bytes, own: OwnModel) -> Tokens:
-    """A context's token ids.
-
-    Raises:
-        CorruptData: they are not those of its context id, or too many for this edge's model.
-    """
-    ids = token_objects.unpack(data, min(entry.token_count, own.window_tokens))
-    if len(ids) != entry.token_count or context_id(entry.fingerprint, ids) != entry.context:
-        raise CorruptData("context", "its token ids are not those of its context id")
-    return ids
-
-
-def _manifest_of(entry: Entry, data: bytes, own: OwnModel) -> Manifest:
-    """A context's manifest.
-
-    Raises:
-        CorruptData: it is none, of another context, or of KV that does not fit this edge's model: the sizes of all
-            that is decoded follow from it.
-    """
-    read = manifests.loads(data)
-    same = read.context == entry.context and read.model.fingerprint == entry.fingerprint
-    if not same or read.tokens.count != entry.token_count:
-        raise CorruptData("context", "its manifest is of another context")
-    if read.model.geometry != own.geometry:
-        raise CorruptData("shape", f"its manifest states {read.model.geometry}, and the model has {own.geometry}")
-    return read
-
-
 def _cells(manifest: Manifest) -> Iterator[SizedId]:
     for rung in manifest.rungs:
         for row in rung.segments:
             yield from row
-
-
-def _what(ref: ObjectRef, entry: Entry | None) -> str:
-    """What an edge lacks without an object, for the log."""
-    if entry is None:
-        return f"rungs that need profile {ref.id[:12]}… cannot be streamed"
-    return f"context {entry.name!r} cannot be {'used' if ref.kind == 'tokens' else 'streamed'}"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from preread.edge.coming import Asking, Coming
-from preread.edge.contexts import Known
+from preread.edge.known import Known
 from preread.edge.record import Record
 from preread.edge.refine import Refinement
 from preread.page import kvmap

@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from preread.edge.contexts import Known
+from preread.edge.known import Known
 from preread.edge.node import Node
 from preread.edge.rungs import Streamable
 from preread.errors import PrereadError

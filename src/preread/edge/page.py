@@ -6,8 +6,8 @@ Answers are shown to the caller who asked. All else is the edge's, and said to w
 import time
 from typing import Final
 
-from preread.edge.contexts import Known
 from preread.edge.edge import AsyncEdge
+from preread.edge.known import Known
 from preread.edge.listed import disk_bytes
 from preread.edge.node import Node
 from preread.edge.residents import Residents

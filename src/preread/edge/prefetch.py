@@ -11,7 +11,7 @@ from contextlib import aclosing, suppress
 from typing import Final
 
 from preread.edge.choice import chosen
-from preread.edge.contexts import Known
+from preread.edge.known import Known
 from preread.edge.node import Node
 from preread.edge.options import Wishes
 from preread.edge.rungs import Streamable

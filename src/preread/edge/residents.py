@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from preread import limits
 from preread.edge.choice import chosen
 from preread.edge.coming import Asking, Coming
-from preread.edge.contexts import Known
 from preread.edge.history import History
+from preread.edge.known import Known
 from preread.edge.load import Loaded, Loading, LoadSpec, load_spec
 from preread.edge.metrics import Memory, Metrics
 from preread.edge.node import Node

@@ -12,7 +12,7 @@ import numpy as np
 
 from preread.edge.at_hand import beginnings
 from preread.edge.bounds import check_size, too_long
-from preread.edge.contexts import Known
+from preread.edge.known import Known
 from preread.edge.node import Node
 from preread.edge.request import Ask
 from preread.edge.spans import span

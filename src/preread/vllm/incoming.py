@@ -19,7 +19,8 @@ import numpy as np
 from anyio.from_thread import start_blocking_portal
 
 from preread.edge.choice import Terms, chosen
-from preread.edge.contexts import Contexts, Known
+from preread.edge.contexts import Contexts
+from preread.edge.known import Known
 from preread.edge.load import LoadSpec, Segments, decoded, load_spec
 from preread.edge.profiles import Embed, Preparations
 from preread.edge.published import OwnModel

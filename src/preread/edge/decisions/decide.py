@@ -16,7 +16,6 @@ import numpy as np
 from preread.edge.answer import begun_with, note_way, possible, request_of
 from preread.edge.bounds import too_long
 from preread.edge.coming import Asking
-from preread.edge.contexts import Known
 from preread.edge.core import Generation
 from preread.edge.decisions.labels import tokens_of
 from preread.edge.decisions.odds import averaged, joined
@@ -30,6 +29,7 @@ from preread.edge.decisions.question import (
     text_of,
 )
 from preread.edge.decisions.reply import Decided
+from preread.edge.known import Known
 from preread.edge.node import Node
 from preread.edge.record import Record
 from preread.edge.request import Ask
