@@ -222,6 +222,7 @@ def of_page(typist: Reader, page: Page) -> tuple[Reader, list[Typed]]:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)  # the page of benchmarks has twenty commands, and a busy machine is slow
 @pytest.mark.parametrize("name", [name for name in STEPS if is_typed(name)])
 def test_what_a_page_tells_to_type_works(name: str, typist: Reader) -> None:
     page = TABLE.pages.get(name, Page())
