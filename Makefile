@@ -7,11 +7,12 @@
 # make prebuilt  try an installation without a compiler, in a clone of this checkout
 # make deploy    the image, run as Kubernetes and systemd run it; as root, with mmdebstrap, umoci, runc and skopeo of Debian
 # make vllm      the connector in vLLM's CPU build, in an environment of its own, of 4 GB
+# make wheels    build preread's wheels and llama.cpp's, for x86-64 and aarch64, and try them without a compiler: long
 # make clients   official clients and their own calls, in environments of their own: see docs/clients.md
 #
 # With CPU=avx2 all is as on a processor without AVX-512: llama.cpp is compiled for AVX2, in .venv-avx2, and preread's
 # own code takes no wider vectors. So `make test CPU=avx2` tests what many users have on a machine that has more.
-.PHONY: install native prebuilt demo test long deploy vllm clients lint docs clean
+.PHONY: install native prebuilt wheels demo test long deploy vllm clients lint docs clean
 
 CPU = native
 venv = .venv$(if $(filter-out native,$(CPU)),-$(CPU))
@@ -51,12 +52,17 @@ deploy: $(venv)/.dev
 vllm: $(venv)/.installed
 	scripts/vllm $(ARGS)
 
+# 77: what it takes to try them is not here, and it says so.
+wheels: $(venv)/.installed
+	$(venv)/bin/python scripts/wheels build/wheels
+	for machine in x86_64 aarch64; do PYTHON=$(venv)/bin/python scripts/try_wheels build/wheels $$machine || [ $$? = 77 ] || exit 1; done
+
 clients: $(venv)/.installed
 	$(venv)/bin/python scripts/clients $(ARGS)
 
 lint: $(venv)/.dev
-	$(venv)/bin/ruff check src tests examples scripts/docsite scripts/release
-	$(venv)/bin/ruff format --check src tests examples scripts/docsite scripts/release
+	$(venv)/bin/ruff check src tests examples scripts/docsite scripts/engine_wheel.py scripts/release scripts/wheels
+	$(venv)/bin/ruff format --check src tests examples scripts/docsite scripts/engine_wheel.py scripts/release scripts/wheels
 	$(venv)/bin/mypy
 	$(venv)/bin/lint-imports
 
@@ -65,7 +71,7 @@ docs: $(venv)/.dev
 	PYTHONPATH=scripts $(venv)/bin/python -m docsite build/docs
 	PYTHONPATH=scripts NO_MKDOCS_2_WARNING=1 $(venv)/bin/python -m mkdocs build --strict --quiet
 
-$(venv)/.installed: pyproject.toml scripts/install scripts/prebuilt $(COMPILED)
+$(venv)/.installed: pyproject.toml scripts/install scripts/prebuilt scripts/engine_wheel.py $(COMPILED)
 	scripts/install
 	touch $@
 

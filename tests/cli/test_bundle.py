@@ -1,5 +1,6 @@
 """A bundle is refused where it could not be whole; `scripts/try_prebuilt demo` makes one and installs it offline."""
 
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,19 @@ def test_the_engine_that_is_installed_has_to_be_there_as_a_wheel(
     (tmp_path / "wheels").mkdir()
     (tmp_path / "wheels/llama_cpp_python-0.0.0-py3-none-any.whl").touch()
     assert bundle._engine() == (tmp_path / "wheels", "zig cc")
+
+
+def test_a_release_has_one_wheel_of_preread_for_this_machine_and_one_of_llama_cpp(tmp_path: Path) -> None:
+    machine = platform.machine()
+    for name in (f"preread-0.1.0-cp311-abi3-manylinux_2_34_{machine}.whl", "preread-0.1.0-cp311-abi3-other.whl"):
+        with pytest.raises(UsageError, match="no wheels of one release"):
+            bundle._released(tmp_path)
+        (tmp_path / name).touch()
+    (tmp_path / f"llama_cpp_python-0.3.36+preread.1-py3-none-manylinux_2_34_{machine}.whl").touch()
+    assert bundle._released(tmp_path).name == f"preread-0.1.0-cp311-abi3-manylinux_2_34_{machine}.whl"
+    (tmp_path / f"preread-0.2.0-cp311-abi3-manylinux_2_34_{machine}.whl").touch()
+    with pytest.raises(UsageError, match="no wheels of one release"):
+        bundle._released(tmp_path)
 
 
 def test_pip_that_fails_is_told(tmp_path: Path) -> None:

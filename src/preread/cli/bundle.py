@@ -44,29 +44,33 @@ def bundle(
     store: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="A cloud's --store, whose contexts come along.")
     ] = None,
+    release: Annotated[
+        Path | None,
+        typer.Option("--wheels", metavar="FOLDER", help="A release's wheels, to be used instead of what is here."),
+    ] = None,
 ) -> None:
     """Make a folder from which preread is installed and runs where there is no network: for machines like this one.
 
-    It holds wheels of preread and all its libraries, llama.cpp as it is installed here, the model, and contexts if a
-    store is named. On the other machine `./install`, then `./preread`.
+    It holds wheels of preread and all its libraries, the model, and contexts if a store is named. preread and llama.cpp
+    are those of this checkout, or of a release. On the other machine `./install`, then `./preread`.
     """
     if out.exists():
         raise UsageError(f"{out} is there already: name a folder that is to be made")
     if store is not None and not store.is_dir():
         raise UsageError(f"{store} is no folder: --store names that of a cloud")
-    source = checkout.root("a bundle is made")
-    engine, compiler = _engine()
+    own = _released(release) if release else checkout.root("a bundle without --wheels is made")
+    engine, compiler = (release, None) if release else _engine()
     path = options.pulled(model)
     wheels = out / "wheels"
     wheels.mkdir(parents=True)
     say("building preread, and fetching its libraries")
-    _pip("wheel", "--no-deps", "-w", str(wheels), str(source), compiler=compiler)
+    _pip("wheel", "--no-deps", "-w", str(wheels), str(own), compiler=compiler)
     with NamedTemporaryFile("w", suffix=".txt") as constraints:
         constraints.writelines(f"{one.name}=={one.version}\n" for one in distributions() if one.name != "preread")
         constraints.flush()
         found = ["--find-links", str(wheels), "--find-links", str(engine)]
-        (own,) = wheels.glob("preread-*.whl")
-        _pip("download", "--only-binary", ":all:", "-d", str(wheels), *found, "-c", constraints.name, str(own))
+        (built,) = wheels.glob("preread-*.whl")
+        _pip("download", "--only-binary", ":all:", "-d", str(wheels), *found, "-c", constraints.name, str(built))
     (out / "models").mkdir()
     shutil.copy2(path, out / "models")
     if store is not None:
@@ -91,6 +95,19 @@ def _engine() -> tuple[Path, str]:
     if not any(Path(folder).glob("llama_cpp_python-*.whl")):
         raise UsageError(f"the wheel of llama-cpp-python is not in {folder} any more: run scripts/install again")
     return Path(folder), compiler
+
+
+def _released(folder: Path) -> Path:
+    """preread's wheel for this kind of machine, of a release's.
+
+    Raises:
+        UsageError: there is not just one, or none of llama-cpp-python beside it.
+    """
+    machine = platform.machine()
+    found, engines = (list(folder.glob(f"{name}-*_{machine}.whl")) for name in ("preread", "llama_cpp_python"))
+    if len(found) != 1 or not engines:
+        raise UsageError(f"{folder} has no wheels of one release for {machine}: preread-… and llama_cpp_python-…")
+    return found[0]
 
 
 def _pip(*arguments: str, compiler: str | None = None) -> None:
