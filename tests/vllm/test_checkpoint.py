@@ -1,98 +1,43 @@
 """A checkpoint is what a GGUF file of the same model says, and every difference that changes KV is refused or told."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from preread.engine import model, tensors
 from preread.engine.model import Spec
 from preread.errors import UsageError
+from preread.testing.checkpoint import Change, Weights, write_checkpoint
 from preread.testing.quantised import write_quantised
 from preread.vllm.checkpoint import Checkpoint, identified
 from preread.vllm.config import read
 
-HEADS, KV_HEADS, LAYERS = 4, 1, 8
-Weights = dict[str, npt.NDArray[np.float32]]
-_NAMES = {
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-
-
-def _theirs(name: str, rows: npt.NDArray[np.float32]) -> tuple[str, npt.NDArray[np.float32]]:
-    """A tensor of a GGUF file as transformers has it."""
-    if name.startswith("blk."):
-        _, layer, part, kind = name.split(".")
-        if part in ("attn_q", "attn_k"):
-            heads = HEADS if part == "attn_q" else KV_HEADS
-            halves = rows.reshape(heads, rows.shape[0] // heads // 2, 2, rows.shape[1])
-            rows = halves.swapaxes(1, 2).reshape(rows.shape)
-        return f"model.layers.{layer}.{_NAMES[part]}.{kind}", rows
-    return {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}[name], rows
-
-
-def _write(folder: Path, weights: Weights, config: dict[str, Any], words: dict[str, int]) -> Path:
-    folder.mkdir()
-    head, body = dict[str, Any](), b""
-    for name, rows in weights.items():
-        data = rows.astype("<f4").tobytes()
-        head[name] = {"dtype": "F32", "shape": rows.shape, "data_offsets": [len(body), len(body) + len(data)]}
-        body += data
-    written = json.dumps(head).encode()
-    (folder / "model.safetensors").write_bytes(len(written).to_bytes(8, "little") + written + body)
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": words}, "added_tokens": []}))
-    return folder
-
-
-Change = Callable[[Weights, dict[str, Any], dict[str, int]], object]
 Make = Callable[[Change], Path]
 
 
 @pytest.fixture(scope="module")
-def spec(tiny_model: Path) -> tuple[Spec, list[str]]:
+def spec(tiny_model: Path) -> Spec:
     loaded = model.load(tiny_model, trusted=True, mapped=True)
     try:
-        return model.spec(loaded, tiny_model, "tiny", 0), loaded.texts()
+        return model.spec(loaded, tiny_model, "tiny", 0)
     finally:
         loaded.close()
 
 
 @pytest.fixture
-def make(tiny_model: Path, spec: tuple[Spec, list[str]], tmp_path: Path) -> Make:
+def make(tiny_model: Path, tmp_path: Path) -> Make:
     """Write the model of random weights as a checkpoint, changed in some way."""
 
     def write(change: Change) -> Path:
-        plain = tensors.plain(tensors.parts(tiny_model), lambda tensor: True)
-        weights = dict(_theirs(name, rows) for name, rows in plain)
-        config = {
-            "architectures": ["LlamaForCausalLM"], "hidden_size": 256, "num_attention_heads": HEADS,
-            "num_key_value_heads": KV_HEADS, "num_hidden_layers": LAYERS, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
-            "dtype": "float32",
-        }  # fmt: skip
-        words = {text: id for id, text in enumerate(spec[1])}
-        change(weights, config, words)
-        return _write(tmp_path / "checkpoint", weights, config, words)
+        return write_checkpoint(tmp_path / "checkpoint", tiny_model, change)
 
     return write
 
 
-def test_the_same_weights_are_known_bit_for_bit_in_whatever_order(
-    make: Make, tiny_model: Path, spec: tuple[Spec, list[str]]
-) -> None:
-    one, of = identified(make(lambda *_: None), tiny_model, "float32"), spec[0]
+def test_the_same_weights_are_known_bit_for_bit_in_whatever_order(make: Make, tiny_model: Path, spec: Spec) -> None:
+    one, of = identified(make(lambda *_: None), tiny_model, "float32"), spec
     assert (one.family, one.vocabulary, one.geometry, one.near) == (of.family, of.vocabulary, of.geometry, True)
     assert one.same == of.fingerprint != one.fingerprint
 

@@ -16,6 +16,7 @@ from preread.codec.ladder import codec
 from preread.engine.llamacpp import LlamaCpp
 from preread.engine.worker import Worker
 from preread.store.objects import Objects, open_store
+from preread.testing.checkpoint import write_checkpoint
 from preread.testing.cloud import serving
 from preread.testing.quantised import write_quantised
 from preread.values import Half, Span
@@ -24,7 +25,7 @@ from preread.wire import manifest as manifests
 from preread.wire import segment
 from preread.wire.manifest import LOSSLESS
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.timeout(3600)]
 WINDOW_TOKENS = 2048
 
 
@@ -35,26 +36,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(folder: Path, smollm: Path) -> Path:
-    """A model as transformers has it."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    where, dense = str(smollm.parent), GgufConfig(dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(
-        where, gguf_file=smollm.name, dtype=torch.bfloat16, quantization_config=dense
-    )
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.save_pretrained(folder / "checkpoint")
-    AutoTokenizer.from_pretrained(where, gguf_file=smollm.name).save_pretrained(folder / "checkpoint")
-    return folder / "checkpoint"
-
-
-@pytest.fixture(scope="module")
 def gguf(folder: Path, smollm: Path) -> Path:
     """The same weights as llama.cpp has them."""
     return write_quantised(folder / "same.gguf", smollm, "bf16")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(folder: Path, gguf: Path) -> Path:
+    """The model as transformers has it."""
+    return write_checkpoint(folder / "checkpoint", gguf)
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +84,7 @@ def vllm(checkpoint: Path, gguf: Path, url: str, folder: Path) -> Iterator[Any]:
         str(checkpoint),
         dtype="float32",
         enforce_eager=True,
+        skip_tokenizer_init=True,
         enable_prefix_caching=False,
         max_model_len=WINDOW_TOKENS,
         max_num_batched_tokens=128,
@@ -108,14 +99,14 @@ def vllm(checkpoint: Path, gguf: Path, url: str, folder: Path) -> Iterator[Any]:
     llm.llm_engine.engine_core.shutdown()
 
 
-def asked(llm: Any, tokens: list[int], **wish: str) -> tuple[str, dict[str, Any]]:
+def asked(llm: Any, tokens: list[int], **wish: str) -> tuple[list[int], dict[str, Any]]:
     """What it says next, and what the connector says."""
     from vllm import SamplingParams
 
     extra = {"kv_transfer_params": {"preread": wish}} if wish else None
-    sampling = SamplingParams(max_tokens=8, temperature=0, extra_args=extra)
+    sampling = SamplingParams(max_tokens=8, temperature=0, detokenize=False, extra_args=extra)
     (out,) = llm.generate([{"prompt_token_ids": tokens}], sampling, use_tqdm=False)
-    return out.outputs[0].text, (out.kv_transfer_params or {}).get("preread", {})
+    return list(out.outputs[0].token_ids), (out.kv_transfer_params or {}).get("preread", {})
 
 
 def test_a_checkpoint_is_of_the_family_of_its_gguf_files_and_has_the_same_weights(
@@ -183,3 +174,37 @@ def _off(one: Half, other: Half) -> float:
     """Mean difference, as a share of the mean size."""
     rows, others = one.astype(np.float32), other.astype(np.float32)
     return float(np.abs(rows - others).mean() / np.abs(others).mean())
+
+
+@pytest.mark.parametrize(
+    ("isa", "dtype", "head_dim", "page_tokens"),
+    [
+        ("amx", "bfloat16", 64, 128),
+        ("vec", "float32", 64, 128),
+        ("vec", "float16", 128, 32),
+        ("vec16", "bfloat16", 80, 32),
+    ],
+)
+def test_every_order_in_which_a_processor_likes_its_pages_is_learnt(
+    folder: Path, isa: str, dtype: str, head_dim: int, page_tokens: int
+) -> None:
+    import torch
+    from vllm import _custom_ops as ops
+
+    from preread.vllm import pages
+
+    if isa == "amx" and not torch.cpu._is_amx_tile_supported():
+        pytest.skip("this processor has no AMX")
+
+    def write(k: Any, v: Any, into: Any, slots: Any) -> None:
+        keys, values = into.view(len(into), 3, 2 * page_tokens, -1).chunk(2, dim=2)
+        ops.cpu_attn_reshape_and_cache(k.contiguous(), v.contiguous(), keys, values, slots, isa)
+
+    cache = torch.zeros(5, 3, page_tokens, 2 * head_dim, dtype=getattr(torch, dtype))
+    layout = pages.learnt(write, cache, page_tokens, 3, head_dim)
+    random = np.random.default_rng(0)
+    k, v = (random.integers(-100, 100, (60, 3, head_dim)).astype(np.float16) for _ in range(2))
+    slots = torch.from_numpy(random.permutation(5 * page_tokens)[:60])
+    pages.write_rows(write, cache, slots, k, v)
+    read_k, read_v = layout.read(cache, slots)
+    assert np.array_equal(read_k, k) and np.array_equal(read_v, v)
