@@ -235,6 +235,12 @@ def test_of_a_large_cloud_only_what_is_wanted_is_fetched(tmp_path: Path, monkeyp
             await few.get("ours 03", link)
             await few.sync(link)
             assert "ours 03" in here(few) and len(few.all()) == 2
+            manifest = few.named("ours 03").manifest
+            assert manifest is not None and not few.complete and not few.gone
+            assert await store.remove_name("ours 03")
+            await few.sync(link)
+            cells = {cell.id for rung in manifest.rungs for row in rung.segments for cell in row}
+            assert few.gone == cells, "what is on the disk of it can go, though not all is known"
             assert len(prefixed.entries()) == 10 and all_begin(prefixed, "ours")
             assert names(pinned) == here(pinned) == ["theirs 04"]
             assert len(all.all()) == 20

@@ -68,12 +68,12 @@ def test_connections_that_do_not_last_take_no_more_than_asking_would(lasted_s: l
         allowance, made = allowance.spent(now_s), made + 1
         assert allowance.left_bytes >= -1e-6
         now_s += seconds
-        assert made * CONNECTION_BYTES <= 24 * CONNECTION_BYTES + now_s / SYNC_S * ASKING_BYTES + 1e-3
+        assert made * CONNECTION_BYTES <= 60 * CONNECTION_BYTES + now_s / SYNC_S * ASKING_BYTES + 1e-3
 
 
-def test_a_month_without_loss_makes_room_for_two_dozen_connections_at_once() -> None:
+def test_a_month_without_loss_makes_room_for_many_connections_at_once() -> None:
     allowance = Allowance.full(0.0)
-    for _ in range(24):
+    for _ in range(60):
         assert allowance.wait_s(MONTH_S) == 0
         allowance = allowance.spent(MONTH_S)
     assert allowance.wait_s(MONTH_S) == pytest.approx(CONNECTION_BYTES / ASKING_BYTES * SYNC_S)

@@ -231,14 +231,14 @@ async def bench(options: Options, console: Console) -> Told:
                 ("cloud killed, back at once", options.rounds, lambda: site.killed(0.0)),
                 ("cloud killed, back after 15 s", options.rounds, lambda: site.killed(15.0)),
             ]
+            if options.idle_s:
+                idle_bytes_s = await site.idle(options.idle_s)
             for what, times, situation in situations:
                 taken_s = [taken for _ in range(times) for taken in await situation()]
                 if taken_s:
                     rows.append(_row(what, times, taken_s))
                     console.print(f"{what}: {rows[-1].median_s:.2f} s", style="dim")
-            if options.idle_s:
-                idle_bytes_s = await site.idle(options.idle_s)
-    return _tell(options, rows, idle_bytes_s, console)
+    return tell(options, rows, idle_bytes_s, console)
 
 
 def _row(what: str, changes: int, taken_s: list[float]) -> Row:
@@ -246,7 +246,12 @@ def _row(what: str, changes: int, taken_s: list[float]) -> Row:
     return Row(what, changes, statistics.median(in_order), in_order[int(0.9 * (len(in_order) - 1))], in_order[-1])
 
 
-def _tell(options: Options, rows: Sequence[Row], idle_bytes_s: float | None, console: Console) -> Told:
+def tell(options: Options, rows: Sequence[Row], idle_bytes_s: float | None, console: Console) -> Told:
+    """Print a table and one line of JSON, which is also returned.
+
+    Raises:
+        RemoteError: changes came too late to edges that were connected, or an idle edge took too much.
+    """
     table = Table(title=f"{options.edges} edges: seconds until a change is known")
     for name in ("situation", "changes", "median", "9 of 10", "all"):
         table.add_column(name, justify="left" if name == "situation" else "right")

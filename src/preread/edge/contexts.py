@@ -75,6 +75,8 @@ class Contexts:
         """Objects that could not be had: how often, at which try, and why."""
         self._asked: tuple[str, ...] = ()
         self._cells: dict[ObjectId, SizedId] | None = None
+        self.gone: set[ObjectId] = set()
+        """Segments of contexts that were taken back: of no use, unless a context that is known has them too."""
         self.version, self._tries = "", 0
         self._all_comes = False
         """Whether the cloud is one of before selections: it tells everything, whatever it is asked for."""
@@ -407,6 +409,10 @@ class Contexts:
 
     def _keep_only(self, contexts: set[ContextId], objects: set[ObjectId]) -> None:
         """Know no tokens but those of these contexts, and no manifests but those of these ids."""
+        believed = {entry.context for entry in (*self._entries.values(), *self._former.values())}
+        for id, manifest in self._manifests.items():
+            if id not in objects and manifest.context not in believed:
+                self.gone |= {cell.id for cell in _cells(manifest)}
         self._tokens = {id: tokens for id, tokens in self._tokens.items() if id in contexts}
         self._manifests = {id: manifest for id, manifest in self._manifests.items() if id in objects}
         self._rungs = {id: rungs for id, rungs in self._rungs.items() if id in objects}

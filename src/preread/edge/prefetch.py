@@ -152,6 +152,8 @@ class Prefetch:
         """What makes room, and what the cloud has taken back."""
         gone = {ref.id for context in placement.drop for piece in found[context][1].places for ref in piece.refs}
         wanted = {ref.id for context in placement.hold for piece in found[context][1].places for ref in piece.refs}
-        if self._node.contexts.complete:
-            gone |= {id for id in self._held.ids() if self._node.contexts.segment(id) is None}
+        contexts = self._node.contexts
+        of_nobody = set(self._held.ids()) if contexts.complete else set(contexts.gone)
+        contexts.gone.clear()
+        gone |= {id for id in of_nobody if contexts.segment(id) is None}
         return [id for id in gone - wanted if id in self._held]

@@ -67,10 +67,13 @@ class Ear:
         await self._contexts.asked_cloud.wait()
         allowance, failures = Allowance.full(time.monotonic()), 0
         while True:
-            while self.doubts or self._contexts.unreachable:
-                await asyncio.sleep(_LOOK_S / 4)
-            allowance = allowance.spent(time.monotonic())
             failures = 1 if await self._listen() else failures + 1
+            while self.doubts:
+                await asyncio.sleep(_LOOK_S / 4)
+            if self._contexts.unreachable is None:  # or no connection was made that would cost anything
+                allowance = allowance.spent(time.monotonic())
+            while self._contexts.unreachable:
+                await asyncio.sleep(_LOOK_S / 4)
             pause_s = listen_pause_s(failures, random.random())
             await asyncio.sleep(max(pause_s, allowance.wait_s(time.monotonic())))
 

@@ -44,7 +44,7 @@ _GROWTH: Final = 1.25
 """A cloud that was away for some time is found again within about a quarter of that."""
 _MOST_PAUSE_S: Final = 60.0
 _RATE_BYTES_S: Final = ASKING_BYTES / SYNC_S
-_MOST_AT_ONCE: Final = 24
+_MOST_AT_ONCE: Final = 60
 
 
 def idle_bytes(connections: int) -> float:
@@ -94,7 +94,7 @@ class Allowance:
 
     @classmethod
     def full(cls, at_s: float) -> "Allowance":
-        """Enough for two dozen connections at once."""
+        """Enough for so many connections at once as a day of bad luck takes."""
         return cls(float(_MOST_AT_ONCE * CONNECTION_BYTES), at_s)
 
     def wait_s(self, now_s: float) -> float:
