@@ -89,14 +89,16 @@ class Reader:
         return shlex.join([named[0][0], *shell.changed(named[0][1:], self.smaller[path], flags)])
 
     def _ran(self, step: Typed, text: str, command: list[str]) -> Came:
-        try:
-            ran = subprocess.run(
-                command, cwd=self.folder, env=dict(self.environment), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT, text=True, timeout=_MOST_S,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired as error:
-            raise TimeoutError(f"{text} did not end in {_MOST_S} s: {error.stdout!r}") from error
-        return Came(replace(step, text=text), ran.returncode, ran.stdout)
+        with subprocess.Popen(
+            command, cwd=self.folder, env=dict(self.environment), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        ) as process:  # fmt: skip
+            try:
+                said, _ = process.communicate(timeout=_MOST_S)
+            except subprocess.TimeoutExpired as error:
+                os.killpg(process.pid, signal.SIGKILL)  # with the servers that it has started
+                raise TimeoutError(f"{text} did not end in {_MOST_S} s: {error.stdout!r}") from error
+        return Came(replace(step, text=text), process.returncode, said)
 
     @contextmanager
     def _serving(self, step: Typed, text: str, command: str, kind: str) -> Iterator[Came]:

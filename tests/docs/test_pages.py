@@ -221,6 +221,18 @@ def of_page(typist: Reader, page: Page) -> tuple[Reader, list[Typed]]:
     return Reader(typist.folder, told, smaller, typist.environment), steps
 
 
+@pytest.mark.parametrize("name", STEPS)
+def test_the_command_line_takes_what_is_typed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREREAD_CLOUD", "http://cloud:8000")
+    names = "model", "large", "cloud", "edge", "attach", "share"
+    here = {name: str(8000 + at) for at, name in enumerate(names)} | {"folder": str(tmp_path)}
+    somebody, first = of_page(Reader(tmp_path, here, TABLE.small, {}), TABLE.pages.get(name, Page()))
+    for step in (step for step in (*first, *is_typed(name)) if step.language == "sh"):
+        for words in shell.commands(somebody.told(step)):
+            if words[0] == "preread" and not any("$" in word for word in words):
+                assert commands.refusal(Command(words[1:], 1, whole=True)) is None, f"{name}: {' '.join(words)}"
+
+
 @pytest.mark.long
 @pytest.mark.timeout(3600)  # the page of benchmarks has twenty commands, and a busy machine is slow
 @pytest.mark.parametrize("name", [name for name in STEPS if is_typed(name)])
