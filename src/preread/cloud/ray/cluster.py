@@ -51,6 +51,7 @@ def connected(address: str) -> Iterator[None]:
 
     Raises:
         UsageError: there is no such cluster.
+        EngineError: it does not start here.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # what is started here tells its makers nothing
     try:
@@ -62,8 +63,10 @@ def connected(address: str) -> Iterator[None]:
             logging_level=logging.WARNING,
         )
         serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING", "enable_access_log": False})
-    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
-        raise UsageError(f"there is no Ray cluster at {address}: {error}; start one with `ray start --head`") from error
+    except Exception as error:  # Ray has no class for a node that does not start in time
+        if address == LOCAL:
+            raise EngineError(f"Ray does not start here: {_cause(error)}; see /tmp/ray/session_latest/logs") from error
+        raise UsageError(f"no Ray cluster is at {address}: {_cause(error)}; start one with `ray start`") from error
     try:
         yield
     finally:
