@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import httpx2
 import msgspec
 import pytest
 
+from preread.cloud.origins import named
 from preread.errors import Full, RemoteError, UsageError
 from preread.store.objects import Objects, open_store
 from preread.testing.cloud import FINGERPRINT, RandomPublisher
@@ -18,6 +20,7 @@ from preread.testing.store import StoreContract, objects_of, present, publish, p
 from preread.values import Kind, ObjectId
 from preread.wire import catalogue, pages
 from preread.wire.digest import object_id
+from preread.wire.origins import segment_path, within
 
 
 class TestFolder(StoreContract):
@@ -62,6 +65,13 @@ class TestBucket(StoreContract):
         bucket.objects.all().delete()
         client.delete_bucket(Bucket="preread")
         client.close()
+
+    def test_a_signed_address_of_a_segment_is_read_without_a_key(self, store: Objects) -> None:
+        ref = asyncio.run(store.put("segments", b"a segment"))
+        said = asyncio.run(named(store, (), 60))
+        assert said.sign is not None and said.origins.signed
+        address = asyncio.run(said.sign(segment_path(ref.id).removeprefix("/")))
+        assert within(address, said.origins) and httpx2.get(address).content == b"a segment"
 
 
 @pytest.fixture

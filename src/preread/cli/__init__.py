@@ -71,6 +71,7 @@ app.command()(bundle.bundle)
 app.command()(demo.demo)
 measure.bench.command("decisions")(decisions.bench)
 measure.bench.command("ray")(scale.bench)
+measure.bench.command("bucket")(store.bench)
 app.add_typer(measure.bench, name="bench")
 
 

@@ -291,6 +291,9 @@ Neighbours = Annotated[
     str | None,
     typer.Option("--neighbours", metavar="URL,…", help="Other edges of this site, that share what they hold."),
 ]
+Origins = Annotated[
+    bool, typer.Option("--origins/--no-origins", help="Fetch segments from the bucket or cache that the cloud names.")
+]
 Mdns = Annotated[
     bool, typer.Option("--mdns", help="Find other edges on the local network; with --share, be found by them.")
 ]

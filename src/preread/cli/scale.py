@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from preread.cli.listen import Stop
     from preread.cli.listener import Listener
+    from preread.cloud.origins import Named
     from preread.cloud.ray.cluster import Replicas, Size
     from preread.cloud.ray.model import EngineModel
     from preread.store.objects import Objects
@@ -99,6 +100,7 @@ async def serve(
     of: "Size",
     stop: "Stop",
     messenger: str | None,
+    elsewhere: "Named",
 ) -> bool:
     """Serve until a signal says to stop; True: it was Ctrl-C. Of several models the first is the default."""
     from preread.cli import listen
@@ -123,7 +125,7 @@ async def serve(
             contexts = "1 context" if count == 1 else f"{count} contexts"
             told = f"{', '.join(served)} on Ray at {address}, {there.urls}, store {store}, {contexts}"
             width = of.most * len(served)
-            yield create_app(objects, first.publisher, there.access, first.counter, names, served, width)
+            yield create_app(objects, first.publisher, there.access, first.counter, names, served, width, elsewhere)
 
     return await listen.serve(opening(), there.sockets, lambda: say(f"preread cloud: {told}"), there.secured, stop)
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from preread.cli.listen import Stop
     from preread.cli.listener import Listener
+    from preread.cloud.origins import Named
     from preread.cloud.reading import Help
     from preread.edge.edge import AsyncEdge
     from preread.edge.serving import Limits
@@ -101,6 +102,18 @@ def cloud(
         typer.Option("--also", metavar="NAME|PATH|hf:…", help="Another model, with --ray; may be repeated."),
     ] = None,
     messenger: options.Messenger = None,
+    origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--origin",
+            metavar="URL",
+            help="Edges fetch segments from here: the bucket, or a cache before it, that everybody may read.",
+        ),
+    ] = None,
+    presign: Annotated[
+        int | None,
+        typer.Option(metavar="S", help="Have edges fetch segments from the bucket, by addresses signed for so long."),
+    ] = None,
     drain_s: options.DrainS = 0.0,
     finish_s: options.FinishS = 5.0,
 ) -> None:
@@ -112,6 +125,7 @@ def cloud(
     from preread.cli import scale
     from preread.cli.listen import Stop
     from preread.cli.listener import Place, listening
+    from preread.cloud import origins
     from preread.store.messenger import check as check_messenger
     from preread.store.objects import open_store
 
@@ -134,18 +148,21 @@ def cloud(
             _log.warning("no key may publish: write publish:KEY for one that may")
         objects = open_store(store)
         loop.run(_check_free(objects))  # before a model is fetched in vain
+        elsewhere = loop.run(origins.named(objects, tuple(origin or ()), presign))
         if ray is not None:
             scale.needs_ray("--ray")
             wanted = scale.models([model, *(also or [])], ctx_size, threads, names, replica_cpus)
             size, stop = scale.size(replicas, replica_cpus), Stop(drain_s, finish_s)
-            if loop.run(scale.serve(there, ray, wanted, objects, store, size, stop, messenger)):
+            if loop.run(scale.serve(there, ray, wanted, objects, store, size, stop, messenger, elsewhere)):
                 raise KeyboardInterrupt
             return
         for one in (model, llm):
             if one is not None:
                 options.pulled(one)  # before others can connect: Ctrl-C ends it at once
         engines = _engines(model, llm, ctx_size, threads, mapping or [], guide or [], taught or [], max_dloss)
-        interrupted = loop.run(_serve_cloud(there, engines, objects, names, store, Stop(drain_s, finish_s), messenger))
+        interrupted = loop.run(
+            _serve_cloud(there, engines, objects, names, store, Stop(drain_s, finish_s), messenger, elsewhere)
+        )
     if interrupted:
         raise KeyboardInterrupt
 
@@ -221,6 +238,7 @@ async def _serve_cloud(
     store: str,
     stop: "Stop",
     messenger: str | None,
+    elsewhere: "Named",
 ) -> bool:
     from preread.cli import listen
     from preread.cloud.app import Served, create_app
@@ -244,7 +262,7 @@ async def _serve_cloud(
             counter = EngineCounter(engine, reader, objects, rungs)
             models = {one.spec.fingerprint: one.spec.name for one in (engine, help.large) if one is not None}
             served = {engine.spec.name: Served(publisher, counter)}
-            yield create_app(objects, publisher, there.access, counter, models, served)
+            yield create_app(objects, publisher, there.access, counter, models, served, elsewhere=elsewhere)
 
     return await listen.serve(opening(), there.sockets, lambda: say(f"preread cloud: {told}"), there.secured, stop)
 
@@ -284,6 +302,7 @@ def edge(
     pin: options.Pin = None,
     prefetch: options.Prefetch = "recent",
     subscribe: options.Subscribe = None,
+    origins: options.Origins = True,
     neighbours: options.Neighbours = None,
     mdns: options.Mdns = False,
     share: options.Share = None,
@@ -336,6 +355,7 @@ def edge(
             decisions=decisions,
             gates=tuple(family or ()),
             near=near,
+            origins=origins,
             via=options.via(),
         )
         _log.info("loading %s", options.shown_name(model, path))

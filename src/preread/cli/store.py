@@ -88,6 +88,28 @@ def migrate(store: _Store) -> None:
         say(f"upgraded: {count} contexts; older releases of preread refuse this store now")
 
 
+def bench(
+    server: Annotated[str, typer.Option(metavar="moto|s3rver", help="An S3 service that is installed here.")] = "moto",
+    minutes: Annotated[float, typer.Option(min=0.05, metavar="M", help="How long.")] = 10.0,
+    writers: Annotated[int, typer.Option(min=1, max=16, metavar="N", help="Clouds that publish and remove.")] = 3,
+) -> None:
+    """Have several clouds and a garbage collection write to one bucket whose service fails; does anything get lost?
+
+    Exit code 1: something was half there, or is missing.
+    """
+    from preread.bench import bucket
+
+    found = asyncio.run(bucket.run(server, minutes * 60, writers))
+    for what, count in sorted(found.done.items()):
+        say(f"{count:6} {what}")
+    say(f"{found.looks:6} looks at all that is published, at most {found.most_names} contexts")
+    say(f"{len(found.wrong):6} wrong")
+    for line in found.wrong[:_MOST_SHOWN]:
+        say(line)
+    if found.wrong:
+        raise typer.Exit(1)
+
+
 def _opened(store: str) -> "Objects":
     """A store that is there.
 

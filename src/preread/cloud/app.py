@@ -22,6 +22,7 @@ from preread import lifecycle
 from preread.cloud import events
 from preread.cloud.events import Counted, Failed, Problem, Progress, Published
 from preread.cloud.fits import FitKeeper, fit_routes
+from preread.cloud.origins import NOWHERE, Named, origin_route, redirected
 from preread.cloud.page import CloudPage
 from preread.cloud.turns import Turns
 from preread.errors import Overloaded, PrereadError, UnknownContext, UsageError
@@ -103,11 +104,12 @@ def create_app(
     models: Mapping[Fingerprint, str] = NO_MODELS,
     served: Mapping[str, Served] = NO_SERVED,
     width: int = 1,
+    elsewhere: Named = NOWHERE,
 ) -> Starlette:
     """The cloud as an ASGI application. `models`: names of those that it runs.
 
     A request that names no model is the `publisher`'s and the `counter`'s, and one that names one is for the `served`
-    one of that name. `width`: how many documents are published at a time.
+    one of that name. `width`: how many documents are published at a time. `elsewhere`: where edges get segments, too.
 
     Where `access` has keys, everything but /health and /readyz needs one as bearer token: reading one with the scope
     `read`, publishing and removing one with `publish`.
@@ -130,7 +132,11 @@ def create_app(
             Route("/health", _health, methods=["GET"]),
             ready_route(readable.problem),
             *page_routes("cloud", CloudPage(store, contexts.under_way).look, keys=access.keys is not None),
-            *routes.object_routes(store, caching),
+            *[
+                redirected(route, elsewhere) if "segments" in route.path else route
+                for route in routes.object_routes(store, caching)
+            ],
+            origin_route(elsewhere),
             *fit_routes(fits, caching),
             catalogue_route(store),
             Route("/v1/contexts", partial(_publish, contexts), methods=["POST"]),

@@ -217,6 +217,7 @@ class Contexts:
         Raises:
             TransportError, UsageError: as `CloudLink.get` does.
         """
+        await link.learn_origins()
         async with self._fetching:
             self._tries += 1
             self.lacking.clear()

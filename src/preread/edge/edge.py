@@ -62,7 +62,8 @@ class AsyncEdge:
         options = self.options
         arenas.bound()
         path = pull(options.model, lambda *_: None, proxy=options.via.proxy)
-        link = CloudLink(options.cloud, api_key=options.api_key, via=options.via) if options.cloud else None
+        key, to = options.api_key, options.cloud
+        link = CloudLink(to, api_key=key, via=options.via, elsewhere=options.origins) if to else None
         folder = options.folder or kept.usual_folder(options.cloud)
         residents = await self._stack.enter_async_context(
             open_node(path, path.stem if options.model.endswith(".gguf") else options.model, link, folder, options)

@@ -79,6 +79,7 @@ class Options:
         gates: what `preread fit family` wrote for the model, besides what lies where it writes that by itself: which
             other quantisations' KV may be read.
         near: what is kept on disk, and which neighbours are asked; by default none of either.
+        origins: fetch segments from the bucket or the cache that the cloud names, where it names one.
     """
 
     model: str
@@ -100,6 +101,7 @@ class Options:
     decisions: Path | None = None
     gates: tuple[Path, ...] = ()
     near: Near = field(default_factory=Near)
+    origins: bool = True
     via: Via = DIRECT
 
 
@@ -123,4 +125,5 @@ class OptionFields(TypedDict, total=False):
     decisions: Path | None
     gates: tuple[Path, ...]
     near: Near
+    origins: bool
     via: Via

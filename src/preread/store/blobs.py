@@ -12,13 +12,13 @@ import secrets
 from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final, Literal, NoReturn, TypeVar
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError, PreconditionError
-from obstore.store import LocalStore, ObjectStore, from_url
+from obstore.store import AzureStore, GCSStore, LocalStore, ObjectStore, S3Store, from_url
 
 from preread.errors import RemoteError, UsageError
 from preread.store import durable
@@ -134,6 +134,17 @@ class Blobs:
         """When it was written; None if absent."""
         head = await self._found(obstore.head_async(self._backend, key))
         return None if head is None else head["last_modified"]
+
+    async def signed(self, key: str, for_s: int) -> str:
+        """An address under which anybody can read this key for so long.
+
+        Raises:
+            UsageError: this is no bucket, or its service does not sign.
+        """
+        if not isinstance(self._backend, S3Store | GCSStore | AzureStore):
+            raise UsageError(f"store {self.where} is no bucket whose service signs addresses")
+        call = obstore.sign_async(self._backend, "GET", key, timedelta(seconds=for_s))
+        return await self._guard("read", call)
 
     async def now(self) -> datetime:
         """The time, by the clock of who keeps this store."""

@@ -9,18 +9,23 @@ the local network, when it is told to, is in `mdns.py`.)
 """
 
 import asyncio
+import logging
+import math
 import re
 import secrets
+import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 from types import TracebackType
 from typing import Final, Self, get_args
 
-from preread.errors import Absent, CorruptData, RemoteError, TransportError, UsageError
+from preread.errors import Absent, CorruptData, PrereadError, RemoteError, TransportError, UsageError
+from preread.store.elsewhere import Elsewhere
 from preread.store.http11 import Answer, Headers, Patience, Pool, Wanted
 from preread.store.origin import Route, parse_origin
 from preread.values import Kind, ObjectId, ObjectRef
 from preread.via import DIRECT, Via
+from preread.wire import origins
 from preread.wire.digest import is_id, object_id
 from preread.wire.fields import MAX_CATALOGUE_BYTES
 from preread.wire.neighbour import (
@@ -49,6 +54,9 @@ _ETAG: Final = re.compile(r'(?:W/)?"([0-9a-f]{64})"')
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,512}")
 _PATIENCE: Final = Patience()
 _NEAR: Final = Patience(connect_s=0.5, stall_s=5.0, grace_s=15.0)
+_NAMED_S: Final = 3600.0
+"""So often a cloud is asked where segments can be had besides, when its catalogue is."""
+_log = logging.getLogger(__name__)
 _IF_HELD: Final[Headers] = (("Cache-Control", "only-if-cached"),)
 
 
@@ -61,6 +69,7 @@ class CloudLink:
         via: how it is reached.
         patience: how long to wait.
         connections: how many requests may be in flight at once, each on a connection of its own.
+        elsewhere: fetch segments from the bucket or cache that the cloud names, if it names one.
 
     Raises:
         UsageError: `url` or `api_key` cannot be one.
@@ -74,6 +83,7 @@ class CloudLink:
         via: Via = DIRECT,
         patience: Patience = _PATIENCE,
         connections: int = CONNECTIONS,
+        elsewhere: bool = True,
     ) -> None:
         if api_key is not None and not _KEY.fullmatch(api_key):
             raise UsageError("API key must be 1 to 512 printable ASCII characters without spaces")
@@ -83,6 +93,11 @@ class CloudLink:
         if api_key is not None:
             self._headers += (("Authorization", f"Bearer {api_key}"),)
         self._pool = Pool(self._route, patience, connections, via.identity)
+        near = self._origin.near
+        self._elsewhere = (
+            Elsewhere(near=near, via=via, patience=patience, connections=connections) if elsewhere else None
+        )
+        self._named_s = -math.inf
         self._begun: dict[ObjectId, bytearray] = {}
         self._under_way: list[tuple[bytearray, int]] = []
         self._ended_bytes = 0
@@ -162,6 +177,9 @@ class CloudLink:
         path, body = f"/v1/{ref.kind}/{ref.id}", self._begun.pop(ref.id, bytearray())
         try:
             with self._counting(ref, body):
+                elsewhere = await self._from_elsewhere(ref, body)
+                if elsewhere is not None:
+                    return elsewhere
                 answer = await self._pool.get(self._wanted(path, headers, ref.size_bytes), body)
         except (TransportError, asyncio.CancelledError):
             self._keep_begun(ref, body)
@@ -170,6 +188,37 @@ class CloudLink:
         if object_id(answer.body) != ref.id:
             raise CorruptData("digest", f"{path} from {self._origin} is not the object of that name")
         return answer.body
+
+    async def learn_origins(self) -> None:
+        """Ask the cloud where segments can be had besides, unless it was asked lately. What goes wrong costs only that.
+
+        Clouds of before know of no such place.
+        """
+        if self._elsewhere is None or time.monotonic() - self._named_s < _NAMED_S:
+            return
+        try:
+            answer = await self._pool.get(Wanted(origins.PATH, self._headers, 1, origins.MAX_ORIGINS_BYTES))
+            named = origins.loads(answer.body) if answer.status == 200 else origins.NONE
+        except PrereadError as error:
+            _log.info("where segments can be had besides the cloud is not known: %s", error)
+            return
+        self._named_s = time.monotonic()
+        await self._elsewhere.name(named)
+
+    async def _from_elsewhere(self, ref: ObjectRef, body: bytearray) -> bytes | None:
+        """A segment from where the cloud names; None: it is to be asked itself."""
+        if self._elsewhere is None or ref.kind != "segments":
+            return None
+        if not self._elsewhere.signed:
+            return await self._elsewhere.get(ref, body)
+        headers = (*self._headers, (origins.REDIRECT, "1"))
+        answer = await self._pool.get(self._wanted(f"/v1/{ref.kind}/{ref.id}", headers, ref.size_bytes), body)
+        if answer.status == 200 and object_id(answer.body) == ref.id:
+            return answer.body  # a cache between us had it
+        if answer.status != 307:
+            body.clear()
+            return None
+        return await self._elsewhere.get(ref, body, answer.headers.get(b"location", b"").decode("latin-1"))
 
     def _wanted(self, path: str, headers: Headers, size_bytes: int) -> Wanted:
         """The request for an object."""
@@ -219,6 +268,8 @@ class CloudLink:
     async def aclose(self) -> None:
         """Close all connections at once; requests in flight fail with TransportError."""
         await self._pool.aclose()
+        if self._elsewhere is not None:
+            await self._elsewhere.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -266,7 +317,7 @@ class NeighbourLink(CloudLink):
     """
 
     def __init__(self, url: str, edge: str, site_key: SiteKey | None = None) -> None:
-        super().__init__(url, patience=_NEAR, connections=8)
+        super().__init__(url, patience=_NEAR, connections=8, elsewhere=False)
         if self._origin.socket is not None:
             raise UsageError(f"{url!r} is no neighbour's address: edges reach each other at http://HOST:PORT")
         self.url, self.host = str(self._origin), self._origin.host

@@ -189,7 +189,7 @@ class _Connection:
         """Send the request, read the whole answer into `body`. Any exception leaves the connection unusable."""
         before = len(body)
         target = self._send(wanted, before)
-        answer, heard, hints = Answer(0, {}, b""), False, 0
+        answer, heard, hints, refused = Answer(0, {}, b""), False, 0, False
         grace_until = time.monotonic() + patience.grace_s
         while True:
             event = self._next_event(len(body))
@@ -210,7 +210,10 @@ class _Connection:
                     body.clear()  # all of it comes, whatever was asked for
                     before = 0
                 elif answer.status != 304 and not (before and answer.status == 206):
-                    return answer
+                    if answer.headers.get(b"content-length") != b"0":
+                        return answer
+                    refused = True  # there is nothing to read, and the connection can be used again
+                    continue
                 _check_declared(answer, wanted, before)
             elif isinstance(event, h11.Data):
                 body += event.data
@@ -220,7 +223,7 @@ class _Connection:
                 break
             elif isinstance(event, h11.ConnectionClosed):
                 raise TransportError(f"{self._route} closed the connection without an answer{self.silence}")
-        if answer.status == 304:
+        if refused or answer.status == 304:
             return answer
         if len(body) < wanted.least_bytes:
             raise CorruptData("length", f"{target} has {len(body)} bytes, expected {wanted.least_bytes}")

@@ -210,17 +210,24 @@ class Names:
         raise RemoteError(f"store {self._blobs.where}: the last change of its names, or their base, is missing")
 
     async def _take(self, number: int, data: bytes) -> bool:
-        """Know a change. False: its base is not there."""
-        try:
-            change = log.loads(data, number)
-            base = await self._base(change)
-        except CorruptData as error:
-            raise RemoteError(
-                f"store {self._blobs.where}: {_key(number)} cannot be read: {error}; see `preread store check`"
-            ) from error
-        if base is not None:
-            self._state = log.after(base, change)
-        return base is not None
+        """Know a change. False: it, or its base, is not there. Some services show what is half written: wait for it."""
+        for pause_s in (0.1, 0.4, None):
+            try:
+                change = log.loads(data, number)
+                base = await self._base(change)
+            except CorruptData as error:
+                again = None if pause_s is None else await self._blobs.read(_key(number))
+                if pause_s is None or again is None:
+                    raise RemoteError(
+                        f"store {self._blobs.where}: {_key(number)} cannot be read: {error}; see `preread store check`"
+                    ) from error
+                await asyncio.sleep(pause_s if again == data else 0)
+                data = again
+                continue
+            if base is not None:
+                self._state = log.after(base, change)
+            return base is not None
+        return False
 
     async def _base(self, change: Change) -> Base | None:
         known = self._state
