@@ -25,7 +25,7 @@ from preread.wire import manifest as manifests
 from preread.wire import segment
 from preread.wire.manifest import LOSSLESS
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(3600), pytest.mark.filterwarnings("default")]
 WINDOW_TOKENS = 2048
 
 
