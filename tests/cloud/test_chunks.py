@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preread.cloud.chunks import CHUNK_TOKENS, MOST_CHUNKS, SHORT_TOKENS, SMALLEST_CHUNK_TOKENS, chunked
+from preread.cloud.chunks import CHUNK_TOKENS, MOST_CHUNKS, SHORT_TOKENS, SMALLEST_CHUNK_TOKENS, chunked, grouped
 from preread.engine.llamacpp import BATCH_TOKENS
 from preread.engine.session import batches
 from preread.values import Span
@@ -43,3 +43,12 @@ def test_whoever_goes_on_at_a_chunk_computes_in_batches_that_give_the_same_bits(
         assert all(before.stop == after.start for before, after in pairwise(found))
         assert all(len(batch) >= SMALLEST_CHUNK_TOKENS or batch.start % BATCH_TOKENS == 0 for batch in found)
         assert {batch.stop for batch in found} <= {batch.stop for batch in batches(Span(0, tokens), BATCH_TOKENS)}
+
+
+@given(st.lists(st.sampled_from([None, 32]), min_size=1, max_size=20), st.integers(1, 5))
+def test_layers_of_one_group_have_windows_that_are_alike(windows: list[int | None], most: int) -> None:
+    groups = grouped(windows, most)
+    assert [layer for group in groups for layer in range(group.start, group.stop)] == [*range(len(windows))]
+    assert all(len(group) <= most and len(set(windows[group.start : group.stop])) == 1 for group in groups)
+    for left, right in pairwise(groups):
+        assert len(left) == most or windows[left.start] != windows[right.start], "one that could be longer"

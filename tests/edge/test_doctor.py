@@ -16,7 +16,21 @@ from preread.store.egress import CloudLink
 from preread.values import Fingerprint, Geometry
 
 SPEC = Spec(
-    "m", "llama", Fingerprint("f" * 64), Fingerprint("0" * 64), None, Geometry(1, 1, 1), 1, 1, 1, 1, True, 1.0, 0, None
+    "m",
+    "llama",
+    Fingerprint("f" * 64),
+    Fingerprint("0" * 64),
+    None,
+    Geometry(1, 1, 1),
+    1,
+    1,
+    1,
+    1,
+    True,
+    1.0,
+    0,
+    (None,),
+    None,
 )
 ENGINE = Engine(SPEC, 2, None, 100.0, 50.0)
 RUNGS = (RungCost("q8", 10_000, True, 1e6), RungCost("q4", 5_000, True, 5e5))

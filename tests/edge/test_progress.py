@@ -19,6 +19,7 @@ from preread.edge.edge import AsyncEdge
 from preread.edge.progress import Telling, UnderWay
 from preread.edge.request import Progress
 from preread.testing.cloud import serving
+from preread.values import Span
 
 LONG = "One two three four five six seven eight nine ten. " * 30
 counts = st.integers(0, 3000)
@@ -46,13 +47,20 @@ def test_what_is_told_begins_with_what_was_there_only_grows_and_ends_with_all(
 def under_way(core: Any, *, begun: bool, **coming: Any) -> Progress | None:
     """How far a question is, with 100 tokens behind a context of 400 in two groups of layers and four chunks."""
     manifest = SimpleNamespace(chunks=[(0, 100), (100, 200), (200, 300), (300, 400)], groups=[(0, 4), (4, 8)])
+    places = [
+        SimpleNamespace(tokens=Span(*tokens), chunk=chunk, group=group)
+        for chunk, tokens in enumerate(manifest.chunks)
+        for group in range(2)
+    ]
     known = SimpleNamespace(entry=SimpleNamespace(context="c"), tokens=range(400))
     question = SimpleNamespace(known=known, reuse=400, prompt=range(100), prompt_tokens=500)
     alone = coming.pop("alone", False)
     resumed = coming.pop("resumed", 0)
     way = None
     if coming:
-        way = SimpleNamespace(**{"began_s": 0.0, "spec": SimpleNamespace(manifest=manifest), "loaded": None} | coming)
+        way = SimpleNamespace(
+            **{"began_s": 0.0, "spec": SimpleNamespace(manifest=manifest, places=places), "loaded": None} | coming
+        )
     asking: Any = SimpleNamespace(question=question, coming=way)
     generation: Any = SimpleNamespace(id=1, begun_s=1.0 if begun else None, alone=alone, resumed_tokens=resumed)
     return UnderWay(asking, generation).progress(core)

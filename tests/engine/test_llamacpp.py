@@ -1,6 +1,7 @@
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from preread.engine.llamacpp import BATCH_TOKENS, LlamaCpp
 from preread.engine.sampling import Sampled, Sampling
 from preread.engine.selftest import self_test
 from preread.errors import Cancelled, EngineError, UsageError
+from preread.testing.families import write_family
 from preread.values import KVBlock, Span
 
 PROMPT = np.arange(700, 712, dtype=np.int32)
@@ -419,18 +421,46 @@ def test_ordinary_contents_have_the_tokens_that_they_always_had(engine: LlamaCpp
         assert list(engine.tokenize_prompt(rendered)) == list(expected)
 
 
-def test_gemma_is_refused_for_injection_and_still_answers() -> None:
+def test_a_recurrent_model_is_refused_for_injection_and_still_answers(tmp_path: Path) -> None:
+    if not hasattr(llama_cpp, "llama_model_init_from_user"):
+        pytest.skip("this build of llama.cpp makes no models")
+    path = write_family(tmp_path / "mamba2.gguf", "mamba2")
+    with closing(LlamaCpp.open(path, window_tokens=512, trusted=True)) as mamba:
+        assert "recurrent" in (self_test(mamba).no_injection or "")
+        with pytest.raises(EngineError, match="recurrent"):
+            mamba.session.reserve(8)
+        prompt = np.arange(8, dtype=np.int32)
+        assert len([*mamba.session.generate(prompt, Sampling(max_tokens=3, min_tokens=3))]) == 3
+
+
+@pytest.mark.models
+def test_what_gemmas_windows_left_behind_is_not_needed() -> None:
+    """Real weights, and more tokens than the window has: logits are the same bits when the rest alone is injected."""
     path = Path.home() / ".cache/preread/models/gemma-3-270m-q4_k_m.gguf"
     if not path.exists():
         pytest.skip("gemma-3-270m is not in ~/.cache/preread/models: `preread models pull gemma-3-270m` gets it")
-    gemma = LlamaCpp.open(path, window_tokens=512)
-    try:
-        assert "sliding-window" in (self_test(gemma).no_injection or "")
-        with pytest.raises(EngineError, match="sliding-window"):
-            gemma.session.reserve(8)
-        assert len([*gemma.session.generate(PROMPT, Sampling(max_tokens=3))]) == 3
-    finally:
-        gemma.close()
+    with closing(LlamaCpp.open(path, window_tokens=1024, kv_memory_bytes=0)) as gemma:
+        assert gemma.spec.windows == ((512,) * 5 + (None,)) * 3
+        own, user, *_ = gemma.sequences
+        tokens = (np.arange(700) * 97 + 11).astype(np.int32)
+        logits = []
+        for injected in (False, True):
+            if injected:
+                block = gemma.cache.export(own, Span(0, 700), Span(0, 18))
+                assert not block.k[0, :, : 700 - 511].any() and block.k[5].any(axis=(0, 2)).all()
+                for sequence in (own, user):
+                    gemma.cache.free(sequence)
+                gemma.cache.inject(gemma.cache.reserve(own, 700), block)
+            else:
+                for batch in (tokens[:512], tokens[512:]):
+                    gemma.runner.arm()
+                    gemma.runner.run([Slice(own, batch, 0 if len(batch) == 512 else 512)])
+            gemma.cache.share(own, user, Span(0, 700))
+            with closing(gemma.chooser(Sampling(max_tokens=1), tokens[:8])) as chooser:
+                gemma.runner.arm()
+                gemma.runner.run([Slice(user, tokens[:8], 700, chooser)])
+            logits.append(gemma.session.logits())
+    assert np.array_equal(*logits)
 
 
 def test_files_that_are_no_models_are_refused(tmp_path: Path) -> None:

@@ -10,11 +10,12 @@ from preread.plan.events import Cell
 from preread.plan.grid import Grid
 
 
-@given(st.integers(1, 5), st.integers(1, 5), st.integers(0, 2**32))
-def test_counts_are_those_of_the_cells(chunks: int, groups: int, seed: int) -> None:
+@given(st.integers(1, 5), st.integers(1, 5), st.integers(0, 2**32), st.sampled_from([0.0, 0.3, 1.0]))
+def test_counts_are_those_of_the_cells(chunks: int, groups: int, seed: int, needless: float) -> None:
     draw = random.Random(seed)
-    sizes = [[draw.randrange(1, 100) for _ in range(groups)] for _ in range(chunks)]
-    grid, at = Grid(sizes), {(c, g): "away" for c in range(chunks) for g in range(groups)}
+    sizes = [[0 if draw.random() < needless else draw.randrange(1, 100) for _ in range(groups)] for _ in range(chunks)]
+    cells = [(c, g) for c in range(chunks) for g in range(groups)]
+    grid, at = Grid(sizes), {(c, g): "away" if sizes[c][g] else "placed" for c, g in cells}
 
     def those(*places: str, chunk: int | None = None) -> Iterator[Cell]:
         return (cell for cell in at if at[cell] in places and chunk in (None, cell[0]))
@@ -49,6 +50,14 @@ def test_counts_are_those_of_the_cells(chunks: int, groups: int, seed: int) -> N
             assert grid.away_bytes[c] == size(those("away", chunk=c))
             assert grid.left_bytes[c] == size(those("away", "here", "injecting", "spoilt", chunk=c))
             assert grid.injecting(c) == len([*those("injecting", chunk=c)])
+
+
+def test_of_chunks_that_are_computed_in_order_all_that_were_not_are_computed_with_one() -> None:
+    grid, free = Grid([[1]] * 4, in_order=True), Grid([[1]] * 4)
+    assert [*grid.with_chunk(2)] == [0, 1, 2] and [*free.with_chunk(2)] == [2]
+    for computed, needed in ((0, [1, 2]), (2, [1, 2]), (1, [2])):
+        grid.compute(computed)
+        assert [*grid.with_chunk(2)] == needed
 
 
 def _whole(at: dict[Cell, str], chunk: int) -> bool:

@@ -70,6 +70,12 @@ def test_a_context_serves_a_prompt_that_has_most_of_it_and_fits_beside_all_of_it
     assert match.near(300) and not match.near(400)
 
 
+def test_of_a_context_whose_beginning_windows_have_left_behind_all_is_used_or_nothing() -> None:
+    for windows, serves in (((None, 101), True), ((None, 100), False), ((None, None), True)):
+        assert Match(ContextId("manual"), 80, False).serves(100, 90, 120, windows) == serves
+        assert Match(ContextId("manual"), 100, True).serves(100, 119, 120, windows)
+
+
 # Other tokens of the same text
 
 

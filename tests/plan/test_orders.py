@@ -15,9 +15,15 @@ from preread.plan.task import Source, Task
 class World:
     """Performs instructions in an order that a seed draws, and checks that they are legal."""
 
-    def __init__(self, seed: int, chunks: int, groups: int, links: list[Link | None], faults: float) -> None:
+    def __init__(
+        self, seed: int, chunks: int, groups: int, links: list[Link | None], faults: float, *, windows: bool = False
+    ) -> None:
         self.draw, self.faults, self.now_s = random.Random(seed), faults, 0.0
-        sizes = tuple(tuple(self.draw.randrange(1, 200_000) for _ in range(groups)) for _ in range(chunks))
+        behind = [self.draw.randrange(chunks) if windows and self.draw.random() < 0.6 else 0 for _ in range(groups)]
+        sizes = tuple(
+            tuple(0 if chunk < behind[group] else self.draw.randrange(1, 200_000) for group in range(groups))
+            for chunk in range(chunks)
+        )
         tokens = tuple(self.draw.randrange(64, 200) for _ in range(chunks))
         health = Breaker(), Breaker(), Breaker(FAILURES, -100.0), Breaker(FAILURES + 1, -0.1)
         sources = tuple(
@@ -27,13 +33,15 @@ class World:
         first: tuple[tuple[int, ...], ...] = ()
         if links and self.draw.random() < 0.5:
             first = tuple(tuple(self.draw.randrange(len(links)) for _ in range(groups)) for _ in range(chunks))
-        self.task = Task(tokens, sizes, Prefill(self.draw.choice((1e-4, 4e-3))), 0.1, 1e7, sources, first)
+        prefill = Prefill(self.draw.choice((1e-4, 4e-3)))
+        self.task = Task(tokens, sizes, prefill, 0.1, 1e7, sources, first, in_order=windows)
         self.plan, self.groups, self.chunks = Plan(self.task, 0.0), groups, chunks
         self.asked: set[tuple[events.Cell, int]] = set()
         self.given_up: list[tuple[events.Cell, int]] = []
         self.here: set[events.Cell] = set()
         self.injecting: list[events.Cell] = []
-        self.rows: dict[events.Cell, str] = {}
+        self.rows = {(c, g): "left behind" for c in range(chunks) for g in range(groups) if not sizes[c][g]}
+        self.computed: set[int] = set()
         self.span, self.answering, self.stopping, self.opened = range(0), False, False, 0
         self.seen = [0] * len(links)
 
@@ -59,9 +67,13 @@ class World:
                     assert not self.span and not self.answering and start < stop
                     assert all((c, g) in self.rows for c in range(start) for g in range(self.groups))
                     assert not any(cell[0] in range(start, stop) for cell in self.injecting)
+                    if self.task.in_order:
+                        assert self.computed == set(range(start)), "what windows look at is not there"
                     self.span = range(start, stop)
                 case events.Interrupt():
                     assert self.span or self.answering
+                    came = [cell for cell, how in self.rows.items() if cell[0] in self.span and how == "injected"]
+                    assert not came, "what had come of it is lost"
                     self.stopping = True
                 case events.Answer():
                     assert not self.span and not self.answering
@@ -120,6 +132,7 @@ class World:
             self.span, self.answering = range(0), False
             self.tell(events.Interrupted())
             return
+        self.computed |= set(span)
         for chunk in span:
             for g in range(self.groups):
                 self.here.discard((chunk, g))
@@ -146,12 +159,23 @@ links = st.lists(st.none() | st.builds(Link, st.sampled_from([0.0, 1e4, 1e6, 1e8
 def test_every_row_gets_there_once_and_the_plan_ends(
     seed: int, chunks: int, groups: int, links: list[Link | None], faults: float
 ) -> None:
-    world = World(seed, chunks, groups, links, faults)
+    _ends(World(seed, chunks, groups, links, faults), chunks * groups)
+
+
+@settings(max_examples=100)
+@given(st.integers(0, 2**32), st.integers(1, 6), st.integers(1, 5), links, st.sampled_from([0.0, 0.1, 0.5]))
+def test_what_windows_leave_behind_never_comes_and_chunks_are_computed_in_order(
+    seed: int, chunks: int, groups: int, links: list[Link | None], faults: float
+) -> None:
+    _ends(World(seed, chunks, groups, links, faults, windows=True), chunks * groups)
+
+
+def _ends(world: World, cells: int) -> None:
     world.tell(events.Tick())
     for _ in range(20_000):
         if world.plan.complete:
             break
         world.happens()
     assert world.plan.complete, "it does not end"
-    assert len(world.rows) == chunks * groups
-    assert world.answering and world.opened == groups
+    assert len(world.rows) == cells
+    assert world.answering and world.opened == world.groups

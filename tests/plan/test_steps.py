@@ -279,3 +279,35 @@ def test_a_cell_that_arrives_breaks_the_silence_whether_its_bytes_were_told_or_n
     tell(plan, 0.53, events.Arrived(cell, 0), events.Tick())
     tell(plan, 0.8, events.Tick())
     assert not plan.breakers[0].tripped
+
+
+def test_what_nobody_looks_at_is_not_fetched() -> None:
+    plan = Plan(Task((128,) * 2, ((0, 1000), (1000, 1000)), SLOW_MACHINE, 0.1, 1e7, (FAST,), in_order=True), 0.0)
+    assert {cell for cell, _ in fetched(tell(plan, 0.0, events.Tick()))} == {(0, 1), (1, 0), (1, 1)}
+
+
+@pytest.mark.parametrize(("in_order", "computed"), [(False, events.Compute(1, 2)), (True, events.Compute(0, 2))])
+def test_where_order_matters_a_chunk_that_came_is_computed_with_one_behind_it_that_has_to_be(
+    in_order: bool, computed: events.Compute
+) -> None:
+    plan = Plan(replace(task(FAST), in_order=in_order), 0.0)
+    asked = fetched(tell(plan, 0.0, events.Tick()))
+    tell(plan, 0.1, events.Progress(0, 4000), *[events.Arrived(cell, 0) for cell, _ in asked])
+    out = tell(plan, 0.1, events.Spoilt((1, 0)), events.Placed((0, 0)), events.Placed((0, 1)), events.Placed((1, 1)))
+    assert out[-1] == computed
+    assert tell(plan, 1.0, events.Computed(0.9)) == [events.Answer(), events.Open(2)] and plan.complete
+
+
+@pytest.mark.parametrize(("came", "ends"), [(False, True), (True, False)])
+def test_a_computation_of_what_had_come_in_part_goes_on_to_its_end(came: bool, ends: bool) -> None:
+    """The rows that had come are given up when it begins: whoever ended it would have to have them again."""
+    plan = Plan(task(FAST, replace(FAST, bytes_s=None), chunks=1, size=100_000), 0.0)
+    tell(plan, 0.0, events.Tick())
+    if came:
+        tell(plan, 0.02, events.Arrived((0, 1), 1), events.Placed((0, 1)))
+    out = [one for at in range(1, 9) for one in tell(plan, at / 2, events.Tick())]
+    assert events.Compute(0, 1) in out
+    out += tell(
+        plan, 5.01, events.Progress(1, 300_000), *(events.Arrived(cell, source) for cell, source in fetched(out))
+    )
+    assert (events.Interrupt() in out) == ends

@@ -113,6 +113,8 @@ class Trust:
     async def _try(self) -> None:
         engine, server = self._engine, self._server
         properties = await server.properties()
+        if any(engine.spec.windows):
+            raise EngineError(f"{engine.spec.name} has sliding windows, whose saved slots are not written here yet")
         if engine.no_injection:
             raise EngineError(f"{engine.spec.name} has no KV that can be restored: {engine.no_injection}")
         if await server.adapters():

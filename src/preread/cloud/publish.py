@@ -130,7 +130,7 @@ async def make(
     check(engine, name, len(tokens))
     codecs = await asyncio.to_thread(codecs_for, engine.embeddings, tokens, rungs, profile)
     model = Model(engine.spec.name, engine.spec.fingerprint, engine.spec.geometry)
-    work = work_of(model, tokens, form, codecs, profile, engine_version())
+    work = work_of(model, tokens, form, codecs, profile, engine_version(), engine.spec.windows)
     spans = windows(len(tokens), engine.spec.window_tokens, engine.scored_tokens) if needed(rungs) else []
     making = _Making(store, engine, worker, tokens, codecs, work, profile, spans, progress)
     if mode != "exact" and help != NO_HELP:
@@ -232,11 +232,23 @@ def needed(rungs: tuple[str, ...] | None) -> bool:
 
 
 def work_of(
-    model: Model, tokens: Tokens, form: Form, codecs: tuple[Codec, ...], profile: Stored | None, engine: str
+    model: Model,
+    tokens: Tokens,
+    form: Form,
+    codecs: tuple[Codec, ...],
+    profile: Stored | None,
+    engine: str,
+    layer_windows: Sequence[int | None] = (),
 ) -> Work:
-    """What is made, if the model reads it alone; `engine`: name and version of what reads."""
+    """What is made, if the model reads it alone.
+
+    Args:
+        engine: name and version of what reads.
+        layer_windows: of each layer, if any has one.
+    """
     bases = _bases(profile)
-    layers = GROUP_LAYERS if profile is None else profile.profile.group_layers
+    alike = grouped(layer_windows or (None,) * model.geometry.layers, GROUP_LAYERS)
+    groups = alike if profile is None else profile.profile.groups
 
     def rung(step: Codec) -> RungCodec:
         id = profile.ref.id if profile is not None and needs_profile(step.version) else None
@@ -248,7 +260,7 @@ def work_of(
         model=model,
         token_count=len(tokens),
         chunks=manifests.pairs(chunked(len(tokens))),
-        groups=manifests.pairs(grouped(model.geometry.layers, layers)),
+        groups=manifests.pairs(groups),
         rungs=tuple(map(rung, codecs)),
         origin=Origin(engine, f"preread {version('preread')}", BATCH_TOKENS),
     )

@@ -24,6 +24,7 @@ from preread.engine.calls import CallFormat
 from preread.engine.llamacpp import LlamaCpp, Tokens
 from preread.engine.sampling import Sampled
 from preread.errors import EngineError, UsageError
+from preread.plan.legality import goes_on
 from preread.plan.step import Request
 
 
@@ -167,6 +168,10 @@ def possible(question: Question, node: Node, record: Record) -> Question:
         return question
     if node.engine.no_injection:
         record.note(way="computed", reason=node.engine.no_injection)
+        return question.alone()
+    if not goes_on(question.reuse, len(question.known.tokens), node.engine.spec.windows):
+        # What windows have left behind is not kept: the prompt goes on before the context's end, or is all of it.
+        record.note(way="computed", reason="the model has windows, and the prompt goes on before the context's end")
         return question.alone()
     if question.named or usable(question.known, node):
         return question

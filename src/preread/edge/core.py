@@ -26,6 +26,7 @@ from preread.engine.cache import COMPUTED, Rows
 from preread.engine.sampling import Sampled, Sampling
 from preread.engine.worker import Worker
 from preread.errors import Cancelled, EngineError, Overloaded, PrereadError
+from preread.plan.legality import goes_on
 from preread.plan.schedule import MOST_WAIT_S, Schedule
 from preread.plan.step import Part, Request, Resumed, Step
 from preread.values import ContextId, KVBlock
@@ -373,6 +374,7 @@ class Core:
     def ready(self, context: ContextId) -> None:
         """All of a context is in its rows."""
         with self._changing():
+            self._calls.append(lambda: self._sequences.settle(context))
             self._plan.ready(context)
 
     def lost(self, context: ContextId, error: PrereadError | None = None) -> None:
@@ -578,10 +580,15 @@ class Core:
         request, position = live.request, len(live.context_tokens)
         whose = request.family or request.caller
         tokens, key = self._conversations.nearest(whose, request.context, position, live.tokens[:-1])
-        if tokens and not request.echo:
+        if tokens and not request.echo and self._goes_on(position + tokens, key):
             live.request = replace(request, kept=key, kept_tokens=tokens)
         with self._lock:
             self._plan.arrive(live.request, time.monotonic())
+
+    def _goes_on(self, at: int, key: str) -> bool:
+        """Whether a request may go on at a position from what is kept of a conversation."""
+        kept = self._conversations[key]
+        return goes_on(at, kept.position + len(kept.tokens), self._engine.spec.windows)
 
     def _begin(self, id: int) -> None:
         self._sequences.begin(self._live[id])

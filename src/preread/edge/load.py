@@ -39,7 +39,7 @@ _FIRST_TICK_S, _FIRST_S = 0.005, 0.2
 
 @dataclass(frozen=True, slots=True)
 class LoadSpec:
-    """What to load: all segments of one rung of a context.
+    """What to load: all segments of one rung of a context that anything behind it looks at.
 
     Attributes:
         manifest: of the context.
@@ -58,14 +58,14 @@ class LoadSpec:
 
     @property
     def cells(self) -> tuple[tuple[int, ...], ...]:
-        """Sizes of the segments in bytes, [chunk][group]."""
+        """Sizes of the segments in bytes, [chunk][group]; 0 of those that are not loaded."""
         return self.grid(lambda place: place.size_bytes)
 
     def grid(self, of: Callable[[SegmentPlace], int]) -> tuple[tuple[int, ...], ...]:
-        """A number for each segment, [chunk][group]."""
+        """A number for each segment, [chunk][group]; 0 for those that are not loaded."""
         groups, chunks = len(self.manifest.groups), len(self.manifest.chunks)
         numbers = {(place.chunk, place.group): of(place) for place in self.places}
-        return tuple(tuple(numbers[c, g] for g in range(groups)) for c in range(chunks))
+        return tuple(tuple(numbers.get((c, g), 0) for g in range(groups)) for c in range(chunks))
 
 
 @dataclass(slots=True)

@@ -50,8 +50,9 @@ def _came(coming: Coming, context: ContextId, tokens: int, core: Core, *, begun:
 
 def _in_place(what: LoadSpec, loaded: Loaded) -> int:
     """Tokens of the cells that are in place; one that has come in half of the layers counts as a half."""
-    chunks, groups = what.manifest.chunks, len(what.manifest.groups)
-    return sum(chunks[chunk][1] - chunks[chunk][0] for chunk, _ in [*loaded.origins]) // groups
+    chunks, all_tokens = what.manifest.chunks, sum(len(place.tokens) for place in what.places)
+    there = {(place.chunk, place.group): len(place.tokens) for place in what.places}
+    return sum(there.get(cell, 0) for cell in [*loaded.origins]) * chunks[-1][1] // all_tokens
 
 
 class Telling:

@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 
 from preread.fit.family import Gate
+from preread.plan.legality import Window
 from preread.values import Fingerprint, Geometry
 from preread.wire.catalogue import MAX_ENTRIES, Catalogue, Entry
 from preread.wire.fields import MAX_CATALOGUE_BYTES
@@ -37,6 +38,7 @@ class OwnModel:
     """What an edge has to know of its own model to judge what is published.
 
     `gates` say which other quantisations' KV it may read, and what that costs; models in `same` have its very weights.
+    `windows` are those of its layers, if any has one.
     """
 
     fingerprint: Fingerprint
@@ -45,6 +47,7 @@ class OwnModel:
     window_tokens: int
     gates: tuple[Gate, ...] = ()
     same: tuple[Fingerprint, ...] = ()
+    windows: tuple[Window, ...] = ()
 
     @property
     def fingerprints(self) -> tuple[Fingerprint, ...]:

@@ -26,6 +26,7 @@ from preread.edge.understand import Question
 from preread.engine.cache import Rows
 from preread.errors import EngineError, PrereadError, TransportError
 from preread.plan.beliefs import CLOUD, Heard
+from preread.plan.legality import is_in_order
 from preread.plan.plan import INJECTIONS
 from preread.plan.task import Task
 from preread.values import ContextId, KVBlock
@@ -238,7 +239,8 @@ def _task(question: Question, what: LoadSpec, supplies: tuple[Supply, ...], node
     decode_bytes_s = min(INJECTIONS, limits.cpus()) * beliefs.decode_bytes_s(what.rung)
     sources = tuple(beliefs.source(supply.name, at_s) for supply in supplies)
     first = what.grid(lambda place: holder(place, supplies))
-    return Task(chunks, what.cells, beliefs.prefill, prompt_s, decode_bytes_s, sources, first)
+    in_order = is_in_order(sum(chunks), node.engine.spec.windows)
+    return Task(chunks, what.cells, beliefs.prefill, prompt_s, decode_bytes_s, sources, first, in_order)
 
 
 def refinement(known: Known, loaded: LoadSpec, node: Node, rows: Rows) -> Refinement | None:

@@ -12,6 +12,7 @@ from preread.edge.published import OwnModel
 from preread.errors import CorruptData, PrereadError
 from preread.fit.family import HALF, LOSSLESS, Gate
 from preread.plan.choose import Offer
+from preread.plan.legality import is_seen
 from preread.wire import manifest as manifests
 from preread.wire.manifest import Manifest, Rung, SegmentPlace
 
@@ -28,10 +29,10 @@ class Streamable:
         manifest: of the context.
         name: of the rung.
         base: name of the rung that it refines; None: it stands alone.
-        size_bytes: of all its segments, with those that they refine.
+        size_bytes: of all its places, with those that they refine.
         stated_dloss: as `manifests.stated_dloss`, nats a token; and `foreign_dloss` besides.
         foreign_dloss: what reading another quantisation's KV costs this edge's model at most; 0: it is the model's own.
-        places: its segments in layer order.
+        places: its segments in layer order, without those that nothing behind the context looks at.
         decoder: what decodes them, or why this edge cannot.
     """
 
@@ -56,7 +57,7 @@ def resolved(manifest: Manifest, profiles: Profiles, own: OwnModel) -> tuple[Str
         manifest: of the own model, or of one that it has a gate for.
     """
     gate = own.gate(manifest.model.fingerprint)
-    return tuple(_gated(_resolved(manifest, rung, profiles), rung, gate) for rung in manifest.rungs)
+    return tuple(_gated(_resolved(manifest, rung, profiles, own), rung, gate) for rung in manifest.rungs)
 
 
 def reread(rungs: Iterable[Streamable], profiles: Profiles) -> tuple[Streamable, ...]:
@@ -67,11 +68,16 @@ def reread(rungs: Iterable[Streamable], profiles: Profiles) -> tuple[Streamable,
     )
 
 
-def _resolved(manifest: Manifest, rung: Rung, profiles: Profiles) -> Streamable:
-    places = tuple(manifests.places(manifest, rung.name))
+def _resolved(manifest: Manifest, rung: Rung, profiles: Profiles, own: OwnModel) -> Streamable:
+    places = tuple(place for place in manifests.places(manifest, rung.name) if _is_seen(place, manifest, own))
     size_bytes = sum(place.size_bytes for place in places)
     decoder = _decoder(manifest, rung, profiles)
     return Streamable(manifest, rung.name, rung.base, size_bytes, manifests.stated_dloss(rung), places, decoder)
+
+
+def _is_seen(place: SegmentPlace, manifest: Manifest, own: OwnModel) -> bool:
+    windows = own.windows[place.layers.start : place.layers.stop]
+    return not windows or is_seen(manifest.tokens.count, place.tokens, windows)
 
 
 def _gated(one: Streamable, rung: Rung, gate: Gate | None) -> Streamable:

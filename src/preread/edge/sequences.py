@@ -14,7 +14,9 @@ from preread.edge.conversations import Conversation
 from preread.engine.base import Chooser, Engine, Slice, Tokens
 from preread.engine.cache import Rows
 from preread.engine.sampling import Sampled, Sampling
+from preread.errors import EngineError
 from preread.plan.drafts import MOST_DRAFTS, RUN, Drafts, Runs
+from preread.plan.legality import goes_on, is_in_order
 from preread.plan.step import Part, Request
 from preread.plan.step_cost import StepCost
 from preread.values import ContextId, KVBlock, Span
@@ -134,13 +136,24 @@ class Fill:
 
 @dataclass(slots=True)
 class Place:
-    """A context's sequence and size, its rows if they were reserved, how many layers are open, its runs of tokens."""
+    """What a context has.
+
+    Attributes:
+        sequence: its own; `tokens`: its size.
+        rows: if they were reserved.
+        open_layers: so many are open.
+        runs: of its tokens.
+        beginning: a sequence and how many tokens of the context, from its start, were computed in it: what windows have
+            left behind of these is lost to the context's own sequence, whose end lies ahead, as soon as nobody else
+            has it. Whoever computes on needs it.
+    """
 
     sequence: int
     tokens: int
     rows: Rows | None = None
     open_layers: int = 0
     runs: Runs | None = None
+    beginning: tuple[int, int] | None = None
 
 
 class Sequences:
@@ -168,6 +181,7 @@ class Sequences:
 
     def drop(self, context: ContextId) -> None:
         """A context has none any more."""
+        self.settle(context)
         place = self._places.pop(context, None)
         if place is not None:
             self._give_back(place.sequence)
@@ -180,9 +194,17 @@ class Sequences:
 
     def clear(self, context: ContextId) -> None:
         """Nothing of a context is there any more, but its sequence."""
+        self.settle(context)
         place = self._places[context]
         self._cache.free(place.sequence)
         place.rows, place.open_layers = None, 0
+
+    def settle(self, context: ContextId) -> None:
+        """Nothing more is computed of a context."""
+        place = self._places.get(context)
+        if place is not None and place.beginning is not None:
+            self._give_back(place.beginning[0])
+            place.beginning = None
 
     def export(self, context: ContextId) -> KVBlock:
         """A copy of all KV of a context."""
@@ -201,19 +223,36 @@ class Sequences:
     # Stretches of contexts
 
     def fill(self, context: ContextId, tokens: Tokens, start: int, done: Future[None]) -> Fill:
-        """A stretch of a context is going to be computed, of which all earlier tokens are in place."""
+        """A stretch of a context is going to be computed, of which all earlier tokens are in place.
+
+        Raises:
+            EngineError: windows would look at rows that the context does not keep; `plan/legality.py` forbids it.
+        """
         place = self._places[context]
         if place.rows is None:
             return Fill(context, tokens, start, done, place.sequence, reserved=False)
+        before = place.sequence
+        if start and self._in_order(place):
+            if place.beginning is None or place.beginning[1] != start:
+                raise EngineError(
+                    "a stretch was to be computed behind rows that are not kept: this is a bug in preread"
+                )
+            before = place.beginning[0]
         fill = Fill(context, tokens, start, done, self._free.pop(), reserved=True)
-        self._cache.share(place.sequence, fill.sequence, Span(0, start))
+        self._cache.share(before, fill.sequence, Span(0, start))
         self._cache.take(place.rows, fill.span)
         return fill
 
     def filled(self, fill: Fill) -> None:
         """All of a stretch is computed: it becomes part of the context."""
-        if fill.reserved:
-            self._cache.share(fill.sequence, self._places[fill.context].sequence, fill.span)
+        if not fill.reserved:
+            return
+        place = self._places[fill.context]
+        self._cache.share(fill.sequence, place.sequence, fill.span)
+        if self._in_order(place):
+            self.settle(fill.context)
+            place.beginning = fill.sequence, fill.span.stop
+        else:
             self._give_back(fill.sequence)
 
     def undo(self, fill: Fill) -> None:
@@ -250,9 +289,14 @@ class Sequences:
             live.sequence, live.done = None, 0
 
     def keep(self, live: Live, tokens: int) -> Conversation:
-        """Keep the first so many tokens of a request without the context before them, which may have to make way."""
+        """Keep the first so many tokens of a request without the context before them, which may have to make way.
+
+        None, where more is in the cache by now, and windows have left behind what would go on from them.
+        """
         assert live.sequence is not None
         position, own = len(live.context_tokens), self._free.pop()
+        if not goes_on(position + tokens, position + live.done, self._engine.spec.windows):
+            tokens = 0
         self._cache.share(live.sequence, own, Span(position, position + tokens))
         self.stop(live)
         whose = live.request.family or live.request.caller
@@ -261,6 +305,9 @@ class Sequences:
     def let_go(self, kept: Conversation) -> None:
         """A conversation is kept no more."""
         self._give_back(kept.sequence)
+
+    def _in_order(self, place: Place) -> bool:
+        return is_in_order(place.tokens, self._engine.spec.windows)
 
     def _give_back(self, sequence: int) -> None:
         self._cache.free(sequence)

@@ -4,6 +4,10 @@ All sequences live in one unified cache of llama.cpp. A cell holds the K and V o
 which sequences see it: sharing a context with a request copies nothing. Where a token's cell lies is llama.cpp's to
 choose; of cells that are reserved here, to be written from outside, it is found out by marks in their first layer.
 
+Of a model with windows llama.cpp has two caches, whose cells of one token lie at different places. What a sequence's
+windows have left behind is nobody's there: it is never written, and read as zeros. So a sequence may be gone on with
+behind its end only, or where its windows begin at the start; `plan/legality.py` says where.
+
 It must not know what a context is called, or why one makes room for another.
 """
 
@@ -13,12 +17,12 @@ from typing import Final
 
 import llama_cpp
 import numpy as np
-import numpy.typing as npt
 
 from preread.engine import cells
+from preread.engine.cells import Cells, Layout
 from preread.engine.ggml import CacheTensors
 from preread.errors import CorruptData, EngineError
-from preread.values import Geometry, KVBlock, Span
+from preread.values import KVBlock, Span
 
 COMPUTED: Final = -1
 """In place of a cell: what was computed into a reserved context lies where llama.cpp put it."""
@@ -27,16 +31,28 @@ _INFINITE: Final = np.uint16(0x7C00)
 
 
 class Rows:
-    """A reserved context's cells, by position. Made by `Cache.reserve`; of no use after `Cache.free`."""
+    """A reserved context's cells, by position. Made by `Cache.reserve`; of no use after `Cache.free`.
 
-    def __init__(self, sequence: int, cells: npt.NDArray[np.int32]) -> None:
-        self.sequence, self.cells = sequence, cells
+    Attributes:
+        cells: in llama.cpp's first cache; `windowed`: in the second one, where there is one.
+    """
 
-    def runs(self, tokens: Span) -> Iterator[tuple[int, int, int]]:
-        """(first position, first cell, count) of rows that lie side by side; none of what was computed since."""
-        at = self.cells[tokens.start : tokens.stop]
+    def __init__(self, sequence: int, cells: Cells, windowed: Cells | None = None) -> None:
+        self.sequence, self.cells, self.windowed = sequence, cells, windowed
+
+    @property
+    def parts(self) -> list[Cells]:
+        """The cells in each cache."""
+        return [self.cells] if self.windowed is None else [self.cells, self.windowed]
+
+    def runs(self, tokens: Span, part: int = 0) -> Iterator[tuple[int, int, int]]:
+        """(first position, first cell, count) of rows of one cache that lie side by side.
+
+        None of what was computed since, or left behind.
+        """
+        at = self.parts[part][tokens.start : tokens.stop]
         for run in np.split(np.arange(len(at)), np.flatnonzero(np.diff(at) != 1) + 1):
-            if len(run) and at[run[0]] != COMPUTED:
+            if len(run) and at[run[0]] >= 0:
                 yield tokens.start + int(run[0]), int(at[run[0]]), len(run)
 
 
@@ -48,13 +64,13 @@ class Cache:
 
     Args:
         context: llama.cpp's.
-        geometry: of its cache.
+        layout: of its cache.
         tensors: the cache's, or why there are none.
         scratch: a sequence that nobody else uses.
     """
 
-    def __init__(self, context: object, geometry: Geometry, tensors: CacheTensors | str, scratch: int) -> None:
-        self._context, self._geometry, self._scratch = context, geometry, scratch
+    def __init__(self, context: object, layout: Layout, tensors: CacheTensors | str, scratch: int) -> None:
+        self._context, self._layout, self._scratch = context, layout, scratch
         self.closed = tensors if isinstance(tensors, str) else None
         self._tensors = None if isinstance(tensors, str) else tensors
         self._memory = llama_cpp.llama_get_memory(context)
@@ -78,7 +94,7 @@ class Cache:
             EngineError: llama.cpp gave no cells, or others than can be told; the sequence is empty then.
         """
         try:
-            return Rows(sequence, self._allocated(sequence, Span(0, tokens)))
+            return Rows(sequence, *self._allocated(sequence, Span(0, tokens)))
         except EngineError:
             self.free(self._scratch)
             self.free(sequence)
@@ -87,7 +103,8 @@ class Cache:
     def take(self, rows: Rows, tokens: Span) -> None:
         """Free the cells of some reserved rows: these positions are going to be computed."""
         llama_cpp.llama_memory_seq_rm(self._memory, rows.sequence, tokens.start, tokens.stop)
-        rows.cells[tokens.start : tokens.stop] = COMPUTED
+        for part in rows.parts:
+            part[tokens.start : tokens.stop] = COMPUTED
 
     def put_back(self, rows: Rows, tokens: Span) -> None:
         """Reserve rows again that were taken and not computed.
@@ -96,7 +113,8 @@ class Cache:
             EngineError: as `reserve` does; they stay taken then.
         """
         try:
-            rows.cells[tokens.start : tokens.stop] = self._allocated(rows.sequence, tokens)
+            for part, found in zip(rows.parts, self._allocated(rows.sequence, tokens), strict=True):
+                part[tokens.start : tokens.stop] = found
         except EngineError:
             self.free(self._scratch)
             llama_cpp.llama_memory_seq_rm(self._memory, rows.sequence, tokens.start, tokens.stop)
@@ -117,14 +135,14 @@ class Cache:
     def inject(self, rows: Rows, block: KVBlock) -> None:
         """Write KV into reserved cells. Thread-safe for different rows, also while the engine computes behind the gate.
 
-        Rows that were computed here since stay as they are.
+        Rows that were computed here since stay as they are. Those that a window has left behind are not written.
 
         Raises:
             EngineError: the block is not of these rows.
             CorruptData: "values": it has numbers that are not finite. Attention would spread them to whoever shares a
                 tile of the cache.
         """
-        tensors, shape = self.tensors, self._geometry
+        tensors, shape = self.tensors, self._layout.geometry
         expected = (len(block.layers), shape.kv_heads, len(block.tokens), shape.head_dim)
         inside = 0 <= block.layers.start and block.layers.stop <= shape.layers and block.tokens.stop <= len(rows.cells)
         if block.k.shape != expected or block.v.shape != expected or not inside:
@@ -132,13 +150,16 @@ class Cache:
         for half in (block.k, block.v):
             if ((half.view(np.uint16) & _INFINITE) == _INFINITE).any():
                 raise CorruptData("values", "a KV block has numbers that are not finite")
-        for position, cell, count in rows.runs(block.tokens):
-            at = slice(position - block.tokens.start, position - block.tokens.start + count)
-            for i, layer in enumerate(range(block.layers.start, block.layers.stop)):
-                tensors.write(layer, cell, block.k[i, :, at], block.v[i, :, at])
+        for number, part in enumerate(self._layout.parts):
+            layers = [layer for layer in part.layers if block.layers.start <= layer < block.layers.stop]
+            for position, cell, count in rows.runs(block.tokens, number) if layers else ():
+                at = slice(position - block.tokens.start, position - block.tokens.start + count)
+                for layer in layers:
+                    i = layer - block.layers.start
+                    tensors.write(layer, cell, block.k[i, :, at], block.v[i, :, at])
 
     def export(self, sequence: int, tokens: Span, layers: Span) -> KVBlock:
-        """Copy what a sequence has at these positions.
+        """Copy what a sequence has at these positions; zeros where a window has left it behind.
 
         Raises:
             EngineError: it lacks some of them, or this model's cache cannot be read.
@@ -149,9 +170,9 @@ class Cache:
         llama_cpp.llama_state_seq_get_data(
             self._context, saved.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8)), size, sequence
         )
-        return cells.rows_of(saved, self._geometry, tokens, layers)
+        return cells.rows_of(saved, self._layout, tokens, layers)
 
-    def _allocated(self, sequence: int, tokens: Span) -> npt.NDArray[np.int32]:
+    def _allocated(self, sequence: int, tokens: Span) -> list[Cells]:
         self._allocations += 1
-        tensors, shape = self.tensors, self._geometry
-        return cells.allocate(self._context, shape, tensors, tokens, sequence, self._scratch, self._allocations)
+        context, tensors = self._context, self.tensors
+        return cells.allocate(context, self._layout, tensors, tokens, sequence, self._scratch, self._allocations)

@@ -2,14 +2,22 @@
 
 The form, as `llama_state_seq_get_data` writes it (llama-kv-cache.cpp, `state_write`), little-endian:
 
-    u32 magic, i32 sequence, u32 streams (1), u32 cells
+    u32 magic, i32 sequence, and then each cache's block:
+    u32 streams (1), u32 cells; where there are none, the block ends here
     per cell: i32 position, u32 sequences (1), i32 sequence
     u32 V transposed (0 with flash attention), u32 layers
     per layer: i32 type, u64 row bytes, a row of K per cell;  then the same for V
+
+A model whose layers all attend to all tokens has one cache. One with windows has two, of the layers without a window
+and of those with one (llama-kv-cache-iswa.cpp), each with cells of its own: one token's may lie at different places in
+the two. In the second one llama.cpp gives to others, whenever it likes, cells of a single sequence that its window has
+left behind, and it writes none of them into a state. Such rows are *left behind* here.
 """
 
 import ctypes
 import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import llama_cpp
 import numpy as np
@@ -17,11 +25,17 @@ import numpy.typing as npt
 
 from preread.engine.ggml import CacheTensors
 from preread.errors import EngineError
+from preread.plan.legality import first_seen
 from preread.values import Geometry, KVBlock, Span
 
 Bytes = npt.NDArray[np.uint8]
+Cells = npt.NDArray[np.int32]
 
-_HEAD = struct.Struct("<IiII")
+LEFT_BEHIND = -2
+"""In place of a cell: nobody looks at this row any more, and llama.cpp may have given its cell to others."""
+
+_HEAD = struct.Struct("<Ii")
+_BLOCK = struct.Struct("<II")
 _CELL = struct.Struct("<iIi")
 _LAYERS = struct.Struct("<II")
 _ROWS = struct.Struct("<iQ")
@@ -33,7 +47,35 @@ _PATTERNS = 31_743
 _BLOB_BYTES = 8 << 20  # rows are allocated in steps, so that the zeroed rows never take much memory
 
 
-def check_form(context: object, geometry: Geometry) -> None:
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One of llama.cpp's caches: the layers that it has, and their window; None: they attend to all tokens."""
+
+    layers: tuple[int, ...]
+    window_tokens: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How llama.cpp keeps a model's KV: the shape of all of it, and its caches in the order of their blocks."""
+
+    geometry: Geometry
+    parts: tuple[Part, ...]
+
+    @property
+    def row_bytes(self) -> int:
+        """Of one token's K, or V, in one layer."""
+        return 2 * self.geometry.kv_heads * self.geometry.head_dim
+
+
+def layout(geometry: Geometry, windows: Sequence[int | None]) -> Layout:
+    """The layout of a model whose layers have these windows."""
+    kinds = sorted(set(windows), key=lambda window: window is not None)
+    parts = (Part(tuple(i for i, window in enumerate(windows) if window == kind), kind) for kind in kinds)
+    return Layout(geometry, tuple(parts))
+
+
+def check_form(context: object, layout: Layout) -> None:
     """Compare the state of a sequence of one cell (sequence 0, position 0) with the form that `allocate` writes.
 
     Raises:
@@ -43,82 +85,119 @@ def check_form(context: object, geometry: Geometry) -> None:
     saved = (ctypes.c_uint8 * size)()
     llama_cpp.llama_state_seq_get_data(context, saved, size, 0)
     found = np.frombuffer(saved, np.uint8)
-    expected = _state(_magic(context, 0), 0, 1, geometry)
+    expected = _state(_magic(context, 0), 0, 1, layout)
     # Only the rows' own bytes may differ.
-    same = found.shape == expected.shape and bool((found == expected)[_frame(geometry)].all())
+    same = found.shape == expected.shape and bool((found == expected)[_frame(layout)].all())
     if not same:
         raise EngineError("this llama.cpp saves a sequence in a form that preread does not know")
 
 
 def allocate(
     context: object,
-    geometry: Geometry,
+    layout: Layout,
     tensors: CacheTensors,
     tokens: Span,
     sequence: int,
     scratch: int,
     number: int = 0,
-) -> npt.NDArray[np.int32]:
+) -> list[Cells]:
     """Give a `sequence` cells with unwritten rows for positions that it lacks.
 
     Args:
-        context, geometry, tensors: of the cache.
+        context, layout, tensors: of the cache.
         tokens: the positions.
         sequence: that gets them.
         scratch: an empty sequence.
         number: of the allocation, unlike the last ones': its marks differ from what those have left.
 
     Returns:
-        The cell (tokens,) of each position.
+        For each part the cell (tokens,) of each position; `LEFT_BEHIND` where a window has and it cannot be told.
 
     Raises:
         EngineError: llama.cpp refused, or its cells cannot be found again.
     """
     memory = llama_cpp.llama_get_memory(context)
     magic = _magic(context, scratch)
-    step = max(1, _BLOB_BYTES // (geometry.values_per_token * 2))
+    step = max(1, _BLOB_BYTES // (layout.geometry.values_per_token * 2))
     for start in range(tokens.start, tokens.stop, step):
         count = min(step, tokens.stop - start)
-        blob = _state(magic, start, count, geometry, scratch, number)
+        blob = _state(magic, start, count, layout, scratch, number)
         blob_at = blob.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
         taken = llama_cpp.llama_state_seq_set_data(context, blob_at, len(blob), scratch)
         if taken != len(blob):
             raise EngineError(f"llama.cpp did not allocate cells {start} to {start + count}")
         llama_cpp.llama_memory_seq_cp(memory, scratch, sequence, -1, -1)
         llama_cpp.llama_memory_seq_rm(memory, scratch, -1, -1)
-    if llama_cpp.llama_memory_seq_pos_max(memory, sequence) < tokens.stop - 1:
+    last = llama_cpp.llama_memory_seq_pos_max(memory, sequence)
+    if last < tokens.stop - 1:
         raise EngineError("llama.cpp did not allocate the cells that were asked for")
-    return _found(tensors.first_values(_MARK), tokens, number)
+    return [
+        _found(tensors.first_values(part.layers[0], _MARK), tokens, number, first_seen(last + 1, part.window_tokens))
+        for part in layout.parts
+    ]
 
 
-def rows_of(saved: Bytes, geometry: Geometry, tokens: Span, layers: Span) -> KVBlock:
-    """Some rows of a sequence's state.
+def rows_of(saved: Bytes, layout: Layout, tokens: Span, layers: Span) -> KVBlock:
+    """Some rows of a sequence's state. Those that their layer's window has left behind are zero.
 
     Raises:
         EngineError: it lacks some of them, or has another form.
     """
-    _, _, streams, count = _HEAD.unpack_from(saved.data)
-    row_bytes = 2 * geometry.kv_heads * geometry.head_dim
-    cells_at, layer_bytes = _HEAD.size, _ROWS.size + row_bytes * count
-    rows_at = cells_at + _CELL.size * count + _LAYERS.size
-    if streams != 1 or len(saved) != rows_at + 2 * geometry.layers * layer_bytes:
-        raise EngineError("this llama.cpp saves a sequence in a form that preread does not know")
-    positions = saved[cells_at : cells_at + _CELL.size * count].view("<i4").reshape(count, 3)[:, 0]
-    order = np.argsort(positions, kind="stable")
-    first = int(np.searchsorted(positions[order], tokens.start))
-    order = order[first : first + len(tokens)]
-    if not np.array_equal(positions[order], np.arange(tokens.start, tokens.stop)):
-        raise EngineError(f"tokens {tokens.start} to {tokens.stop} are not all in the cache")
-    k = np.empty((len(layers), geometry.kv_heads, len(tokens), geometry.head_dim), np.float16)
-    v = np.empty_like(k)
-    straight = len(order) and bool((np.diff(order) == 1).all())
-    for i, layer in enumerate(range(layers.start, layers.stop)):
-        for half, out in enumerate((k, v)):
-            at = rows_at + (half * geometry.layers + layer) * layer_bytes + _ROWS.size
-            rows = saved[at : at + row_bytes * count].view(np.float16).reshape(count, geometry.kv_heads, -1)
-            these = rows[order[0] : order[-1] + 1] if straight else rows[order]
-            out[i] = these.transpose(1, 0, 2)
+    shape, blocks = layout.geometry, _blocks(saved, layout)
+    k = np.zeros((len(layers), shape.kv_heads, len(tokens), shape.head_dim), np.float16)
+    v = np.zeros_like(k)
+    length = 1 + max((int(block.positions.max()) for block in blocks if len(block.positions)), default=-1)
+    for part, block in zip(layout.parts, blocks, strict=True):
+        seen = Span(max(tokens.start, min(tokens.stop, first_seen(length, part.window_tokens))), tokens.stop)
+        order = np.argsort(block.positions, kind="stable")
+        first = int(np.searchsorted(block.positions[order], seen.start))
+        order = order[first : first + len(seen)]
+        if not np.array_equal(block.positions[order], np.arange(seen.start, seen.stop)):
+            raise EngineError(f"tokens {tokens.start} to {tokens.stop} are not all in the cache")
+        straight = len(order) and bool((np.diff(order) == 1).all())
+        at, count, layer_bytes = seen.start - tokens.start, len(block.positions), block.layer_bytes
+        for i, layer in enumerate(part.layers):
+            if not layers.start <= layer < layers.stop:
+                continue
+            for half, out in enumerate((k, v)):
+                start = block.rows_at + (half * len(part.layers) + i) * layer_bytes + _ROWS.size
+                rows = saved[start : start + layout.row_bytes * count].view(np.float16)
+                rows = rows.reshape(count, shape.kv_heads, shape.head_dim)
+                these = rows[order[0] : order[-1] + 1] if straight else rows[order]
+                out[layer - layers.start, :, at:] = these.transpose(1, 0, 2)
     return KVBlock(tokens, layers, k, v)
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """A cache's block of a state: of each cell the position, where its rows begin, and their bytes in one layer."""
+
+    positions: Cells
+    rows_at: int
+    layer_bytes: int
+
+
+def _blocks(saved: Bytes, layout: Layout) -> list[_Block]:
+    """The blocks of a state.
+
+    Raises:
+        EngineError: it has another form.
+    """
+    blocks, at = [], _HEAD.size
+    for part in layout.parts:
+        if at + _BLOCK.size > len(saved):
+            break
+        streams, count = _BLOCK.unpack_from(saved.data, at)
+        cells_at, layer_bytes = at + _BLOCK.size, _ROWS.size + layout.row_bytes * count
+        rows_at = cells_at + (_CELL.size * count + _LAYERS.size if count else 0)
+        at = rows_at + (2 * len(part.layers) * layer_bytes if count else 0)
+        if streams != 1 or at > len(saved):
+            break
+        positions = saved[cells_at : cells_at + _CELL.size * count].view("<i4").reshape(count, 3)[:, 0]
+        blocks.append(_Block(positions, rows_at, layer_bytes))
+    if len(blocks) != len(layout.parts) or at != len(saved):
+        raise EngineError("this llama.cpp saves a sequence in a form that preread does not know")
+    return blocks
 
 
 def _magic(context: object, scratch: int) -> int:
@@ -139,53 +218,63 @@ def _marks(positions: npt.NDArray[np.int64], number: int) -> npt.NDArray[np.uint
     return (np.stack(digits, -1) % _PATTERNS + 1).astype(np.uint16)
 
 
-def _found(values: npt.NDArray[np.uint16], tokens: Span, number: int) -> npt.NDArray[np.int32]:
+def _found(values: npt.NDArray[np.uint16], tokens: Span, number: int, seen: int) -> Cells:
     """The cell of each position, by the first values (cells, 4) of all cells' rows.
 
+    Those before `seen` are left behind: a mark of theirs may stand in a cell that others have by now.
+
     Raises:
-        EngineError: some position has no cell, or several.
+        EngineError: some other position has no cell, or several.
     """
     marks = _marks(np.arange(tokens.start, tokens.stop), number)
     same = np.flatnonzero((values[:, 2] == marks[0, 2]) & (values[:, 3] == marks[0, 3]))
     positions = (values[same, 0].astype(np.int64) - 1) + (values[same, 1].astype(np.int64) - 1) * _PATTERNS
-    inside = (positions >= tokens.start) & (positions < tokens.stop)
-    cells = np.full(len(tokens), -1, np.int32)
+    first = min(max(tokens.start, seen), tokens.stop)
+    inside = (positions >= first) & (positions < tokens.stop)
+    cells = np.full(len(tokens), LEFT_BEHIND, np.int32)
     cells[positions[inside] - tokens.start] = same[inside]
-    if int(inside.sum()) != len(tokens) or (cells < 0).any():
+    if int(inside.sum()) != tokens.stop - first or (cells[first - tokens.start :] < 0).any():
         raise EngineError("the cells that llama.cpp allocated cannot be found")
     return cells
 
 
-def _state(magic: int, start: int, count: int, geometry: Geometry, sequence: int = 2, number: int = 0) -> Bytes:
-    """State of a sequence of `count` cells from position `start`, rows zeroed but for marks in layer 0's keys.
+def _state(magic: int, start: int, count: int, layout: Layout, sequence: int = 2, number: int = 0) -> Bytes:
+    """State of a sequence of `count` cells from position `start`, rows zeroed but for marks in each part's first keys.
 
     The zeros come from the system as pages that nobody touched yet, so that they cost next to nothing.
     """
-    row_bytes = 2 * geometry.kv_heads * geometry.head_dim
-    layer_bytes = _ROWS.size + row_bytes * count
-    rows_at = _HEAD.size + _CELL.size * count + _LAYERS.size
-    state = np.zeros(rows_at + 2 * geometry.layers * layer_bytes, np.uint8)
-    frame = state.data
-    _HEAD.pack_into(frame, 0, magic, sequence, 1, count)
-    cells = state[_HEAD.size : _HEAD.size + _CELL.size * count].view("<i4").reshape(count, 3)
-    cells[:] = 1, 1, sequence
-    cells[:, 0] = np.arange(start, start + count)
-    _LAYERS.pack_into(frame, rows_at - _LAYERS.size, 0, geometry.layers)
-    for half in range(2 * geometry.layers):
-        _ROWS.pack_into(frame, rows_at + half * layer_bytes, _F16, row_bytes)
-    marked = state[rows_at + _ROWS.size : rows_at + layer_bytes].reshape(count, row_bytes)
-    marked[:, : 2 * _MARK] = _marks(np.arange(start, start + count), number).view(np.uint8).reshape(count, 2 * _MARK)
+    layer_bytes = _ROWS.size + layout.row_bytes * count
+    form_bytes = _BLOCK.size + _CELL.size * count + _LAYERS.size
+    size = _HEAD.size + sum(form_bytes + 2 * len(part.layers) * layer_bytes for part in layout.parts)
+    state = np.zeros(size, np.uint8)
+    frame, at = state.data, _HEAD.size
+    _HEAD.pack_into(frame, 0, magic, sequence)
+    for part in layout.parts:
+        rows_at = at + form_bytes
+        _BLOCK.pack_into(frame, at, 1, count)
+        cells = state[at + _BLOCK.size : rows_at - _LAYERS.size].view("<i4").reshape(count, 3)
+        cells[:] = 1, 1, sequence
+        cells[:, 0] = np.arange(start, start + count)
+        _LAYERS.pack_into(frame, rows_at - _LAYERS.size, 0, len(part.layers))
+        for half in range(2 * len(part.layers)):
+            _ROWS.pack_into(frame, rows_at + half * layer_bytes, _F16, layout.row_bytes)
+        marks = _marks(np.arange(start, start + count), number).view(np.uint8).reshape(count, 2 * _MARK)
+        marked = state[rows_at + _ROWS.size : rows_at + layer_bytes].reshape(count, layout.row_bytes)
+        marked[:, : 2 * _MARK] = marks
+        at = rows_at + 2 * len(part.layers) * layer_bytes
     return state
 
 
-def _frame(geometry: Geometry) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def _frame(layout: Layout) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
     """Which bytes of a one-cell state are form: neither rows nor sequence ids, which differ from call to call."""
-    row_bytes = 2 * geometry.kv_heads * geometry.head_dim
-    form = np.ones(len(_state(0, 0, 1, geometry)), bool)
-    form[4:8] = form[_HEAD.size + 8 : _HEAD.size + _CELL.size] = False
-    at = _HEAD.size + _CELL.size + _LAYERS.size
-    for _ in range(2 * geometry.layers):
-        at += _ROWS.size
-        form[at : at + row_bytes] = False
-        at += row_bytes
+    form = np.ones(len(_state(0, 0, 1, layout)), bool)
+    form[4:8] = False
+    at = _HEAD.size
+    for part in layout.parts:
+        form[at + _BLOCK.size + 8 : at + _BLOCK.size + _CELL.size] = False
+        at += _BLOCK.size + _CELL.size + _LAYERS.size
+        for _ in range(2 * len(part.layers)):
+            at += _ROWS.size
+            form[at : at + layout.row_bytes] = False
+            at += layout.row_bytes
     return form

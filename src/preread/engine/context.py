@@ -69,7 +69,7 @@ def open_context(
 
 def cells_of(spec: Spec, kv_memory_bytes: int | None) -> int:
     """How many tokens the cache of an engine has room for."""
-    if kv_memory_bytes is None:
+    if kv_memory_bytes is None or not spec.geometry.values_per_token:  # a hybrid's first layer may have no rows
         return spec.window_tokens
     return max(spec.window_tokens, kv_memory_bytes // (2 * spec.geometry.values_per_token) // _PADDED * _PADDED)
 

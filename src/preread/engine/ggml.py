@@ -133,14 +133,14 @@ class CacheTensors:
             halves.append(flat.transpose(1, 0, 2))
         return halves[0], halves[1]
 
-    def first_values(self, count: int) -> npt.NDArray[np.uint16]:
-        """The first `count` values (cells, count) of every cell's key in layer 0, as bits."""
+    def first_values(self, layer: int, count: int) -> npt.NDArray[np.uint16]:
+        """The first `count` values (cells, count) of every cell's key in a layer, as bits."""
         found = np.empty((self._cells, count), np.uint16)
         for start in range(0, self._cells, _SLAB_CELLS):
             cells = min(_SLAB_CELLS, self._cells - start)
             offset, size = self._extent(start, cells)
             rows = np.empty((cells, self._row_bytes // 2), np.uint16)
-            self._ggml.ggml_backend_tensor_get(self._k[0], rows.ctypes.data, offset, size)
+            self._ggml.ggml_backend_tensor_get(self._k[layer], rows.ctypes.data, offset, size)
             found[start : start + cells] = rows[:, :count]
         return found
 

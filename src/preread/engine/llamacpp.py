@@ -63,7 +63,7 @@ class LlamaCpp:
         tensors = why_not or self._opened()
         outputs = outputs_of(native.sequences, scored_tokens)
         self.runner = Runner(native.context, native.gate, native.batch, spec.geometry.layers, outputs)
-        self.cache = Cache(native.context, spec.geometry, tensors, SCRATCH)
+        self.cache = Cache(native.context, cells.layout(spec.geometry, spec.windows), tensors, SCRATCH)
         self.session = Session(spec, native, self.runner, self.cache, self.chooser)
 
     @classmethod
@@ -117,7 +117,7 @@ class LlamaCpp:
         try:
             tensors = find_cache(ggml, native.observe, self.spec.geometry)
             self._embeddings = find_embeddings(ggml, native.observe, self.spec.vocab_size)
-            cells.check_form(native.context, self.spec.geometry)
+            cells.check_form(native.context, cells.layout(self.spec.geometry, self.spec.windows))
             if attends_in_tiles(bits := vector_bits()):
                 self.attention = Attention(ggml, bits)
                 native.gate.prepare(self.attention)

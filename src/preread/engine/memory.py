@@ -168,7 +168,7 @@ def verdict(header: Header) -> Verdict:
         raise CorruptData("gguf", "the header names no architecture")
     if name in _ENCODERS or f"{name}.pooling_type" in header.metadata:
         return Verdict("none", "it computes embeddings or is a part of another model: it answers nothing", None)
-    memory = _memory(header, name)
+    memory = memory_of(header)
     if memory is None:
         return Verdict("unknown", f"what {name} keeps of a context is not known here", None)
     why = _obstacle(header, name, memory)
@@ -179,8 +179,8 @@ def _obstacle(header: Header, name: str, memory: Memory) -> str:
     """Why KV is neither exported nor injected, in the words of `engine/model.py`; "" where it is."""
     if memory.state_bytes:
         return "the model is recurrent: its state is not a KV row per token"
-    if memory.windows:
-        return "the model has sliding-window attention: llama.cpp keeps only part of its KV"
+    if memory.windows and (why := windowed_obstacle(name, memory)):
+        return why
     if any(isinstance(part, Rows) and part.k_values != part.v_values for layer in memory.layers for part in layer):
         return "the model's keys and values differ in size"
     if name in _UNROTATED or name in _PLANES or (name in _PERHAPS_PLANES and _sections(header, name)):
@@ -188,13 +188,42 @@ def _obstacle(header: Header, name: str, memory: Memory) -> str:
     return ""
 
 
+def windowed_obstacle(name: str, memory: Memory) -> str:
+    """Why KV of a model with windows is neither exported nor injected; "" where it is.
+
+    Its layers have to be alike but for their windows, and some must attend fully.
+    """
+    rows = [part for layer in memory.layers for part in layer if isinstance(part, Rows)]
+    if _WINDOWS.get(name, _Windows(0)).fixed:
+        return "the model's windows lie side by side: only those that move with each token are known here"
+    if memory.shared_layers or any(len(layer) != 1 for layer in memory.layers):
+        return "some of the model's layers have no KV of their own"
+    if len({(row.k_values, row.v_values) for row in rows}) != 1:
+        return "the model's layers differ in the size of their KV"
+    if len({row.window_tokens for row in rows}) != 2 or all(row.window_tokens is not None for row in rows):
+        return "no layer of the model attends to all tokens"
+    return ""
+
+
+def windows_of(memory: Memory) -> tuple[int | None, ...]:
+    """The window of each layer, of a model whose layers each have rows."""
+    return tuple(
+        next((part.window_tokens for part in layer if isinstance(part, Rows)), None) for layer in memory.layers
+    )
+
+
 def _sections(header: Header, name: str) -> bool:
     found = header.metadata.get(f"{name}.rope.dimension_sections")
     return isinstance(found, tuple) and all(found[:2])
 
 
-def _memory(header: Header, name: str) -> Memory | None:
-    """What every layer keeps; None where it is of a kind that no rule here is for."""
+def memory_of(header: Header) -> Memory | None:
+    """What every layer keeps; None where it is of a kind that no rule here is for.
+
+    Raises:
+        CorruptData: "gguf": the header lacks what every model has, or has what none has.
+    """
+    name = header.text("general.architecture")
     if name not in _PLAIN | _WINDOWS.keys() | _RECURRENT | _BY_HEADS | _BY_INTERVAL | _NEMOTRON | {"falcon-h1"}:
         return None
     layers = header.number(f"{name}.block_count") - header.number(f"{name}.nextn_predict_layers")

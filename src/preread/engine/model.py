@@ -20,6 +20,8 @@ from preread.engine.family import family, traits_of
 from preread.engine.grammar import Words
 from preread.engine.infill import FimTokens
 from preread.engine.marks import Controls
+from preread.engine.memory import memory_of, windowed_obstacle, windows_of
+from preread.engine.peek import header_of
 from preread.engine.registry import part_paths
 from preread.errors import EngineError, UsageError
 from preread.values import Family, Fingerprint, Geometry
@@ -46,6 +48,7 @@ class Spec:
         token_characters: no token stands for more characters of text.
         rope_near: whether the two halves of a rotated pair lie side by side (llama.cpp's NORM) or not (NEOX).
         rope_base, rope_pairs: base of the rotation's frequencies, and how many pairs of a head's channels are rotated.
+        windows: of each layer, the tokens that it looks back at, the one that looks included; None: at all.
         no_injection: why its KV can be neither exported nor injected; None when it can.
     """
 
@@ -62,6 +65,7 @@ class Spec:
     rope_near: bool
     rope_base: float
     rope_pairs: int
+    windows: tuple[int | None, ...]
     no_injection: str | None
 
 
@@ -230,6 +234,7 @@ def spec(loaded: Loaded, path: Path, name: str, window_tokens: int) -> Spec:
     vocabulary, token_characters = _vocabulary(loaded)
     geometry = Geometry(llama_cpp.llama_model_n_layer(model), llama_cpp.llama_model_n_head_kv(model), head_dim)
     near = llama_cpp.llama_model_rope_type(model) == llama_cpp.LLAMA_ROPE_TYPE_NORM
+    windows, no_windows = _windows(loaded, path, geometry.layers)
     return Spec(
         name=name,
         architecture=architecture,
@@ -244,16 +249,34 @@ def spec(loaded: Loaded, path: Path, name: str, window_tokens: int) -> Spec:
         rope_near=near,
         rope_base=float(loaded.metadata(f"{architecture}.rope.freq_base") or 10_000),
         rope_pairs=int(loaded.metadata(f"{architecture}.rope.dimension_count") or head_dim) // 2,
-        no_injection=_no_injection(loaded, architecture, head_dim),
+        windows=windows,
+        no_injection=_no_injection(loaded, architecture, head_dim, no_windows),
     )
 
 
-def _no_injection(loaded: Loaded, architecture: str, head_dim: int) -> str | None:
+def _windows(loaded: Loaded, path: Path, layers: int) -> tuple[tuple[int | None, ...], str]:
+    """The window of each layer, and why KV of a model that has windows cannot be exchanged; "": it can.
+
+    llama.cpp tells whether there are any, and the file's header in which layers.
+    """
+    full = (None,) * layers
+    if llama_cpp.llama_model_n_swa(loaded.model) <= 0:
+        return full, ""
+    header = header_of(path)
+    kept = memory_of(header)
+    if kept is None or not kept.windows or len(kept.layers) != layers:
+        return full, "the model has sliding-window attention, in layers that its file's header does not tell"
+    if why := windowed_obstacle(header.text("general.architecture"), kept):
+        return full, why
+    return windows_of(kept), ""
+
+
+def _no_injection(loaded: Loaded, architecture: str, head_dim: int, no_windows: str) -> str | None:
     model = loaded.model
     if llama_cpp.llama_model_is_recurrent(model) or llama_cpp.llama_model_is_hybrid(model):
         return "the model is recurrent: its state is not a KV row per token"
-    if llama_cpp.llama_model_n_swa(model) > 0:
-        return "the model has sliding-window attention: llama.cpp keeps only part of its KV"
+    if no_windows:
+        return no_windows
     if llama_cpp.llama_model_has_encoder(model):
         return "the model has an encoder: its decoder's KV is not all there is"
     if int(loaded.metadata(f"{architecture}.attention.value_length") or head_dim) != head_dim:

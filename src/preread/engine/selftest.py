@@ -2,13 +2,15 @@
 
 A context is prefilled and a prompt decoded; then the cache is emptied, the same KV streamed in layer by layer from
 another thread, each layer only once the engine waits for it, and the prompt decoded again. The logits must be the same
-bits. So must the rows of a context whose beginning is computed after its end was injected. Before that, attention in
-tiles must give what llama.cpp's own does, but for rounding.
+bits. So must the rows of a context whose beginning is computed after its end was injected, and, where a model has
+windows, those of one whose cells lie elsewhere in each of llama.cpp's two caches. Before that, attention in tiles must
+give what llama.cpp's own does, but for rounding.
 """
 
 import logging
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -27,6 +29,9 @@ Logits = npt.NDArray[np.float32]
 _CONTEXT_TOKENS, _PROMPT_TOKENS = 128, 8
 _COMPUTED_TOKENS = 64
 """Of the context, from its start; llama.cpp itself would compute batches below 64 tokens in another way."""
+
+_MOST_CONTEXT_TOKENS = 256
+"""Where it takes no more than this, the context is longer than the model's windows."""
 
 _PATIENCE_S = 10.0
 
@@ -47,14 +52,15 @@ class Tested:
 def self_test(engine: LlamaCpp) -> Tested:
     """Test an engine that holds no context; if injection fails, switch it off in `engine.no_injection`."""
     # Any ids will do, as long as they differ; a fixed stride keeps the test the same on every start.
-    tokens = (np.arange(_CONTEXT_TOKENS + _PROMPT_TOKENS, dtype=np.int64) * 97 + 11) % engine.spec.vocab_size
-    context, prompt = tokens[:_CONTEXT_TOKENS].astype(np.int32), tokens[_CONTEXT_TOKENS:].astype(np.int32)
+    count = _context_tokens(engine.spec.windows)
+    tokens = (np.arange(count + _PROMPT_TOKENS, dtype=np.int64) * 97 + 11) % engine.spec.vocab_size
+    context, prompt = tokens[:count].astype(np.int32), tokens[count:].astype(np.int32)
     _check_attention(engine, context[:_COMPUTED_TOKENS])
     engine.session.prefill(context[:8])  # llama.cpp makes its graph, and needs its memory, for the first time
     engine.session.clear()
     started = time.monotonic()
     _compute(engine, Slice(engine.sequences[0], context, 0))
-    rate = _CONTEXT_TOKENS / (time.monotonic() - started)
+    rate = count / (time.monotonic() - started)
     if engine.no_injection is None:
         try:
             engine.no_injection = _differs(engine, context, prompt)
@@ -62,6 +68,11 @@ def self_test(engine: LlamaCpp) -> Tested:
             engine.no_injection = f"the engine's self-test failed: {error}"
     engine.session.clear()
     return Tested(rate, engine.no_injection)
+
+
+def _context_tokens(windows: Sequence[int | None]) -> int:
+    beyond = min((window for window in windows if window is not None), default=0) + _COMPUTED_TOKENS
+    return max(_CONTEXT_TOKENS, beyond) if beyond <= _MOST_CONTEXT_TOKENS else _CONTEXT_TOKENS
 
 
 def _check_attention(engine: LlamaCpp, context: Tokens) -> None:
@@ -86,7 +97,7 @@ def _differs(engine: LlamaCpp, context: Tokens, prompt: Tokens) -> str | None:
     """What injection does otherwise than computing, if anything; the context is computed in the first sequence."""
     own, request, scratch, *_ = engine.sequences
     everything = Span(0, len(context)), Span(0, engine.spec.geometry.layers)
-    local = _logits(engine, own, request, prompt)
+    local = _logits(engine, own, request, len(context), prompt)
     block = engine.cache.export(own, *everything)
     engine.cache.free(own)
     rows, late = engine.cache.reserve(own, len(context)), list[int]()
@@ -94,14 +105,14 @@ def _differs(engine: LlamaCpp, context: Tokens, prompt: Tokens) -> str | None:
     engine.runner.arm(0)
     feeder.start()
     try:
-        streamed = _logits(engine, own, request, prompt, armed=True)
+        streamed = _logits(engine, own, request, len(context), prompt, armed=True)
     finally:
         feeder.join()
     if late:
         return f"the engine's self-test failed: the engine did not wait for layer {late[0]}"
     if not np.array_equal(local, streamed):
         return f"the engine's self-test failed: logits differ by up to {np.abs(local - streamed).max():.3g}"
-    return _misplaced(engine, context, block, rows, scratch)
+    return _misplaced(engine, context, block, rows, scratch) or _displaced(engine, block, rows, request, scratch)
 
 
 def _misplaced(engine: LlamaCpp, context: Tokens, block: KVBlock, rows: Rows, scratch: int) -> str | None:
@@ -113,6 +124,24 @@ def _misplaced(engine: LlamaCpp, context: Tokens, block: KVBlock, rows: Rows, sc
     mixed = cache.export(rows.sequence, block.tokens, block.layers)
     if not (np.array_equal(mixed.k, block.k) and np.array_equal(mixed.v, block.v)):
         return "the engine's self-test failed: what is computed before injected rows is not what is computed alone"
+    return None
+
+
+def _displaced(engine: LlamaCpp, block: KVBlock, rows: Rows, request: int, scratch: int) -> str | None:
+    """Inject the context where another one's windows have left cells behind: only one of the two caches gives them."""
+    if rows.windowed is None:
+        return None
+    cache, count = engine.cache, len(block.tokens)
+    cache.free(rows.sequence)
+    cache.reserve(request, _PROMPT_TOKENS)
+    cache.reserve(scratch, count)
+    cache.free(request)  # what comes next looks for cells from here on
+    cache.inject(cache.reserve(rows.sequence, count), block)
+    found = cache.export(rows.sequence, block.tokens, block.layers)
+    for sequence in (rows.sequence, scratch):
+        cache.free(sequence)
+    if not (np.array_equal(found.k, block.k) and np.array_equal(found.v, block.v)):
+        return "the engine's self-test failed: rows are not where the model's windows look for them"
     return None
 
 
@@ -136,9 +165,10 @@ def _compute(engine: LlamaCpp, one: Slice) -> None:
     engine.runner.run([one])
 
 
-def _logits(engine: LlamaCpp, context: int, request: int, prompt: Tokens, *, armed: bool = False) -> Logits:
-    """Logits (vocab,) after a prompt that follows a context; `armed`: it waits for the context's layers."""
-    tokens = _CONTEXT_TOKENS
+def _logits(
+    engine: LlamaCpp, context: int, request: int, tokens: int, prompt: Tokens, *, armed: bool = False
+) -> Logits:
+    """Logits (vocab,) after a prompt that follows a context of `tokens`; `armed`: it waits for the context's layers."""
     engine.cache.share(context, request, Span(0, tokens))
     if not armed:
         engine.runner.arm()

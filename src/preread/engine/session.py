@@ -144,10 +144,10 @@ class Session:
         tensors = self._cache.tensors
         self.clear()
         try:
-            span = Span(0, tokens)
-            found = cells.allocate(self._native.context, self._spec.geometry, tensors, span, CONTEXT, SCRATCH)
-            if not np.array_equal(found, np.arange(tokens)):
-                raise EngineError("llama.cpp did not allocate the cells in order")
+            layout = cells.layout(self._spec.geometry, self._spec.windows)
+            for found in cells.allocate(self._native.context, layout, tensors, Span(0, tokens), CONTEXT, SCRATCH):
+                if not np.array_equal(found[found >= 0], np.flatnonzero(found >= 0)):
+                    raise EngineError("llama.cpp did not allocate the cells in order")
         except EngineError:
             self.clear(wipe=True)
             raise

@@ -94,7 +94,8 @@ def floor_s(need: Need, link: Link) -> float:
 
     With h tokens of the context computed here while the rest is on the wire,
     T = min over h in 0 … N of max(h/S + P, RTT + (N − h)·b/B). The first term rises with h and the second falls, so the
-    minimum is where they cross, or at an end.
+    minimum is where they cross, or at an end. Of a model with windows the tail has more than its share of the bytes, so
+    no less than (N − h)·b is on the wire there: the floor stays one.
     """
     if need.context_tokens == 0:
         return need.prompt_s

@@ -17,7 +17,10 @@ class At(Enum):
 
 
 class Grid:
-    """The cells of a context, `sizes` [chunk][group] in bytes.
+    """The cells of a context, `sizes` [chunk][group] in bytes. Cells of no bytes are in place: nobody looks at them.
+
+    Args:
+        in_order: a chunk can be computed only behind chunks that were computed, one by one; see `legality.py`.
 
     Attributes:
         away: cells that would have to be fetched.
@@ -28,18 +31,19 @@ class Grid:
         spoilt: chunks that can only be computed.
     """
 
-    def __init__(self, sizes: Sequence[Sequence[int]]) -> None:
-        self._sizes, self.groups = sizes, len(sizes[0])
-        self._at = {(c, g): At.AWAY for c in range(len(sizes)) for g in range(self.groups)}
-        self.away, self.here = set(self._at), set[Cell]()
+    def __init__(self, sizes: Sequence[Sequence[int]], *, in_order: bool = False) -> None:
+        self._sizes, self.groups, self._in_order = sizes, len(sizes[0]), in_order
+        self._at = {(c, g): At.AWAY if size else At.PLACED for c, row in enumerate(sizes) for g, size in enumerate(row)}
+        self.away, self.here = {cell for cell, at in self._at.items() if at is At.AWAY}, set[Cell]()
         self.left_bytes = [sum(row) for row in sizes]
         self.away_bytes = list(self.left_bytes)
         self.computed: set[int] = set()
         self.spoilt: set[int] = set()
-        self._missing = [len(sizes)] * self.groups  # cells of each group that are not in place
-        self._unplaced = [self.groups] * len(sizes)  # cells of each chunk
+        self._missing = [sum(row[g] > 0 for row in sizes) for g in range(self.groups)]  # of each group, not in place
+        self._unplaced = [sum(size > 0 for size in row) for row in sizes]  # of each chunk
         self._injecting = [0] * len(sizes)
-        self.mean_bytes = sum(self.left_bytes) / len(self._at)
+        self._beginning = 0  # so many chunks were computed, one by one
+        self.mean_bytes = sum(self.left_bytes) / max(1, len(self.away))
 
     def bytes(self, cell: Cell) -> int:
         """Size of a cell."""
@@ -52,6 +56,10 @@ class Grid:
     def cells(self, chunk: int) -> Iterator[Cell]:
         """Of one chunk, in layer order."""
         return ((chunk, group) for group in range(self.groups))
+
+    def with_chunk(self, chunk: int) -> range:
+        """The chunks that have to be computed for one to be, the last of them. All before them are in place."""
+        return range(min(self._beginning, chunk) if self._in_order else chunk, chunk + 1)
 
     def injecting(self, chunk: int) -> int:
         """How many cells of a chunk are being injected."""
@@ -95,6 +103,7 @@ class Grid:
         """A chunk was computed, whatever had arrived of it."""
         self.computed.add(chunk)
         self.spoilt.discard(chunk)
+        self._beginning += chunk == self._beginning
         for cell in self.cells(chunk):
             if self._at[cell] is not At.PLACED:
                 self.here.discard(cell)

@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from preread.plan.legality import Window, goes_on
 from preread.values import ContextId
 
 Tokens = npt.NDArray[np.int32]
@@ -28,10 +29,16 @@ class Match:
     shared: int
     whole: bool
 
-    def serves(self, context_tokens: int, prompt_tokens: int, window_tokens: int) -> bool:
-        """Whether a prompt is answered from the context: all of it is held, with what the prompt has besides."""
+    def serves(
+        self, context_tokens: int, prompt_tokens: int, window_tokens: int, windows: Iterable[Window] = ()
+    ) -> bool:
+        """Whether a prompt is answered from the context: all of it is held, with what the prompt has besides.
+
+        `windows`: of the model's layers.
+        """
         fits = context_tokens + prompt_tokens - self.shared < window_tokens
-        return self.whole or (fits and self.shared >= LEAST_SHARE * context_tokens)
+        enough = self.shared >= LEAST_SHARE * context_tokens and goes_on(self.shared, context_tokens, windows)
+        return self.whole or (fits and enough)
 
     def near(self, context_tokens: int) -> bool:
         """Whether it is worth telling that they do not have more in common."""

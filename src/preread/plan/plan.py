@@ -4,7 +4,8 @@ A context is a grid of cells, chunks of tokens × groups of layers. A chunk gets
 chunks before it must be in place, or by fetching its cells in any order. So the machine computes from the start and
 the links bring cells from the end backwards, and wherever they meet is right. Only the cells that will arrive while
 the prompt itself is computed (the last wave, nearest to the meeting point) are fetched layer by layer, since the prompt
-can be computed through the layers that are there.
+can be computed through the layers that are there. Where layers have windows, cells that nobody looks at need not come,
+and chunks can be computed in order only: one that came is computed anew where another behind it has to be.
 
 A state machine without clock and I/O: `Plan.step` takes what happened, and when, and returns what to do now. Every
 decision compares predicted finishes. A link of which nothing is known, or that failed, is taken to carry nothing
@@ -77,7 +78,7 @@ class Plan:
     """One load of one context. It begins with the first `step`, and is over when `complete`."""
 
     def __init__(self, task: Task, at_s: float) -> None:
-        self._task, self._now_s, self.grid = task, at_s, Grid(task.cells)
+        self._task, self._now_s, self.grid = task, at_s, Grid(task.cells, in_order=task.in_order)
         starts = [sum(task.chunks[:c]) for c in range(len(task.chunks))]
         self._believed_s = [task.prefill.seconds(start, size) for start, size in zip(starts, task.chunks, strict=True)]
         self._engine, self._began_s, self._until_s = Engine.IDLE, at_s, at_s
@@ -113,6 +114,16 @@ class Plan:
     def _compute_s(self, chunks: Sequence[int]) -> list[float]:
         slower = self._speed * self._slower
         return [slower * self._believed_s[chunk] for chunk in chunks]
+
+    def _each_s(self, left: Sequence[int], *, afresh: bool) -> list[float]:
+        """Seconds to compute each of the chunks that are left, behind those before it."""
+        if not self._task.in_order:
+            return self._compute_s(left)
+        out, last = [], -1 if afresh else self._span.stop - 1
+        for chunk in left:
+            out.append(sum(self._compute_s([c for c in self.grid.with_chunk(chunk) if c > last])))
+            last = chunk
+        return out
 
     @property
     def _computing_s(self) -> float:
@@ -165,7 +176,7 @@ class Plan:
         spoilt = sum(c in grid.spoilt for c in left)
         computed_s = 0.0 if afresh else self._computing_s
         finishes = []
-        for chunk, compute_s in zip([*left, None], [*self._compute_s(left), 0.0], strict=True):
+        for chunk, compute_s in zip([*left, None], [*self._each_s(left, afresh=afresh), 0.0], strict=True):
             load_s = float("inf") if spoilt else coming.seconds(left_bytes, away_bytes)
             # Computing takes every processor that there is, and so does decoding: neither is for nothing.
             busy_s = computed_s + prompt_s + left_bytes / coming.decode_bytes_s
@@ -294,24 +305,34 @@ class Plan:
         return count if in_vain else max(1, count // 2)
 
     def _compute(self, left: list[int], most: int, out: list[Instruction]) -> None:
-        """Compute the first chunk that is left, and up to `most`."""
-        stop, tokens = left[0] + 1, self._task.chunks[left[0]]
-        for chunk in left[1:most]:
+        """Compute the first chunk that is left, and up to `most`, with what has to be before them."""
+        start, *others = self.grid.with_chunk(left[0])
+        stop, tokens = start + 1, self._task.chunks[start]
+        for chunk in [*others, *left[1:most]]:
             tokens += self._task.chunks[chunk]
-            begun = self.grid.left_bytes[chunk] < sum(self._task.cells[chunk]) or self.grid.injecting(chunk)
+            begun = chunk > left[0] and (self._has_come(chunk) or self.grid.injecting(chunk))
             if chunk != stop or tokens > LONGEST_BATCH_TOKENS or begun:
                 break
             stop += 1
-        compute_s = sum(self._compute_s(range(left[0], stop)))
-        self._engine, self._span = Engine.COMPUTING, range(left[0], stop)
+        compute_s = sum(self._compute_s(range(start, stop)))
+        self._engine, self._span = Engine.COMPUTING, range(start, stop)
         self._began_s, self._until_s = self._now_s, self._now_s + compute_s
         for chunk in self._span:
             for cell in self.grid.cells(chunk):
                 self._give_up(cell, out)
-        out.append(Compute(left[0], stop))
+        out.append(Compute(start, stop))
+
+    def _has_come(self, chunk: int) -> bool:
+        """Whether something of a chunk was fetched and is in place."""
+        return self.grid.left_bytes[chunk] < sum(self._task.cells[chunk])
 
     def _in_vain(self, left: list[int]) -> bool:
-        """Whether the computation should rather not have been begun: what it computes is here, or will be sooner."""
+        """Whether the computation should rather not have been begun: what it computes is here, or will be sooner.
+
+        Never where something of it had come: its rows are given up for those that are computed.
+        """
+        if any(map(self._has_come, self._span)):
+            return False
         rest = [c for c in left if c not in self._span]
         goes_on_s = min(self._finishes(rest))
         instead_s = min(self._finishes(left, afresh=True))

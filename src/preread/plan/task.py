@@ -31,13 +31,14 @@ class Task:
 
     Attributes:
         chunks: tokens of each chunk.
-        cells: bytes of each cell, [chunk][group].
+        cells: bytes of each cell, [chunk][group]; 0: nobody looks at it, so it need not come.
         prefill: how long computing takes.
         prompt_s: P, how long the prompt takes once everything is in place.
         decode_bytes_s: how fast cells are decoded and injected where nothing else is done, all at once that may be.
         sources: where cells can come from, the one to prefer first.
         first: for each cell [chunk][group] the source that is to be asked; any other but the last then lacks it, and
             the last is asked only where that one fails or is overdue. Empty: every source has everything.
+        in_order: a chunk can be computed only behind chunks that were computed, one by one; see `legality.py`.
     """
 
     chunks: tuple[int, ...]
@@ -47,3 +48,4 @@ class Task:
     decode_bytes_s: float
     sources: tuple[Source, ...]
     first: tuple[tuple[int, ...], ...] = ()
+    in_order: bool = False

@@ -1,0 +1,36 @@
+"""What of a context has to be in place before something is computed behind it: some layers look back a window only.
+
+A layer with a window of W tokens looks, for the token at position p, at the rows from p - W + 1 to p. So behind a
+context of N tokens nothing looks at its rows before N - W + 1 any more: they need not be fetched, and llama.cpp may
+give their cells to others. But whoever goes on from a middle needs the rows before that one.
+"""
+
+from collections.abc import Iterable
+
+from preread.values import Span
+
+Window = int | None
+"""Tokens that a layer looks back at, the one that looks included; None: at all."""
+
+
+def first_seen(tokens: int, window: Window) -> int:
+    """The first position of which something behind so many tokens sees the row in a layer with this window."""
+    return 0 if window is None else max(0, tokens - window + 1)
+
+
+def is_seen(tokens: int, chunk: Span, windows: Iterable[Window]) -> bool:
+    """Whether anything behind a context of so many tokens sees a row of this chunk in layers with these windows."""
+    return any(chunk.stop > first_seen(tokens, window) for window in windows)
+
+
+def goes_on(at: int, tokens: int, windows: Iterable[Window]) -> bool:
+    """Whether one may go on behind the first `at` tokens of `tokens` of which only what is seen behind them is kept."""
+    return all(first_seen(at, window) >= first_seen(tokens, window) for window in windows)
+
+
+def is_in_order(tokens: int, windows: Iterable[Window]) -> bool:
+    """Whether a chunk of such a context can be computed only behind chunks that were computed here, one by one.
+
+    Rows that are injected, and that nothing behind the context sees, do not stay for what is computed before its end.
+    """
+    return any(first_seen(tokens, window) > 0 for window in windows)

@@ -1,0 +1,52 @@
+"""What windows look at, against the mask that llama.cpp computes attention with."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from preread.plan.legality import first_seen, goes_on, is_in_order, is_seen
+from preread.values import Span
+
+windows = st.none() | st.integers(2, 12)
+BEYOND = 30
+
+
+def seen(position: int, by: int, window: int | None) -> bool:
+    """`is_masked_swa`, turned round: the mask of a token for a row."""
+    return position <= by and (window is None or by - position < window)
+
+
+def looked_at(tokens: int, window: int | None) -> set[int]:
+    """The rows of a context that anything behind it sees."""
+    return {p for p in range(tokens) for by in range(tokens, tokens + BEYOND) if seen(p, by, window)}
+
+
+@given(st.integers(0, 25), windows)
+def test_what_is_seen_behind_a_context_is_what_the_mask_lets_through(tokens: int, window: int | None) -> None:
+    assert looked_at(tokens, window) == set(range(first_seen(tokens, window), tokens))
+
+
+@given(st.integers(1, 25), st.integers(0, 24), st.integers(1, 25), st.lists(windows, min_size=1, max_size=4))
+def test_a_chunk_is_needed_where_any_of_its_rows_is_seen(
+    tokens: int, start: int, size: int, of: list[int | None]
+) -> None:
+    chunk = Span(min(start, tokens - 1), min(start + size, tokens))
+    if len(chunk) > 0:
+        needed = any(looked_at(tokens, window) & set(range(chunk.start, chunk.stop)) for window in of)
+        assert is_seen(tokens, chunk, of) == needed
+
+
+@given(st.integers(1, 25), st.integers(1, 25), st.lists(windows, max_size=4))
+def test_one_goes_on_where_all_that_is_looked_at_is_kept(at: int, tokens: int, of: list[int | None]) -> None:
+    at = min(at, tokens)
+    kept = [looked_at(tokens, window) for window in of]
+    assert goes_on(at, tokens, of) == all(looked_at(at, one) <= rows for one, rows in zip(of, kept, strict=True))
+    assert goes_on(tokens, tokens, of)
+
+
+@given(st.integers(1, 25), st.lists(windows, max_size=4))
+def test_chunks_are_computed_in_any_order_only_where_one_can_go_on_from_every_place(
+    tokens: int, of: list[int | None]
+) -> None:
+    if not is_in_order(tokens, of):
+        assert all(goes_on(at, tokens, of) for at in range(1, tokens + 1))
+    assert is_in_order(tokens, of) == any(looked_at(tokens, window) != set(range(tokens)) for window in of)
