@@ -425,10 +425,12 @@ def test_after_a_restart_without_a_cloud_known_contexts_are_computed(
 def test_contexts_that_cannot_be_streamed_here(
     bench: Bench, local: Answer, cloud: Any, tiny_model: Path, tmp_path: Path
 ) -> None:
-    """Of another build of the model, of another model, with a manifest from the future, with a segment missing."""
+    """Of another build of the model, of another model, with a manifest from the future, without its segments."""
     known = bench.node.contexts.named("manual")
     store = open_store(str(tmp_path / "store"))
     asyncio.run(_strange_contexts(store, cloud.store, known.entry))
+    for segment in (tmp_path / "store" / "segments").glob("*/*"):
+        segment.unlink()
     with serving(create_app(store, refuse)) as url:
 
         async def ask_all() -> dict[str, Answer]:
@@ -456,6 +458,10 @@ async def _strange_contexts(store: Objects, source: Objects, entry: Entry) -> No
     assert data is not None and packed is not None
     await store.put("tokens", packed)
     manifest = manifests.loads(data)
+    for id in {cell.id for rung in manifest.rungs for row in rung.segments for cell in row}:
+        segment = await source.read("segments", id)
+        assert segment is not None
+        await store.put("segments", segment)
     other = Fingerprint("0" * 64)
     moved = msgspec.structs.replace(
         manifest,
