@@ -17,10 +17,12 @@ from preread.cli import (
     attach,
     bundle,
     chat,
+    cloud,
     contexts,
     decisions,
     demo,
     doctor,
+    edge,
     family,
     fits,
     fitting,
@@ -29,7 +31,6 @@ from preread.cli import (
     options,
     publishing,
     scale,
-    serve,
     store,
     teaching,
 )
@@ -50,8 +51,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(serve.cloud)
-app.command()(serve.edge)
+app.command()(cloud.cloud)
+app.command()(edge.edge)
 app.command()(attach.attach)
 app.command()(publishing.publish)
 app.add_typer(contexts.app, name="contexts")

@@ -54,7 +54,7 @@ def fit(
     The loss on text is compared with that after the model's own prefill. An edge with this model streams contexts of
     the other one from then on, where the upper end of a 95 % interval and what the rung costs keep its budget.
     """
-    from preread.cli.serve import engine_for
+    from preread.cli.engine import engine_for
     from preread.fit import family, files
     from preread.fit.text import read
 

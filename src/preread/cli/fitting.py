@@ -52,7 +52,7 @@ def codec(
     are published with the newest profile; contexts that were published before keep theirs. No cloud may run on the
     store meanwhile.
     """
-    from preread.cli.serve import engine_for
+    from preread.cli.engine import engine_for
     from preread.fit.text import calibration, read
     from preread.store.objects import open_store
 
@@ -106,7 +106,7 @@ def align(
     Both read the same windows. Layers are compared by centred kernel alignment of K (without position) and V; the map
     is the monotone one with the greatest sum. The last line is JSON.
     """
-    from preread.cli.serve import engine_for
+    from preread.cli.engine import engine_for
     from preread.fit.align import align as fit_align
     from preread.fit.text import calibration, read
 
@@ -158,7 +158,7 @@ def map_layers(
     costs is measured on windows that nothing was fitted on. The last line is JSON.
     """
     from preread.align.mapping_bytes import Kept, dumps
-    from preread.cli.serve import engine_for
+    from preread.cli.engine import engine_for
     from preread.fit.map import fit_mappings
     from preread.fit.text import calibration, read
 

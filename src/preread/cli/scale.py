@@ -12,7 +12,7 @@ import typer
 
 from preread import limits
 from preread.cli import options
-from preread.cli.terminal import say
+from preread.cli.terminal import contexts, say
 from preread.engine.registry import DEFAULT
 from preread.errors import UsageError
 
@@ -121,9 +121,8 @@ async def serve(
             served = {name: Served(ReplicaPublisher(objects, one.make), one.count) for name, one in running.items()}
             names = {one.fingerprint: name for name, one in running.items()}
             first = served[wanted[0].name]
-            count = len(await objects.names())
-            contexts = "1 context" if count == 1 else f"{count} contexts"
-            told = f"{', '.join(served)} on Ray at {address}, {there.urls}, store {store}, {contexts}"
+            where = f"{there.urls}, store {store}, {contexts(len(await objects.names()))}"
+            told = f"{', '.join(served)} on Ray at {address}, {where}"
             width = of.most * len(served)
             yield create_app(objects, first.publisher, there.access, first.counter, names, served, width, elsewhere)
 

@@ -45,7 +45,7 @@ def study(
     Takes minutes. The last line is JSON.
     """
     from preread.align.study_bytes import dumps
-    from preread.cli.serve import engine_for
+    from preread.cli.engine import engine_for
     from preread.fit.study import study as ask
     from preread.fit.text import read
 
@@ -96,7 +96,7 @@ def teach(
     is measured on questions that it did not learn from. The last line is JSON.
     """
     from preread.align.taught_bytes import dumps
-    from preread.cli.serve import engine_for
+    from preread.cli.engine import engine_for
     from preread.cloud.document import read_document
     from preread.engine import hf
     from preread.fit.study import load as load_study
@@ -161,7 +161,7 @@ def guide(
     does is measured on documents that it did not learn from, beside a control. The last line is JSON.
     """
     from preread.align.guide_bytes import dumps
-    from preread.cli.serve import engine_for
+    from preread.cli.engine import engine_for
     from preread.engine import hf
     from preread.fit.guide import fit_guide
     from preread.fit.school import Models

@@ -177,6 +177,11 @@ def size(size_bytes: float) -> str:
     return f"{size_bytes:,.3g} GB" if size_bytes < 999.5 else f"{size_bytes:,.0f} GB"
 
 
+def contexts(count: int) -> str:
+    """So many contexts."""
+    return "1 context" if count == 1 else f"{count} contexts"
+
+
 QUALITY_HEADINGS: Final = ("LOSS RISES BY", "KL", "SAME TOKEN", "MEASURED ON")
 _MEASURED_ON: Final = {"fit": "other text", "context": "this context", "inferred": "this context, by ratio"}
 
