@@ -352,12 +352,12 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop; where it was asked to before, end there and then."""
         now_s = time.monotonic()
-        if self._asked_s is not None and now_s - self._asked_s >= _SAME_S:
+        self.interrupted |= sig == signal.SIGINT
+        if self._asked_s is None:
+            self._asked_s, self.should_exit = now_s, True
+        elif now_s - self._asked_s >= _SAME_S:
             signal.signal(sig, signal.SIG_DFL)
             os.kill(os.getpid(), sig)
-        self._asked_s = self._asked_s or now_s
-        self.interrupted |= sig == signal.SIGINT
-        self.should_exit = True
 
 
 def _failed_by(error: UsageError, *numbers: int) -> bool:

@@ -6,11 +6,11 @@ when they begin, and once when they end.
 
 import asyncio
 import logging
-import random
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing
 from functools import partial
+from secrets import SystemRandom
 from typing import Final
 
 from preread.edge.contexts import Contexts
@@ -42,7 +42,7 @@ async def keep_in_step(
             await stack.enter_async_context(running(_keep_fetching(contexts, link)))
         while True:
             # A load may find out first that the cloud is gone.
-            pause_s = sync_pause_s(every_s, failures or bool(contexts.unreachable), random.random())
+            pause_s = sync_pause_s(every_s, failures or bool(contexts.unreachable), _chance())
             if ear.doubts or time.monotonic() - asked_s >= pause_s:
                 told = ear.hears and not contexts.unreachable
                 failures = await synced(partial(contexts.fetch, link) if told else sync, failures, meanwhile)
@@ -74,7 +74,7 @@ class Ear:
                 allowance = allowance.spent(time.monotonic())
             while self._contexts.unreachable:
                 await asyncio.sleep(_LOOK_S / 4)
-            pause_s = listen_pause_s(failures, random.random())
+            pause_s = listen_pause_s(failures, _chance())
             await asyncio.sleep(max(pause_s, allowance.wait_s(time.monotonic())))
 
     async def _listen(self) -> bool:
@@ -108,7 +108,7 @@ async def _keep_fetching(contexts: Contexts, link: CloudLink) -> None:
     """Fetch what changes make worth having, for ever, and not in the moment in which all edges hear of them."""
     while True:
         await contexts.lacking.wait()
-        await asyncio.sleep(SPREAD_S * random.random())
+        await asyncio.sleep(SPREAD_S * _chance())
         if contexts.unreachable:
             contexts.lacking.clear()  # the next sync fetches it
             continue
@@ -140,3 +140,8 @@ async def synced(sync: Callable[[], Awaitable[object]], failures: int, meanwhile
     if failures:
         _log.info("the cloud can be reached again")
     return 0
+
+
+def _chance() -> float:
+    """From 0 to 1, drawn anew. The generator is not the process's own, whose seed may be somebody's."""
+    return SystemRandom().random()
