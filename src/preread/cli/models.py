@@ -18,6 +18,7 @@ app = typer.Typer(help="List, check and fetch models.", no_args_is_help=True)
 LENGTHS: Final = (1_000, 8_000, 32_000)
 """Tokens of the contexts that `check` weighs."""
 _FITTED_BITS, _HALF_BITS = 1.2, 16
+_FORMS: Final = {"float16": "as float16", "fitted": "in a fitted rung"}
 _WAYS: Final[dict[Way, str]] = {
     "streams": "contexts are streamed to an edge that runs it",
     "computed": "contexts are computed at the edge",
@@ -40,7 +41,7 @@ class Checked:
         context_bytes: what contexts of so many tokens take, by their length, as llama.cpp has them.
         windowed_layers, shared_layers: which look back a little only, and which keep nothing of their own.
         break_even_mbps: links above which a context comes sooner than it is computed at `prefill_rate` tokens a second:
-            as float16, and in a fitted rung of 1.2 bits a value.
+            as float16, and in a fitted rung of 1.2 bits a value, which models with windows have not yet.
     """
 
     model: str
@@ -150,7 +151,8 @@ def checked(model: str, found: Peeked, judged: Verdict, prefill_rate: float) -> 
 def _break_even(memory: Memory, prefill_rate: float) -> dict[str, float]:
     tokens = LENGTHS[0]
     mbps = memory.bytes_of(tokens) * 8 / 1e6 / (tokens / prefill_rate)
-    return {"float16": round(mbps, 3), "fitted": round(mbps * _FITTED_BITS / _HALF_BITS, 3)}
+    plain = {"float16": round(mbps, 3)}
+    return plain if memory.windows else plain | {"fitted": round(mbps * _FITTED_BITS / _HALF_BITS, 3)}
 
 
 def _lines(told: Checked) -> Iterator[str]:
@@ -168,8 +170,8 @@ def _lines(told: Checked) -> Iterator[str]:
     weights = (f"{size(size_bytes)} of {tokens:,} tokens" for tokens, size_bytes in told.context_bytes.items())
     yield f"a context takes {', '.join(weights)}"
     if told.way == "streams":
-        plain, fitted = told.break_even_mbps["float16"], told.break_even_mbps["fitted"]
+        rates = {_FORMS[form]: mbps for form, mbps in told.break_even_mbps.items()}
         yield (
             f"where {told.prefill_rate:g} tokens are read in a second, streaming alone is faster over links of more "
-            f"than {fitted:,.3g} Mbit/s in a fitted rung, {plain:,.3g} Mbit/s as float16"
+            f"than {', '.join(f'{mbps:,.3g} Mbit/s {form}' for form, mbps in rates.items())}"
         )

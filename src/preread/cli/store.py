@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from preread.cli.terminal import note, say, size
+from preread.cli.terminal import contexts, note, say, size
 from preread.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def check(
     if len(found.damage) > _MOST_SHOWN:
         say(f"… and {len(found.damage) - _MOST_SHOWN} more")
     state = _state(len(found.damage), "of the right size" if quick else "whole")
-    say(f"{found.contexts} contexts, {found.objects} objects, {size(found.size_bytes)}: {state}")
+    say(f"{contexts(found.contexts)}, {found.objects} objects, {size(found.size_bytes)}: {state}")
     if found.orphans:
         orphaned = size(sum(one.size_bytes for one in found.orphans))
         say(f"nothing leads to {len(found.orphans)} objects, {orphaned}: see `preread store gc --dry-run`")
@@ -85,7 +85,7 @@ def migrate(store: _Store) -> None:
     if count is None:
         say("this store has a log of its names already: nothing to do")
     else:
-        say(f"upgraded: {count} contexts; older releases of preread refuse this store now")
+        say(f"upgraded: {contexts(count)}; older releases of preread refuse this store now")
 
 
 def bench(
