@@ -27,6 +27,7 @@ _NUMBERS: Final = {
     0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d",
 }  # fmt: skip
 _STRING, _ARRAY = 8, 9
+_LENGTH: Final = struct.Struct("<Q")
 
 Number = int | float | bool
 
@@ -182,12 +183,22 @@ class _Reader:
         if count > MAX_HEADER_BYTES:
             raise CorruptData("gguf", f"{key} counts {count} items")
         if kind == _STRING:
-            for _ in range(count):
-                self.take(self.number("<Q"))
+            self._pass_texts(count)
             return Long(count)
         form = self._form(kind, key)
         piece = self.take(count * struct.calcsize(form))
         return struct.unpack(f"<{count}{form[1]}", piece) if count <= _LONGEST_ARRAY else Long(count)
+
+    def _pass_texts(self, count: int) -> None:
+        """A vocabulary has hundreds of thousands, so nothing but their lengths is looked at, and bounds at the end."""
+        length, data, place = _LENGTH.unpack_from, self._data, self.place
+        last = len(data) - _LENGTH.size
+        for _ in range(count):
+            if place > last:
+                place += _LENGTH.size
+                break
+            place += _LENGTH.size + length(data, place)[0]
+        self.take(place - self.place)
 
     def _form(self, kind: int, key: str) -> str:
         if (form := _NUMBERS.get(kind)) is None:
