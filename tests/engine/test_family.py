@@ -39,7 +39,7 @@ def test_real_models_are_of_families_of_their_own(smollm: Path, qwen: Path, tiny
 
 @pytest.fixture(scope="module")
 def traits(tiny_model: Path) -> Traits:
-    found = traits_of(tiny_model, Geometry(8, 1, 64), Fingerprint("f" * 64), rope_near=True)
+    found = traits_of(tensors.parts(tiny_model), Geometry(8, 1, 64), Fingerprint("f" * 64), rope_near=True)
     return replace(found, norms=tuple(found.norms))
 
 
@@ -95,4 +95,4 @@ def test_a_file_that_ends_too_early_is_refused(tiny_model: Path, tmp_path: Path)
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(tiny_model.read_bytes()[:1_000_000])
     with pytest.raises(CorruptData, match="it is not whole"):
-        traits_of(cut, Geometry(8, 1, 64), Fingerprint("f" * 64), rope_near=True)
+        traits_of(tensors.parts(cut), Geometry(8, 1, 64), Fingerprint("f" * 64), rope_near=True)

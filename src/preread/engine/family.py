@@ -8,7 +8,6 @@ whose adapters were merged: which of its KV a model may read is measured, see `f
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import blake3
@@ -18,6 +17,7 @@ import numpy.typing as npt
 
 from preread.engine import tensors
 from preread.engine.gguf import Tensor, Value
+from preread.engine.tensors import Parts
 from preread.values import Family, Fingerprint, Geometry
 
 Single = npt.NDArray[np.float32]
@@ -80,13 +80,12 @@ def family(traits: Traits) -> Family | None:
     return Family(blake3.blake3(msgspec.json.encode(meaning, order="sorted")).hexdigest())
 
 
-def traits_of(path: Path, geometry: Geometry, vocabulary: Fingerprint, *, rope_near: bool) -> Traits:
-    """The traits of a model's file, and of what llama.cpp found out about it.
+def traits_of(files: Parts, geometry: Geometry, vocabulary: Fingerprint, *, rope_near: bool) -> Traits:
+    """The traits of a model's files, and of what llama.cpp found out about it.
 
     Raises:
-        CorruptData: the file cannot be read.
+        CorruptData: a file ends before its tensors do.
     """
-    files = tensors.parts(path)
     found = files[0][1].metadata
     architecture = files[0][1].text("general.architecture") or "unknown"
     scaling = f"{architecture}.rope.scaling."

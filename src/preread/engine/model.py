@@ -14,14 +14,14 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from preread.engine import trial
+from preread.engine import tensors, trial
 from preread.engine.chat import ChatTemplate
 from preread.engine.family import family, traits_of
+from preread.engine.gguf import Header
 from preread.engine.grammar import Words
 from preread.engine.infill import FimTokens
 from preread.engine.marks import Controls
 from preread.engine.memory import memory_of, windowed_obstacle, windows_of
-from preread.engine.peek import header_of
 from preread.engine.registry import part_paths
 from preread.errors import EngineError, UsageError
 from preread.values import Family, Fingerprint, Geometry
@@ -222,6 +222,7 @@ def spec(loaded: Loaded, path: Path, name: str, window_tokens: int) -> Spec:
 
     Raises:
         UsageError: the window asked for is longer than the model's own.
+        CorruptData: the file's header, or a tensor of it, cannot be read.
     """
     model = loaded.model
     trained = llama_cpp.llama_model_n_ctx_train(model)
@@ -234,13 +235,14 @@ def spec(loaded: Loaded, path: Path, name: str, window_tokens: int) -> Spec:
     vocabulary, token_characters = _vocabulary(loaded)
     geometry = Geometry(llama_cpp.llama_model_n_layer(model), llama_cpp.llama_model_n_head_kv(model), head_dim)
     near = llama_cpp.llama_model_rope_type(model) == llama_cpp.LLAMA_ROPE_TYPE_NORM
-    windows, no_windows = _windows(loaded, path, geometry.layers)
+    files = tensors.parts(path)
+    windows, no_windows = _windows(loaded, files[0][1], geometry.layers)
     return Spec(
         name=name,
         architecture=architecture,
         fingerprint=_fingerprint(loaded, path, architecture),
         vocabulary=vocabulary,
-        family=family(traits_of(path, geometry, vocabulary, rope_near=near)),
+        family=family(traits_of(files, geometry, vocabulary, rope_near=near)),
         geometry=geometry,
         window_tokens=window_tokens or min(trained, _DEFAULT_WINDOW),
         trained_tokens=trained,
@@ -254,7 +256,7 @@ def spec(loaded: Loaded, path: Path, name: str, window_tokens: int) -> Spec:
     )
 
 
-def _windows(loaded: Loaded, path: Path, layers: int) -> tuple[tuple[int | None, ...], str]:
+def _windows(loaded: Loaded, header: Header, layers: int) -> tuple[tuple[int | None, ...], str]:
     """The window of each layer, and why KV of a model that has windows cannot be exchanged; "": it can.
 
     llama.cpp tells whether there are any, and the file's header in which layers.
@@ -262,7 +264,6 @@ def _windows(loaded: Loaded, path: Path, layers: int) -> tuple[tuple[int | None,
     full = (None,) * layers
     if llama_cpp.llama_model_n_swa(loaded.model) <= 0:
         return full, ""
-    header = header_of(path)
     kept = memory_of(header)
     if kept is None or not kept.windows or len(kept.layers) != layers:
         return full, "the model has sliding-window attention, in layers that its file's header does not tell"
