@@ -357,6 +357,23 @@ def test_what_others_change_is_followed_while_a_store_is_held(monkeypatch: pytes
     asyncio.run(main())
 
 
+def test_who_waits_for_a_change_is_woken_though_another_asked_for_the_listing_just_before() -> None:
+    async def main() -> None:
+        backend = MemoryStore()
+        one, two = store_of(backend), store_of(backend)
+        version = (await two.listing()).version
+        waiting = asyncio.create_task(two.changed(version))
+        await asyncio.sleep(0)
+        await publish(one, "first", "a text")
+        await two.log.look()  # what `look` does first; the rest comes some moments later
+        assert (await two.listing()).version != version
+        await two.look()
+        async with asyncio.timeout(10):
+            assert (await waiting).version != version
+
+    asyncio.run(main())
+
+
 def test_a_process_that_slept_for_long_looks_for_the_last_change_first(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = [0.0]
     monkeypatch.setattr(logs, "now_s", lambda: now_s[0])

@@ -83,9 +83,11 @@ class Objects:
         self.drafts, self.claims = Drafts(blobs), Claims(blobs)
         self.blobs, self._where = blobs, blobs.where
         self.log = Names(blobs, partial(former.read, blobs), blobs.shut_older_out)
-        self._told = State()
+        self._listed = State()
         """The names that `_listing` was made of."""
         self._listing: Listing | None = None
+        self._noted: State | None = None
+        """The names that whoever waits for a change was woken for."""
         self._change = asyncio.Event()
         self._written: dict[str, tuple[Entry, bytes]] = {}
         self._following = False
@@ -204,8 +206,8 @@ class Objects:
     async def listing(self) -> Listing:
         """Every published context, as a catalogue is served."""
         state = await self._state()
-        if self._listing is None or self._told is not state:
-            self._listing, self._told = Listing(self._lines(state), state.removed, self._listing), state
+        if self._listing is None or self._listed is not state:
+            self._listing, self._listed = Listing(self._lines(state), state.removed, self._listing), state
         return self._listing
 
     async def changed(self, version: str) -> Listing:
@@ -221,8 +223,12 @@ class Objects:
             await change.wait()
 
     def _note_change(self) -> None:
-        """Where the names are others than those that were told, whoever waits for that looks."""
-        if self.log.known is not self._told:
+        """Where the names are others than before, whoever waits for that looks.
+
+        Some may have asked for the listing meanwhile, and know: that does not wake those who wait.
+        """
+        if self.log.known is not self._noted:
+            self._noted = self.log.known
             change, self._change = self._change, asyncio.Event()
             change.set()
 
