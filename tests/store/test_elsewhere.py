@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from preread.cloud import origins as named
@@ -104,6 +104,8 @@ def test_segments_come_from_the_origin_and_everything_else_from_the_cloud(
         lambda data: Response(status_code=503),
         lambda data: Response(data[:-1]),
         lambda data: Response(bytes(len(data))),
+        lambda data: StreamingResponse(iter([bytes(len(data) + 1)])),
+        lambda data: StreamingResponse(iter([bytes(10)]), headers={"Content-Length": str(len(data))}),  # breaks off
         lambda data: Response(status_code=302, headers={"Location": "http://127.0.0.1:1/"}),
         lambda data: Response(status_code=404),
     ],

@@ -70,12 +70,14 @@ class Elsewhere:
         """
         if not self._awake() or (self._named.signed and not wire.within(location, self._named)):
             return None
+        before = bytes(body)
         for address in self._named.origins:
             if location and not location.startswith(f"{address}/"):
                 continue
             try:
                 return await self._from(address, ref, body, location)
             except PrereadError as error:
+                body[:] = before  # who is asked next would only send what comes after, and all of it be thrown away
                 _log.info("segment %s… does not come from %s: %s", ref.id[:12], address, error)
                 if not isinstance(error, Absent):  # one that has not everything may have the next one
                     self._rest_until_s = time.monotonic() + _REST_S
@@ -101,7 +103,6 @@ class Elsewhere:
         if answer.status != 200:
             raise RemoteError(f"{route} answers with status {answer.status}")
         if object_id(answer.body) != ref.id:
-            body.clear()
             raise CorruptData("digest", f"{path} from {route} is not the object of that name")
         return answer.body
 
