@@ -121,7 +121,8 @@ class Plan:
             return self._compute_s(left)
         out, last = [], -1 if afresh else self._span.stop - 1
         for chunk in left:
-            out.append(sum(self._compute_s([c for c in self.grid.with_chunk(chunk) if c > last])))
+            start = max(self.grid.with_chunk(chunk).start, last + 1)
+            out.append(sum(self._compute_s(range(start, chunk + 1))))
             last = chunk
         return out
 
