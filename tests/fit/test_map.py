@@ -11,6 +11,7 @@ from preread.engine.llamacpp import LlamaCpp
 from preread.fit.map import SINK_TOKENS, Fit, fit_mappings, mapped, read, targets
 from preread.fit.sample import TAIL_TOKENS, rope, windows
 from preread.fit.text import Text
+from preread.testing.tiny import write_tiny
 
 Told = dict[str, list[tuple[int, int]]]
 TEXT = Text("numbers", tuple(" ".join(str(n * n % 9973) for n in range(start, start + 900)) for start in (1, 5000)))
@@ -80,8 +81,8 @@ def test_targets_are_rows_of_one_token_each(tiny: LlamaCpp) -> None:
     np.testing.assert_allclose(rows[0, second : second + shape.head_dim], one.block.k[1, 0, 0], rtol=1e-3)
 
 
-def test_a_model_of_another_tokenizer_is_read_too(tiny: LlamaCpp, qwen: Path) -> None:
-    with closing(LlamaCpp.open(qwen, window_tokens=1024)) as other:
+def test_a_model_of_another_tokenizer_is_read_too(tiny: LlamaCpp, qwen: Path, tmp_path: Path) -> None:
+    with closing(LlamaCpp.open(write_tiny(tmp_path / "qwen.gguf", qwen, hidden=256), window_tokens=1024)) as other:
         tokens, _ = windows(tiny, TEXT, 4)[0]
         one = read(tiny, other, tokens, (), (1, 2))
         assert one.large[2].shape[0] == len(tokens) and np.isfinite(one.large[2]).all()
