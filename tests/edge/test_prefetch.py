@@ -11,6 +11,7 @@ import pytest
 
 from preread.edge.edge import AsyncEdge
 from preread.edge.options import Near, Wishes
+from preread.edge.prefetch import Prefetch
 from preread.edge.uses import Uses
 from preread.errors import UsageError
 from preread.plan.place import Policy, Use
@@ -19,6 +20,12 @@ from preread.testing.proxy import Blackout, Link, Proxy
 from preread.values import ContextId, ObjectId
 from preread.wire import manifest as manifests
 from preread.wire.digest import object_id
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It looks for what to fetch right after the catalogue has come, as manifests come soon after."""
+    monkeypatch.setattr(Prefetch.keep_going, "__defaults__", (0.05,))
 
 
 @asynccontextmanager
@@ -156,10 +163,7 @@ def test_what_the_cloud_has_taken_back_is_removed(cloud: Any, tiny_model: Path, 
     async def cloud_put(data: bytes) -> Any:
         return await cloud.store.put("segments", data)
 
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("preread.edge.prefetch.EVERY_S", 0.05)
-        patched.setattr("preread.edge.prefetch.Prefetch.keep_going.__defaults__", (0.05,))
-        asyncio.run(main())
+    asyncio.run(main())
 
 
 def test_uses_outlive_a_restart_and_damage_costs_only_them(tmp_path: Path) -> None:
