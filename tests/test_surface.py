@@ -53,7 +53,7 @@ def test_a_type_checker_sees_it(tmp_path: Path) -> None:
     used, misused = tmp_path / "used.py", tmp_path / "misused.py"
     used.write_text(USED)
     misused.write_text(MISUSED)
-    # As the project's own code is checked: what is known of that since lint ran is not found out anew, in half a minute.
+    # As the project's own code is checked: what is known of that since lint ran is not found out anew, in 30 s.
     checker = [sys.executable, "-m", "mypy", str(used), str(misused)]
     told = subprocess.run(checker, cwd=ROOT, capture_output=True, text=True).stdout
     wrong = [line.partition(": error: ") for line in told.splitlines() if ": error: " in line]
