@@ -12,7 +12,6 @@ decision compares predicted finishes. A link of which nothing is known, or that 
 until it shows otherwise, so that one that is dead costs nothing; whatever arrives is used.
 """
 
-import itertools
 from collections.abc import Sequence
 from enum import Enum
 from typing import Final
@@ -27,7 +26,6 @@ from preread.plan.events import (
     Computed,
     Event,
     Failed,
-    Fault,
     Fetch,
     Inject,
     Instruction,
@@ -41,7 +39,7 @@ from preread.plan.events import (
 from preread.plan.flow import Flow
 from preread.plan.grid import Grid
 from preread.plan.health import Breaker
-from preread.plan.seen import Seen
+from preread.plan.sources import Sources
 from preread.plan.task import Task
 
 INJECTIONS: Final = 2
@@ -62,7 +60,6 @@ _INTERRUPT_S, _INTERRUPT = 0.05, 0.7
 _MOST_INTERRUPTS: Final = 3
 _WAVE: Final = 1.5
 """The last wave is larger than what should arrive during the prompt: a link may be faster than it seems."""
-_OVERDUE_S, _OVERDUE = 0.25, 3.0
 
 
 class Engine(Enum):
@@ -85,10 +82,8 @@ class Plan:
         self._span = range(0)  # chunks that are being computed
         self._speed = 1.0  # seconds that computing takes ÷ what was believed
         local_s = sum(self._believed_s)
-        self._sources = [Seen.begin(index, source, at_s, local_s) for index, source in enumerate(task.sources)]
-        self._asked_first = {index for row in task.first for index in row} | {len(task.sources) - 1}
+        self._sources = Sources(task, self.grid, at_s, local_s)
         self._opened = self._interrupts = 0
-        self._due = self._wanted()
 
     @property
     def complete(self) -> bool:
@@ -98,16 +93,16 @@ class Plan:
     @property
     def breakers(self) -> tuple[Breaker, ...]:
         """The health of each source after this load."""
-        return tuple(seen.health for seen in self._sources)
+        return tuple(seen.health for seen in self._sources.each)
 
     @property
     def flows(self) -> tuple[Flow, ...]:
         """What each source was seen to do."""
-        return tuple(seen.flow for seen in self._sources)
+        return tuple(seen.flow for seen in self._sources.each)
 
     def asked_of(self, source: int) -> bool:
         """Whether anything was ever asked of a source."""
-        return self._sources[source].ever
+        return self._sources.each[source].ever
 
     # What is believed
 
@@ -142,23 +137,9 @@ class Plan:
         taking_s, due_s = self._now_s + self._computing_s - self._began_s, self._until_s - self._began_s
         return taking_s / max(due_s, 1e-9)
 
-    def _usable(self) -> list[Seen]:
-        """Sources that may be asked. What is under way from others is used when it comes, but not waited for.
-
-        For those that are late the last one stands in (a hedged request, as gRPC and Cassandra have it).
-        """
-        return [seen for seen in self._sources if self._may_be_asked(seen)]
-
-    def _may_be_asked(self, seen: Seen) -> bool:
-        return seen.usable(self._now_s) and not (seen.late and self._sources[-1].usable(self._now_s))
-
-    def _expected(self) -> list[Seen]:
-        """Those of them that something is still to come from."""
-        return [seen for seen in self._usable() if seen.index in self._due]
-
     def _coming(self) -> Coming:
         """What may be expected of the links from now on."""
-        expected = self._expected()
+        expected = self._sources.expected()
         return Coming(
             bytes_s=sum(seen.flow.bytes_s for seen in expected),
             first_s=0.0 if any(seen.asked for seen in expected) else min((s.flow.rtt_s for s in expected), default=0.0),
@@ -196,12 +177,15 @@ class Plan:
         out: list[Instruction] = []
         match event:
             case Progress(source, seen_bytes):
-                seen = self._sources[source]
-                seen.flow.advance(seen_bytes, self._now_s, bool(seen.asked))
+                self._sources.progress(source, seen_bytes, self._now_s)
             case Arrived(cell, source):
-                self._arrived(cell, source, out)
+                if self._sources.arrived(cell, source, self._now_s):  # or it was given up
+                    self._give_up(cell, out)
+                    self.grid.arrived(cell)
             case Failed(cell, source, fault):
-                self._failed(cell, source, fault)
+                hopeless = self._sources.failed(cell, source, fault, self._now_s)
+                if hopeless and cell in self.grid.away:
+                    self.grid.spoil(cell)
             case Placed(cell):
                 self.grid.placed(cell)
             case Spoilt(cell):
@@ -210,35 +194,13 @@ class Plan:
                 self._computed(seconds, out)
             case Interrupted():
                 self._engine, self._span = Engine.IDLE, range(0)
-        for seen in self._sources:
-            seen.listen(self._now_s)
-        for seen in self._sources[:-1] if self._task.first else ():
-            seen.hurry(self._now_s)
+        self._sources.pass_time(self._now_s)
         if not self.complete and not isinstance(event, Progress):
-            self._due = self._wanted()
+            self._sources.look()
             self._inject(out)
             self._drive(out)
             self._fetch(out)
         return out
-
-    def _arrived(self, cell: Cell, source: int, out: list[Instruction]) -> None:
-        seen = self._sources[source]
-        if cell in seen.asked:  # or it was given up
-            self._forget(seen, cell)
-            seen.breaker, seen.flow.heard_s, seen.late_s = seen.breaker.succeeded(), self._now_s, None
-            self._give_up(cell, out)
-            self.grid.arrived(cell)
-
-    def _failed(self, cell: Cell, source: int, fault: Fault) -> None:
-        seen = self._sources[source]
-        if cell in seen.asked:
-            seen.breaker = seen.breaker.failed(seen.asked[cell], self._now_s)
-            seen.refused[cell] = seen.refused.get(cell, 0) + (2 if fault == "cell" else 1)
-            self._forget(seen, cell)
-        seen.lost = seen.lost or fault == "source" or seen.breaker.tripped
-        hopeless = all(cell not in seen.asked and (seen.lost or seen.refuses(cell)) for seen in self._having(cell))
-        if hopeless and cell in self.grid.away:
-            self.grid.spoil(cell)
 
     def _computed(self, seconds: float, out: list[Instruction]) -> None:
         expected_s = sum(self._believed_s[chunk] for chunk in self._span)
@@ -251,15 +213,7 @@ class Plan:
         self._engine, self._span = Engine.IDLE, range(0)
 
     def _give_up(self, cell: Cell, out: list[Instruction]) -> None:
-        for index, seen in enumerate(self._sources):
-            if cell in seen.asked:
-                self._forget(seen, cell)
-                out.append(Abandon(cell, index))
-
-    def _forget(self, seen: Seen, cell: Cell) -> None:
-        del seen.asked[cell], seen.due[cell]
-        seen.owed_bytes -= self.grid.bytes(cell)
-        seen.whole_bytes = min(seen.whole_bytes + self.grid.bytes(cell), seen.flow.seen_bytes)
+        out.extend(Abandon(cell, source) for source in self._sources.give_up(cell))
 
     # What to do
 
@@ -345,82 +299,22 @@ class Plan:
 
     def _fetch(self, out: list[Instruction]) -> None:
         """Ask for more, as long as the sources' windows have room."""
-        under_way = all(self._awaited(cell) for cell in self.grid.away)
-        if under_way or not any(self._room(seen) for seen in self._usable()):
+        if not self._sources.may_ask():
             return
-        owed = sum(map(self.grid.bytes, self.grid.here)) + sum(seen.owed_bytes for seen in self._usable())
+        owed_bytes = self._sources.owed_bytes + sum(map(self.grid.bytes, self.grid.here))
         order, begins = self._order(self.grid.left())
         first_bytes = sum(self.grid.bytes(cell) for cell in order if cell[1] == 0)
         for cell in order:
-            index = self._source_for(cell, first_bytes if begins and cell[1] > 0 else None)
-            if index is None:
+            source = self._sources.source_for(cell, first_bytes if begins and cell[1] > 0 else None)
+            if source is None:
                 continue
-            if owed and owed + self.grid.bytes(cell) > MOST_BYTES:
+            if owed_bytes and owed_bytes + self.grid.bytes(cell) > MOST_BYTES:
                 return
-            owed += self.grid.bytes(cell)
-            seen = self._sources[index]
-            if not seen.asked:
-                seen.flow.asked(self._now_s)
-            seen.asked[cell], seen.breaker, seen.ever = self._now_s, seen.breaker.asked(), True
-            seen.owed_bytes += self.grid.bytes(cell)
-            seen.due[cell] = self._now_s + _OVERDUE_S + _OVERDUE * self._expected_s(seen)
-            out.append(Fetch(cell, index))
-            if not any(self._room(seen) for seen in self._usable()):
+            owed_bytes += self.grid.bytes(cell)
+            self._sources.ask(cell, source)
+            out.append(Fetch(cell, source))
+            if not self._sources.has_room():
                 return
-
-    def _expected_s(self, seen: Seen) -> float:
-        """Until what was asked of a source should have come: what another would have brought by then is overdue."""
-        last = self._sources[-1]
-        if self._task.first and seen is not last and last.flow.bytes_s:
-            # It may have to get the cells itself, from the last one, over the link that others use at the same time.
-            owed_bytes = sum(one.owed_bytes for one in self._sources)
-            return seen.flow.rtt_s + last.flow.rtt_s + owed_bytes / last.flow.bytes_s
-        rate = max((usable.flow.bytes_s for usable in self._usable()), default=0.0)
-        return seen.flow.rtt_s + (seen.owed_bytes / rate if rate else 0.0)
-
-    def _room(self, seen: Seen, first_bytes: float | None = None) -> bool:
-        """Whether a source should be asked for one more; `first_bytes`: of what is needed sooner, if anything is."""
-        if len(seen.asked) >= seen.source.most_requests:
-            return False
-        window_bytes = seen.flow.window_bytes(self.grid.mean_bytes, self._now_s, first_bytes)
-        return not seen.asked or seen.owed_bytes - seen.partly_bytes < window_bytes
-
-    def _source_for(self, cell: Cell, first_bytes: float | None) -> int | None:
-        """Who should be asked for a cell: somebody with room, and a second one only where the first is overdue."""
-        if self._awaited(cell):
-            return None
-        for seen in self._having(cell):
-            if cell in seen.asked or seen.refuses(cell) or not self._may_be_asked(seen):
-                continue
-            if self._room(seen, first_bytes):
-                return seen.index
-            if self._task.first:
-                return None  # it is worth waiting for: the last one would do the same work again
-        return None
-
-    def _awaited(self, cell: Cell) -> bool:
-        """Whether a cell was asked for and is not overdue."""
-        return any(self._now_s < seen.due.get(cell, 0.0) for seen in self._sources if not seen.late)
-
-    def _having(self, cell: Cell) -> list[Seen]:
-        """Who has a cell, or can get it, in the order in which they are to be asked."""
-        last = len(self._sources) - 1
-        chosen = [self._task.first[cell[0]][cell[1]], last] if self._task.first else range(last + 1)
-        return [self._sources[index] for index in dict.fromkeys(chosen)]
-
-    def _wanted(self) -> set[int]:
-        """The sources that something is still to come from."""
-        if not self._task.first:
-            away = self.grid.away
-            able = (seen for seen in self._sources if not seen.refused or any(not seen.refuses(cell) for cell in away))
-            return {seen.index for seen in able}
-        usable, wanted = {seen.index for seen in self._usable()} & self._asked_first, set[int]()
-        for cell in self.grid.away:
-            if wanted == usable:
-                break
-            having = (seen.index for seen in self._having(cell) if seen.index in usable and not seen.refuses(cell))
-            wanted |= {*itertools.islice(having, 1)}
-        return wanted
 
     def _order(self, left: list[int]) -> tuple[list[Cell], bool]:
         """Cells that are away, in the order in which they should come; see the module's beginning.

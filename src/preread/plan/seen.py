@@ -20,7 +20,7 @@ _ROUND_TRIPS: Final = 4
 
 @dataclass(slots=True)
 class Seen:
-    """The state of a source; what is under way, refused and owed is kept by the plan.
+    """The state of a source; what is under way, refused and owed is kept by `sources.py`.
 
     Attributes:
         asked: when each cell was asked for that is under way; due: when another source should be asked for it too.
