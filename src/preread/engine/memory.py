@@ -92,7 +92,8 @@ class _Windows:
     """Which layers of an architecture have a window.
 
     Attributes:
-        every: of so many layers one attends fully: the last, or the first where `full_first`; 0: a list says which.
+        every: of so many layers one attends fully: the last, or the first where `full_first`; 0: none does,
+            unless a list says which.
         tokens: of the window, where the file says nothing; 0: then there is none.
         fixed: the file's own number is not read.
     """
@@ -109,7 +110,8 @@ _WINDOWS: Final[Mapping[str, _Windows]] = MappingProxyType(
         "gpt-oss": _Windows(2), "cohere2": _Windows(4), "cohere2moe": _Windows(4, full_first=True),
         "olmo2": _Windows(4), "llama4": _Windows(4, 8192, fixed=True), "smallthinker": _Windows(4, full_first=True),
         "laguna": _Windows(4, full_first=True), "plamo3": _Windows(8), "afmoe": _Windows(4),
-        "exaone-moe": _Windows(4, 128), "granite_swa": _Windows(0), "mimo2": _Windows(0), "step35": _Windows(0),
+        "exaone-moe": _Windows(4, 128), "granite_swa": _Windows(0), "lfm2": _Windows(0), "mimo2": _Windows(0),
+        "step35": _Windows(0),
     }
 )  # fmt: skip
 _RECURRENT: Final = {"mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7"}
@@ -243,27 +245,26 @@ def memory_of(header: Header) -> Memory | None:
     return Memory(tuple(parts), layers - own)
 
 
-def _window_tokens(header: Header, name: str) -> int:
-    """Of the window that some layers have; 0: none has."""
-    known, key = _WINDOWS.get(name), f"{name}.attention.sliding_window"
+def _windows(header: Header, name: str) -> _Windows | None:
+    """None: no layer has one, whatever the file says. So phi3 names a window that llama.cpp does not use."""
     if name == "exaone4":  # the large one has windows, the small one has none
-        known = _Windows(4, 4096) if header.number(f"{name}.block_count") == 64 else None
-    elif known is None and name != "lfm2":  # phi3 names a window that llama.cpp does not use
-        return 0
-    if known is None and name == "exaone4":
-        return 0
-    if known is not None and known.fixed:
+        return _Windows(4, 4096) if header.number(f"{name}.block_count") == 64 else None
+    return _WINDOWS.get(name)
+
+
+def _window_tokens(header: Header, name: str, known: _Windows) -> int:
+    """Of the window that some layers have; 0: none has."""
+    key = f"{name}.attention.sliding_window"
+    if known.fixed:
         return 0 if header.metadata.get(key) == 0 else known.tokens
-    return header.number(key, 0 if known is None else known.tokens)
+    return header.number(key, known.tokens)
 
 
 def _which(header: Header, name: str, layers: int) -> list[int | None]:
     """The window of each layer."""
-    window, known = _window_tokens(header, name), _WINDOWS.get(name, _Windows(4))
-    if not window:
+    known = _windows(header, name)
+    if known is None or not (window := _window_tokens(header, name, known)):
         return [None] * layers
-    if name == "lfm2":
-        return [window] * layers
     listed = header.metadata.get(f"{name}.attention.sliding_window_pattern")
     if isinstance(listed, Long):
         raise CorruptData("gguf", f"{name} lists windows for {listed.count} layers")
