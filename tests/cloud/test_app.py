@@ -3,7 +3,7 @@
 import asyncio
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +13,8 @@ import pytest
 
 from preread.cloud import app as app_module
 from preread.cloud import turns
-from preread.cloud.app import Publisher, Served, create_app
-from preread.cloud.events import Published
+from preread.cloud.app import Publisher, Report, Served, create_app
+from preread.cloud.events import Published, Request
 from preread.cloud.ray.publisher import ReplicaPublisher
 from preread.errors import EngineError, UnknownContext
 from preread.store.auth import Keys
@@ -100,7 +100,7 @@ def test_catalogue_follows_publication_and_removal(client: httpx2.Client) -> Non
 def test_a_context_that_was_published_under_a_name_no_longer_fit_is_read_and_removed(
     client: httpx2.Client, store: Objects
 ) -> None:
-    asyncio.run(RandomPublisher(store)("man\u202eual", TEXT, None, "auto", "exact", lambda *_: None))
+    asyncio.run(RandomPublisher(store)(Request("man\u202eual", TEXT), lambda *_: None))
     assert names_at(client) == ["man\u202eual"]
     assert client.delete("/v1/contexts/man%E2%80%AEual").status_code == 200
     assert names_at(client) == []
@@ -189,17 +189,9 @@ class Scripted:
     inside: int = 0
     most: int = 0
 
-    async def __call__(
-        self,
-        name: str,
-        text: str | None,
-        tokens: list[int] | None,
-        form: str,
-        mode: str,
-        progress: Callable[[str, int, int], None],
-    ) -> Published:
+    async def __call__(self, ask: Request, progress: Report) -> Published:
         self.inside, self.most = self.inside + 1, max(self.most, self.inside + 1)
-        self.begun.append(name)
+        self.begun.append(ask.name)
         try:
             if not self.silent:
                 await asyncio.to_thread(progress, "prefill", 0, 1)
@@ -208,7 +200,7 @@ class Scripted:
                 await asyncio.sleep(0.001)
             if self.failure is not None:
                 raise self.failure
-            return await RandomPublisher(self.store)(name, text, tokens, form, mode, progress)
+            return await RandomPublisher(self.store)(ask, progress)
         except asyncio.CancelledError:
             self.cancelled.set()
             raise
@@ -447,11 +439,11 @@ def test_what_is_in_the_background_is_published_when_nobody_waits(store: Objects
     first, began, free = threading.Event(), list[str](), threading.Event()
     random = RandomPublisher(store)
 
-    async def publisher(name: str, *rest: object) -> Published:
-        began.append(name)
+    async def publisher(ask: Request, progress: Report) -> Published:
+        began.append(ask.name)
         first.set()
         await asyncio.to_thread(free.wait)
-        return await random(name, *rest)  # type: ignore[arg-type]
+        return await random(ask, progress)
 
     with serving(create_app(store, publisher)) as url:
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import httpx2
 
 from preread.cloud.app import create_app
-from preread.cloud.events import Progress
+from preread.cloud.events import Progress, Request
 from preread.cloud.page import CloudPage
 from preread.page.values import Publication, Published
 from preread.store.auth import Keys
@@ -24,7 +24,7 @@ def test_it_tells_what_is_published_what_is_on_its_way_and_how_much_is_stored(tm
     async def main() -> list[Published]:
         seen = []
         for name, text in (("manual", "A long shared context."), ("again", "A long shared context."), ("b", "Another")):
-            await publish(name, text, None, "text", "exact", lambda *_: None)
+            await publish(Request(name, text, form="text"), lambda *_: None)
             shown = (await page.look("anybody")).sections["published"]
             assert isinstance(shown, Published)
             seen.append(shown)
@@ -46,7 +46,7 @@ def test_it_tells_what_is_published_what_is_on_its_way_and_how_much_is_stored(tm
 
 def test_where_there_are_keys_it_is_empty_and_what_is_in_it_needs_one_that_reads(tmp_path: Path) -> None:
     store = open_store(str(tmp_path / "store"))
-    asyncio.run(RandomPublisher(store)("manual", "A text.", None, "text", "exact", lambda *_: None))
+    asyncio.run(RandomPublisher(store)(Request("manual", "A text.", form="text"), lambda *_: None))
     access = Access(Keys.of(["reader", "ask:asker"], "read"))
     with serving(create_app(store, RandomPublisher(store), access=access)) as url:
 

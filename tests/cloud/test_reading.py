@@ -18,6 +18,7 @@ from preread.align.guide_bytes import KeptGuide, Outcome
 from preread.align.mapping_bytes import Kept
 from preread.align.taught_bytes import Taught
 from preread.cloud import reading as reading_module
+from preread.cloud.events import Request
 from preread.cloud.publish import publish
 from preread.cloud.reading import NO_HELP, Help, Reading, check_models, read_context, windows
 from preread.cloud.serve import EnginePublisher
@@ -270,11 +271,11 @@ def test_a_cloud_says_what_it_lacks(tiny: tuple[LlamaCpp, LlamaCpp], kept: Kept,
     store, worker = open_store(str(tmp_path)), Worker()
     alone = EnginePublisher(small, worker, store, ("lossless",))
     with pytest.raises(UsageError, match="--llm"):
-        asyncio.run(alone("name", "text", None, "text", "mapped", lambda *_: None))
+        asyncio.run(alone(Request("name", "text", form="text", mode="mapped"), lambda *_: None))
     with pytest.raises(UsageError, match="--guide"):
-        asyncio.run(alone("name", "text", None, "text", "guided", lambda *_: None))
+        asyncio.run(alone(Request("name", "text", form="text", mode="guided"), lambda *_: None))
     with pytest.raises(UsageError, match="--taught"):
-        asyncio.run(alone("name", "text", None, "text", "taught", lambda *_: None))
+        asyncio.run(alone(Request("name", "text", form="text", mode="taught"), lambda *_: None))
     worker.close()
     with pytest.raises(UsageError, match="other models"):
         check_models(small, Help(large, (replace(kept, large=Fingerprint("0" * 64)),)))

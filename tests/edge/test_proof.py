@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from preread.cloud import events
 from preread.cloud.app import create_app as create_cloud
 from preread.edge.proof import RENEWED_S, Prover
 from preread.errors import CorruptData, RemoteError
@@ -30,7 +31,7 @@ Work = Callable[[list[BareEdge]], Awaitable[None]]
 def cloud_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     store = open_store(str(tmp_path_factory.mktemp("store")))
     publisher = RandomPublisher(store, ("lossless",), chunk_tokens=64)
-    asyncio.run(publisher("manual", "m" * 400, None, "text", "exact", lambda *_: None))
+    asyncio.run(publisher(events.Request("manual", "m" * 400, form="text"), lambda *_: None))
     with serving(create_cloud(store, publisher)) as url:
         yield url
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from starlette.types import Message, Receive, Scope, Send
 
 from preread.cloud.app import create_app as create_cloud
+from preread.cloud.events import Request
 from preread.edge import share
 from preread.store.objects import Objects, open_store
 from preread.testing.cloud import FINGERPRINT, RandomPublisher, serving
@@ -30,7 +31,7 @@ Work = Callable[[BareEdge, httpx2.AsyncClient, Proxy], Awaitable[None]]
 def store(tmp_path_factory: pytest.TempPathFactory) -> Objects:
     store = open_store(str(tmp_path_factory.mktemp("store")))
     publisher = RandomPublisher(store, ("lossless", "q4"), chunk_tokens=64)
-    asyncio.run(publisher("manual", "m" * 200, None, "text", "exact", lambda *_: None))
+    asyncio.run(publisher(Request("manual", "m" * 200, form="text"), lambda *_: None))
     return store
 
 

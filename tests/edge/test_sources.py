@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from preread.cloud import events
 from preread.cloud.app import create_app as create_cloud
 from preread.edge import sources as sources_module
 from preread.edge.sources import NotHeld, Sources
@@ -53,7 +54,7 @@ def cloud_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     store = open_store(str(tmp_path_factory.mktemp("store")))
     publisher = RandomPublisher(store, ("lossless",), chunk_tokens=512, window_tokens=10**6)
     for name, letters in (("manual", 12_000), ("leaflet", 2_000)):
-        asyncio.run(publisher(name, "x" * letters, None, "text", "exact", lambda *_: None))
+        asyncio.run(publisher(events.Request(name, "x" * letters, form="text"), lambda *_: None))
     with serving(create_cloud(store, publisher)) as url:
         yield url
 

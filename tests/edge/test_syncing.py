@@ -13,6 +13,7 @@ import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from preread.cloud.app import create_app
+from preread.cloud.events import Request
 from preread.edge import syncing
 from preread.edge.contexts import Contexts
 from preread.edge.published import ANYTHING, Interest
@@ -68,7 +69,7 @@ class OfBefore:
 
 
 async def publish(store: Objects, name: str, text: str) -> None:
-    await RandomPublisher(store)(name, text, None, "text", "exact", lambda *_: None)
+    await RandomPublisher(store)(Request(name, text, form="text"), lambda *_: None)
 
 
 @asynccontextmanager

@@ -8,6 +8,7 @@ import obstore
 import pytest
 from obstore.store import LocalStore, MemoryStore, ObjectStore
 
+from preread.cloud.events import Request
 from preread.errors import UsageError
 from preread.store.blobs import Blobs
 from preread.store.lease import Holder
@@ -36,7 +37,7 @@ def as_before(place: tuple[ObjectStore, Path | None], names: dict[str, str], rem
     for name, text in names.items():
         store = Objects(Blobs(MemoryStore(), ""))
         publisher = RandomPublisher(store)
-        entry = asyncio.run(publisher(name, text, None, "text", "exact", lambda *_: None)).entry
+        entry = asyncio.run(publisher(Request(name, text, form="text"), lambda *_: None)).entry
         for kind, id in objects_of(store, entry):
             data = asyncio.run(store.read(kind, id))  # type: ignore[arg-type]
             obstore.put(backend, f"{kind}/{id[:2]}/{id}", data or b"")
@@ -59,7 +60,7 @@ def test_names_of_before_are_read_and_the_first_change_begins_the_log(
         assert asyncio.run(read.names()) == [one for one in entries if one.name != "name 07"]
         assert asyncio.run(read.removed()) == ("gone", "name 07")
         assert asyncio.run(read.published_at("name 01")) is not None
-    asyncio.run(RandomPublisher(store)("gone", "a text", None, "text", "exact", lambda *_: None))
+    asyncio.run(RandomPublisher(store)(Request("gone", "a text", form="text"), lambda *_: None))
     assert asyncio.run(opened(place).removed()) == ("name 07",)
 
 

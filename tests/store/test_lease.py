@@ -13,6 +13,7 @@ import obstore
 import pytest
 from obstore.store import MemoryStore
 
+from preread.cloud.events import Request
 from preread.errors import Unavailable, UsageError
 from preread.store import lease as leases
 from preread.store.blobs import Blobs
@@ -115,7 +116,7 @@ def test_a_second_cloud_on_a_bucket_is_refused_until_the_first_ends() -> None:
             with pytest.raises(UsageError, match="s3://bucket is held by process"):
                 async with bucket.two.held():
                     pass
-            await RandomPublisher(bucket.one)("a", "text", None, "text", "exact", lambda *_: None)
+            await RandomPublisher(bucket.one)(Request("a", "text", form="text"), lambda *_: None)
         async with bucket.two.held():
             assert [entry.name for entry in await bucket.two.names()] == ["a"]
 
@@ -176,12 +177,12 @@ def test_who_lost_the_lease_changes_nothing_any_more(
     async def main() -> None:
         publisher = RandomPublisher(bucket.one)
         async with bucket.one.held():
-            await publisher("a", "text", None, "text", "exact", lambda *_: None)
+            await publisher(Request("a", "text", form="text"), lambda *_: None)
             bucket.write()
             while "nothing is published" not in caplog.text:
                 await asyncio.sleep(0.005)
             with pytest.raises(Unavailable, match="holds store s3://bucket no more"):
-                await publisher("b", "another", None, "text", "exact", lambda *_: None)
+                await publisher(Request("b", "another", form="text"), lambda *_: None)
             with pytest.raises(Unavailable):
                 await bucket.one.remove_name("a")
         assert [entry.name for entry in await Objects(Blobs(bucket.backend, "")).names()] == ["a"]
@@ -217,7 +218,7 @@ def test_where_writes_are_conditional_many_hold_a_bucket_and_only_older_releases
     async def main() -> None:
         async with bucket.one.held(), bucket.two.held():
             assert bucket.owner() == "a" * 16
-            await RandomPublisher(bucket.one)("a", "text", None, "text", "exact", lambda *_: None)
+            await RandomPublisher(bucket.one)(Request("a", "text", form="text"), lambda *_: None)
             await bucket.two.look()
             assert [entry.name for entry in await bucket.two.names()] == ["a"] and bucket.owner() == "newer"
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from preread.cloud.events import Request
 from preread.errors import UsageError
 from preread.store import messenger, objects
 from preread.store.objects import open_store
@@ -67,7 +68,7 @@ def test_a_change_by_one_cloud_is_known_to_the_other_though_that_never_looks_by_
                 waiting, number = asyncio.ensure_future(theirs.changed(before)), 0
                 while not waiting.done():  # a message before the other listens is lost
                     number += 1
-                    await RandomPublisher(ours)(f"{back} {number}", f"{number}", None, "text", "exact", lambda *_: None)
+                    await RandomPublisher(ours)(Request(f"{back} {number}", f"{number}", form="text"), lambda *_: None)
                     await asyncio.wait([waiting], timeout=0.2)
                 assert await theirs.entry(f"{back} 1") is not None
 
@@ -91,7 +92,7 @@ def test_what_anybody_says_makes_a_cloud_look_and_nothing_else(server: Server, t
                         heard += stranger.publish(channel, os.urandom(100))
                 except RedisError:
                     pass  # it is not there yet
-            await RandomPublisher(store)("one", "a text", None, "text", "exact", lambda *_: None)
+            await RandomPublisher(store)(Request("one", "a text", form="text"), lambda *_: None)
             assert (await store.changed(version)).version != version
             stranger.close()
 

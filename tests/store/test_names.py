@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from obstore.store import LocalStore, MemoryStore
 
+from preread.cloud.events import Request
 from preread.errors import PrereadError, RemoteError, Unavailable
 from preread.store import names as logs
 from preread.store import objects, upkeep
@@ -116,7 +117,7 @@ async def work(store: Objects, todo: list[Job], done: list[Job]) -> None:
         with suppress(PrereadError):
             if what == "publish":
                 publisher = RandomPublisher(store, rungs=("q4",))
-                known.append((await publisher(name, text, None, "text", "exact", lambda *_: None)).entry)
+                known.append((await publisher(Request(name, text, form="text"), lambda *_: None)).entry)
                 done.append((what, name, text))
             elif what == "again" and known:  # it relies on what is there, and puts nothing
                 await store.put_name(msgspec.structs.replace(known[-1], name=name))
@@ -227,7 +228,7 @@ def store_of(backend: MemoryStore, blobs: type[Blobs] = Blobs) -> Objects:
 
 
 async def publish(store: Objects, name: str, text: str) -> None:
-    await RandomPublisher(store, rungs=("q4",))(name, text, None, "text", "exact", lambda *_: None)
+    await RandomPublisher(store, rungs=("q4",))(Request(name, text, form="text"), lambda *_: None)
 
 
 class Held(Blobs):

@@ -12,6 +12,7 @@ import httpx2
 import msgspec
 import pytest
 
+from preread.cloud.events import Request
 from preread.cloud.origins import named
 from preread.errors import Full, RemoteError, UsageError
 from preread.store.objects import Objects, open_store
@@ -149,7 +150,7 @@ def test_a_log_that_is_damaged_is_told_of_and_nothing_is_changed(tmp_path: Path)
 def test_damaged_manifest_of_another_name_of_the_context_keeps_everything(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     one = publish(store, "one", "the text")
-    two = asyncio.run(RandomPublisher(store)("two", "the text", None, "chat", "exact", lambda *_: None)).entry
+    two = asyncio.run(RandomPublisher(store)(Request("two", "the text", form="chat"), lambda *_: None)).entry
     assert one.context == two.context and one.manifest != two.manifest
     keys = objects_of(store, one)
     (tmp_path / "manifests" / two.manifest.id[:2] / two.manifest.id).write_bytes(b"{}")

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.request import Request, urlopen
 
+from preread.cloud import events
 from preread.errors import PrereadError, UsageError
 from preread.store import upkeep
 from preread.store.objects import Objects, open_store
@@ -258,7 +259,7 @@ async def _publish(store: Objects, role: str, done: Counter[str], until_s: float
         what = luck.choice(["publish", "publish", "remove", "give up"])
         try:
             if what == "publish":
-                entry = (await publisher(name, text, None, "text", "exact", lambda *_: None)).entry
+                entry = (await publisher(events.Request(name, text, form="text"), lambda *_: None)).entry
                 await store.look()
                 found = await store.entry(name)
                 done["published" if found == entry else "published, and replaced or removed by another"] += 1

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from preread import limits
-from preread.cloud.events import Progress, Published
+from preread.cloud.events import Progress, Published, Request
 from preread.cloud.publish import Owner
 from preread.cloud.ray.cluster import LOCAL, Replicas, Size, connected
 from preread.cloud.ray.model import EngineModel
@@ -133,7 +133,7 @@ async def _run(replicas: Replicas, store: Objects, options: Options) -> Result:
     told = dict[str, Published]()
 
     async def publish(name: str, text: str) -> None:
-        told[name] = await publisher(name, text, None, "text", "exact", lambda *_: None)
+        told[name] = await publisher(Request(name, text, form="text"), lambda *_: None)
 
     async def some(chosen: Sequence[str], width: int, again: bool = False) -> float:
         """Seconds a document, so many at a time."""

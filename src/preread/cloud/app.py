@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Literal, Protocol
+from typing import Final
 
 import msgspec
 from starlette.applications import Starlette
@@ -34,7 +34,7 @@ from preread.store.listed import catalogue_route
 from preread.store.objects import Objects
 from preread.store.readiness import Watched, ready_route
 from preread.tasks import running
-from preread.values import Fingerprint, Form
+from preread.values import Fingerprint
 from preread.wire.names import why_unfit
 
 MAX_BODY_BYTES: Final = 8 * 2**20
@@ -53,24 +53,13 @@ News = Progress | Published | PrereadError
 """What a publication says; all but Progress is its last word."""
 
 
-class Publisher(Protocol):
-    """Publishes one document: exactly one of `text` and `tokens` is given. It ends only when its work has ended.
+Publisher = Callable[[events.Request, Report], Coroutine[None, None, Published]]
+"""Publishes one document. It ends only when its work has ended.
 
-    Raises:
-        UsageError: the document cannot be published, said before the first report.
-        PrereadError: publishing failed; what was published before is unchanged.
-    """
-
-    async def __call__(
-        self,
-        name: str,
-        text: str | None,
-        tokens: list[int] | None,
-        form: Form | Literal["auto"],
-        mode: events.Mode,
-        progress: Report,
-    ) -> Published: ...
-
+Raises:
+    UsageError: the document cannot be published, said before the first report.
+    PrereadError: publishing failed; what was published before is unchanged.
+"""
 
 Counter = Callable[[events.Request], Coroutine[None, None, Counted]]
 """Says what a document would be, published. UsageError: it could not be."""
@@ -207,7 +196,7 @@ class _Contexts:
             await self._store.check_room(ask.name)
             async with self._turns.turn(caller, size_bytes, place, ask.priority):
                 await self._store.check_room(ask.name)
-                last = await publisher(ask.name, ask.text, ask.tokens, ask.form, ask.mode, progress)
+                last = await publisher(ask, progress)
         except PrereadError as error:
             last = error
         except Exception:

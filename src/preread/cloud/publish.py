@@ -12,7 +12,6 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from typing import Literal
 
 import msgspec
 import numpy as np
@@ -21,7 +20,7 @@ import numpy.typing as npt
 from preread.cloud.chunks import GROUP_LAYERS, chunked, grouped
 from preread.cloud.document import Tokens, check
 from preread.cloud.encode import sized, stored
-from preread.cloud.events import Mode, Published
+from preread.cloud.events import Mode, Published, Request
 from preread.cloud.profiles import Stored
 from preread.cloud.quality import Found, as_stated, measure, measured_rung, stated, windows
 from preread.cloud.reading import NO_HELP, Help, Reading, read_context
@@ -219,9 +218,7 @@ class _Making:
         return _with_quality(plain, self.profile, found, reading.quality)
 
 
-async def refuse(
-    name: str, text: str | None, tokens: list[int] | None, form: Form | Literal["auto"], mode: Mode, progress: Report
-) -> Published:
+async def refuse(ask: Request, progress: Report) -> Published:
     """The publisher of a cloud without a model: it serves what is there, and publishes nothing."""
     raise UsageError("this cloud only serves what was published before: it runs no model")
 

@@ -1,11 +1,9 @@
 """The publisher of a running cloud: one engine, one store, the rungs to publish in."""
 
-from typing import Literal
-
 import numpy as np
 
 from preread.cloud.document import Tokens, check, read_document
-from preread.cloud.events import Mode, Published
+from preread.cloud.events import Published, Request
 from preread.cloud.profiles import Stored, profile_for
 from preread.cloud.publish import Owner, Report, make, needed, publish
 from preread.cloud.reading import NO_HELP, Help, check_models
@@ -34,15 +32,7 @@ class EnginePublisher:
         check_models(engine, help)
         self._engine, self._worker, self._store, self._rungs, self._help = engine, worker, store, rungs, help
 
-    async def __call__(
-        self,
-        name: str,
-        text: str | None,
-        tokens: list[int] | None,
-        form: Form | Literal["auto"],
-        mode: Mode,
-        progress: Report,
-    ) -> Published:
+    async def __call__(self, ask: Request, progress: Report) -> Published:
         """Publish a document; the model's profile is fitted first where a rung needs one and the store has none.
 
         A cancelled call ends when the engine has, and then nothing was published.
@@ -50,49 +40,32 @@ class EnginePublisher:
         Raises:
             UsageError, EngineError, RemoteError: as `read_document`, `profile_for` and `publish` do.
         """
-        read, kind, profile = await self._read(name, text, tokens, form, mode, progress)
-        with_what = self._store, self._engine, self._worker
-        return await publish(*with_what, name, read, kind, self._rungs, progress, profile, self._help, mode)
+        tokens, form, profile = await self._read(ask, progress)
+        with_what, document = (self._store, self._engine, self._worker), (ask.name, tokens, form)
+        return await publish(*with_what, *document, self._rungs, progress, profile, self._help, ask.mode)
 
-    async def make(
-        self,
-        name: str,
-        text: str | None,
-        tokens: list[int] | None,
-        form: Form | Literal["auto"],
-        mode: Mode,
-        progress: Report,
-        owner: Owner,
-    ) -> Published:
+    async def make(self, ask: Request, progress: Report, owner: Owner) -> Published:
         """The same without putting the name, which somebody else does.
 
         Raises:
             Claimed: somebody else makes the same just now.
             UsageError, EngineError, RemoteError: as above.
         """
-        read, kind, profile = await self._read(name, text, tokens, form, mode, progress)
-        with_what = self._store, self._engine, self._worker
-        return await make(*with_what, name, read, kind, self._rungs, progress, profile, self._help, mode, owner)
+        tokens, form, profile = await self._read(ask, progress)
+        with_what, document = (self._store, self._engine, self._worker), (ask.name, tokens, form)
+        return await make(*with_what, *document, self._rungs, progress, profile, self._help, ask.mode, owner)
 
-    async def _read(
-        self,
-        name: str,
-        text: str | None,
-        tokens: list[int] | None,
-        form: Form | Literal["auto"],
-        mode: Mode,
-        progress: Report,
-    ) -> tuple[Tokens, Form, Stored | None]:
+    async def _read(self, ask: Request, progress: Report) -> tuple[Tokens, Form, Stored | None]:
         """The document's tokens and form, and the profile if one is needed."""
-        if mode == "mapped" and not self._help.mappings:
+        if ask.mode == "mapped" and not self._help.mappings:
             raise UsageError("this cloud has no large model to map from: start it with --llm and --map")
-        if mode == "guided" and not self._help.guides:
+        if ask.mode == "guided" and not self._help.guides:
             raise UsageError("this cloud has no large model that guides: start it with --llm and --guide")
-        if mode == "taught" and not self._help.taught:
+        if ask.mode == "taught" and not self._help.taught:
             raise UsageError("nobody taught this cloud's contexts: use `preread fit teach`, and start it with --taught")
-        ids = None if tokens is None else np.array(tokens, np.int32)
-        read, kind = await self._worker.run(lambda: read_document(self._engine, text, ids, form))
-        check(self._engine, name, len(read))
+        ids = None if ask.tokens is None else np.array(ask.tokens, np.int32)
+        tokens, form = await self._worker.run(lambda: read_document(self._engine, ask.text, ids, ask.form))
+        check(self._engine, ask.name, len(tokens))
         if not needed(self._rungs):
-            return read, kind, None
-        return read, kind, await profile_for(self._store, self._engine, self._worker, progress)
+            return tokens, form, None
+        return tokens, form, await profile_for(self._store, self._engine, self._worker, progress)

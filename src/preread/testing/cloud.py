@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from preread.cloud.events import Counted, Published, Request
-from preread.cloud.publish import NOBODY, Owner
+from preread.cloud.publish import NOBODY, Owner, Report
 from preread.cloud.ray.replica import Opened
 from preread.codec import fitted
 from preread.codec.ladder import codec
@@ -48,31 +48,14 @@ class RandomPublisher:
     chunk_tokens: int = 8
     window_tokens: int = 4096
 
-    async def __call__(
-        self,
-        name: str,
-        text: str | None,
-        tokens: list[int] | None,
-        form: str,
-        mode: str,
-        progress: Callable[[str, int, int], None],
-    ) -> Published:
-        made = await self.make(name, text, tokens, form, mode, progress)
+    async def __call__(self, ask: Request, progress: Report) -> Published:
+        made = await self.make(ask, progress)
         await self.store.put_name(made.entry)
         return made
 
-    async def make(
-        self,
-        name: str,
-        text: str | None,
-        tokens: list[int] | None,
-        form: str,
-        mode: str,
-        progress: Callable[[str, int, int], None],
-        owner: Owner = NOBODY,
-    ) -> Published:
+    async def make(self, ask: Request, progress: Report, owner: Owner = NOBODY) -> Published:
         """All but the name."""
-        ids = np.array(tokens if tokens is not None else [ord(letter) for letter in text or ""], np.int32)
+        ids = _ids(ask)
         if len(ids) > self.window_tokens:
             over = len(ids) - self.window_tokens
             raise UsageError(f"document has {len(ids)} tokens: {over} more than the window of {self.window_tokens}")
@@ -90,13 +73,13 @@ class RandomPublisher:
             needed = _sized(await self.store.put("profiles", self.profile))
             rungs[-1] = msgspec.structs.replace(rungs[-1], name=FITTED, codec=fitted.VERSION, profile=needed)
         progress("encode", len(chunks), len(chunks))
-        entry = await self._entry(name, "chat" if form == "chat" else "text", ids, chunks, groups, tuple(rungs))
+        entry = await self._entry(ask.name, "chat" if ask.form == "chat" else "text", ids, chunks, groups, tuple(rungs))
         sizes = {rung.name: sum(cell.size_bytes for row in rung.segments for cell in row) for rung in rungs}
         return Published(entry, sizes, 0.0)
 
     async def counted(self, ask: Request) -> Counted:
         """What a document would be, as `preread.cloud.app.Counter` tells it."""
-        ids = np.array(ask.tokens if ask.tokens is not None else [ord(letter) for letter in ask.text or ""], np.int32)
+        ids = _ids(ask)
         context, entry = context_id(FINGERPRINT, ids), await self.store.entry(ask.name)
         form = "chat" if ask.form == "chat" else "text"
         current = entry is not None and (entry.context, entry.form) == (context, form)
@@ -133,11 +116,16 @@ class RandomModel:
     where: str
 
     def open(self, store: Objects) -> Opened:
-        async def make(*ask: Any) -> Published:
-            return await RandomPublisher(open_store(Path(self.where).read_text())).make(*ask)
+        async def make(ask: Request, progress: Report, owner: Owner) -> Published:
+            return await RandomPublisher(open_store(Path(self.where).read_text())).make(ask, progress, owner)
 
         counted = RandomPublisher(store).counted
-        return Opened(make, counted, FINGERPRINT, lambda: None)  # type: ignore[arg-type]  # it hands on what it is given
+        return Opened(make, counted, FINGERPRINT, lambda: None)
+
+
+def _ids(ask: Request) -> npt.NDArray[np.int32]:
+    """Every letter is a token."""
+    return np.array(ask.tokens if ask.tokens is not None else [ord(letter) for letter in ask.text or ""], np.int32)
 
 
 @contextmanager

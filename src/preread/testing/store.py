@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 import msgspec
 import pytest
 
+from preread.cloud.events import Request
 from preread.errors import UsageError
 from preread.store.objects import Objects, open_store
 from preread.testing.cloud import FINGERPRINT, RandomPublisher
@@ -22,7 +23,7 @@ NAMES = ["a", "A", "a b", "%2F", "..x", "names", "ü" * 128, "😀" * 128, '"\\?
 def publish(store: Objects, name: str, text: str, *, profile: bytes = b"") -> Entry:
     """A small context of real format, with random KV; `profile`: what its manifest says that one rung needs."""
     publisher = RandomPublisher(store, profile=profile)
-    return asyncio.run(publisher(name, text, None, "text", "exact", lambda *_: None)).entry
+    return asyncio.run(publisher(Request(name, text, form="text"), lambda *_: None)).entry
 
 
 def put_profile_of(store: Objects, fingerprint: Fingerprint, profile: bytes) -> ObjectRef:
@@ -147,7 +148,7 @@ class StoreContract:
                     await store.remove_name("one")
                 else:
                     name = "two" if text == "second" else "one"
-                    await publisher(name, text, None, "text", "exact", lambda *_: None)
+                    await publisher(Request(name, text, form="text"), lambda *_: None)
                 async with asyncio.timeout(60):
                     seen.append((await waiting).version)
                 assert (await store.changed("another version")).version == seen[-1]

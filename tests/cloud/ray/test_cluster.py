@@ -22,7 +22,7 @@ with warnings.catch_warnings():
 
 from preread.bench.replicas import is_whole, processes
 from preread.cloud import client
-from preread.cloud.events import Progress, Published
+from preread.cloud.events import Progress, Published, Request
 from preread.cloud.ray.cluster import Replicas, Size
 from preread.cloud.ray.model import EngineModel
 from preread.cloud.ray.publisher import ReplicaPublisher
@@ -67,7 +67,7 @@ def test_none_of_many_is_lost_while_replicas_are_killed(ray_cluster: str, tiny_m
                 told.append(name)
                 os.kill(source.choice(replicas_of("killed")), signal.SIGKILL)
 
-        await publisher(name, f"{name}. {LONG}", None, "text", "exact", progress)
+        await publisher(Request(name, f"{name}. {LONG}", form="text"), progress)
 
     async def main() -> None:
         names = [f"document {n}" for n in range(12)]

@@ -48,7 +48,7 @@ async def publish(
     publisher: ReplicaPublisher, name: str, text: str, mode: Mode = "exact"
 ) -> tuple[Published, list[Progress]]:
     heard: list[Progress] = []
-    done = await publisher(name, text, None, "text", mode, lambda *told: heard.append(Progress(*told)))
+    done = await publisher(Request(name, text, form="text", mode=mode), lambda *told: heard.append(Progress(*told)))
     return done, heard
 
 
@@ -128,7 +128,7 @@ def test_a_call_that_is_given_up_gives_up_in_the_replica(replica: tuple[Replica,
         def progress(stage: str, done: int, total: int) -> None:
             begun.set()
 
-        call = ReplicaPublisher(store, called(made))("given up", text, None, "text", "exact", progress)
+        call = ReplicaPublisher(store, called(made))(Request("given up", text, form="text"), progress)
         task = asyncio.create_task(call)
         await begun.wait()
         task.cancel()

@@ -7,17 +7,15 @@ of an attempt is decided in `decide.py`.
 import asyncio
 import secrets
 from collections.abc import AsyncGenerator, Callable
-from typing import Literal
 
 import msgspec
 
-from preread.cloud.events import Mode, Progress, Published, Request
+from preread.cloud.events import Progress, Published, Request
 from preread.cloud.publish import Owner, Report
 from preread.cloud.ray.decide import Busy, Course, Ended, GiveUp, Lost, Outcome, Removed, Taken, decide
 from preread.errors import PrereadError, Unavailable
 from preread.store.claims import Claimed
 from preread.store.objects import Objects
-from preread.values import Form
 
 
 class ReplicaEnded(PrereadError):
@@ -47,15 +45,7 @@ class ReplicaPublisher:
     def __init__(self, store: Objects, call: Call) -> None:
         self._store, self._call = store, call
 
-    async def __call__(
-        self,
-        name: str,
-        text: str | None,
-        tokens: list[int] | None,
-        form: Form | Literal["auto"],
-        mode: Mode,
-        progress: Report,
-    ) -> Published:
+    async def __call__(self, ask: Request, progress: Report) -> Published:
         """Publish a document. A cancelled call has its replica give up.
 
         Raises:
@@ -63,10 +53,10 @@ class ReplicaPublisher:
             EngineError: replica after replica ended with it.
             PrereadError: a replica refused it, or the store failed.
         """
-        ask, course = msgspec.json.encode(Request(name, text, tokens, form, mode)), Course()
+        asked, course = msgspec.json.encode(ask), Course()
         while True:
             attempt = _Attempt(self._store, self._call, progress, Owner(secrets.token_hex(8), course.gone))
-            outcome = await attempt.run(ask)
+            outcome = await attempt.run(asked)
             if isinstance(outcome, Published):
                 return outcome
             step = decide(course, outcome)

@@ -6,43 +6,32 @@ starts it and calls it.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import msgspec
 
 from preread.cloud.app import Counter
-from preread.cloud.events import Mode, Progress, Published, Request
+from preread.cloud.events import Progress, Published, Request
 from preread.cloud.publish import Owner, Report
 from preread.cloud.ray import messages
 from preread.errors import PrereadError
 from preread.store.objects import Objects, open_store
-from preread.values import Fingerprint, Form
+from preread.values import Fingerprint
 
 _log = logging.getLogger(__name__)
 
 
-class Maker(Protocol):
-    """Stores all that a name is to lead to, as `preread.cloud.publish.make` does."""
-
-    async def __call__(
-        self,
-        name: str,
-        text: str | None,
-        tokens: list[int] | None,
-        form: Form | Literal["auto"],
-        mode: Mode,
-        progress: Report,
-        owner: Owner,
-    ) -> Published: ...
+Make = Callable[[Request, Report, Owner], Coroutine[None, None, Published]]
+"""Stores all that a name is to lead to, as `preread.cloud.publish.make` does."""
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
     """A model that is loaded: what makes and counts with it, its fingerprint, and how it is closed."""
 
-    make: Maker
+    make: Make
     count: Counter
     fingerprint: Fingerprint
     close: Callable[[], None]
@@ -102,7 +91,7 @@ class Replica:
         try:
             of = msgspec.json.decode(ask, type=Request)
             async with self._turn:
-                return await self._opened.make(of.name, of.text, of.tokens, of.form, of.mode, progress, owner)
+                return await self._opened.make(of, progress, owner)
         except PrereadError as error:
             return messages.refused(error)
         except Exception:
