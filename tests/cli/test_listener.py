@@ -21,7 +21,8 @@ from starlette.routing import Route
 
 from preread import loop, tls
 from preread.cli import listen, options, unix
-from preread.cli.listener import Listener, Place, listening
+from preread.cli.endpoint import Endpoint
+from preread.cli.listener import Listener, listening
 from preread.cloud import client
 from preread.cloud.app import create_app
 from preread.errors import TransportError, UsageError
@@ -36,23 +37,24 @@ Run = Any
 Server = Callable[[Listener], Starlette]
 
 
-def place(
+def endpoint(
     hosts: list[str] | None = None,
     uds: Path | None = None,
     own: tls.Identity | None = None,
     client_ca: Path | None = None,
     mode: str = "600",
-) -> Place:
+) -> Endpoint:
     """One on 127.0.0.1, unless told otherwise."""
     cert, key = (None, None) if own is None else (own.certificate, own.key)
-    return Place(["127.0.0.1"] if hosts is None and uds is None else hosts, 0, uds, mode, cert, key, client_ca)
+    here = ["127.0.0.1"] if hosts is None and uds is None else hosts
+    return Endpoint(here, uds=uds, uds_mode=mode, cert=cert, key=key, client_ca=client_ca)
 
 
-def with_server(where: Place, app: Server, story: Callable[[Listener], None]) -> None:
+def with_server(where: Endpoint, app: Server, story: Callable[[Listener], None]) -> None:
     """Serve as the commands do, in their event loop, and run `story` in a thread beside."""
 
     async def main() -> None:
-        with listening(where, None, None, None, insecure=False) as there:
+        with listening(where, "ask") as there:
             ready = asyncio.Event()
             opening = nullcontext(app(there))
             serving = asyncio.create_task(listen.serve(opening, there.sockets, ready.set, there.secured))
@@ -120,7 +122,7 @@ def test_a_socket_is_for_its_owner_unless_told_otherwise_and_gone_at_the_end(pat
             # Whoever may use it needs no key, calls it as he likes, and is told from others by his user.
             assert http.get("/").text == f"http user {os.getuid()}"
 
-    with_server(place(uds=path, mode=mode), who, story)
+    with_server(endpoint(uds=path, mode=mode), who, story)
     assert list(path.parent.iterdir()) == []
 
 
@@ -132,7 +134,7 @@ def test_addresses_beside_a_socket_are_as_closed_as_ever(path: Path) -> None:
             assert http.get(url, headers={"Host": "evil.example"}).status_code == 421
             assert near.get("/").status_code == 200
 
-    with_server(place(hosts=["127.0.0.1"], uds=path), who, story)
+    with_server(endpoint(hosts=["127.0.0.1"], uds=path), who, story)
 
 
 def test_a_socket_that_a_dead_process_left_is_replaced_and_nothing_else(path: Path) -> None:
@@ -198,7 +200,7 @@ def test_of_many_that_start_at_once_one_has_the_socket(path: Path) -> None:
 def test_a_socket_is_written_as_uvicorn_has_it_or_as_llama_server(
     hosts: list[str] | None, uds: str | None, paths: list[str], addresses: list[str]
 ) -> None:
-    where = Place(hosts, 0, None if uds is None else Path(uds), "600", None, None, None)
+    where = Endpoint(hosts, uds=None if uds is None else Path(uds))
     assert where.paths == [Path(path) for path in paths] and where.addresses == addresses
 
 
@@ -240,7 +242,7 @@ def test_certificates_that_cannot_be_used_are_told_at_the_start(authority: Autho
     ):
         with (
             pytest.raises(UsageError, match=told),
-            listening(place(own=identity, client_ca=clients), None, None, None, insecure=False),
+            listening(endpoint(own=identity, client_ca=clients), "ask"),
         ):
             pass
 
@@ -263,7 +265,7 @@ def test_addresses_speak_tls_and_a_socket_beside_them_does_not(trusted: Authorit
         with socket.create_connection(("127.0.0.1", port)) as sock, pytest.raises(OSError):
             old.wrap_socket(sock)
 
-    with_server(place(hosts=["127.0.0.1"], uds=path, own=trusted.issue("own")), who, story)
+    with_server(endpoint(hosts=["127.0.0.1"], uds=path, own=trusted.issue("own")), who, story)
 
 
 def test_a_renewed_certificate_is_shown_without_a_restart(
@@ -287,7 +289,7 @@ def test_a_renewed_certificate_is_shown_without_a_restart(
         assert shown[0] == shown[1] == first.certificate.read_text(), "half of the new one cannot be used"
         assert shown[2] == second.certificate.read_text()
 
-    with_server(place(own=mine), who, story)
+    with_server(endpoint(own=mine), who, story)
     assert "stays in use" in caplog.text
 
 
@@ -321,16 +323,16 @@ def test_only_clients_with_a_certificate_are_listened_to(trusted: Authority, tmp
                 with pytest.raises(TransportError, match="certificate"):
                     reach(Via(identity=identity))
 
-    with_server(place(own=trusted.issue("server"), client_ca=trusted.file), cloud, story)
+    with_server(endpoint(own=trusted.issue("server"), client_ca=trusted.file), cloud, story)
 
 
 def test_who_comes_with_a_certificate_needs_no_key_elsewhere_either(authority: Authority) -> None:
-    where = place(hosts=["0.0.0.0"], own=authority.issue("own"), client_ca=authority.file)
-    with listening(where, None, None, None, insecure=False) as there:
+    where = endpoint(hosts=["0.0.0.0"], own=authority.issue("own"), client_ca=authority.file)
+    with listening(where, "ask") as there:
         assert there.access == Access(hosts=frozenset({"*"}))
     with (
         pytest.raises(UsageError, match="or say --insecure"),
-        listening(place(hosts=["0.0.0.0"], own=authority.issue("own")), None, None, None, insecure=False),
+        listening(endpoint(hosts=["0.0.0.0"], own=authority.issue("own")), "ask"),
     ):
         pass
 
@@ -351,7 +353,7 @@ def test_who_never_shakes_hands_makes_room_for_those_who_do(
             assert http.get(there.urls).status_code == 200
             assert ended(silent[0]), "the one that was silent for longest has left"
 
-    with_server(place(own=trusted.issue("own")), who, story)
+    with_server(endpoint(own=trusted.issue("own")), who, story)
 
 
 def test_who_never_shakes_hands_is_sent_away(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,7 +363,7 @@ def test_who_never_shakes_hands_is_sent_away(authority: Authority, monkeypatch: 
         with socket.create_connection(there.sockets[0].getsockname(), timeout=60) as sock:
             assert ended(sock)
 
-    with_server(place(own=authority.issue("own")), who, story)
+    with_server(endpoint(own=authority.issue("own")), who, story)
 
 
 def test_a_password_on_the_command_line_is_warned_of(

@@ -23,7 +23,7 @@ from starlette.routing import Route
 
 from preread import lifecycle, loop
 from preread.cli import listen, notify
-from preread.cli.listen import Stop
+from preread.cli.endpoint import Stop
 from preread.cloud.app import create_app
 from preread.cloud.client import publish
 from preread.edge.app import create_app as create_edge

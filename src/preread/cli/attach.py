@@ -2,13 +2,14 @@
 
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from preread import loop
 from preread.cli import arguments, keys, options
-from preread.cli.listener import Listener, Place, listening
+from preread.cli.endpoint import AT_ONCE, Endpoint, Stop
+from preread.cli.grouped import grouped
 from preread.cli.terminal import say
 from preread.engine.registry import DEFAULT
 from preread.plan.choose import MAX_DLOSS
@@ -16,9 +17,12 @@ from preread.plan.poll import SYNC_S
 
 if TYPE_CHECKING:
     from preread.attach.options import Options
-    from preread.cli.listen import Stop
+    from preread.cli.listener import Listener
+
+_ENDPOINT: Final = Endpoint(port=8081)
 
 
+@grouped
 def attach(
     server: Annotated[
         str,
@@ -30,18 +34,7 @@ def attach(
     ],
     model: options.Model = DEFAULT,
     cloud: options.OptionalCloud = None,
-    host: options.Hosts = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8081,
-    api_key: options.ClientKeys = None,
-    api_key_file: options.ClientKeyFile = None,
-    insecure: options.Insecure = False,
-    uds: options.Uds = None,
-    uds_mode: options.UdsMode = "600",
-    cert: options.Cert = None,
-    key: options.CertKey = None,
-    client_ca: options.ClientCa = None,
-    allow_host: options.AllowHost = None,
-    allow_origin: options.AllowOrigin = None,
+    endpoint: Endpoint = _ENDPOINT,
     server_key: Annotated[
         str | None,
         typer.Option(
@@ -68,8 +61,7 @@ def attach(
     neighbours: options.Neighbours = None,
     site_key: options.SiteKey = None,
     site_key_file: options.SiteKeyFile = None,
-    drain_s: options.DrainS = 0.0,
-    finish_s: options.FinishS = 5.0,
+    stop: Stop = AT_ONCE,
 ) -> None:
     """Put contexts into a llama-server that runs already: a proxy in front of it.
 
@@ -77,10 +69,10 @@ def attach(
     to the server and back as it is.
     """
     from preread.attach.options import Options
-    from preread.cli.listen import Stop
+    from preread.cli.listener import listening
     from preread.wire.neighbour import SiteKey
 
-    clients, site_secret = keys.of_clients(api_key, api_key_file, "ask"), keys.own(site_key, site_key_file)
+    site_secret = keys.own(site_key, site_key_file)
     arguments.check_rung(rung)
     wanted = Options(
         model=model,
@@ -99,15 +91,14 @@ def attach(
         neighbours=arguments.urls(neighbours),
         site_key=None if site_secret is None else SiteKey(site_secret),
     )
-    place = Place(host, port, uds, uds_mode, cert, key, client_ca)
     with ExitStack() as stack:
-        there = stack.enter_context(listening(place, clients, allow_host, allow_origin, insecure=insecure))
-        interrupted = loop.run(_serve(there, wanted, Stop(drain_s, finish_s)))
+        there = stack.enter_context(listening(endpoint, "ask"))
+        interrupted = loop.run(_serve(there, wanted, stop))
     if interrupted:
         raise KeyboardInterrupt
 
 
-async def _serve(there: Listener, wanted: "Options", stop: "Stop") -> bool:
+async def _serve(there: "Listener", wanted: "Options", stop: Stop) -> bool:
     from preread.attach.app import create_app
     from preread.attach.opening import attached
     from preread.cli import listen

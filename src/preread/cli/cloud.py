@@ -4,13 +4,15 @@ import logging
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from preread import loop
-from preread.cli import arguments, keys, options
+from preread.cli import arguments, options
+from preread.cli.endpoint import AT_ONCE, Endpoint, Stop
 from preread.cli.engine import engine_for
+from preread.cli.grouped import grouped
 from preread.cli.terminal import contexts, say
 from preread.engine.registry import DEFAULT
 from preread.errors import UsageError
@@ -19,7 +21,6 @@ from preread.plan.choose import MAX_MODE_DLOSS
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
-    from preread.cli.listen import Stop
     from preread.cli.listener import Listener
     from preread.cloud.origins import Named
     from preread.cloud.reading import Help
@@ -28,22 +29,14 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_ENDPOINT: Final = Endpoint(port=8000)
 
+
+@grouped
 def cloud(
     model: options.Model = DEFAULT,
     store: Annotated[str, typer.Option(metavar="FOLDER|s3://…", help="Where published contexts are kept.")] = "./store",
-    host: options.Hosts = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8000,
-    api_key: options.ClientKeys = None,
-    api_key_file: options.ClientKeyFile = None,
-    insecure: options.Insecure = False,
-    uds: options.Uds = None,
-    uds_mode: options.UdsMode = "600",
-    cert: options.Cert = None,
-    key: options.CertKey = None,
-    client_ca: options.ClientCa = None,
-    allow_host: options.AllowHost = None,
-    allow_origin: options.AllowOrigin = None,
+    endpoint: Endpoint = _ENDPOINT,
     ctx_size: options.Window = 0,
     threads: options.Threads = 0,
     rungs: Annotated[
@@ -104,8 +97,7 @@ def cloud(
         int | None,
         typer.Option(metavar="S", help="Have edges fetch segments from the bucket, by addresses signed for so long."),
     ] = None,
-    drain_s: options.DrainS = 0.0,
-    finish_s: options.FinishS = 5.0,
+    stop: Stop = AT_ONCE,
 ) -> None:
     """Run a cloud: it reads documents once and serves their KV cache.
 
@@ -113,8 +105,7 @@ def cloud(
     `preread fit codec`.
     """
     from preread.cli import scale
-    from preread.cli.listen import Stop
-    from preread.cli.listener import Place, listening
+    from preread.cli.listener import listening
     from preread.cloud import origins
     from preread.store.messenger import check as check_messenger
     from preread.store.objects import open_store
@@ -122,7 +113,6 @@ def cloud(
     names = None if rungs is None else arguments.rung_names(rungs)
     if messenger is not None:
         check_messenger(messenger)
-    clients = keys.of_clients(api_key, api_key_file, "read")
     if (llm is None) != (not mapping and not guide):
         raise UsageError(
             "a large model reads by a mapping or a guide: give --llm and --map or --guide together, see `preread fit`"
@@ -131,10 +121,9 @@ def cloud(
         raise UsageError("--replicas and --also are for models on a Ray cluster: give --ray, or leave them away")
     if ray is not None and (llm or taught):
         raise UsageError("large models do not help to read on Ray yet: leave --llm, --map, --guide and --taught away")
-    place = Place(host, port, uds, uds_mode, cert, key, client_ca)
     with ExitStack() as stack:
-        there = stack.enter_context(listening(place, clients, allow_host, allow_origin, insecure=insecure))
-        if clients is not None and not clients.may("publish"):
+        there = stack.enter_context(listening(endpoint, "read"))
+        if there.access.keys is not None and not there.access.keys.may("publish"):
             _log.warning("no key may publish: write publish:KEY for one that may")
         objects = open_store(store)
         loop.run(_check_free(objects))  # before a model is fetched in vain
@@ -142,7 +131,7 @@ def cloud(
         if ray is not None:
             scale.needs_ray("--ray")
             wanted = scale.models([model, *(also or [])], ctx_size, threads, names, replica_cpus)
-            size, stop = scale.size(replicas, replica_cpus), Stop(drain_s, finish_s)
+            size = scale.size(replicas, replica_cpus)
             if loop.run(scale.serve(there, ray, wanted, objects, store, size, stop, messenger, elsewhere)):
                 raise KeyboardInterrupt
             return
@@ -150,9 +139,7 @@ def cloud(
             if one is not None:
                 options.pulled(one)  # before others can connect: Ctrl-C ends it at once
         engines = _engines(model, llm, ctx_size, threads, mapping or [], guide or [], taught or [], max_dloss)
-        interrupted = loop.run(
-            _serve_cloud(there, engines, objects, names, store, Stop(drain_s, finish_s), messenger, elsewhere)
-        )
+        interrupted = loop.run(_serve_cloud(there, engines, objects, names, store, stop, messenger, elsewhere))
     if interrupted:
         raise KeyboardInterrupt
 
@@ -201,7 +188,7 @@ async def _serve_cloud(
     objects: "Objects",
     rungs: tuple[str, ...] | None,
     store: str,
-    stop: "Stop",
+    stop: Stop,
     messenger: str | None,
     elsewhere: "Named",
 ) -> bool:

@@ -4,12 +4,12 @@ import logging
 import socket
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack, asynccontextmanager, nullcontext
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING, Final
 
 from preread import loop
 from preread.cli import arguments, keys, options
+from preread.cli.endpoint import AT_ONCE, Endpoint, Stop
+from preread.cli.grouped import grouped
 from preread.cli.terminal import contexts, say
 from preread.engine.registry import DEFAULT
 from preread.errors import UsageError
@@ -17,29 +17,20 @@ from preread.plan.choose import MAX_DLOSS
 from preread.plan.poll import SYNC_S
 
 if TYPE_CHECKING:
-    from preread.cli.listen import Stop
     from preread.cli.listener import Listener
     from preread.edge.edge import AsyncEdge
     from preread.edge.serving import Limits
 
 _log = logging.getLogger(__name__)
 
+_ENDPOINT: Final = Endpoint(port=8080)
 
+
+@grouped
 def edge(
     model: options.Model = DEFAULT,
     cloud: options.OptionalCloud = None,
-    host: options.Hosts = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8080,
-    api_key: options.ClientKeys = None,
-    api_key_file: options.ClientKeyFile = None,
-    insecure: options.Insecure = False,
-    uds: options.Uds = None,
-    uds_mode: options.UdsMode = "600",
-    cert: options.Cert = None,
-    key: options.CertKey = None,
-    client_ca: options.ClientCa = None,
-    allow_host: options.AllowHost = None,
-    allow_origin: options.AllowOrigin = None,
+    endpoint: Endpoint = _ENDPOINT,
     cloud_key: options.EdgesCloudKey = None,
     cloud_key_file: options.EdgesCloudKeyFile = None,
     rung: options.Rung = None,
@@ -69,26 +60,22 @@ def edge(
     site_key_file: options.SiteKeyFile = None,
     max_queue: options.MaxQueue = 256,
     max_tokens: options.MaxTokens = 1024,
-    drain_s: options.DrainS = 0.0,
-    finish_s: options.FinishS = 5.0,
+    stop: Stop = AT_ONCE,
 ) -> None:
     """Run an edge: an OpenAI-compatible server that streams shared contexts in and keeps prompts to itself."""
-    from preread.cli.listen import Stop
-    from preread.cli.listener import Place, listening
+    from preread.cli.listener import listening
     from preread.edge.edge import AsyncEdge
     from preread.edge.options import Near, Wishes
     from preread.edge.serving import Limits
     from preread.wire.neighbour import SiteKey
 
-    clients = keys.of_clients(api_key, api_key_file, "ask")
     to_cloud, site_secret = keys.own(cloud_key, cloud_key_file, cloud), keys.own(site_key, site_key_file)
     arguments.check_rung(rung)
     arguments.check_rung(refine)
     wishes, near_urls = Wishes(*arguments.subscriptions(subscribe, pin, prefetch)), arguments.urls(neighbours)
-    place = Place(host, port, uds, uds_mode, cert, key, client_ca)
     with ExitStack() as stack:
-        there = stack.enter_context(listening(place, clients, allow_host, allow_origin, insecure=insecure))
-        anywhere = insecure or site_secret is not None
+        there = stack.enter_context(listening(endpoint, "ask"))
+        anywhere = endpoint.insecure or site_secret is not None
         shared = None if share is None else stack.enter_context(_sharing_socket(share, anywhere=anywhere))
         address = None if shared is None else shared.getsockname()[:2]
         secret = None if site_secret is None else SiteKey(site_secret)
@@ -118,7 +105,7 @@ def edge(
         )
         _log.info("loading %s", options.shown_name(model, path))
         most_bytes_s = None if share_mbps is None else share_mbps * 1e6 / 8
-        limits, stop = Limits(max_queue, max_tokens), Stop(drain_s, finish_s)
+        limits = Limits(max_queue, max_tokens)
         interrupted = loop.run(_serve_edge(there, limits, opened, shared, most_bytes_s, stop))
     if interrupted:
         raise KeyboardInterrupt
@@ -148,7 +135,7 @@ async def _serve_edge(
     opened: "AsyncEdge",
     shared: socket.socket | None,
     share_bytes_s: float | None,
-    stop: "Stop",
+    stop: Stop,
 ) -> bool:
     from preread.cli import listen
     from preread.edge.app import create_app

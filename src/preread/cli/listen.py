@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Final
 
@@ -23,6 +22,7 @@ from starlette.types import ASGIApp
 
 from preread import coredumps
 from preread.cli import notify
+from preread.cli.endpoint import AT_ONCE, Stop
 from preread.cli.gate import Gate
 from preread.errors import UsageError
 from preread.lifecycle import Lifecycle
@@ -150,22 +150,6 @@ async def beside(app: Starlette, sock: socket.socket) -> AsyncGenerator[None, No
         finally:
             server.should_exit = True
             await asyncio.wait([serving])
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """How a server that is asked to stop by SIGTERM does so.
-
-    Attributes:
-        drain_s: it says that it is not ready, and listens on so long: what sends it requests needs time to notice.
-        finish_s: then it listens no more, and what is under way may take so long to end.
-    """
-
-    drain_s: float = 0.0
-    finish_s: float = 5.0
-
-
-AT_ONCE: Final = Stop()
 
 
 async def serve(

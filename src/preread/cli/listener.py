@@ -1,4 +1,4 @@
-"""Where a server listens, whether it speaks TLS there, and to whom it listens, as the command line says it."""
+"""Bound sockets, the TLS that is spoken there, and whom a server listens to: what its `Endpoint` says, made."""
 
 import logging
 import re
@@ -7,58 +7,17 @@ import ssl
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
 
 from preread import tls
-from preread.cli import listen, unix
+from preread.cli import keys, listen, unix
+from preread.cli.endpoint import Endpoint
 from preread.errors import UsageError
 from preread.store import hosts
-from preread.store.auth import Keys
+from preread.store.auth import Keys, Scope
 from preread.store.guard import Access
 from preread.tls import Identity
 
-DEFAULT_HOSTS: Final = ("localhost",)
-"""Both loopbacks, where there are both: what runs on this machine may try either first."""
-
-_SOCKET: Final = re.compile(r"unix:(?://)?(?P<path>.+)|(?P<plain>.*/.*|.+\.sock)")
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where to listen.
-
-    Attributes:
-        hosts: addresses, and paths of unix sockets as llama-server writes them; None: localhost, unless there is `uds`.
-        port: of all addresses; 0: any free one.
-        uds: path of a unix socket.
-        uds_mode: mode of such files, octal.
-        cert, key: of the certificate that is shown at addresses, if TLS is spoken there.
-        client_ca: authorities of clients' certificates, if those are asked for.
-    """
-
-    hosts: list[str] | None
-    port: int
-    uds: Path | None
-    uds_mode: str
-    cert: Path | None
-    key: Path | None
-    client_ca: Path | None
-
-    @property
-    def paths(self) -> list[Path]:
-        """Of unix sockets."""
-        found = [_SOCKET.fullmatch(host) for host in self.hosts or ()]
-        named = [Path(one["path"] or one["plain"]) for one in found if one]
-        return named if self.uds is None else [self.uds, *named]
-
-    @property
-    def addresses(self) -> list[str]:
-        """Of the network."""
-        if self.hosts is None:
-            return [] if self.uds else list(DEFAULT_HOSTS)
-        return [host for host in self.hosts if not _SOCKET.fullmatch(host)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,36 +38,33 @@ class Listener:
 
 
 @contextmanager
-def listening(
-    place: Place, clients: Keys | None, allow_host: str | None, allow_origin: str | None, *, insecure: bool
-) -> Iterator[Listener]:
+def listening(endpoint: Endpoint, unnamed: Scope) -> Iterator[Listener]:
     """Take all addresses before the slow work begins; nobody can connect yet.
 
+    `unnamed`: the scope of clients' keys that name none.
+
     Raises:
-        UsageError: one is taken, or none; a certificate cannot be used; or it would be open to others, and nobody said
-            that it may; or a name or an origin is none.
+        UsageError: one is taken, or none; keys or a certificate cannot be used; or it would be open to others, and
+            nobody said that it may; or a name or an origin is none.
     """
-    secured = _secured(place)
+    clients, secured = keys.of_clients(endpoint.api_key, endpoint.api_key_file, unnamed), _secured(endpoint)
     with ExitStack() as stack:
-        mode = _mode(place.uds_mode)
-        sockets = [stack.enter_context(unix.bound(path, mode)) for path in place.paths]
-        if place.addresses:
-            sockets += [stack.enter_context(sock) for sock in listen.bind_all(place.addresses, place.port)]
-        access = _access(
-            sockets, clients, allow_host, allow_origin, insecure=insecure, known=place.client_ca is not None
-        )
-        yield Listener(sockets, secured, access)
+        mode = _mode(endpoint.uds_mode)
+        sockets = [stack.enter_context(unix.bound(path, mode)) for path in endpoint.paths]
+        if endpoint.addresses:
+            sockets += [stack.enter_context(sock) for sock in listen.bind_all(endpoint.addresses, endpoint.port)]
+        yield Listener(sockets, secured, _access(sockets, clients, endpoint))
 
 
-def _secured(place: Place) -> ssl.SSLContext | None:
-    if place.cert is None:
-        for option, file in (("--key", place.key), ("--client-ca", place.client_ca)):
+def _secured(endpoint: Endpoint) -> ssl.SSLContext | None:
+    if endpoint.cert is None:
+        for option, file in (("--key", endpoint.key), ("--client-ca", endpoint.client_ca)):
             if file is not None:
                 raise UsageError(f"{option} is for TLS: give the server's certificate with --cert")
         return None
-    if not place.addresses:
+    if not endpoint.addresses:
         raise UsageError("--cert is for TLS on the network, which a unix socket is not: name an address with --host")
-    return tls.server_context(Identity(place.cert, place.key), place.client_ca)
+    return tls.server_context(Identity(endpoint.cert, endpoint.key), endpoint.client_ca)
 
 
 def _mode(given: str) -> int:
@@ -117,24 +73,14 @@ def _mode(given: str) -> int:
     return int(given, 8)
 
 
-def _access(
-    sockets: list[socket.socket],
-    clients: Keys | None,
-    allow_host: str | None,
-    allow_origin: str | None,
-    *,
-    insecure: bool,
-    known: bool,
-) -> Access:
-    """Whom a server listens to. Where it is reached from elsewhere without keys, it is by names that it cannot know.
-
-    `known`: whoever comes has shown a certificate.
-    """
-    if clients is None and not insecure and not known:
+def _access(sockets: list[socket.socket], clients: Keys | None, endpoint: Endpoint) -> Access:
+    """Whom a server listens to. Where it is reached from elsewhere without keys, it is by names that it cannot know."""
+    known = endpoint.client_ca is not None  # whoever comes has shown a certificate
+    if clients is None and not endpoint.insecure and not known:
         listen.check_closed(sockets, "keys with --api-key-file or PREREAD_API_KEYS")
     near = listen.closed(sockets)
     if clients is None and not near and not known:
         _log.warning("everybody who reaches %s may use it: --insecure says so", listen.urls(sockets))
     open_names = frozenset() if near else frozenset({hosts.ANY})
-    names = open_names if allow_host is None else hosts.hosts(allow_host)
-    return Access(clients, names, hosts.origins(allow_origin))
+    names = open_names if endpoint.allow_host is None else hosts.hosts(endpoint.allow_host)
+    return Access(clients, names, hosts.origins(endpoint.allow_origin))

@@ -65,81 +65,6 @@ EdgesCloudKey = Annotated[
 EdgesCloudKeyFile = Annotated[
     Path | None, typer.Option("--cloud-key-file", metavar="FILE", help="The same key, alone in a file.")
 ]
-ClientKeys = Annotated[
-    str | None,
-    typer.Option(
-        "--api-key",
-        envvar="PREREAD_API_KEYS",
-        metavar="KEY,…",
-        help="Keys of which clients must send one as bearer token. Other users see them here: use the variable, or a "
-        "file.",
-        callback=keys.checked,
-    ),
-]
-ClientKeyFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--api-key-file",
-        metavar="FILE",
-        help="Clients' keys, one on a line: KEY, or SCOPE:KEY. A cloud's may read, or publish where SCOPE says so.",
-    ),
-]
-Hosts = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--host",
-        metavar="ADDRESS",
-        help="Address to listen on; by default localhost; 0.0.0.0: all of IPv4; may be given repeatedly.",
-    ),
-]
-Uds = Annotated[
-    Path | None,
-    typer.Option(
-        "--uds",
-        metavar="PATH",
-        help="Listen on this unix socket, and on no address unless --host names one; as --host PATH.sock.",
-    ),
-]
-UdsMode = Annotated[
-    str,
-    typer.Option("--uds-mode", metavar="OCTAL", help="Who may use the socket, as chmod has it; by default its owner."),
-]
-Cert = Annotated[
-    Path | None,
-    typer.Option(
-        "--cert",
-        "--ssl-cert-file",
-        metavar="FILE",
-        help="Speak TLS with this certificate in PEM, followed by those that vouch for it; a renewed one is taken.",
-    ),
-]
-CertKey = Annotated[
-    Path | None,
-    typer.Option("--key", "--ssl-key-file", metavar="FILE", help="The key of --cert, unless that file holds it too."),
-]
-ClientCa = Annotated[
-    Path | None,
-    typer.Option(
-        "--client-ca",
-        metavar="FILE",
-        help="Listen only to clients with a certificate of these authorities; needs --cert.",
-    ),
-]
-Insecure = Annotated[
-    bool, typer.Option("--insecure", help="Without keys, let in everybody who reaches this server from elsewhere.")
-]
-AllowHost = Annotated[
-    str | None,
-    typer.Option(
-        "--allow-host",
-        metavar="NAME,…|*",
-        help="Names besides localhost that clients may call this server by where there are no keys.",
-    ),
-]
-AllowOrigin = Annotated[
-    str | None,
-    typer.Option("--allow-origin", metavar="ORIGIN,…|*", help="Web pages from here may ask, as https://app.example."),
-]
 Rung = Annotated[
     str | None,
     typer.Option(
@@ -317,24 +242,6 @@ SiteKey = Annotated[
 ]
 SiteKeyFile = Annotated[
     Path | None, typer.Option("--site-key-file", metavar="FILE", help="The same secret, alone in a file.")
-]
-DrainS = Annotated[
-    float,
-    typer.Option(
-        "--drain-s",
-        min=0,
-        metavar="S",
-        help="On SIGTERM, say at /readyz that it is not ready, and listen on so long, for load balancers to notice.",
-    ),
-]
-FinishS = Annotated[
-    float,
-    typer.Option(
-        "--finish-s",
-        min=0,
-        metavar="S",
-        help="Then listen no more: what is under way may take so long to end, before it is cut short.",
-    ),
 ]
 MaxQueue = Annotated[
     int,

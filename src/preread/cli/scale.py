@@ -12,6 +12,7 @@ import typer
 
 from preread import limits
 from preread.cli import options
+from preread.cli.endpoint import Stop
 from preread.cli.terminal import contexts, say
 from preread.engine.registry import DEFAULT
 from preread.errors import UsageError
@@ -19,7 +20,6 @@ from preread.errors import UsageError
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
-    from preread.cli.listen import Stop
     from preread.cli.listener import Listener
     from preread.cloud.origins import Named
     from preread.cloud.ray.cluster import Replicas, Size
@@ -98,7 +98,7 @@ async def serve(
     objects: "Objects",
     store: str,
     of: "Size",
-    stop: "Stop",
+    stop: Stop,
     messenger: str | None,
     elsewhere: "Named",
 ) -> bool:
