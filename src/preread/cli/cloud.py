@@ -3,13 +3,14 @@
 import logging
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from preread import loop
-from preread.cli import arguments, options
+from preread.cli import arguments, options, scale
 from preread.cli.endpoint import AT_ONCE, Endpoint, Stop
 from preread.cli.engine import engine_for
 from preread.cli.grouped import grouped
@@ -29,7 +30,37 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+
+@dataclass(frozen=True, slots=True)
+class Helpers:
+    """What helps the model to read: a large one with what was fitted for both, and what its contexts were taught."""
+
+    llm: Annotated[
+        str | None,
+        typer.Option("--llm", metavar="NAME|PATH|hf:…", help="A large model that helps to read; see publish --mode."),
+    ] = None
+    mapping: Annotated[
+        list[Path] | None,
+        typer.Option("--map", metavar="FILE", help="What `preread fit map` wrote for both; may be repeated."),
+    ] = None
+    guide: Annotated[
+        list[Path] | None,
+        typer.Option("--guide", metavar="FILE", help="What `preread fit guide` wrote for both; may be repeated."),
+    ] = None
+    taught: Annotated[
+        list[Path] | None,
+        typer.Option("--taught", metavar="FILE", help="What `preread fit teach` wrote; may be repeated."),
+    ] = None
+    max_dloss: Annotated[
+        float,
+        typer.Option(
+            "--max-dloss", min=0, metavar="NATS", help="Publish other than exact KV only if it raises the loss no more."
+        ),
+    ] = MAX_MODE_DLOSS
+
+
 _ENDPOINT: Final = Endpoint(port=8000)
+_NOBODY: Final = Helpers()
 
 
 @grouped
@@ -43,47 +74,8 @@ def cloud(
         str | None,
         typer.Option(metavar="RUNG,…", help="Qualities to publish in; by default lossless and all that are fitted."),
     ] = None,
-    llm: Annotated[
-        str | None,
-        typer.Option("--llm", metavar="NAME|PATH|hf:…", help="A large model that helps to read; see publish --mode."),
-    ] = None,
-    mapping: Annotated[
-        list[Path] | None,
-        typer.Option("--map", metavar="FILE", help="What `preread fit map` wrote for both; may be repeated."),
-    ] = None,
-    guide: Annotated[
-        list[Path] | None,
-        typer.Option("--guide", metavar="FILE", help="What `preread fit guide` wrote for both; may be repeated."),
-    ] = None,
-    taught: Annotated[
-        list[Path] | None,
-        typer.Option("--taught", metavar="FILE", help="What `preread fit teach` wrote; may be repeated."),
-    ] = None,
-    max_dloss: Annotated[
-        float,
-        typer.Option(
-            "--max-dloss", min=0, metavar="NATS", help="Publish other than exact KV only if it raises the loss no more."
-        ),
-    ] = MAX_MODE_DLOSS,
-    ray: Annotated[
-        str | None,
-        typer.Option(
-            "--ray",
-            metavar="local|auto|HOST:PORT",
-            help="Read and encode in replicas on a Ray cluster: one that is started here, this machine's, or that one.",
-        ),
-    ] = None,
-    replicas: Annotated[
-        str | None,
-        typer.Option(metavar="N|FEWEST-MOST", help="Of each model, with --ray; between two numbers as the queue asks."),
-    ] = None,
-    replica_cpus: Annotated[
-        float, typer.Option(min=0.1, metavar="CPUS", help="Processors of each replica, with --ray; parts of one count.")
-    ] = 1.0,
-    also: Annotated[
-        list[str] | None,
-        typer.Option("--also", metavar="NAME|PATH|hf:…", help="Another model, with --ray; may be repeated."),
-    ] = None,
+    helpers: Helpers = _NOBODY,
+    cluster: scale.Cluster = scale.NONE,
     messenger: options.Messenger = None,
     origin: Annotated[
         list[str] | None,
@@ -104,7 +96,6 @@ def cloud(
     Before it publishes for the first time with a model, it fits the codec to that model, which takes minutes; see
     `preread fit codec`.
     """
-    from preread.cli import scale
     from preread.cli.listener import listening
     from preread.cloud import origins
     from preread.store.messenger import check as check_messenger
@@ -113,13 +104,13 @@ def cloud(
     names = None if rungs is None else arguments.rung_names(rungs)
     if messenger is not None:
         check_messenger(messenger)
-    if (llm is None) != (not mapping and not guide):
+    if (helpers.llm is None) != (not helpers.mapping and not helpers.guide):
         raise UsageError(
             "a large model reads by a mapping or a guide: give --llm and --map or --guide together, see `preread fit`"
         )
-    if ray is None and (replicas or also):
+    if cluster.ray is None and (cluster.replicas or cluster.also):
         raise UsageError("--replicas and --also are for models on a Ray cluster: give --ray, or leave them away")
-    if ray is not None and (llm or taught):
+    if cluster.ray is not None and (helpers.llm or helpers.taught):
         raise UsageError("large models do not help to read on Ray yet: leave --llm, --map, --guide and --taught away")
     with ExitStack() as stack:
         there = stack.enter_context(listening(endpoint, "read"))
@@ -128,53 +119,35 @@ def cloud(
         objects = open_store(store)
         loop.run(_check_free(objects))  # before a model is fetched in vain
         elsewhere = loop.run(origins.named(objects, tuple(origin or ()), presign))
-        if ray is not None:
+        if cluster.ray is not None:
             scale.needs_ray("--ray")
-            wanted = scale.models([model, *(also or [])], ctx_size, threads, names, replica_cpus)
-            size = scale.size(replicas, replica_cpus)
-            if loop.run(scale.serve(there, ray, wanted, objects, store, size, stop, messenger, elsewhere)):
+            wanted = scale.models([model, *(cluster.also or [])], ctx_size, threads, names, cluster.replica_cpus)
+            size = scale.size(cluster.replicas, cluster.replica_cpus)
+            if loop.run(scale.serve(there, cluster.ray, wanted, objects, store, size, stop, messenger, elsewhere)):
                 raise KeyboardInterrupt
             return
-        for one in (model, llm):
+        for one in (model, helpers.llm):
             if one is not None:
                 options.pulled(one)  # before others can connect: Ctrl-C ends it at once
-        engines = _engines(model, llm, ctx_size, threads, mapping or [], guide or [], taught or [], max_dloss)
+        engines = _engines(model, ctx_size, threads, helpers)
         interrupted = loop.run(_serve_cloud(there, engines, objects, names, store, stop, messenger, elsewhere))
     if interrupted:
         raise KeyboardInterrupt
 
 
 @contextmanager
-def _engines(
-    model: str,
-    llm: str | None,
-    ctx_size: int,
-    threads: int,
-    mappings: list[Path],
-    guides: list[Path],
-    taught: list[Path],
-    max_dloss: float,
-) -> "Iterator[tuple[LlamaCpp, Help]]":
+def _engines(model: str, ctx_size: int, threads: int, helpers: Helpers) -> "Iterator[tuple[LlamaCpp, Help]]":
     """The engine whose KV is published, and what helps it to read."""
-    with ExitStack() as stack:
-        engine = stack.enter_context(engine_for(model, ctx_size, threads))
-        large = llm and stack.enter_context(engine_for(llm, ctx_size, threads, streamed=False))
-        yield engine, _help(large or None, mappings, guides, taught, max_dloss)
-
-
-def _help(
-    large: "LlamaCpp | None", mappings: list[Path], guides: list[Path], taught: list[Path], max_dloss: float
-) -> "Help":
     from preread.cloud.reading import Help
     from preread.fit import guided, map, teach
 
-    return Help(
-        large,
-        tuple(map.load(file) for file in mappings),
-        tuple(teach.load(file) for file in taught),
-        max_dloss,
-        tuple(guided.load(file) for file in guides),
-    )
+    with ExitStack() as stack:
+        engine = stack.enter_context(engine_for(model, ctx_size, threads))
+        large = helpers.llm and stack.enter_context(engine_for(helpers.llm, ctx_size, threads, streamed=False))
+        mappings = tuple(map.load(file) for file in helpers.mapping or ())
+        taught = tuple(teach.load(file) for file in helpers.taught or ())
+        guides = tuple(guided.load(file) for file in helpers.guide or ())
+        yield engine, Help(large or None, mappings, taught, helpers.max_dloss, guides)
 
 
 async def _check_free(objects: "Objects") -> None:

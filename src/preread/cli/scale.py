@@ -3,10 +3,11 @@
 import math
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -27,6 +28,34 @@ if TYPE_CHECKING:
     from preread.store.objects import Objects
 
 _MOST_REPLICAS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """Whether replicas on a Ray cluster read and encode, and which."""
+
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="local|auto|HOST:PORT",
+            help="Read and encode in replicas on a Ray cluster: one that is started here, this machine's, or that one.",
+        ),
+    ] = None
+    replicas: Annotated[
+        str | None,
+        typer.Option(metavar="N|FEWEST-MOST", help="Of each model, with --ray; between two numbers as the queue asks."),
+    ] = None
+    replica_cpus: Annotated[
+        float, typer.Option(min=0.1, metavar="CPUS", help="Processors of each replica, with --ray; parts of one count.")
+    ] = 1.0
+    also: Annotated[
+        list[str] | None,
+        typer.Option("--also", metavar="NAME|PATH|hf:…", help="Another model, with --ray; may be repeated."),
+    ] = None
+
+
+NONE: Final = Cluster()
 
 
 def needs_ray(what: str) -> None:
