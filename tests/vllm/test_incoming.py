@@ -56,6 +56,22 @@ def test_what_was_published_comes_and_the_second_time_at_once(cloud: "Cloud", en
         assert coming.ask("manual") is found
 
 
+def test_what_is_published_anew_under_its_name_comes_instead(
+    cloud: "Cloud", engine: LlamaCpp, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(incoming, "SYNC_S", 0.05)
+    cloud.publish("news", "The lamp is red. " * 8)
+    with Incoming(CloudLink(cloud.url), folder, own(engine), engine.embeddings, "lossless", 0.01) as coming:
+        first = waited(coming, "news")
+        cloud.publish("news", "The lamp is green by now. " * 8)
+        deadline_s = time.monotonic() + 60
+        while (found := waited(coming, "news")) is first:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.01)
+        assert isinstance(first, Arrived) and isinstance(found, Arrived)
+        assert not np.array_equal(found.tokens, first.tokens)
+
+
 def test_what_another_file_with_the_same_weights_published_comes_too(
     cloud: "Cloud", engine: LlamaCpp, folder: Path
 ) -> None:

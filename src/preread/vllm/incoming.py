@@ -31,6 +31,7 @@ from preread.plan.poll import SYNC_S
 from preread.store.egress import CloudLink
 from preread.store.fetch import fetch_all
 from preread.vllm.plan import Arrived
+from preread.wire.catalogue import Entry
 
 PATIENCE_S: Final = 30.0
 """A context that has not come after so long is computed."""
@@ -47,8 +48,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Coming:
+    """`future`: the context, and what was published under its name when it was fetched."""
+
     since_s: float
-    future: "Future[Arrived]"
+    future: "Future[tuple[Entry | None, Arrived]]"
 
 
 class Incoming:
@@ -100,10 +103,14 @@ class Incoming:
             coming.future.cancel()
             del self._coming[name]
             return f"{name!r} did not come within {PATIENCE_S:g} s"
-        if (error := coming.future.exception()) is None:
-            return coming.future.result()
-        del self._coming[name]  # the next request may be luckier
-        return str(error)
+        if (error := coming.future.exception()) is not None:
+            del self._coming[name]  # the next request may be luckier
+            return str(error)
+        entry, arrived = coming.future.result()
+        if entry == self._contexts.entry(name):
+            return arrived
+        del self._coming[name]  # something else is published under its name by now
+        return self.ask(name)
 
     def _forget_one(self) -> None:
         if len(self._coming) > _KEPT:
@@ -119,8 +126,8 @@ class Incoming:
             failures = await synced(once, failures, "contexts are computed here")
             await asyncio.sleep(SYNC_S)
 
-    async def _brought(self, name: str) -> Arrived:
-        """Fetch and decode a context.
+    async def _brought(self, name: str) -> tuple[Entry | None, Arrived]:
+        """Fetch and decode a context; also its entry.
 
         Raises:
             PrereadError: it cannot be had, or not be read here, and why.
@@ -132,11 +139,12 @@ class Incoming:
             raise TransportError("the cloud does not answer") from error
         if self._contexts.entry(name) is None:
             await self._contexts.look_up(name, self._link)
+        entry = self._contexts.entry(name)
         await self._contexts.get(name, self._link)
         await self._contexts.fetch(self._link)  # the profile that its rungs may need
         known = self._contexts.named(name)
         what = load_spec(chosen(known, self._terms), known.tokens, self._preparations)
-        return await self._fetched(known, what)
+        return entry, await self._fetched(known, what)
 
     async def _fetched(self, known: Known, what: LoadSpec) -> Arrived:
         shape = what.manifest.model.geometry
