@@ -99,6 +99,19 @@ def test_a_store_that_cannot_be_written_is_said_and_nobody_waits_for_ever(
     assert "is not published" in caplog.text and asyncio.run(store.entry("manual")) is None
 
 
+def test_what_nobody_foresaw_is_said_too(
+    store: Objects, engine: LlamaCpp, whole: KVBlock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def put(*_: object) -> None:
+        raise ValueError("nobody foresaw this")
+
+    monkeypatch.setattr(store, "put", put)
+    storing = Storing(publisher(store, engine), near=True)
+    steps(storing, whole, [])
+    storing.close()
+    assert "'manual' was read, and is not published" in caplog.text and "nobody foresaw this" in caplog.text
+
+
 def test_what_does_not_begin_here_is_not_published(
     store: Objects, engine: LlamaCpp, whole: KVBlock, caplog: pytest.LogCaptureFixture
 ) -> None:

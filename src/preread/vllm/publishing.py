@@ -165,4 +165,7 @@ class Publisher:
         except PrereadError as error:
             _log.error("%r was read, and is not published: %s", context.name, error)
             raise
+        except Exception:
+            _log.exception("%r was read, and is not published", context.name)
+            raise
         _log.info("published %r, %d tokens", context.name, len(context.tokens))
