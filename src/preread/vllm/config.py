@@ -76,6 +76,7 @@ def wish(params: dict[str, Any] | None) -> Wish:
 
 
 def _path(kind: type, value: object) -> object:
+    """Reads paths. That a type is not known here msgspec wants to hear as NotImplementedError."""
     if kind is Path and isinstance(value, str):
         return Path(value).expanduser()
     raise NotImplementedError(f"{kind} is not read")
