@@ -101,6 +101,14 @@ def test_files_that_are_not_what_they_should_be_are_refused(make: Make, tiny_mod
         Checkpoint(folder)
 
 
+def test_embeddings_of_a_file_that_is_cut_short_are_refused(make: Make) -> None:
+    checkpoint = Checkpoint(make(lambda *_: None))
+    for file in checkpoint.files:
+        file.write_bytes(file.read_bytes()[:100_000])
+    with pytest.raises(UsageError, match="not whole"):
+        checkpoint.embeddings(np.array([3], np.int32))
+
+
 def test_embeddings_are_the_files(make: Make, tiny_model: Path) -> None:
     ids = np.array([3, 1, 3], np.int32)
     files = tensors.parts(tiny_model)

@@ -93,6 +93,14 @@ class _Stored:
             raise UsageError(f"{self.path} ends in the middle of a tensor: it is not whole")
         return tensors.floats(data, self.kind).reshape(self.shape)
 
+    def rows(self, at: npt.NDArray[np.int32]) -> Single:
+        """Some rows of a matrix; of the file no more than these is read."""
+        try:
+            stored = np.memmap(self.path, "<f4" if self.kind == 0 else "<u2", "r", self.start, self.shape)
+        except ValueError as error:
+            raise UsageError(f"{self.path} ends in the middle of a tensor: it is not whole") from error
+        return tensors.floats(stored[at].tobytes(), self.kind).reshape(len(at), *self.shape[1:])
+
 
 class Checkpoint:
     """A folder as `save_pretrained` writes it: config.json, tokenizer.json and safetensors.
@@ -143,7 +151,7 @@ class Checkpoint:
 
     def embeddings(self, ids: npt.NDArray[np.int32]) -> Single:
         """Embeddings (tokens, width) of token ids."""
-        return self._stored["token_embd.weight"].values()[ids]
+        return self._stored["token_embd.weight"].rows(ids)
 
     def words(self) -> dict[int, str]:
         """What tokens are called, by id."""
