@@ -1,5 +1,6 @@
 """A checkpoint is what a GGUF file of the same model says, and every difference that changes KV is refused or told."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -80,6 +81,10 @@ def _norm(weights: Weights, *_: object) -> None:
         (lambda w, c, v: v.pop(next(iter(v))), "differ in token 0"),
         (lambda w, c, v: v.update(more=len(v)), "differ in token 4096"),
         (lambda w, c, v: w.pop("model.embed_tokens.weight"), "no weights"),
+        (lambda w, c, v: c.pop("num_attention_heads"), "config.json is not what it should be.*num_attention_heads"),
+        (lambda w, c, v: c.update(num_attention_heads=0), "config.json is not what it should be"),
+        (lambda w, c, v: c.update(architectures="LlamaForCausalLM"), "config.json is not what it should be"),
+        (lambda w, c, v: v.update(one="two"), "tokenizer.json is not what it should be"),
     ],
 )
 def test_what_makes_another_model_is_refused_by_name(make: Make, tiny_model: Path, change: Change, told: str) -> None:
@@ -98,6 +103,19 @@ def test_files_that_are_not_what_they_should_be_are_refused(make: Make, tiny_mod
         Checkpoint(folder)
     (folder / "config.json").write_text("[]")
     with pytest.raises(UsageError, match="not what it should be"):
+        Checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [3, {"dtype": "F32"}, {"dtype": "F32", "shape": [2, -1], "data_offsets": [0, 8]}]
+    + [{"dtype": "F32", "shape": [2], "data_offsets": [start, 8]} for start in (-8, "0", None)],
+)
+def test_a_head_that_says_of_a_tensor_what_cannot_be_is_refused(make: Make, tensor: object) -> None:
+    folder = make(lambda *_: None)
+    head = json.dumps({"model.norm.weight": tensor}).encode()
+    (folder / "model.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + bytes(64))
+    with pytest.raises(UsageError, match=r"model\.safetensors is not what it should be"):
         Checkpoint(folder)
 
 

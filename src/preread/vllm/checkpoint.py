@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 import numpy as np
@@ -23,6 +23,7 @@ from preread.errors import UsageError
 from preread.values import Family, Fingerprint, Geometry
 
 Single = npt.NDArray[np.float32]
+T = TypeVar("T")
 
 _NEAR: Final = {"LlamaForCausalLM": ("llama", True), "MistralForCausalLM": ("llama", True)}
 _FAR: Final = {"Qwen2ForCausalLM": ("qwen2", False), "Qwen3ForCausalLM": ("qwen3", False)}
@@ -74,6 +75,58 @@ class Identity:
     same: Fingerprint | None
 
 
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**48)]
+
+
+class _Kind(msgspec.Struct, frozen=True):
+    """What config.json says of any model; the rest is named otherwise in some."""
+
+    architectures: list[str] | None = None
+
+
+class _Config(msgspec.Struct, frozen=True):
+    """What config.json says of the shape and the meaning of KV."""
+
+    num_hidden_layers: _Count
+    num_attention_heads: Annotated[int, msgspec.Meta(ge=1, le=2**16)]
+    hidden_size: _Count
+    rms_norm_eps: float
+    num_key_value_heads: _Count | None = None
+    head_dim: _Count | None = None
+    rope_theta: float | None = None
+    rope_parameters: dict[str, Any] | None = None
+    rope_scaling: dict[str, Any] | None = None
+    use_sliding_window: bool | None = None
+    dtype: str | None = None
+    torch_dtype: str | None = None
+
+
+class _Vocabulary(msgspec.Struct, frozen=True):
+    """Tokens' ids, or the tokens in order, each with its score."""
+
+    vocab: dict[str, int] | list[tuple[str, float]] = {}
+
+
+class _Added(msgspec.Struct, frozen=True):
+    id: int
+    content: str
+
+
+class _Tokenizer(msgspec.Struct, frozen=True):
+    """What tokenizer.json says of tokens."""
+
+    model: _Vocabulary
+    added_tokens: list[_Added] = []
+
+
+class _Tensor(msgspec.Struct, frozen=True):
+    """What the head of a safetensors file says of a tensor."""
+
+    dtype: str
+    shape: Annotated[tuple[_Count, ...], msgspec.Meta(max_length=4)]
+    data_offsets: tuple[_Count, _Count]
+
+
 @dataclass(frozen=True, slots=True)
 class _Stored:
     """A tensor of a checkpoint: llama.cpp's name of it, its shape, ggml's number of its type, and where it lies."""
@@ -110,11 +163,12 @@ class Checkpoint:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self._config = folder, _json(folder / "config.json")
-        names = self._config.get("architectures") or ["nothing"]
-        if names[0] not in _ARCHITECTURES:
-            raise UsageError(f"{folder.name} is a {names[0]}: known are {', '.join(_ARCHITECTURES)}")
-        self.architecture, self.near = _ARCHITECTURES[names[0]]
+        self.folder, told = folder, _json(folder / "config.json")
+        name, *_ = _converted(told, _Kind, folder / "config.json").architectures or ["nothing"]
+        if name not in _ARCHITECTURES:
+            raise UsageError(f"{folder.name} is a {name}: known are {', '.join(_ARCHITECTURES)}")
+        self.architecture, self.near = _ARCHITECTURES[name]
+        self._config = _converted(told, _Config, folder / "config.json")
         self.files = sorted(folder.glob("*.safetensors"))
         self._stored = {one.name: one for file in self.files for one in _tensors(file)}
         if "token_embd.weight" not in self._stored:
@@ -124,30 +178,29 @@ class Checkpoint:
     def geometry(self) -> Geometry:
         """Of the KV cache."""
         config = self._config
-        heads = int(config["num_attention_heads"])
-        head_dim = int(config.get("head_dim") or config["hidden_size"] // heads)
-        return Geometry(int(config["num_hidden_layers"]), int(config.get("num_key_value_heads") or heads), head_dim)
+        head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
+        return Geometry(config.num_hidden_layers, config.num_key_value_heads or config.num_attention_heads, head_dim)
 
     def traits(self, vocabulary: Fingerprint) -> Traits:
         """What its family is made of, with this tokenizer."""
-        rope = self._config.get("rope_parameters") or self._config.get("rope_scaling") or {}
+        config = self._config
+        rope = config.rope_parameters or config.rope_scaling or {}
         kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind != "default" or self._config.get("use_sliding_window") or rope.get("partial_rotary_factor", 1) != 1:
+        if kind != "default" or config.use_sliding_window or rope.get("partial_rotary_factor", 1) != 1:
             raise UsageError(
                 f"{self.folder.name} has RoPE of type {kind!r}, or a window: only plain RoPE is known here"
             )
-        base = float(rope.get("rope_theta") or self._config.get("rope_theta") or 10_000)
+        base = float(rope.get("rope_theta") or config.rope_theta or 10_000)
         norms = sorted((name, one.values()) for name, one in self._stored.items() if name.endswith("_norm.weight"))
-        epsilon = float(self._config["rms_norm_eps"])
-        geometry = self.geometry
+        shape, epsilon = self.geometry, config.rms_norm_eps
         return Traits(
-            self.architecture, geometry, vocabulary, self.near, base, geometry.head_dim // 2, (), (), epsilon, norms
+            self.architecture, shape, vocabulary, self.near, base, shape.head_dim // 2, (), (), epsilon, norms
         )
 
     @property
     def dtype(self) -> str:
         """In which it computes unless somebody says otherwise."""
-        return str(self._config.get("dtype") or self._config.get("torch_dtype") or "float32")
+        return self._config.dtype or self._config.torch_dtype or "float32"
 
     def embeddings(self, ids: npt.NDArray[np.int32]) -> Single:
         """Embeddings (tokens, width) of token ids."""
@@ -155,15 +208,15 @@ class Checkpoint:
 
     def words(self) -> dict[int, str]:
         """What tokens are called, by id."""
-        told = _json(self.folder / "tokenizer.json")
-        vocab = told["model"].get("vocab", {})
+        path = self.folder / "tokenizer.json"
+        told = _converted(_json(path), _Tokenizer, path)
+        vocab = told.model.vocab
         pairs = vocab.items() if isinstance(vocab, dict) else ((word, id) for id, (word, _) in enumerate(vocab))
-        words = {int(id): str(word) for word, id in pairs}
-        return words | {int(one["id"]): str(one["content"]) for one in told.get("added_tokens", ())}
+        return {id: word for word, id in pairs} | {one.id: one.content for one in told.added_tokens}
 
     def same_as(self, path: Path) -> bool:
         """Whether a GGUF file has the same weights, bit for bit; of a quantised one it never has."""
-        heads = int(self._config["num_attention_heads"]), self.geometry.kv_heads
+        heads = self._config.num_attention_heads, self.geometry.kv_heads
         files, compared = tensors.parts(path), 0
         if any(tensor.kind not in _KINDS.values() for _, header in files for tensor in header.tensors):
             return False
@@ -250,10 +303,10 @@ def _tensors(path: Path) -> Iterator[_Stored]:
     for name, told in head.items():
         if (known := _name(name)) is None:
             continue
-        if told["dtype"] not in _KINDS:
-            raise UsageError(f"{path.name} has weights of type {told['dtype']}: F32, F16 and BF16 are known")
-        start = 8 + size_bytes + int(told["data_offsets"][0])
-        yield _Stored(known, tuple(map(int, told["shape"])), _KINDS[told["dtype"]], path, start)
+        tensor = _converted(told, _Tensor, path)
+        if tensor.dtype not in _KINDS:
+            raise UsageError(f"{path.name} has weights of type {tensor.dtype}: F32, F16 and BF16 are known")
+        yield _Stored(known, tensor.shape, _KINDS[tensor.dtype], path, 8 + size_bytes + tensor.data_offsets[0])
 
 
 def _name(name: str) -> str | None:
@@ -274,6 +327,13 @@ def _json(path: Path) -> dict[str, Any]:
         return _decoded(path.read_bytes(), path)
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _converted(told: object, kind: type[T], path: Path) -> T:
+    try:
+        return msgspec.convert(told, kind)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{path} is not what it should be: {error}") from error
 
 
 def _decoded(data: bytes, path: Path) -> dict[str, Any]:
