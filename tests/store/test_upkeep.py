@@ -136,9 +136,7 @@ def test_the_commands_say_what_they_find(tmp_path: Path) -> None:
     id = put(store, b"given up")
     orphan = tmp_path / "store/segments" / id[:2] / id
     code, told = run("check", place)
-    assert (
-        code == 0 and "1 context, 6 objects" in told and "all whole" in told and "nothing leads to 1 objects" in told
-    )
+    assert code == 0 and "1 context, 6 objects" in told and "all whole" in told and "nothing leads to 1 objects" in told
     assert run("gc", place) == (0, "deleted 0 objects, 0 B, and 0 records\n")
     os.utime(orphan, (time.time() - 90000, time.time() - 90000))
     assert run("gc", place, "--dry-run") == (0, "would delete 1 objects, 8 B, and 0 records\n") and orphan.exists()
