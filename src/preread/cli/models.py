@@ -1,7 +1,7 @@
 """`preread models`: which models are known, which are here, what can be done with one, and bringing one in."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Final
 
@@ -10,7 +10,8 @@ import typer
 from preread.cli import options
 from preread.cli.terminal import print_json, print_table, say, size
 from preread.engine.download import installed
-from preread.engine.memory import Memory, Verdict, Way, verdict
+from preread.engine.known import known
+from preread.engine.memory import Memory, Rows, State, Verdict, Way, verdict
 from preread.engine.peek import Peeked, peek
 
 app = typer.Typer(help="List, check and fetch models.", no_args_is_help=True)
@@ -110,6 +111,77 @@ def check(
         return
     for line in _lines(told):
         say(line)
+
+
+@app.command()
+def families(
+    markdown: Annotated[bool, typer.Option(help="Print the table as docs/models.md has it.")] = False,
+    json: options.Json = False,
+) -> None:
+    """Say of well-known models what is streamed of them, and what their contexts weigh in llama.cpp's memory."""
+    found = [Known(name, header.text("general.architecture"), verdict(header)) for name, header in known().items()]
+    if json:
+        print_json([_record(one) for one in found])
+        return
+    titles = ("MODEL", "ARCHITECTURE", "KEEPS", "CONTEXTS", *(f"{tokens:,} TOKENS" for tokens in LENGTHS))
+    rows = [_row(one) for one in found]
+    if markdown:
+        for line in _markdown([title.lower() for title in titles], rows):
+            say(line)
+    else:
+        print_table(titles, rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A well-known model, its architecture by llama.cpp's name, and what can be done with it."""
+
+    name: str
+    architecture: str
+    judged: Verdict
+
+
+def _record(one: Known) -> dict[str, object]:
+    memory = one.judged.memory
+    return {
+        "name": one.name,
+        "architecture": one.architecture,
+        "keeps": _kept(memory),
+        "way": one.judged.way,
+        "why": one.judged.why,
+        "token_bytes": memory.token_bytes if memory else None,
+        "state_bytes": memory.state_bytes if memory else None,
+        "context_bytes": {tokens: memory.bytes_of(tokens) for tokens in LENGTHS} if memory else {},
+    }
+
+
+def _row(one: Known) -> tuple[str, ...]:
+    memory = one.judged.memory
+    weights = [size(memory.bytes_of(tokens)) if memory else "?" for tokens in LENGTHS]
+    way = {"streams": "streamed", "computed": "computed"}.get(one.judged.way, one.judged.way)
+    return one.name, one.architecture, _kept(memory), way, *weights
+
+
+def _kept(memory: Memory | None) -> str:
+    """What a model's layers keep, in a few words."""
+    if memory is None:
+        return "?"
+    rows = [part for layer in memory.layers for part in layer if isinstance(part, Rows)]
+    states = sum(any(isinstance(part, State) for part in layer) for layer in memory.layers)
+    told = [f"{memory.token_bytes:,} bytes a token"] if memory.token_bytes else []
+    if windows := {row.window_tokens for row in rows if row.window_tokens is not None}:
+        told.append(f"{memory.windows} of {len(memory.layers)} layers a window of {max(windows):,}")
+    if memory.shared_layers:
+        told.append(f"{memory.shared_layers} layers nothing of their own")
+    if states:
+        told.append(f"{states} of {len(memory.layers)} layers a state, {size(memory.state_bytes)} in all")
+    return "; ".join(told)
+
+
+def _markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(titles)} |"
+    yield "|" + "---|" * len(titles)
+    yield from (f"| {' | '.join(row)} |" for row in rows)
 
 
 @app.command()
