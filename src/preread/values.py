@@ -1,7 +1,7 @@
 """The values that every layer speaks: frozen, without behaviour beyond arithmetic on themselves.
 
 Spans are half-open, `start` inclusive and `stop` exclusive. Arrays of KV are always in the canonical layout
-`(layers, kv_heads, tokens, head_dim)`, float16, K as llama.cpp caches it (that is: after RoPE).
+`(layers, kv_heads, tokens, head_dim)`, float16, K as llama.cpp caches it (that is: after RoPE). States are float32.
 """
 
 from dataclasses import dataclass
@@ -29,6 +29,7 @@ Kind = Literal["segments", "tokens", "manifests", "profiles", "fits"]
 """The kinds of immutable objects that a store keeps, each under a folder and a route of this name."""
 
 Half = npt.NDArray[np.float16]
+Single = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,38 @@ class KVBlock:
     layers: Span
     k: Half
     v: Half
+
+
+@dataclass(frozen=True, slots=True)
+class StateShape:
+    """What one recurrent layer of a model keeps; all of a model's keep the same.
+
+    Attributes:
+        r_values: the last inputs of its convolution (llama.cpp's R); 0: none.
+        s_rows, s_row_values: its state (llama.cpp's S), so many rows of so many values that lie side by side in memory;
+            both 0: none.
+    """
+
+    r_values: int
+    s_rows: int
+    s_row_values: int
+
+
+@dataclass(frozen=True, slots=True)
+class StateBlock:
+    """The states of some recurrent layers behind some tokens of a context.
+
+    Attributes:
+        layers: the model's numbers of the layers, ascending.
+        position: how many tokens had been read.
+        r: float32 array of shape (layers, r_values).
+        s: float32 array of shape (layers, s_rows, s_row_values).
+    """
+
+    layers: tuple[int, ...]
+    position: int
+    r: Single
+    s: Single
 
 
 @dataclass(frozen=True, slots=True)
