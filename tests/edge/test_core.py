@@ -121,7 +121,7 @@ class Bench:
         self.offload: dict[ContextId, KVBlock] = {}
         self.brought: list[ContextId] = []
         self.evictions: list[ContextId] = []
-        self.keeping = False
+        self.keeping, self.crowded = False, 0
         self._asking: dict[ContextId, int] = {}
         self._tasks: dict[ContextId, asyncio.Task[None]] = {}
         self.core.begin(self)
@@ -177,6 +177,19 @@ class Bench:
         await self.core.compute(context, context_tokens(context)[: half // 2], 0)
         self.core.inject(rows, rows_of(context, Span(half, len(context_tokens(context)))))
         await self.core.compute(context, context_tokens(context)[half // 2 : half], half // 2)
+
+    async def layered(self, context: ContextId) -> None:
+        """The first layers computed in two stretches while the others come, or all where there is no room for that."""
+        rows, half, tokens = (
+            await self.core.reserve(context),
+            len(context_tokens(context)) // 2,
+            context_tokens(context),
+        )
+        self.core.inject(rows, rows_of(context, layers=Span(2, LAYERS)))
+        for start, stop in ((0, half), (half, len(tokens))):
+            if await self.core.compute(context, tokens[start:stop], start, 2) is None:
+                await self.core.compute(context, tokens[start:stop], start)
+                self.crowded += 1
 
     async def interrupted(self, context: ContextId) -> None:
         """A computation that is given up for what comes after all."""
@@ -338,7 +351,7 @@ def run(story: Callable[[Bench], Coroutine[Any, Any, None]], **sizes: int) -> No
     asyncio.run(asyncio.wait_for(told(), 60))
 
 
-WAYS = ("computed", "streamed", "mixed", "interrupted", "taken_back", "restarted", "from_offload")
+WAYS = ("computed", "streamed", "mixed", "layered", "interrupted", "taken_back", "restarted", "from_offload")
 
 
 @pytest.mark.parametrize("way", WAYS)

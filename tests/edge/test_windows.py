@@ -25,11 +25,11 @@ from preread.engine.sampling import Sampling
 from preread.engine.worker import Worker
 from preread.errors import EngineError
 from preread.fit.quality import log_softmax
-from preread.plan.step import Request
+from preread.plan.step import Part, Request
 from preread.store.objects import open_store
 from preread.testing.beliefs import slow_machine
 from preread.testing.cloud import serving
-from preread.testing.engine import answer, part, read, rows, text
+from preread.testing.engine import answer, part, read, rows, same, text
 from preread.testing.families import VOCABULARY, write_family
 from preread.values import ContextId, Span
 
@@ -248,6 +248,44 @@ def test_a_context_is_computed_in_stretches_while_others_take_what_its_windows_l
     free = sequences.free
     sequences.drop(context)
     assert sequences.free == free + 1, "what was computed first still has a sequence"
+    shared.cache.free(user)
+
+
+def test_first_layers_are_computed_in_stretches_while_others_take_what_windows_leave_behind(shared: LlamaCpp) -> None:
+    """The same bits, whoever else is in the cache, and whatever comes of the other layers meanwhile."""
+    context, tokens, prompt = ContextId("c"), text(shared, 256), text(shared, 9, seed=1)
+    own, user, other = shared.sequences[-3:]
+    read(shared, own, tokens[:128])
+    read(shared, own, tokens[128:], 128)
+    shared.cache.share(own, user, Span(0, 256))
+    block, expected = rows(shared, own, 256), answer(shared, user, prompt, 256)
+    for sequence in (own, user):
+        shared.cache.free(sequence)
+    sequences, layers = Sequences(shared), 2
+    for sequence in (own, user, other):
+        sequences._free.remove(sequence)
+    sequences.bring(context, 256)
+    into = sequences.reserve(context)
+    for start, stop in ((0, 128), (128, 256)):
+        fill = sequences.fill(context, tokens[start:stop], start, Future(), layers)
+        shared.runner.arm()
+        shared.runner.run([fill.slice(Part(0, stop - start, False))])
+        upper = Span(layers, shared.spec.geometry.layers)
+        shared.cache.inject(into, part(block, fill.span, upper))
+        sequences.filled(fill)
+        read(shared, other, text(shared, 60, seed=start))  # in all cells that it can get
+        shared.cache.free(other)
+    with pytest.raises(EngineError, match="behind rows that are not kept"):
+        sequences.fill(context, tokens[255:], 255, Future(), layers + 1)
+    sequences.settle(context)
+    place = sequences.place(context)
+    assert place is not None
+    assert same(rows(shared, place.sequence, 256), block)
+    shared.cache.share(place.sequence, user, Span(0, 256))
+    assert answer(shared, user, prompt, 256) == expected
+    free = sequences.free
+    sequences.drop(context)
+    assert sequences.free == free + 1
     shared.cache.free(user)
 
 

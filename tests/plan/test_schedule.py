@@ -623,3 +623,46 @@ def test_how_much_of_a_prompt_and_of_a_context_is_computed_can_be_asked() -> Non
     plan.fill(7, "x", CONTEXT, 0.0)
     go(plan)
     assert 0 < plan.filled("x") <= CONTEXT and plan.filled("y") == 0
+
+
+# Cells besides a context's own
+
+
+def test_a_context_that_is_computed_layer_by_layer_keeps_cells_besides_its_own_until_it_is_ready() -> None:
+    plan = schedule()
+    about(plan, 1, "x")
+    assert plan.next(0.0).bring == ("x",)
+    assert plan.spare("x", 500, 0.0) and plan.residency.free_cells == 100
+    assert plan.spare("x", 400, 0.0) and plan.residency.free_cells == 100, "it has as many"
+    assert not plan.spare("x", 700, 0.0) and plan.residency.free_cells == 100
+    assert plan.spare("x", 550, 0.0) and plan.residency.free_cells == 50
+    plan.ready("x")
+    assert plan.residency.free_cells == 600
+    about(plan, 2, "y")
+    assert plan.next(0.0).bring == ("y",)
+    assert plan.spare("y", 100, 0.0) and plan.residency.claimed_cells > 100
+    plan.lost("y")
+    plan.leave(1), plan.leave(2)
+    assert plan.residency.claimed_cells == 0
+
+
+def test_only_what_nobody_named_makes_room_for_such_cells() -> None:
+    plan = schedule()
+    for id, context in enumerate(("x", "y"), 1):
+        about(plan, id, context, guest=context == "y")
+        assert plan.next(0.0).bring == (context,)
+        plan.ready(context)
+        plan.leave(id)
+    about(plan, 3, "z")
+    assert plan.next(0.0).evict == ("y",)  # 400 cells of 1,000 each
+    assert not plan.spare("z", 300, 0.0)
+    plan.lost("z")
+    plan.leave(3)
+    about(plan, 4, "y", guest=True)
+    assert plan.next(0.0).bring == ("y",)
+    plan.ready("y")
+    plan.leave(4)
+    plan.fill(5, "x", 10, 0.0)
+    assert plan.spare("x", 300, 0.0)
+    step = plan.next(0.0)
+    assert step.evict == ("y",) and step.parts, "it leaves before anything is computed"

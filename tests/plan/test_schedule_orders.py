@@ -42,6 +42,7 @@ class Held:
     computed: int = 0
     ready: bool = False
     answerable: bool = False
+    spare: int = 0
 
     @property
     def lacks(self) -> int:
@@ -153,6 +154,10 @@ class World:
     def fill(self, context: str, share: float) -> None:
         """Compute so much of what a context lacks; its cells are others then."""
         held = self.held[context]
+        if self.draw.random() < 0.3 and self.plan.spare(
+            context, spare := self.draw.randrange(1, self.cells), self.now_s
+        ):
+            held.spare = max(held.spare, spare)
         self.count += 1
         tokens = max(1, int(share * held.lacks))
         held.rows, held.computed = self.count, held.computed + tokens
@@ -221,7 +226,8 @@ class World:
         return not any(live.request.context == context for live in self.live.values())
 
     def check_cells(self) -> None:
-        used = sum(live.done for live in self.live.values()) + sum(held.cells for held in self.held.values())
+        used = sum(live.done for live in self.live.values())
+        used += sum(held.cells + (0 if held.ready else held.spare) for held in self.held.values())
         assert used <= self.cells
 
     def check(self, step: Step) -> None:

@@ -27,6 +27,7 @@ from preread.engine.sampling import Sampled, Sampling
 from preread.engine.worker import Worker
 from preread.errors import Cancelled, EngineError, Overloaded, PrereadError
 from preread.plan.legality import goes_on
+from preread.plan.plan import LONGEST_BATCH_TOKENS
 from preread.plan.schedule import MOST_WAIT_S, Schedule
 from preread.plan.step import Part, Request, Resumed, Step
 from preread.values import ContextId, KVBlock
@@ -313,11 +314,13 @@ class Core:
         self.answerable(context, now=False)
         await self.call(lambda: self._sequences.clear(context))
 
-    async def compute(self, context: ContextId, tokens: Tokens, start: int) -> float:
+    async def compute(self, context: ContextId, tokens: Tokens, start: int, layers: int | None = None) -> float | None:
         """Compute tokens of a context that is being brought, of which all earlier ones are in place.
 
+        layers: only the first so many layers of them, of whose earlier tokens these are in place; None: all.
+
         Returns:
-            Seconds that it took.
+            Seconds that it took; None: nothing was computed, since the cache has no room for some layers only.
 
         Raises:
             Cancelled: `interrupt` came before the end; nothing of it stays.
@@ -326,12 +329,19 @@ class Core:
         self._count += 1
         id, done, began_s = self._count, Future[None](), time.monotonic()
 
-        def begin() -> None:
-            self._fills[id] = self._sequences.fill(context, tokens, start, done)
+        def begin() -> bool:
+            at_s, most_tokens = time.monotonic(), max(LONGEST_BATCH_TOKENS, len(tokens))
+            spare_cells = 0 if layers is None else self._sequences.spare_cells(context, most_tokens)
             with self._lock:
-                self._plan.fill(id, context, len(tokens), time.monotonic())
+                if not self._plan.spare(context, spare_cells, at_s):
+                    return False
+            self._fills[id] = self._sequences.fill(context, tokens, start, done, layers)
+            with self._lock:
+                self._plan.fill(id, context, len(tokens), at_s)
+            return True
 
-        await self.call(begin)
+        if not await self.call(begin):
+            return None
         waiting = asyncio.wrap_future(done)
         try:
             with span("prefill", tokens=len(tokens)):
@@ -515,7 +525,8 @@ class Core:
         except EngineError as error:
             self._failed(step, error)
             return
-        seconds = None if step.gated is not None else time.monotonic() - began_s
+        partly = len(slices) == 1 and slices[0].layers is not None
+        seconds = None if step.gated is not None or partly else time.monotonic() - began_s
         with self._lock:
             self._plan.stepped(step, [sum(not one.given for one in steps) for steps in chosen], seconds)
         self._hand_out(step, chosen)

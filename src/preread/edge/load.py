@@ -76,7 +76,8 @@ class Loaded:
         started: when it began, of `time.monotonic`.
         received_bytes: of whole segments.
         seen_bytes: of all that arrived, unfinished segments included.
-        computed_tokens, computed_s: what was computed here, and how long that took.
+        computed_tokens, computed_s: what was computed here, and how long that took; a token of which only some layers
+            were counts as that share of one.
         decoded_bytes, decoded_s: what was decoded, and how much processor time that took.
         origins: where the cells that are in place came from: a source's name; None: they were computed here.
         failure: the last thing that went wrong, if anything did.
@@ -207,9 +208,9 @@ class Loading:
                 self._fetching.pop((cell, source)).cancel()
             case events.Inject(cell):
                 self._work(self._inject(cell, *self._frames.pop(cell)))
-            case events.Compute(start, stop):
+            case events.Compute(start, stop, groups):
                 self._computing, self._stopping = True, False
-                self._work(self._compute(start, stop))
+                self._work(self._compute(start, stop, groups))
             case events.Interrupt() if self._computing:
                 self._stopping = True
                 self._core.interrupt(self._context)
@@ -297,24 +298,29 @@ class Loading:
         self._done.origins[cell] = source
         self._tell(events.Placed(cell))
 
-    async def _compute(self, start: int, stop: int) -> None:
-        chunks = self._what.manifest.chunks
+    async def _compute(self, start: int, stop: int, count: int | None) -> None:
+        chunks, groups = self._what.manifest.chunks, self._what.manifest.groups[:count]
         first, last = chunks[start][0], chunks[stop - 1][1]
+        layers = None if count is None else groups[-1][1]
         await asyncio.wait([self._reserved])
         self._reserved.result()
         try:
             if self._stopping:
                 raise Cancelled("it was taken back before the context had its rows")
-            seconds = await self._core.compute(self._context, self._tokens[first:last], first)
+            seconds = await self._core.compute(self._context, self._tokens[first:last], first, layers)
         except Cancelled:
             self._computing = False
             self._tell(events.Interrupted())
             return
         self._computing = False
-        self._done.computed_tokens += last - first
+        if seconds is None:
+            self._tell(events.Crowded())
+            return
+        every = self._what.manifest.groups[-1][1]
+        self._done.computed_tokens += round((last - first) * (every if layers is None else layers) / every)
         self._done.computed_s += seconds
-        groups = range(len(self._what.manifest.groups))
-        self._done.origins |= {(chunk, group): None for chunk in range(start, stop) for group in groups}
+        cells = {(chunk, group) for chunk in range(start, stop) for group in range(len(groups))}
+        self._done.origins |= dict.fromkeys(cells)
         self._tell(events.Computed(seconds))
 
     def _injected(self, cell: Cell, frames: list[bytes], rows: Rows) -> float:

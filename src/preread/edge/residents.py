@@ -172,7 +172,7 @@ class Residents:
                 await node.core.restart(context)
         coming.spec, coming.loaded, coming.reason = None, None, way.reason
         _log.info("context %r is computed here: %s", known.entry.name, way.reason)
-        coming.context_s = await node.core.compute(context, known.tokens, 0)
+        coming.context_s = await node.core.compute(context, known.tokens, 0) or 0.0
 
     async def _first_sync(self, question: Question, known: Known) -> None:
         """Right after a start the cloud is being asked what there is, and profiles are fetched: wait a moment for that.

@@ -112,6 +112,8 @@ class Fill:
         done: told when it is in place, or why it is not.
         sequence: that it is computed in: the context's, or one of its own where the context's rows were reserved.
         reserved: whether they were.
+        layers: only the first so many are computed, and are copied into the context's rows then; None: all.
+        rows: its sequence's, where its layers are copied.
         computed: so many tokens are.
     """
 
@@ -121,6 +123,8 @@ class Fill:
     done: Future[None]
     sequence: int
     reserved: bool
+    layers: int | None = None
+    rows: Rows | None = None
     computed: int = 0
 
     @property
@@ -131,7 +135,7 @@ class Fill:
     def slice(self, part: Part) -> Slice:
         """The tokens of a part."""
         tokens = self.tokens[self.computed : self.computed + part.tokens]
-        return Slice(self.sequence, tokens, self.start + self.computed)
+        return Slice(self.sequence, tokens, self.start + self.computed, layers=self.layers, rows=self.rows)
 
 
 @dataclass(slots=True)
@@ -143,9 +147,9 @@ class Place:
         rows: if they were reserved.
         open_layers: so many are open.
         runs: of its tokens.
-        beginning: a sequence and how many tokens of the context, from its start, were computed in it: what windows have
-            left behind of these is lost to the context's own sequence, whose end lies ahead, as soon as nobody else
-            has it. Whoever computes on needs it.
+        beginning: what was computed of the context from its start on, one stretch behind the other: what windows have
+            left behind of it is lost to the context's own sequence, whose end lies ahead, as soon as nobody else has
+            it. Whoever computes on needs it.
     """
 
     sequence: int
@@ -153,7 +157,16 @@ class Place:
     rows: Rows | None = None
     open_layers: int = 0
     runs: Runs | None = None
-    beginning: tuple[int, int] | None = None
+    beginning: "Beginning | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """The sequence in which a context's beginning was computed, of so many tokens, in the first so many layers."""
+
+    sequence: int
+    tokens: int
+    layers: int
 
 
 class Sequences:
@@ -202,9 +215,8 @@ class Sequences:
     def settle(self, context: ContextId) -> None:
         """Nothing more is computed of a context."""
         place = self._places.get(context)
-        if place is not None and place.beginning is not None:
-            self._give_back(place.beginning[0])
-            place.beginning = None
+        if place is not None:
+            self._end_beginning(place)
 
     def export(self, context: ContextId) -> KVBlock:
         """A copy of all KV of a context."""
@@ -222,8 +234,13 @@ class Sequences:
 
     # Stretches of contexts
 
-    def fill(self, context: ContextId, tokens: Tokens, start: int, done: Future[None]) -> Fill:
+    def fill(
+        self, context: ContextId, tokens: Tokens, start: int, done: Future[None], layers: int | None = None
+    ) -> Fill:
         """A stretch of a context is going to be computed, of which all earlier tokens are in place.
+
+        layers: only the first so many of it, of whose earlier tokens these layers are in place; None: all. It gets
+            cells of its own (`spare_cells`), so that the others' rows may be written meanwhile.
 
         Raises:
             EngineError: windows would look at rows that the context does not keep; `plan/legality.py` forbids it.
@@ -231,27 +248,57 @@ class Sequences:
         place = self._places[context]
         if place.rows is None:
             return Fill(context, tokens, start, done, place.sequence, reserved=False)
-        before = place.sequence
-        if start and self._in_order(place):
-            if place.beginning is None or place.beginning[1] != start:
-                raise EngineError(
-                    "a stretch was to be computed behind rows that are not kept: this is a bug in preread"
-                )
-            before = place.beginning[0]
-        fill = Fill(context, tokens, start, done, self._free.pop(), reserved=True)
+        beginning = self._beginning(place, start, self._layers if layers is None else layers)
+        fill = Fill(context, tokens, start, done, self._free.pop(), reserved=True, layers=layers)
+        if layers is not None:
+            kept = start if beginning is None else max(0, start - self._window_tokens)
+            self._cache.share(place.sequence, fill.sequence, Span(0, kept))
+            if beginning is not None:
+                self._cache.share(beginning.sequence, fill.sequence, Span(kept, start))
+            fill.rows = self._cache.unplaced(fill.sequence, fill.span.stop)
+            return fill
+        before = place.sequence if beginning is None else beginning.sequence
         self._cache.share(before, fill.sequence, Span(0, start))
         self._cache.take(place.rows, fill.span)
         return fill
+
+    def _beginning(self, place: Place, start: int, layers: int) -> Beginning | None:
+        """What a stretch goes on behind; None: the context's own rows. Where nothing is before it, nothing is kept.
+
+        Raises:
+            EngineError: it has to, and is not there.
+        """
+        if not self._in_order(place):
+            return None
+        if not start:
+            self._end_beginning(place)
+            return None
+        beginning = place.beginning
+        if beginning is None or beginning.tokens != start or beginning.layers < layers:
+            raise EngineError("a stretch was to be computed behind rows that are not kept: this is a bug in preread")
+        return beginning
+
+    def spare_cells(self, context: ContextId, tokens: int) -> int:
+        """Cells that stretches of at most so many tokens take besides the context's, while only layers are computed.
+
+        In order, the stretch before stays until one is computed, with what its windows look at.
+        """
+        return 2 * tokens + self._window_tokens if self._in_order(self._places[context]) else tokens
 
     def filled(self, fill: Fill) -> None:
         """All of a stretch is computed: it becomes part of the context."""
         if not fill.reserved:
             return
         place = self._places[fill.context]
-        self._cache.share(fill.sequence, place.sequence, fill.span)
+        if fill.layers is None:
+            self._cache.share(fill.sequence, place.sequence, fill.span)
+        else:
+            assert place.rows is not None and fill.rows is not None
+            self._cache.copy(fill.rows, place.rows, fill.span, fill.layers)
         if self._in_order(place):
-            self.settle(fill.context)
-            place.beginning = fill.sequence, fill.span.stop
+            self._end_beginning(place)
+            layers = self._layers if fill.layers is None else fill.layers
+            place.beginning = Beginning(fill.sequence, fill.span.stop, layers)
         else:
             self._give_back(fill.sequence)
 
@@ -262,7 +309,7 @@ class Sequences:
             return
         self._give_back(fill.sequence)
         place = self._places.get(fill.context)
-        if place is not None and place.rows is not None:
+        if place is not None and place.rows is not None and fill.layers is None:
             self._cache.put_back(place.rows, fill.span)
 
     # Requests
@@ -305,6 +352,20 @@ class Sequences:
     def let_go(self, kept: Conversation) -> None:
         """A conversation is kept no more."""
         self._give_back(kept.sequence)
+
+    def _end_beginning(self, place: Place) -> None:
+        if place.beginning is not None:
+            self._give_back(place.beginning.sequence)
+            place.beginning = None
+
+    @property
+    def _layers(self) -> int:
+        return self._engine.spec.geometry.layers
+
+    @property
+    def _window_tokens(self) -> int:
+        """Of the widest window."""
+        return max((window for window in self._engine.spec.windows if window is not None), default=0)
 
     def _in_order(self, place: Place) -> bool:
         return is_in_order(place.tokens, self._engine.spec.windows)

@@ -51,6 +51,8 @@ class Slice:
         drafts: so many at the end are guesses: of these, only those stay that the chooser chooses as well.
         after: the token that follows the last, where it is known; None: it is to be chosen, where there is a chooser.
         echoed: the log-probabilities of the prompt's tokens are wanted: the first of these is number so many of it.
+        layers: only the first so many layers need be computed, and no token is chosen; None: all.
+        rows: its sequence's own, of which it is not known yet where they lie: those of its tokens are noted there.
     """
 
     sequence: int
@@ -60,6 +62,8 @@ class Slice:
     drafts: int = 0
     after: int | None = None
     echoed: int | None = None
+    layers: int | None = None
+    rows: Rows | None = None
 
 
 class Steps(Protocol):
@@ -71,6 +75,8 @@ class Steps(Protocol):
 
     def run(self, slices: Sequence[Slice]) -> list[list[Sampled]]:
         """The tokens after each slice.
+
+        Where there is but one, and only the first layers of it are needed, the step ends behind these.
 
         Raises:
             Cancelled: somebody called `cancel`. Nothing of the step stays in the cache.
@@ -129,6 +135,14 @@ class Reserved(Protocol):
 
     def put_back(self, rows: Rows, tokens: Span) -> None:
         """Reserve rows again that were taken and not computed."""
+        ...
+
+    def unplaced(self, sequence: int, tokens: int) -> Rows:
+        """Rows for positions 0 … tokens−1 of a sequence, of which steps note where they lie."""
+        ...
+
+    def copy(self, source: Rows, target: Rows, tokens: Span, layers: int) -> None:
+        """Write to reserved rows what the first so many layers have at these positions where they were computed."""
         ...
 
 

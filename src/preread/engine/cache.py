@@ -27,6 +27,9 @@ from preread.values import KVBlock, Span
 COMPUTED: Final = -1
 """In place of a cell: what was computed into a reserved context lies where llama.cpp put it."""
 
+UNPLACED: Final = -3
+"""In place of a cell: nothing has been computed for this position yet, or not where it was seen."""
+
 _INFINITE: Final = np.uint16(0x7C00)
 
 
@@ -119,6 +122,29 @@ class Cache:
             self.free(self._scratch)
             llama_cpp.llama_memory_seq_rm(self._memory, rows.sequence, tokens.start, tokens.stop)
             raise
+
+    def unplaced(self, sequence: int, tokens: int) -> Rows:
+        """Rows for positions 0 … tokens−1 of a sequence, of which the runner notes where they lie."""
+        return Rows(sequence, *(np.full(tokens, UNPLACED, np.int32) for _ in self._layout.parts))
+
+    def copy(self, source: Rows, target: Rows, tokens: Span, layers: int) -> None:
+        """Write to reserved rows what the first so many layers have at these positions where they were computed.
+
+        Those that were computed into the reserved context itself, or left behind by a window, stay as they are.
+
+        Raises:
+            EngineError: it is not known where some of them lie.
+        """
+        for number, part in enumerate(self._layout.parts):
+            these = [layer for layer in part.layers if layer < layers]
+            for position, cell, count in target.runs(tokens, number) if these else ():
+                at = source.parts[number][position : position + count]
+                if len(at) < count or (at < 0).any():
+                    raise EngineError("the cells that layers were computed into cannot be told")
+                for first, from_cell, some in source.runs(Span(position, position + count), number):
+                    for layer in these:
+                        k, v = self.tensors.read(layer, from_cell, some)
+                        self.tensors.write(layer, cell + first - position, k, v)
 
     def share(self, source: int, target: int, tokens: Span) -> None:
         """Let `target` see what `source` has at these positions."""

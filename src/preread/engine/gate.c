@@ -5,8 +5,13 @@
  * it blocks until the next layer may be computed. Disarmed, it answers false at once and the graph runs in one piece.
  * A Python callback in this place costs about 0.5 ms a token; this one cannot be measured.
  *
+ * Where only the first layers are wanted, it ends the evaluation behind these: llama.cpp takes that for success, and has
+ * written their K and V. It also shows which cells a batch is written to: nodes of one operation that write to known
+ * tensors are handed to a function before they are computed.
+ *
  * Nothing of llama.cpp or Python is linked or included (a machine may lack Python.h): the one function needed,
- * ggml_get_name, is passed in as a pointer, and ctypes calls what is exported here.
+ * ggml_get_name, is passed in as a pointer, and ctypes calls what is exported here. Where a tensor has its operation and
+ * what it writes to, Python says, which knows the struct.
  */
 #define _POSIX_C_SOURCE 200809L
 #include <pthread.h>
@@ -17,6 +22,9 @@
 typedef const char *(*name_of)(const void *tensor);
 typedef bool (*observer)(void *tensor, bool ask);
 typedef void (*preparer)(void *tensor, void *with);
+typedef void (*noter)(void *tensor);
+
+enum { MOST_TARGETS = 4 };
 
 struct gate {
     pthread_mutex_t mutex;
@@ -25,9 +33,14 @@ struct gate {
     observer observe; /* sees every node instead of the gate, while set: how the cache tensors are found */
     preparer prepare; /* is given every node before it is computed, while set: how attention.c takes its own */
     void *with;
+    noter note; /* is given nodes that write to one of the targets before they are computed, while set */
+    size_t operation_at, target_at; /* of a tensor, in bytes */
+    int operation;
+    const void *targets[MOST_TARGETS];
     bool armed;
     bool cancelled;
     int open;    /* layers 0 .. open-1 may be computed */
+    int last;    /* behind so many layers the evaluation ends; 0: at its end */
     int waiting; /* the layer that the engine waits to compute, -1 when it does not wait */
 };
 
@@ -66,14 +79,28 @@ static bool wait_for(struct gate *gate, int layer) {
     return go_on;
 }
 
+/* Whether a node writes to one of the targets. */
+static bool is_noted(const struct gate *gate, const char *tensor) {
+    int operation;
+    const void *target;
+    memcpy(&operation, tensor + gate->operation_at, sizeof operation);
+    if (operation != gate->operation) return false;
+    memcpy(&target, tensor + gate->target_at, sizeof target);
+    for (int i = 0; i < MOST_TARGETS; i++)
+        if (target && target == gate->targets[i]) return true;
+    return false;
+}
+
 /* The callback itself: ggml_backend_sched_eval_callback. */
 bool preread_gate_eval(void *tensor, bool ask, void *user_data) {
     struct gate *gate = user_data;
     if (ask && gate->prepare) gate->prepare(tensor, gate->with);
+    if (ask && gate->note && is_noted(gate, tensor)) gate->note(tensor);
     if (gate->observe) return gate->observe(tensor, ask);
     if (!gate->armed) return false;
     int next = layer_after(gate->name(tensor));
-    return ask ? next > 0 : wait_for(gate, next);
+    if (ask) return next > 0;
+    return (!gate->last || next < gate->last) && wait_for(gate, next);
 }
 
 /* Called before the graph runs, for its first layer, which no node precedes. */
@@ -86,9 +113,24 @@ void preread_gate_prepare(struct gate *gate, preparer prepare, void *with) {
     gate->prepare = prepare;
 }
 
+/* Where nodes have their operation and what they write to, which operation it is, and which targets there are. */
+void preread_gate_learn(struct gate *gate, size_t operation_at, size_t target_at, int operation, const void **targets,
+                        int count) {
+    gate->operation_at = operation_at;
+    gate->target_at = target_at;
+    gate->operation = operation;
+    for (int i = 0; i < MOST_TARGETS; i++) gate->targets[i] = i < count ? targets[i] : NULL;
+}
+
+void preread_gate_note(struct gate *gate, noter note) { gate->note = note; }
+
+/* From now on, until the gate is armed anew or disarmed, evaluations end behind so many layers. */
+void preread_gate_end(struct gate *gate, int layers) { gate->last = layers; }
+
 static void change(struct gate *gate, bool armed, bool cancelled, int open) {
     pthread_mutex_lock(&gate->mutex);
     gate->armed = armed;
+    gate->last = 0;
     gate->cancelled = cancelled;
     gate->open = open;
     pthread_cond_broadcast(&gate->changed);

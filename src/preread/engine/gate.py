@@ -1,7 +1,8 @@
 """The gate in front of each layer, as Python sees it: arm, open, cancel, pass. What it does is told in `gate.c`."""
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from preread.compiled import library as compiled
 from preread.engine.attention import Attention
@@ -10,6 +11,10 @@ from preread.errors import EngineError
 _ALL_LAYERS = 1 << 30
 
 Observer = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_bool)
+Noter = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+MOST_TARGETS = 4
+"""Tensors that may be looked for among what nodes write to, as gate.c has it."""
 
 
 def _library() -> ctypes.CDLL:
@@ -22,6 +27,9 @@ def _library() -> ctypes.CDLL:
         "free": [ctypes.c_void_p],
         "observe": [ctypes.c_void_p, ctypes.c_void_p],
         "prepare": [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p],
+        "learn": [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p, ctypes.c_int],
+        "note": [ctypes.c_void_p, ctypes.c_void_p],
+        "end": [ctypes.c_void_p, ctypes.c_int],
         "arm": [ctypes.c_void_p, ctypes.c_int],
         "disarm": [ctypes.c_void_p],
         "open": [ctypes.c_void_p, ctypes.c_int],
@@ -80,6 +88,33 @@ class Gate:
     def prepare(self, attention: Attention) -> None:
         """From now on attention is computed by `attention`, which must live as long as the gate."""
         self._library.preread_gate_prepare(self._gate, attention.take, attention.operations)
+
+    def learn(self, operation_at: int, target_at: int, operation: int, targets: Sequence[int]) -> None:
+        """What `noting` is to show: nodes of an operation that write to one of a few tensors.
+
+        Args:
+            operation_at, target_at: where `struct ggml_tensor` has its operation, and the tensor that it is a view of.
+            operation: ggml's number of it.
+            targets: addresses of the tensors, `MOST_TARGETS` at most.
+        """
+        addresses = (ctypes.c_void_p * len(targets))(*targets)
+        self._library.preread_gate_learn(
+            self._gate, operation_at, target_at, operation, ctypes.cast(addresses, ctypes.c_void_p), len(targets)
+        )
+
+    @contextmanager
+    def noting(self, note: Callable[[int], None]) -> Iterator[None]:
+        """While this is open, `note` is given the address of each node that `learn` told of, before it is computed."""
+        noter = Noter(note)
+        self._library.preread_gate_note(self._gate, ctypes.cast(noter, ctypes.c_void_p))
+        try:
+            yield
+        finally:
+            self._library.preread_gate_note(self._gate, None)
+
+    def end_behind(self, layers: int) -> None:
+        """Until the gate is armed anew or disarmed, only the first `layers` layers are computed. It must be armed."""
+        self._library.preread_gate_end(self._gate, layers)
 
     def arm(self, layers: int = 0) -> None:
         """From now on only layers below `layers` may be computed, and a pending cancellation is forgotten."""

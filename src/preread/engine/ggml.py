@@ -19,6 +19,7 @@ from preread.errors import EngineError
 from preread.values import Geometry, Half
 
 _SLAB_CELLS = 4096
+_MOST_OPERATIONS, _LAST_OPERATION = 256, b"GLU"
 _F32, _F16 = 0, 1  # GGML_TYPE_F32, GGML_TYPE_F16
 _EMBEDDINGS = b"token_embd.weight"
 _CACHE = re.compile(rb"cache_(k|v)_l(\d+)$")
@@ -63,6 +64,20 @@ def library() -> ctypes.CDLL:
     ggml.ggml_get_type_traits.argtypes = [ctypes.c_int]
     ggml.ggml_get_type_traits.restype = ctypes.POINTER(_TypeTraits)
     return ggml
+
+
+def operation_number(ggml: ctypes.CDLL, name: bytes) -> int:
+    """ggml's number of an operation.
+
+    Raises:
+        EngineError: it knows none of that name.
+    """
+    for number in range(_MOST_OPERATIONS):
+        if (known := ggml.ggml_op_name(number)) == name:
+            return number
+        if known == _LAST_OPERATION:  # the table ends there
+            break
+    raise EngineError(f"this llama.cpp knows no operation {name.decode()}")
 
 
 class _TypeTraits(ctypes.Structure):
@@ -148,6 +163,10 @@ class CacheTensors:
     def cells(self) -> int:
         """How many there are."""
         return self._cells
+
+    def key_at(self, layer: int) -> int:
+        """The address of a layer's K tensor."""
+        return self._k[layer]
 
     def _extent(self, first_cell: int, tokens: int) -> tuple[int, int]:
         if first_cell < 0 or first_cell + tokens > self._cells:

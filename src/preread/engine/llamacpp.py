@@ -31,6 +31,7 @@ from preread.engine.marks import Prompt
 from preread.engine.model import Spec
 from preread.engine.native import Native
 from preread.engine.native import Tokens as Tokens
+from preread.engine.placement import Placement
 from preread.engine.runner import Runner
 from preread.engine.sampling import Sampling, usual
 from preread.engine.session import ECHO_TOKENS, SCRATCH, Session
@@ -62,8 +63,13 @@ class LlamaCpp:
         why_not = spec.no_injection if cache == "f16" else f"its cache is kept as {cache}"
         tensors = why_not or self._opened()
         outputs = outputs_of(native.sequences, scored_tokens)
-        self.runner = Runner(native.context, native.gate, native.batch, spec.geometry.layers, outputs)
-        self.cache = Cache(native.context, cells.layout(spec.geometry, spec.windows), tensors, SCRATCH)
+        layout = cells.layout(spec.geometry, spec.windows)
+        self.cache = Cache(native.context, layout, tensors, SCRATCH)
+        placement = None
+        if not isinstance(tensors, str):
+            keys = [tensors.key_at(part.layers[0]) for part in layout.parts]
+            placement = Placement(library(), native.gate, keys)
+        self.runner = Runner(native.context, native.gate, native.batch, spec.geometry.layers, outputs, placement)
         self.session = Session(spec, native, self.runner, self.cache, self.chooser)
 
     @classmethod

@@ -1,12 +1,14 @@
 """Steps: slices of several sequences, computed as one batch of llama.cpp, and the tokens chosen after them.
 
 A step of complete contexts runs freely. A step behind a context whose layers are still coming waits in front of each
-(`gate.py`); llama.cpp's callback holds back a whole graph, so such a step holds slices of that one context only.
+(`gate.py`); llama.cpp's callback holds back a whole graph, so such a step holds slices of that one context only. For
+the same reason a slice of which only the first layers are needed goes through all of them unless it is alone.
 
 It must not know why a slice is in a step. All of it belongs to the engine's thread, but for what says otherwise.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import llama_cpp
 import numpy as np
@@ -15,6 +17,7 @@ import numpy.typing as npt
 from preread.engine.base import Chooser, Slice
 from preread.engine.batch import Batch
 from preread.engine.gate import Gate
+from preread.engine.placement import Placement
 from preread.engine.sampling import Sampled
 from preread.errors import Cancelled, EngineError
 
@@ -28,11 +31,14 @@ class Runner:
         batch: memory for the largest step.
         layers: of the model.
         outputs: tokens whose logits one step may give.
+        placement: shows where tokens lie; None: that cannot be told, and no slice has `rows`.
     """
 
-    def __init__(self, context: object, gate: Gate, batch: Batch, layers: int, outputs: int) -> None:
+    def __init__(
+        self, context: object, gate: Gate, batch: Batch, layers: int, outputs: int, placement: Placement | None = None
+    ) -> None:
         self._context, self._gate, self._batch, self._layers = context, gate, batch, layers
-        self._outputs = outputs
+        self._outputs, self._placement = outputs, placement
         self._memory = llama_cpp.llama_get_memory(context)
 
     def arm(self, open_layers: int | None = None) -> None:
@@ -62,7 +68,10 @@ class Runner:
         """
         try:
             self._fill(slices)
-            self._decode()
+            if len(slices) == 1 and slices[0].layers is not None and slices[0].layers < self._layers:
+                self._gate.end_behind(slices[0].layers)
+            with self._placed(slices):
+                self._decode()
             return self._chosen(slices)
         except (Cancelled, EngineError):
             for one in slices:
@@ -103,6 +112,21 @@ class Runner:
             raise Cancelled("cancelled during a step")
         if status:
             raise EngineError(f"llama_decode failed with status {status}")
+
+    @contextmanager
+    def _placed(self, slices: Sequence[Slice]) -> Iterator[None]:
+        """What is computed while this is open are these slices: note where tokens lie, where that is to be known."""
+        if self._placement is None or all(one.rows is None for one in slices):
+            yield
+            return
+        with self._placement.noted():
+            yield
+        ends = np.cumsum([len(one.tokens) for one in slices])
+        for one, end in zip(slices, ends.tolist(), strict=True):
+            for number, part in enumerate(() if one.rows is None else one.rows.parts):
+                cells = self._placement.cells(number)
+                if len(cells) == ends[-1]:
+                    part[one.position : one.position + len(one.tokens)] = cells[end - len(one.tokens) : end]
 
     def _chosen(self, slices: Sequence[Slice]) -> list[list[Sampled]]:
         found, end = [], 0

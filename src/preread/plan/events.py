@@ -70,7 +70,12 @@ class Interrupted:
     """The computation, or the answer, ended early, as was asked for."""
 
 
-Event = Tick | Progress | Arrived | Failed | Placed | Spoilt | Computed | Interrupted
+@dataclass(frozen=True, slots=True)
+class Crowded:
+    """Only some layers were to be computed, and there is no room for that: nothing was."""
+
+
+Event = Tick | Progress | Arrived | Failed | Placed | Spoilt | Computed | Interrupted | Crowded
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +103,14 @@ class Inject:
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """Compute chunks `start` … `stop`−1, all in one batch; answered by `Computed` or `Interrupted`."""
+    """Compute chunks `start` … `stop`−1, all in one batch; answered by `Computed` or `Interrupted`.
+
+    groups: only the first so many groups of layers, which may be answered by `Crowded` as well; None: all.
+    """
 
     start: int
     stop: int
+    groups: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,8 +27,11 @@ class Grid:
         here: cells that arrived and wait to be injected.
         left_bytes: of each chunk, of cells that are not in place.
         away_bytes: of each chunk, of cells that would have to be fetched.
+        group_left_bytes, group_away_bytes: the same of each group, of all chunks.
+        lowest: of each chunk, the first group that is not in place.
         computed: chunks that were computed.
-        spoilt: chunks that can only be computed.
+        spoilt: chunks of which something can only be computed; `group_spoilt`: of each group, in how many chunks.
+        beginning: so many chunks were computed, one by one; `depth`: in so many groups, the first ones.
     """
 
     def __init__(self, sizes: Sequence[Sequence[int]], *, in_order: bool = False) -> None:
@@ -37,17 +40,31 @@ class Grid:
         self.away, self.here = {cell for cell, at in self._at.items() if at is At.AWAY}, set[Cell]()
         self.left_bytes = [sum(row) for row in sizes]
         self.away_bytes = list(self.left_bytes)
+        self.group_left_bytes = [sum(row[g] for row in sizes) for g in range(self.groups)]
+        self.group_away_bytes = list(self.group_left_bytes)
+        self.lowest = [0] * len(sizes)
+        for chunk in range(len(sizes)):
+            self._rise(chunk)
         self.computed: set[int] = set()
         self.spoilt: set[int] = set()
+        self.group_spoilt = [0] * self.groups
+        self.beginning, self.depth = 0, self.groups
         self._missing = [sum(row[g] > 0 for row in sizes) for g in range(self.groups)]  # of each group, not in place
         self._unplaced = [sum(size > 0 for size in row) for row in sizes]  # of each chunk
         self._injecting = [0] * len(sizes)
-        self._beginning = 0  # so many chunks were computed, one by one
         self.mean_bytes = sum(self.left_bytes) / max(1, len(self.away))
 
     def bytes(self, cell: Cell) -> int:
         """Size of a cell."""
         return self._sizes[cell[0]][cell[1]]
+
+    def is_in_place(self, cell: Cell) -> bool:
+        """Whether nothing is to be done for a cell any more."""
+        return self._at[cell] is At.PLACED
+
+    def is_injected_below(self, chunk: int, groups: int) -> bool:
+        """Whether one of the first so many cells of a chunk is being injected."""
+        return any(self._at[cell] is At.INJECTING for cell in [*self.cells(chunk)][:groups])
 
     def left(self) -> list[int]:
         """Chunks that are not in place, in order."""
@@ -57,9 +74,14 @@ class Grid:
         """Of one chunk, in layer order."""
         return ((chunk, group) for group in range(self.groups))
 
-    def with_chunk(self, chunk: int) -> range:
-        """The chunks that have to be computed for one to be, the last of them. All before them are in place."""
-        return range(min(self._beginning, chunk) if self._in_order else chunk, chunk + 1)
+    def with_chunk(self, chunk: int, groups: int | None = None) -> range:
+        """The chunks that have to be computed for one to be, the last of them. All before them are in place.
+
+        groups: in the first so many groups of layers; None: in all.
+        """
+        deep = self.depth >= (self.groups if groups is None else groups)
+        begins = min(self.beginning, chunk) if deep else 0
+        return range(begins if self._in_order else chunk, chunk + 1)
 
     def injecting(self, chunk: int) -> int:
         """How many cells of a chunk are being injected."""
@@ -96,27 +118,43 @@ class Grid:
         """It can neither be had nor be decoded."""
         self._injecting[cell[0]] -= self._at[cell] is At.INJECTING
         self._no_longer_away(cell)
+        self.group_spoilt[cell[1]] += self._at[cell] is not At.SPOILT
         self._at[cell] = At.SPOILT
         self.spoilt.add(cell[0])
 
-    def compute(self, chunk: int) -> None:
-        """A chunk was computed, whatever had arrived of it."""
-        self.computed.add(chunk)
-        self.spoilt.discard(chunk)
-        self._beginning += chunk == self._beginning
-        for cell in self.cells(chunk):
+    def compute(self, chunk: int, groups: int | None = None) -> None:
+        """The first so many groups of a chunk were computed, or all, whatever had arrived of them."""
+        depth = self.groups if groups is None else groups
+        if depth == self.groups:
+            self.computed.add(chunk)
+        if not chunk:
+            self.beginning = 0
+        if chunk == self.beginning:
+            self.beginning, self.depth = chunk + 1, depth
+        for cell in [*self.cells(chunk)][:depth]:
             if self._at[cell] is not At.PLACED:
+                self.group_spoilt[cell[1]] -= self._at[cell] is At.SPOILT
                 self.here.discard(cell)
                 self._no_longer_away(cell)
                 self._place(cell)
+        if not any(self._at[cell] is At.SPOILT for cell in self.cells(chunk)):
+            self.spoilt.discard(chunk)
 
     def _no_longer_away(self, cell: Cell) -> None:
         if cell in self.away:
             self.away.remove(cell)
             self.away_bytes[cell[0]] -= self.bytes(cell)
+            self.group_away_bytes[cell[1]] -= self.bytes(cell)
 
     def _place(self, cell: Cell) -> None:
         self._at[cell] = At.PLACED
         self.left_bytes[cell[0]] -= self.bytes(cell)
+        self.group_left_bytes[cell[1]] -= self.bytes(cell)
         self._unplaced[cell[0]] -= 1
         self._missing[cell[1]] -= 1
+        self._rise(cell[0])
+
+    def _rise(self, chunk: int) -> None:
+        """Find out again what of a chunk is not in place."""
+        while self.lowest[chunk] < self.groups and self._at[chunk, self.lowest[chunk]] is At.PLACED:
+            self.lowest[chunk] += 1

@@ -7,12 +7,15 @@ the prompt itself is computed (the last wave, nearest to the meeting point) are 
 can be computed through the layers that are there. Where layers have windows, cells that nobody looks at need not come,
 and chunks can be computed in order only: one that came is computed anew where another behind it has to be.
 
+Chunks can be computed through their first layers only as well, while the others come. That is better where the end has
+more bytes than its share, as with windows, and where there are too few chunks to divide the work evenly. What is
+computed so is not gone on with through more layers: so both are tried at every step, whole chunks first.
+
 A state machine without clock and I/O: `Plan.step` takes what happened, and when, and returns what to do now. Every
 decision compares predicted finishes. A link of which nothing is known, or that failed, is taken to carry nothing
 until it shows otherwise, so that one that is dead costs nothing; whatever arrives is used.
 """
 
-from collections.abc import Sequence
 from enum import Enum
 from typing import Final
 
@@ -24,6 +27,7 @@ from preread.plan.events import (
     Cell,
     Compute,
     Computed,
+    Crowded,
     Event,
     Failed,
     Fetch,
@@ -39,6 +43,7 @@ from preread.plan.events import (
 from preread.plan.flow import Flow
 from preread.plan.grid import Grid
 from preread.plan.health import Breaker
+from preread.plan.outlook import Outlook, Spent
 from preread.plan.sources import Sources
 from preread.plan.task import Task
 
@@ -51,6 +56,11 @@ MOST_BYTES: Final = 8 * 2**20
 LONGEST_BATCH_TOKENS: Final = 512
 _WORTH_S, _WORTH = 0.005, 0.02
 """Computing must be better than waiting by so much, in seconds and as a share, to be begun."""
+_LAYERS_S, _LAYERS = 0.01, 0.04
+"""Computing some layers of all that is left must be better than computing whole chunks by so much: chunks can still be
+computed when a link turns out slower."""
+_STAY = 0.1
+"""Computing fewer layers than of the chunks before must be better by so much: there is no going back to more."""
 _IN_TIME = 0.8
 """A link that would have to be so much faster brings nothing in time; small batches would cost a tenth more."""
 _RETRACT_S, _RETRACT = 0.1, 1.25
@@ -79,7 +89,8 @@ class Plan:
         starts = [sum(task.chunks[:c]) for c in range(len(task.chunks))]
         self._believed_s = [task.prefill.seconds(start, size) for start, size in zip(starts, task.chunks, strict=True)]
         self._engine, self._began_s, self._until_s = Engine.IDLE, at_s, at_s
-        self._span = range(0)  # chunks that are being computed
+        self._span, self._depth = range(0), self.grid.groups  # chunks that are being computed, and in how many groups
+        self._shares = task.shares
         self._speed = 1.0  # seconds that computing takes ÷ what was believed
         local_s = sum(self._believed_s)
         self._sources = Sources(task, self.grid, at_s, local_s)
@@ -106,20 +117,9 @@ class Plan:
 
     # What is believed
 
-    def _compute_s(self, chunks: Sequence[int]) -> list[float]:
-        slower = self._speed * self._slower
-        return [slower * self._believed_s[chunk] for chunk in chunks]
-
-    def _each_s(self, left: Sequence[int], *, afresh: bool) -> list[float]:
-        """Seconds to compute each of the chunks that are left, behind those before it."""
-        if not self._task.in_order:
-            return self._compute_s(left)
-        out, last = [], -1 if afresh else self._span.stop - 1
-        for chunk in left:
-            start = max(self.grid.with_chunk(chunk).start, last + 1)
-            out.append(sum(self._compute_s(range(start, chunk + 1))))
-            last = chunk
-        return out
+    def _share(self, groups: int) -> float:
+        """Of what computing a chunk takes, what its first so many groups do."""
+        return self._shares[groups - 1] if groups < self.grid.groups else 1.0
 
     @property
     def _computing_s(self) -> float:
@@ -148,26 +148,19 @@ class Plan:
             cell_bytes=self.grid.mean_bytes,
         )
 
-    def _finishes(self, left: list[int], *, afresh: bool = False) -> list[float]:
-        """Seconds until the first token if the first 0, 1, … of the chunks that are left are computed.
-
-        afresh: what is being computed is given up first.
-        """
-        grid, prompt_s, coming = self.grid, self._task.prompt_s, self._coming()
-        left_bytes, away_bytes = (sum(row[c] for c in left) for row in (grid.left_bytes, grid.away_bytes))
-        spoilt = sum(c in grid.spoilt for c in left)
-        computed_s = 0.0 if afresh else self._computing_s
-        finishes = []
-        for chunk, compute_s in zip([*left, None], [*self._each_s(left, afresh=afresh), 0.0], strict=True):
-            load_s = float("inf") if spoilt else coming.seconds(left_bytes, away_bytes)
-            # Computing takes every processor that there is, and so does decoding: neither is for nothing.
-            busy_s = computed_s + prompt_s + left_bytes / coming.decode_bytes_s
-            finishes.append(max(busy_s, load_s + prompt_s / grid.groups))
-            if chunk is not None:
-                computed_s += compute_s
-                left_bytes, away_bytes = left_bytes - grid.left_bytes[chunk], away_bytes - grid.away_bytes[chunk]
-                spoilt -= chunk in grid.spoilt
-        return finishes
+    def _outlook(self, *, afresh: bool = False) -> Outlook:
+        """What may be expected from now on; afresh: if what is being computed is given up first."""
+        span, slower = range(0) if afresh else self._span, self._speed * self._slower
+        return Outlook(
+            grid=self.grid,
+            spent=Spent(span, self._depth if span else self.grid.groups),
+            busy_s=0.0 if afresh else self._computing_s,
+            prompt_s=self._task.prompt_s,
+            coming=self._coming(),
+            chunk_s=[slower * chunk_s for chunk_s in self._believed_s],
+            shares=self._shares,
+            in_order=self._task.in_order,
+        )
 
     # What happens
 
@@ -193,7 +186,10 @@ class Plan:
             case Computed(seconds):
                 self._computed(seconds, out)
             case Interrupted():
-                self._engine, self._span = Engine.IDLE, range(0)
+                self._idle()
+            case Crowded():
+                self._shares = ()
+                self._idle()
         self._sources.pass_time(self._now_s)
         if not self.complete and not isinstance(event, Progress):
             self._sources.look()
@@ -203,14 +199,17 @@ class Plan:
         return out
 
     def _computed(self, seconds: float, out: list[Instruction]) -> None:
-        expected_s = sum(self._believed_s[chunk] for chunk in self._span)
+        expected_s = self._share(self._depth) * sum(self._believed_s[chunk] for chunk in self._span)
         slower = seconds / max(expected_s, 1e-9)
         self._speed += 0.5 * (min(max(slower, 0.1), 10.0) - self._speed)
         for chunk in self._span:
-            for cell in self.grid.cells(chunk):
+            for cell in [*self.grid.cells(chunk)][: self._depth]:
                 self._give_up(cell, out)
-            self.grid.compute(chunk)
-        self._engine, self._span = Engine.IDLE, range(0)
+            self.grid.compute(chunk, self._depth)
+        self._idle()
+
+    def _idle(self) -> None:
+        self._engine, self._span, self._depth = Engine.IDLE, range(0), self.grid.groups
 
     def _give_up(self, cell: Cell, out: list[Instruction]) -> None:
         out.extend(Abandon(cell, source) for source in self._sources.give_up(cell))
@@ -218,9 +217,9 @@ class Plan:
     # What to do
 
     def _inject(self, out: list[Instruction]) -> None:
-        """Hand over what is here, what the answer waits for first; nothing of a chunk that is being computed."""
+        """Hand over what is here, what the answer waits for first; nothing that is being computed."""
         free = INJECTIONS - self.grid.busy
-        ready = [cell for cell in self.grid.here if cell[0] not in self._span]
+        ready = [cell for cell in self.grid.here if not self._is_computed(cell)]
         for cell in sorted(ready, key=lambda cell: (cell[1], -cell[0]))[: max(0, free)]:
             self.grid.inject(cell)
             out.append(Inject(cell))
@@ -235,8 +234,9 @@ class Plan:
             self._interrupts += 1
             out.append(Interrupt())
         elif self._engine is Engine.ANSWERING and left:
-            wait_s, *others_s = self._finishes(left)
-            if wait_s > _RETRACT * min(others_s) + _RETRACT_S:
+            outlook = self._outlook()
+            wait_s, *others_s = outlook.chunks(left)
+            if wait_s > _RETRACT * min(*others_s, *outlook.layers(left), wait_s) + _RETRACT_S:
                 self._engine = Engine.STOPPING
                 out.append(Interrupt())
         if self._engine is Engine.ANSWERING and self.grid.groups_in_place > self._opened:
@@ -245,14 +245,30 @@ class Plan:
 
     def _begin(self, left: list[int], out: list[Instruction]) -> None:
         """The engine is free: compute, answer, or wait for more to arrive."""
-        finishes = self._finishes(left)
-        count = finishes.index(min(finishes))
-        if count and finishes[count] < (1 - _WORTH) * finishes[0] - _WORTH_S:
-            if not self.grid.injecting(left[0]):
+        outlook = self._outlook()
+        finishes = outlook.chunks(left)
+        count, groups = self._choice(outlook, left, finishes)
+        best_s = outlook.layers(left)[groups - 1] if groups else finishes[count]
+        if (count or groups) and best_s < (1 - _WORTH) * finishes[0] - _WORTH_S:
+            if groups:
+                self._compute_layers(left, groups, out)
+            elif not self.grid.injecting(left[0]):
                 self._compute(left, self._at_once(count, finishes), out)
         elif self.grid.groups_in_place:
             self._engine = Engine.ANSWERING
             out.append(Answer())
+
+    def _choice(self, outlook: Outlook, left: list[int], finishes: list[float]) -> tuple[int, int]:
+        """How many chunks to compute through all layers, or else, of all that is left, through how many groups."""
+        count = finishes.index(min(finishes))
+        layers = outlook.layers(left)
+        if not layers or min(layers) >= (1 - _LAYERS) * finishes[count] - _LAYERS_S:
+            return count, 0
+        groups = 1 + layers.index(min(layers))
+        depth = self.grid.depth if self.grid.beginning and not self._span else self._depth
+        if groups < depth < self.grid.groups and layers[groups - 1] > (1 - _STAY) * layers[depth - 1]:
+            groups = depth
+        return 0, groups
 
     def _at_once(self, count: int, finishes: list[float]) -> int:
         """Half of what is to be computed, as a link may turn out faster; all where that brings no chunk in time."""
@@ -269,13 +285,35 @@ class Plan:
             if chunk != stop or tokens > LONGEST_BATCH_TOKENS or begun:
                 break
             stop += 1
-        compute_s = sum(self._compute_s(range(start, stop)))
-        self._engine, self._span = Engine.COMPUTING, range(start, stop)
-        self._began_s, self._until_s = self._now_s, self._now_s + compute_s
-        for chunk in self._span:
-            for cell in self.grid.cells(chunk):
+        self._go(range(start, stop), self.grid.groups, out)
+
+    def _compute_layers(self, left: list[int], groups: int, out: list[Instruction]) -> None:
+        """Compute the first groups of layers of the next chunks that lack some of these."""
+        lacking = [chunk for chunk in left if self.grid.lowest[chunk] < groups]
+        chunks = self.grid.with_chunk(lacking[-1], groups) if self._task.in_order else lacking
+        stop, tokens = chunks[0], 0
+        for chunk in chunks:
+            tokens += self._task.chunks[chunk]
+            too_long = tokens > LONGEST_BATCH_TOKENS and chunk > chunks[0]
+            if chunk != stop or too_long or self.grid.is_injected_below(chunk, groups):
+                break
+            stop += 1
+        if stop > chunks[0]:
+            self._go(range(chunks[0], stop), groups, out)
+
+    def _go(self, span: range, groups: int, out: list[Instruction]) -> None:
+        self._engine, self._span, self._depth = Engine.COMPUTING, span, groups
+        slower = self._share(groups) * self._speed
+        self._began_s = self._until_s = self._now_s
+        self._until_s += slower * sum(self._believed_s[chunk] for chunk in span)
+        for chunk in span:
+            for cell in [*self.grid.cells(chunk)][:groups]:
                 self._give_up(cell, out)
-        out.append(Compute(start, stop))
+        out.append(Compute(span.start, span.stop, groups if groups < self.grid.groups else None))
+
+    def _is_computed(self, cell: Cell) -> bool:
+        """Whether a cell is being computed."""
+        return cell[0] in self._span and cell[1] < self._depth
 
     def _has_come(self, chunk: int) -> bool:
         """Whether something of a chunk was fetched and is in place."""
@@ -284,13 +322,16 @@ class Plan:
     def _in_vain(self, left: list[int]) -> bool:
         """Whether the computation should rather not have been begun: what it computes is here, or will be sooner.
 
-        Never where something of it had come: its rows are given up for those that are computed.
+        Never where something of it had come: its rows are given up for those that are computed, but for where only some
+        layers are.
         """
-        if any(map(self._has_come, self._span)):
+        partly = self._depth < self.grid.groups
+        if not partly and any(map(self._has_come, self._span)):
             return False
-        rest = [c for c in left if c not in self._span]
-        goes_on_s = min(self._finishes(rest))
-        instead_s = min(self._finishes(left, afresh=True))
+        rest = left if partly else [c for c in left if c not in self._span]
+        goes_on, instead = self._outlook(), self._outlook(afresh=True)
+        goes_on_s = min(*goes_on.chunks(rest), *goes_on.layers(rest), float("inf"))
+        instead_s = min(*instead.chunks(left), *instead.layers(left), float("inf"))
         here = not any(self.grid.away_bytes[c] for c in left)
         enough = here or self._interrupts < _MOST_INTERRUPTS
         return enough and instead_s < _INTERRUPT * goes_on_s - _INTERRUPT_S
@@ -321,10 +362,14 @@ class Plan:
 
         And whether the answer begins with the first group of those that are asked for now.
         """
-        grid = self.grid
-        todo = [c for c in left if c not in self._span and c not in grid.spoilt and grid.away_bytes[c]]
-        finishes = self._finishes(todo)
-        count = finishes.index(min(finishes))
+        grid, outlook = self.grid, self._outlook()
+        partly = self._depth < grid.groups
+        todo = [c for c in left if grid.away_bytes[c] and (partly or c not in self._span)]
+        count, groups = self._choice(outlook, left, outlook.chunks(left if partly else self._not_computed(left)))
+        if not groups:
+            todo = [c for c in todo if c not in grid.spoilt]
+            finishes = outlook.chunks(todo)
+            count = finishes.index(min(finishes))
         computed, wave, tail = todo[:count], [], todo[count:]
         coming = self._coming()
         wave_bytes = _WAVE * self._task.prompt_s * coming.bytes_s
@@ -334,11 +379,18 @@ class Plan:
         order = [cell for c in reversed(tail) for cell in grid.cells(c)]
         order += [(c, g) for g in range(grid.groups) for c in reversed(wave)]
         order += [cell for c in reversed(computed) for cell in grid.cells(c)]
+        order.sort(key=lambda cell: cell[1] < groups)  # stable: what is to be computed comes last
+        lower = [cell for cell in order if self._is_computed(cell)]
+        order = [cell for cell in order if not self._is_computed(cell)]
         unknown = not coming.bytes_s  # it may well be the faster way
         if unknown or coming.seconds(*self._rest(left)) < self._computing_s - _INTERRUPT_S:
-            order += [cell for c in self._span for cell in grid.cells(c)]
-        begins = not (tail or computed or grid.groups_in_place)
+            order += lower if partly else [cell for c in self._span for cell in grid.cells(c)]
+        begins = not (tail or computed or groups or grid.groups_in_place)
         return [cell for cell in order if cell in grid.away], begins
+
+    def _not_computed(self, left: list[int]) -> list[int]:
+        """Chunks of these of which nothing is being computed."""
+        return [c for c in left if c not in self._span]
 
     def _rest(self, left: list[int]) -> tuple[int, int]:
         """Bytes of these chunks that are not in place, and not here."""

@@ -119,6 +119,7 @@ class Schedule:
         self._dropped: list[str] = []
         self._coming: dict[str, bool] = {}  # and whether its prompt may be computed behind the gate
         self._shut: set[str] = set()  # whose prompt may not any more
+        self._spare: dict[str, int] = {}  # cells besides a context's own, while it is computed layer by layer
         self._count, self._paused = 0, False
 
     # What happens
@@ -202,6 +203,20 @@ class Schedule:
         request = Request(id, caller, tokens, 0, context)
         self._fills[id] = _Job(request, self._count, now_s, tokens, running=True, of=context)
 
+    def spare(self, context: str, cells: int, now_s: float) -> bool:
+        """Keep so many cells besides a context's own until it is ready or lost; False: there are none.
+
+        Only what nobody has asked for by name makes room: the context comes without them as well.
+        """
+        lacking = cells - self._spare.get(context, 0)
+        victims = self.residency.victims(lacking, now_s, guest=True)
+        if lacking > 0 and victims is not None:
+            for victim in victims:
+                self._drop(victim)
+            self.residency.claim(lacking)
+            self._spare[context] = cells
+        return victims is not None
+
     def drop_fill(self, id: int) -> None:
         """They are not wanted any more."""
         self._fills.pop(id, None)
@@ -215,11 +230,13 @@ class Schedule:
     def ready(self, context: str) -> None:
         """All of a context is in its cells."""
         self._coming.pop(context, None)
+        self.residency.claim(-self._spare.pop(context, 0))
         self.residency.complete(context)
 
     def lost(self, context: str) -> None:
         """A context that was coming does not, or is not wanted; its cells are free."""
         self._coming.pop(context, None)
+        self.residency.claim(-self._spare.pop(context, 0))
         self._shut.add(context)
         for id, job in [*self._fills.items()]:
             if job.of == context:

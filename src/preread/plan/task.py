@@ -39,6 +39,8 @@ class Task:
         first: for each cell [chunk][group] the source that is to be asked; any other but the last then lacks it, and
             the last is asked only where that one fails or is overdue. Empty: every source has everything.
         in_order: a chunk can be computed only behind chunks that were computed, one by one; see `legality.py`.
+        shares: of what computing a chunk takes, what its first group of layers takes, the first two, and so on. Empty:
+            it cannot be computed but through all of them.
     """
 
     chunks: tuple[int, ...]
@@ -49,3 +51,4 @@ class Task:
     sources: tuple[Source, ...]
     first: tuple[tuple[int, ...], ...] = ()
     in_order: bool = False
+    shares: tuple[float, ...] = ()

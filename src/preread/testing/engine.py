@@ -282,6 +282,64 @@ class EngineContract:
         engine.cache.share(context, user, Span(0, 80))
         self.alike(expected, answer(engine, user, prompt, 80))
 
+    @pytest.mark.parametrize("layers", [1, 2])
+    def test_first_layers_can_be_computed_and_the_others_injected(self, engine: Engine, layers: int) -> None:
+        """The same bits as where all is computed in the same steps, or all injected."""
+        context, user, *_ = engine.sequences
+        tokens, prompt = text(engine, 128), text(engine, 6, seed=1)
+        stretches, count = (Span(0, 64), Span(64, 128)), engine.spec.geometry.layers
+        read(engine, context, tokens[:64])
+        read(engine, context, tokens[64:], 64)
+        engine.cache.share(context, user, Span(0, 128))
+        block, expected = rows(engine, context, 128), answer(engine, user, prompt, 128)
+        free(engine)
+        into, chain = engine.cache.reserve(context, 128), list[int]()
+        upper = Span(layers, count)
+        engine.cache.inject(into, part(block, Span(0, 64), upper))
+        for scratch, stretch in zip(engine.sequences[2:4], stretches, strict=True):
+            lower = engine.cache.unplaced(scratch, stretch.stop)
+            for before in chain:
+                engine.cache.share(before, scratch, Span(0, stretch.start))
+            step(engine, Slice(scratch, tokens[stretch.start : stretch.stop], stretch.start, layers=layers, rows=lower))
+            engine.cache.copy(lower, into, stretch, layers)
+            chain = [scratch]
+        engine.cache.inject(into, part(block, Span(64, 128), upper))
+        for scratch in engine.sequences[2:4]:
+            engine.cache.free(scratch)
+        assert_free(engine, engine.cells - 128)
+        assert same(rows(engine, context, 128), block)
+        engine.cache.share(context, user, Span(0, 128))
+        assert answer(engine, user, prompt, 128) == expected
+
+    def test_first_layers_that_are_computed_beside_others_are_the_same(self, engine: Engine) -> None:
+        context, scratch, other, *_ = engine.sequences
+        tokens, prompt = text(engine, 64), text(engine, 9, seed=1)
+        alone = answer(engine, other, prompt)
+        free(engine)
+        layers, blocks = 2, []
+        for beside in ([], [Slice(other, prompt, 0)]):
+            into, lower = engine.cache.reserve(context, 64), engine.cache.unplaced(scratch, 64)
+            step(engine, *beside, Slice(scratch, tokens, 0, layers=layers, rows=lower))
+            engine.cache.copy(lower, into, Span(0, 64), layers)
+            blocks.append(rows(engine, context, 64))
+            for sequence in (context, scratch, other):
+                engine.cache.free(sequence)
+        read(engine, context, tokens)
+        whole = part(rows(engine, context, 64), Span(0, 64), Span(0, layers))
+        for block in blocks:
+            found = part(block, Span(0, 64), Span(0, layers))
+            for half, expected in ((found.k, whole.k), (found.v, whole.v)):
+                assert np.allclose(half.astype(np.float32), expected.astype(np.float32), atol=self.rounding_nats)
+        assert not any(block.v[layers:].any() for block in blocks)
+        self.alike(alone, answer(engine, other, prompt))
+
+    def test_rows_that_nothing_was_computed_into_are_not_copied(self, engine: Engine) -> None:
+        context, scratch, *_ = engine.sequences
+        into, lower = engine.cache.reserve(context, 20), engine.cache.unplaced(scratch, 20)
+        step(engine, Slice(scratch, text(engine, 12), 0, layers=2, rows=lower))
+        with pytest.raises(EngineError, match="cannot be told"):
+            engine.cache.copy(lower, into, Span(0, 20), 2)
+
     def test_a_stretch_that_was_taken_can_be_put_back(self, engine: Engine) -> None:
         context, block = engine.sequences[0], noise(engine, 60)
         into = engine.cache.reserve(context, 60)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from preread.engine.base import Chooser, Engine, Slice, Tokens
-from preread.engine.cache import COMPUTED, Rows
+from preread.engine.cache import COMPUTED, UNPLACED, Rows
 from preread.engine.model import Spec
 from preread.engine.sampling import Sampled, Sampling, log_probabilities, reported_probabilities
 from preread.errors import Cancelled, CorruptData, EngineError
@@ -86,6 +86,18 @@ class FakeCache:
     def put_back(self, rows: Rows, tokens: Span) -> None:
         """See `Cache`."""
         rows.cells[tokens.start : tokens.stop] = self.allocated([(rows.sequence, tokens.start, len(tokens))])[0]
+
+    def unplaced(self, sequence: int, tokens: int) -> Rows:
+        """See `Cache`."""
+        return Rows(sequence, np.full(tokens, UNPLACED, np.int32))
+
+    def copy(self, source: Rows, target: Rows, tokens: Span, layers: int) -> None:
+        """See `Cache`."""
+        at, to = (rows.cells[tokens.start : tokens.stop] for rows in (source, target))
+        kept = to != COMPUTED
+        if (at[kept] < 0).any():
+            raise EngineError("the cells that layers were computed into cannot be told")
+        self._rows[:layers, to[kept]] = self._rows[:layers, at[kept]]
 
     def share(self, source: int, target: int, tokens: Span) -> None:
         """See `Cache`."""
@@ -249,10 +261,12 @@ class FakeRunner:
         """Scores (tokens of the step, vocabulary)."""
         cache, states = self._cache, [_begun(one) for one in slices]
         cells: list[npt.NDArray[np.int64]] = []
-        for layer in range(_GEOMETRY.layers):
+        for layer in range(_layers(slices)):
             self._pass(slices, layer)
             cells = cells or cache.allocated([(one.sequence, one.position, len(one.tokens)) for one in slices])
             for i, one in enumerate(slices):
+                if one.rows is not None:
+                    one.rows.cells[one.position : one.position + len(one.tokens)] = cells[i]
                 before = cache.before(layer, one.sequence, one.position)
                 states[i] = _mixed(states[i] + before + cache.write(layer, cells[i], states[i]).cumsum())
         every = np.concatenate(states)[:, None] ^ np.arange(1, 1 + _VOCABULARY, dtype=np.uint64) * _ODD
@@ -366,6 +380,12 @@ def _check(slices: Sequence[Slice], cache: FakeCache) -> None:
     for one in slices:
         if not len(one.tokens) or one.position != (end := cache.end(one.sequence)):
             raise EngineError(f"sequence {one.sequence} goes on at {end}, not at {one.position}")
+
+
+def _layers(slices: Sequence[Slice]) -> int:
+    """How many layers a step goes through."""
+    alone = slices[0].layers if len(slices) == 1 else None
+    return _GEOMETRY.layers if alone is None else alone
 
 
 def _begun(one: Slice) -> _U64:

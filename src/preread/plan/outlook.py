@@ -1,0 +1,130 @@
+"""When each of what may be done with the rest of a context would be over: how many chunks, or layers, to compute.
+
+Pure: a grid, what computing takes and what links will bring go in, seconds come out. It must not know what was decided.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from preread.plan.cost import Coming
+from preread.plan.grid import Grid
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What is being computed, as if it was done: chunks of `span`, in the first `groups` groups of layers."""
+
+    span: range
+    groups: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What may be expected at a moment.
+
+    Attributes:
+        grid: what is in place.
+        spent: and what will be, `busy_s` from now, when the engine is free.
+        prompt_s: what the prompt takes then.
+        coming: what links bring.
+        chunk_s: what computing each chunk takes.
+        shares: of that, what the first so many groups take; empty: no chunk is computed but through all of them.
+        in_order: chunks can be computed only one by one from the start.
+    """
+
+    grid: Grid
+    spent: Spent
+    busy_s: float
+    prompt_s: float
+    coming: Coming
+    chunk_s: Sequence[float]
+    shares: Sequence[float]
+    in_order: bool
+
+    def chunks(self, left: Sequence[int]) -> list[float]:
+        """Seconds until the first token if the first 0, 1, … of these chunks are computed, and the others fetched."""
+        grid, less = self.grid, self._less()
+        left_bytes = sum(grid.left_bytes[c] - less.get(c, (0, 0))[0] for c in left)
+        away_bytes = sum(grid.away_bytes[c] - less.get(c, (0, 0))[1] for c in left)
+        spoilt, computed_s, finishes = sum(c in grid.spoilt for c in left), self.busy_s, list[float]()
+        for chunk, compute_s in zip([*left, None], [*self._each_s(left), 0.0], strict=True):
+            finishes.append(self._finish_s(computed_s, left_bytes, away_bytes, spoilt))
+            if chunk is not None:
+                computed_s += compute_s
+                less_left, less_away = less.get(chunk, (0, 0))
+                left_bytes -= grid.left_bytes[chunk] - less_left
+                away_bytes -= grid.away_bytes[chunk] - less_away
+                spoilt -= chunk in grid.spoilt
+        return finishes
+
+    def layers(self, left: Sequence[int]) -> list[float]:
+        """Seconds until the first token if the first 1, 2, … groups of all that is left are computed.
+
+        The others are fetched. Not all groups are computed: that would be to compute every chunk.
+        """
+        if not self.shares:
+            return []
+        grid, groups = self.grid, self.grid.groups
+        left_bytes, away_bytes, spoilt = (
+            [*each] for each in (grid.group_left_bytes, grid.group_away_bytes, grid.group_spoilt)
+        )
+        for chunk in self.spent.span:
+            for cell in [*grid.cells(chunk)][: self.spent.groups]:
+                left_bytes[cell[1]] -= 0 if grid.is_in_place(cell) else grid.bytes(cell)
+                away_bytes[cell[1]] -= grid.bytes(cell) if cell in grid.away else 0
+        finishes = []
+        for count, whole_s in enumerate(self._through_s(left), 1):
+            compute_s = self.busy_s + self.shares[count - 1] * whole_s
+            rest = sum(left_bytes[count:groups]), sum(away_bytes[count:groups]), sum(spoilt[count:groups])
+            finishes.append(self._finish_s(compute_s, *rest))
+        return finishes
+
+    def _finish_s(self, computed_s: float, left_bytes: int, away_bytes: int, spoilt: int) -> float:
+        """Seconds until the first token, of which so many are for computing, with these bytes still to be placed."""
+        load_s = float("inf") if spoilt else self.coming.seconds(left_bytes, away_bytes)
+        # Computing takes every processor that there is, and so does decoding: neither is for nothing.
+        busy_s = computed_s + self.prompt_s + left_bytes / self.coming.decode_bytes_s
+        return max(busy_s, load_s + self.prompt_s / self.grid.groups)
+
+    def _less(self) -> dict[int, tuple[int, int]]:
+        """Bytes of each chunk that need not be placed, and not come, once what is being computed is."""
+        grid, less = self.grid, dict[int, tuple[int, int]]()
+        for chunk in self.spent.span:
+            cells = [*grid.cells(chunk)][: self.spent.groups]
+            left_bytes = sum(grid.bytes(cell) for cell in cells if not grid.is_in_place(cell))
+            less[chunk] = left_bytes, sum(grid.bytes(cell) for cell in cells if cell in grid.away)
+        return less
+
+    def _each_s(self, left: Sequence[int]) -> list[float]:
+        """Seconds to compute each of these chunks through all layers, behind those before it."""
+        if not self.in_order:
+            return [self.chunk_s[chunk] for chunk in left]
+        partly = self.spent.span and self.spent.groups < self.grid.groups  # from its end nobody goes on with all
+        out, last = [], -1 if partly else self.spent.span.stop - 1
+        for chunk in left:
+            start = max(0 if partly else self.grid.with_chunk(chunk).start, last + 1)
+            out.append(sum(self.chunk_s[start : chunk + 1]))
+            last = chunk
+        return out
+
+    def _through_s(self, left: Sequence[int]) -> list[float]:
+        """Seconds to compute, through all layers, what has to be for the first 1, 2, … groups to be in place."""
+        grid, last, each_s = self.grid, [-1] * self.grid.groups, [0.0] * self.grid.groups
+        for chunk in left:
+            lowest = grid.lowest[chunk]
+            if chunk in self.spent.span:
+                lowest = max(lowest, self.spent.groups)
+            if lowest < grid.groups:
+                last[lowest] = max(last[lowest], chunk)
+                each_s[lowest] += self.chunk_s[chunk]
+        found, most, sum_s = [], -1, 0.0
+        for count in range(1, grid.groups):
+            most, sum_s = max(most, last[count - 1]), sum_s + each_s[count - 1]
+            if self.in_order and most >= 0:
+                start = grid.with_chunk(most, count).start
+                if self.spent.span and self.spent.groups >= count:
+                    start = max(start, self.spent.span.stop)
+                found.append(sum(self.chunk_s[start : most + 1]))
+            else:
+                found.append(sum_s)
+        return found
