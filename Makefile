@@ -6,13 +6,14 @@
 # make docs      the documentation's site, in build/site: python3 -m http.server -d build/site shows it
 # make prebuilt  try an installation without a compiler, in a clone of this checkout
 # make deploy    the image, run as Kubernetes and systemd run it; as root, with mmdebstrap, umoci, runc and skopeo of Debian
+# make buckets   stores in buckets of Ceph and of Azurite: with ceph-mon, ceph-osd and radosgw of Debian, and npm
 # make vllm      the connector in vLLM's CPU build, in an environment of its own, of 4 GB
 # make wheels    build preread's wheels and llama.cpp's, for x86-64 and aarch64, and try them without a compiler: long
 # make clients   official clients and their own calls, in environments of their own: see docs/clients.md
 #
 # With CPU=avx2 all is as on a processor without AVX-512: llama.cpp is compiled for AVX2, in .venv-avx2, and preread's
 # own code takes no wider vectors. So `make test CPU=avx2` tests what many users have on a machine that has more.
-.PHONY: install native prebuilt wheels demo test long deploy vllm clients lint docs clean
+.PHONY: install native prebuilt wheels demo test long deploy buckets vllm clients lint docs clean
 
 CPU = native
 venv = .venv$(if $(filter-out native,$(CPU)),-$(CPU))
@@ -48,6 +49,11 @@ deploy: $(venv)/.dev
 	rm -rf build/image
 	$(venv)/bin/python scripts/image build/image
 	PREREAD_IMAGE=$(CURDIR)/build/image $(venv)/bin/python -m pytest -m '' tests/deploy
+
+# What is not installed is skipped, and said so.
+buckets: $(venv)/.dev
+	npm install --prefix build/azurite --no-audit --no-fund --loglevel=error azurite || echo "make: no azurite"
+	PATH="$(CURDIR)/build/azurite/node_modules/.bin:$$PATH" $(venv)/bin/python -m pytest -m '' -rs tests/store/test_buckets.py
 
 vllm: $(venv)/.installed
 	scripts/vllm $(ARGS)

@@ -8,12 +8,10 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-import httpx2
 import msgspec
 import pytest
 
 from preread.cloud.events import Request
-from preread.cloud.origins import named
 from preread.errors import Full, RemoteError, UsageError
 from preread.store.objects import Objects, open_store
 from preread.testing.cloud import FINGERPRINT, RandomPublisher
@@ -21,7 +19,6 @@ from preread.testing.store import StoreContract, objects_of, present, publish, p
 from preread.values import Kind, ObjectId
 from preread.wire import catalogue, pages
 from preread.wire.digest import object_id
-from preread.wire.origins import segment_path, within
 
 
 class TestFolder(StoreContract):
@@ -40,39 +37,6 @@ class TestMemory(StoreContract):
 
     def test_the_profile_of_a_model_outlives_the_process(self, store: Objects, address: str) -> None:
         assert asyncio.run(open_store(address).profile_of(FINGERPRINT)) is None
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    server_module = pytest.importorskip("moto.server", reason="moto is not installed")
-    server = server_module.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-class TestBucket(StoreContract):
-    @pytest.fixture
-    def address(self, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-        boto3 = pytest.importorskip("boto3", reason="boto3 is not installed")
-        settings = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_REGION": "us-east-1"}
-        for name, value in {**settings, "AWS_ENDPOINT_URL": endpoint, "AWS_ALLOW_HTTP": "true"}.items():
-            monkeypatch.setenv(name, value)
-        client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
-        client.create_bucket(Bucket="preread")
-        yield "s3://preread/some/prefix"
-        bucket = boto3.resource("s3", endpoint_url=endpoint, region_name="us-east-1").Bucket("preread")
-        bucket.objects.all().delete()
-        client.delete_bucket(Bucket="preread")
-        client.close()
-
-    def test_a_signed_address_of_a_segment_is_read_without_a_key(self, store: Objects) -> None:
-        ref = asyncio.run(store.put("segments", b"a segment"))
-        said = asyncio.run(named(store, (), 60))
-        assert said.sign is not None and said.origins.signed
-        address = asyncio.run(said.sign(segment_path(ref.id).removeprefix("/")))
-        assert within(address, said.origins) and httpx2.get(address).content == b"a segment"
 
 
 @pytest.fixture

@@ -10,25 +10,22 @@ import asyncio
 import json
 import os
 import random
-import shutil
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final
-from urllib.request import Request, urlopen
 
 from preread.cloud import events
 from preread.errors import PrereadError, UsageError
 from preread.store import upkeep
 from preread.store.objects import Objects, open_store
+from preread.testing.buckets import SERVICES, Service, served
 from preread.testing.cloud import RandomPublisher
 from preread.testing.proxy import Blackout, Fault, Link, Proxy, Reset, Slicer, Truncate
 
-ADDRESS: Final = "s3://preread/store"
 _NAMES: Final = 12
 _TEXTS: Final = 5
 _YOUNG_S: Final = 20.0
@@ -49,25 +46,21 @@ async def run(server: str, seconds: float, writers: int) -> Found:
     """Have writers at work for so long; what came of it.
 
     Raises:
-        UsageError: the server is not installed.
+        UsageError: there is no such service, or it is not installed.
     """
-    found = Found()
-    async with _served(server) as port:
-        environment = _environment(f"http://127.0.0.1:{port}", server)
-        os.environ |= environment
-        store = open_store(ADDRESS)
-        if server == "moto":
-            await asyncio.gather(
-                _look(store, found, time.monotonic() + seconds),
-                *[_through_faults(port, server, str(number), seconds, found) for number in range(writers)],
-                _through_faults(port, server, "gc", seconds, found),
-            )
-        else:  # one process writes where a service has no conditional writes; publications are beside each other in it
-            await asyncio.gather(
-                _look(store, found, time.monotonic() + seconds),
-                _through_faults(port, server, f"all{writers}", seconds, found),
-            )
-        checked = await upkeep.check(open_store(ADDRESS), lambda *_: None)
+    if server not in SERVICES:
+        raise UsageError(f"{server!r} is no service that is known here: choose one of {', '.join(SERVICES)}")
+    service, found = SERVICES[server], Found()
+    with served(service) as port:
+        os.environ |= service.told(f"http://127.0.0.1:{port}")
+        store = open_store(service.address)
+        # one process writes where a service has no conditional writes; publications are beside each other in it
+        roles = [*map(str, range(writers)), "gc"] if service.creates_once else [f"all{writers}"]
+        await asyncio.gather(
+            _look(store, found, time.monotonic() + seconds),
+            *[_through_faults(port, service, role, seconds, found) for role in roles],
+        )
+        checked = await upkeep.check(open_store(service.address), lambda *_: None)
         found.wrong += checked.damage
     return found
 
@@ -92,13 +85,13 @@ async def _look(store: Objects, found: Found, until_s: float) -> None:
         await asyncio.sleep(0.5)
 
 
-async def _through_faults(port: int, server: str, role: str, seconds: float, found: Found) -> None:
+async def _through_faults(port: int, service: Service, role: str, seconds: float, found: Found) -> None:
     """One process that writes through a link that fails."""
     async with Proxy(("127.0.0.1", port), Link(rtt_ms=2)) as proxy, _refusing(proxy.port) as refusing:
         failing = asyncio.create_task(_fail(proxy))
         process = await asyncio.create_subprocess_exec(
-            *[sys.executable, "-m", "preread.bench.bucket", role, str(seconds)],
-            env={**os.environ, **_environment(f"http://127.0.0.1:{refusing}", server)},
+            *[sys.executable, "-m", "preread.bench.bucket", role, str(seconds), service.address],
+            env=os.environ | service.told(f"http://127.0.0.1:{refusing}"),
             stdout=asyncio.subprocess.PIPE,
         )
         said, _ = await process.communicate()
@@ -151,86 +144,9 @@ async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
     writer.close()
 
 
-@asynccontextmanager
-async def _served(server: str) -> AsyncGenerator[int, None]:
-    """An S3 service with an empty bucket.
-
-    Raises:
-        UsageError: it is not installed.
-    """
-    port = _free_port()
-    with tempfile.TemporaryDirectory() as scratch:
-        command = _command(server, port, scratch)
-        starting = asyncio.create_task(_kept_up(command, restarts=server != "moto"))
-        try:
-            await _ready(f"http://127.0.0.1:{port}/preread", starting)
-            yield port
-        finally:
-            starting.cancel()
-            await asyncio.wait([starting])
-
-
-async def _kept_up(command: list[str], *, restarts: bool) -> None:
-    """Run a service. s3rver ends now and then when a connection is cut; it finds its files when it starts again."""
-    silent = asyncio.subprocess.DEVNULL
-    while True:
-        process = await asyncio.create_subprocess_exec(*command, stdout=silent, stderr=silent)
-        try:
-            await process.wait()
-        finally:
-            if process.returncode is None:
-                process.terminate()
-                await process.wait()
-        if not restarts:
-            return
-        await asyncio.sleep(0.5)
-
-
-def _command(server: str, port: int, scratch: str) -> list[str]:
-    if server == "moto":
-        return [sys.executable, "-c", f"from moto.server import main; main(['-H', '127.0.0.1', '-p', '{port}'])"]
-    found = shutil.which(server)
-    if found is None:
-        raise UsageError(f"{server} is not installed: npm install -g s3rver, or choose moto")
-    return [found, "-d", scratch, "-a", "127.0.0.1", "-p", str(port), "--configure-bucket", "preread"]
-
-
-async def _ready(url: str, service: asyncio.Task[None]) -> None:
-    while True:
-        if service.done():
-            raise UsageError("the S3 service ended at once: is it installed?")
-        try:
-            request = Request(url, method="PUT")
-            await asyncio.to_thread(urlopen, request, timeout=5)
-            return
-        except OSError as error:
-            if "HTTP Error" in str(error):
-                return
-            await asyncio.sleep(0.1)
-
-
-def _environment(endpoint: str, server: str) -> dict[str, str]:
-    key = "S3RVER" if server == "s3rver" else "preread"
-    return {
-        "AWS_ACCESS_KEY_ID": key,
-        "AWS_SECRET_ACCESS_KEY": key,
-        "AWS_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ALLOW_HTTP": "true",
-    }
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
-
-
-async def write(role: str, seconds: float) -> Mapping[str, int]:
+async def write(role: str, seconds: float, address: str) -> Mapping[str, int]:
     """What one process does; how often each thing ended in which way."""
-    store, done, until_s = open_store(ADDRESS), Counter[str](), time.monotonic() + seconds
+    store, done, until_s = open_store(address), Counter[str](), time.monotonic() + seconds
     async with store.held():
         if role == "gc":
             await _collect(store, done, until_s)
@@ -273,4 +189,4 @@ async def _publish(store: Objects, role: str, done: Counter[str], until_s: float
 
 
 if __name__ == "__main__":
-    print(json.dumps(asyncio.run(write(sys.argv[1], float(sys.argv[2])))))
+    print(json.dumps(asyncio.run(write(sys.argv[1], float(sys.argv[2]), sys.argv[3]))))

@@ -89,7 +89,9 @@ def migrate(store: _Store) -> None:
 
 
 def bench(
-    server: Annotated[str, typer.Option(metavar="moto|s3rver", help="An S3 service that is installed here.")] = "moto",
+    server: Annotated[
+        str, typer.Option(metavar="moto|ceph|azurite|s3rver", help="A service that is installed here.")
+    ] = "moto",
     minutes: Annotated[float, typer.Option(min=0.05, metavar="M", help="How long.")] = 10.0,
     writers: Annotated[int, typer.Option(min=1, max=16, metavar="N", help="Clouds that publish and remove.")] = 3,
 ) -> None:
