@@ -67,8 +67,8 @@ clients: $(venv)/.installed
 	$(venv)/bin/python scripts/clients $(ARGS)
 
 lint: $(venv)/.dev
-	$(venv)/bin/ruff check src tests examples scripts/docsite scripts/engine_wheel.py scripts/release scripts/wheels
-	$(venv)/bin/ruff format --check src tests examples scripts/docsite scripts/engine_wheel.py scripts/release scripts/wheels
+	$(venv)/bin/ruff check src tests examples scripts/docsite scripts/engine_wheel.py scripts/hybrid scripts/release scripts/wheels
+	$(venv)/bin/ruff format --check src tests examples scripts/docsite scripts/engine_wheel.py scripts/hybrid scripts/release scripts/wheels
 	$(venv)/bin/mypy
 	$(venv)/bin/lint-imports
 
