@@ -5,7 +5,8 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preread.cloud.chunks import CHUNK_TOKENS, MOST_CHUNKS, SHORT_TOKENS, SMALLEST_CHUNK_TOKENS, chunked, grouped
+from preread.cloud.chunks import CHUNK_TOKENS, MOST_CHUNKS, SHORT_TOKENS, SMALLEST_CHUNK_TOKENS, chunked
+from preread.codec.groups import grouped
 from preread.engine.llamacpp import BATCH_TOKENS
 from preread.engine.session import batches
 from preread.values import Span

@@ -17,9 +17,10 @@ from preread.codec import fitted, product, symbols
 from preread.codec import profile_bytes as profile
 from preread.codec.base import Codec, Payload
 from preread.codec.fitted import Fitted, apart
+from preread.codec.groups import layer_groups
 from preread.codec.product import synthesised
-from preread.codec.profile import Basis, Prepared, Profile, Steps, prepare, synthesis
-from preread.codec.rope import Rope
+from preread.codec.profile import Basis, FittedRung, Prepared, Profile, Steps, prepare, synthesis
+from preread.codec.rope import Rope, rotate, unrotate
 from preread.codec.symbols import CLASSES, LEVELS, Coder, read, write
 from preread.errors import CorruptData, UsageError
 from preread.fit import tables
@@ -36,8 +37,8 @@ def prepared(geometry: Geometry, group_layers: int, step: float, tokens: int = 1
     """A made-up profile with a basis that is no identity, features that matter, and rotation."""
     source, of_tokens = np.random.default_rng(5), np.random.default_rng(6)
     plain = plain_profile(MODEL, geometry, 16, {"finer": (step / 8, 0.0), "thin": (step, 0.0)})
-    groups = range(0, geometry.layers, group_layers)
-    widths = [2 * min(group_layers, geometry.layers - g) * geometry.kv_heads * geometry.head_dim for g in groups]
+    groups = layer_groups(geometry.layers, group_layers)
+    widths = [2 * len(layers) * geometry.kv_heads * geometry.head_dim for layers in groups]
     bases = []
     for width in widths:
         rows = np.linalg.qr(source.normal(size=(width, width)))[0].astype(np.float32)
@@ -59,10 +60,10 @@ def prepared(geometry: Geometry, group_layers: int, step: float, tokens: int = 1
     rope = Rope(False, np.array([0.1 / 1.5**i for i in range(geometry.head_dim // 2)], np.float32))
     made = replace(
         plain,
-        group_layers=group_layers,
+        groups=groups,
         bases=tuple(bases),
         rungs=(finer, thin),
-        rope=rope,
+        ropes=(rope,) * geometry.layers,
         features=of_tokens.normal(size=(16, 3)).astype(np.float16),
     )
     return prepare(profile.loads(profile.dumps(made)), of_tokens.normal(size=(tokens, 16)).astype(np.float32))
@@ -181,7 +182,7 @@ def test_embeddings_of_the_different_tokens_are_enough() -> None:
     different = np.random.default_rng(1).normal(size=(7, 16)).astype(np.float32)
     places = np.array([3, 3, 3, 3, 3, 0, 6, 3, 1])
     whole, short = prepare(known, different[places]), prepare(known, different, places)
-    assert np.allclose(whole.features, short.features, atol=1e-5) and len(short.cosines) == len(places)
+    assert np.allclose(whole.features, short.features, atol=1e-5) and len(short.turns[0][0]) == len(places)
     assert (short.sinks, short.recent) == (whole.sinks, whole.recent) == (5, 5)
 
 
@@ -428,6 +429,18 @@ def test_golden_profile() -> None:
     assert isinstance(known, Profile) and known.geometry == Geometry(2, 1, 4) and known.rungs[1].name == "thin"
 
 
+def test_golden_profile_of_several_rotations(vector_bits: int) -> None:
+    data = (VECTORS / "profile-4.bin").read_bytes()
+    known = profile.loads(data)
+    assert profile.dumps(known) == data and known.groups == (Span(0, 1), Span(1, 3))
+    assert [len(rope.frequencies) for rope in known.ropes] == [2, 1, 0]
+    ready = prepare(known, np.linspace(-1, 1, 6 * 16, dtype=np.float32).reshape(6, 16))
+    coded, *halves = (VECTORS / "rows-4.txt").read_text().splitlines()
+    back = Fitted(ready, 1).decode(bytes.fromhex(coded), Span(0, 6), Span(1, 3), known.geometry)
+    for half, expected in zip((back.k, back.v), halves, strict=True):
+        assert np.allclose(half.ravel(), np.array(expected.split(), np.float32), atol=2e-3, rtol=2e-3)
+
+
 def _small() -> bytes:
     return profile.dumps(prepared(Geometry(2, 1, 4), 1, 0.1).profile)
 
@@ -439,10 +452,90 @@ def test_profiles_come_back(part: int, runs: bool, version: bytes) -> None:
     assert profile.dumps(back) == data and (back.recent_part, back.sink_runs) == (part, runs)
     assert b'"version":' + version + b"}" in data
     with pytest.raises(CorruptData, match="version"):
-        profile.loads(data.replace(b'"version":' + version, b'"version":4'))
+        profile.loads(data.replace(b'"version":' + version, b'"version":5'))
     if version == b"3":
         with pytest.raises(CorruptData, match="version 2 has neither"):
             profile.loads(data.replace(b'"version":3', b'"version":2'))
+
+
+def uneven(step: float = 0.02, tokens: int = 256) -> Prepared:
+    """Five layers in groups of two, one and two; the third rotates by other angles, and the fourth not at all."""
+    even = prepared(GEOMETRY, 2, step).profile
+    first = Rope(False, even.ropes[0].frequencies)
+    second, none = Rope(False, first.frequencies[:2] / 7), Rope(False, first.frequencies[:0])
+    known = replace(
+        even,
+        groups=(Span(0, 2), Span(2, 3), Span(3, 5)),
+        ropes=(first, first, second, none, first),
+        bases=tuple(even.bases[n] for n in (0, 2, 1)),
+        rungs=tuple(_swapped(rung) for rung in even.rungs),
+    )
+    embeddings = np.random.default_rng(6).normal(size=(tokens, 16)).astype(np.float32)
+    return prepare(profile.loads(profile.dumps(known)), embeddings)
+
+
+def _swapped(rung: FittedRung) -> FittedRung:
+    older, recent = (
+        replace(steps, classes=tuple(steps.classes[n] for n in (0, 2, 1))) for steps in (rung.older, rung.recent)
+    )
+    return replace(rung, older=older, recent=recent)
+
+
+def test_layers_that_rotate_by_other_angles_come_back() -> None:
+    ready = uneven()
+    codec, shape = Fitted(ready, 0), (5, 2, 96, 8)
+    whole = sample_block(shape, first_token=100)
+    for layers in ready.profile.groups:
+        at = slice(layers.start, layers.stop)
+        block = KVBlock(whole.tokens, layers, whole.k[at], whole.v[at])
+        back = codec.decode(codec.encode(block), block.tokens, layers, GEOMETRY)
+        for half, sent in ((back.k, block.k), (back.v, block.v)):
+            assert np.abs(half.astype(np.float32) - sent).max() < 0.1
+    assert ready.profile.group(Span(2, 4)) is None and ready.profile.group(Span(3, 5)) == 2
+
+
+def test_each_layer_is_un_rotated_by_its_own_angles() -> None:
+    """K of the same vector before rotation at every position costs no more than one token."""
+    ready = uneven(0.5)
+    upright = np.random.default_rng(3).normal(size=(5, 2, 1, 8)).astype(np.float32)
+    turned = rotate(np.broadcast_to(upright, (5, 2, 256, 8)).copy(), Span(0, 256), ready.profile.ropes)
+    back = unrotate(turned, Span(0, 256), ready.profile.ropes)
+    np.testing.assert_allclose(back, np.broadcast_to(upright, back.shape), atol=1e-5)
+    assert np.array_equal(turned[3], np.broadcast_to(upright[3], turned[3].shape)), "this layer does not rotate"
+    assert not np.allclose(turned[2, ..., :4], rotate(turned[2:3], Span(0, 256), ready.profile.ropes[:1])[0, ..., :4])
+    assert len({id(turn) for turn in ready.turns}) == 3, "angles are worked out once for each rotation"
+
+
+def test_a_profile_of_several_rotations_is_of_version_4() -> None:
+    known = uneven().profile
+    data = profile.dumps(known)
+    back = profile.loads(data)
+    assert b'"version":4}' in data and profile.dumps(back) == data
+    assert back.groups == known.groups
+    for mine, its in zip(back.ropes, known.ropes, strict=True):
+        assert np.array_equal(mine.frequencies, its.frequencies) and mine.near == its.near
+    assert back.ropes[0] is back.ropes[1] is back.ropes[4] and back.ropes[2] is not back.ropes[3]
+    for older in (b"2", b"3"):
+        with pytest.raises(CorruptData, match="version"):
+            profile.loads(data.replace(b'"version":4', b'"version":' + older))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("groups", b"[2,1,1]"), ("groups", b"[2,1,3]"), ("groups", b"[0,3,2]"), ("groups", b"[3,1,1]"),
+        ("layer_rotations", b"[0,0,1,3,0]"), ("layer_rotations", b"[0,0,1,2]"), ("layer_rotations", b"[]"),
+        ("rotations", b"[4,2,1]"), ("rotations", b"[2,2,2]"), ("rotations", b"[5,2,0]"),
+        ("rotations", b"[4,2,0,0,0,0,0,0,0]"),
+    ],
+)  # fmt: skip
+def test_a_profile_whose_layers_do_not_fit_its_groups_or_rotations_is_corrupt(field: str, value: bytes) -> None:
+    data = profile.dumps(uneven().profile)
+    (length,) = struct.unpack_from("<I", data, 4)
+    head = re.sub(rf'"{field}":\[[^\]]*\]'.encode(), f'"{field}":'.encode() + value, data[8 : 8 + length])
+    assert head != data[8 : 8 + length]
+    with pytest.raises(CorruptData):
+        profile.loads(data[:4] + struct.pack("<I", len(head)) + head + data[8 + length :])
 
 
 def test_profile_cut_or_extended_is_corrupt() -> None:

@@ -16,12 +16,12 @@ import torch
 
 from preread.align.guide import Guide, Weights
 from preread.align.projection import leading
-from preread.codec.rope import Rope, unrotate
+from preread.codec.rope import unrotate
 from preread.engine.learning import Document, Learner, Readers, Reading, others, told
 from preread.engine.llamacpp import LlamaCpp, Tokens
 from preread.fit.guided import changed
 from preread.fit.lessons import of_text
-from preread.fit.sample import TAIL_TOKENS, rope
+from preread.fit.sample import TAIL_TOKENS
 from preread.values import Span
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def readers(tiny_frozen: "Frozen", documents: list[Document]) -> Readers:
 def learner(tiny_frozen: "Frozen", engine: LlamaCpp) -> Learner:
     shape = engine.spec.geometry
     units = np.random.default_rng(0).uniform(0.5, 2, (shape.layers - FIRST, 2 * shape.kv_heads, shape.head_dim))
-    return Learner(tiny_frozen, rope(engine), FIRST, units.astype(np.float32), READ)
+    return Learner(tiny_frozen, engine.ropes, FIRST, units.astype(np.float32), READ)
 
 
 def asked(learner: Learner, readings: list[Reading]) -> None:
@@ -101,7 +101,7 @@ def test_what_was_learnt_is_what_is_applied_to_llama_cpps_kv(
     asked(learner, [reading])
     learner.step(0.01)
     added, bias = learner.weights()
-    rotation, gates = rope(engine), np.ones((len(bias), 2 * engine.spec.geometry.kv_heads), np.float32)
+    rotation, gates = engine.ropes, np.ones((len(bias), 2 * engine.spec.geometry.kv_heads), np.float32)
     weights = Weights(np.zeros(4, np.float32), np.zeros((4, READ), np.float32), added, bias, gates)
     k, v = (np.stack([layer[0].numpy() for layer in rows[FIRST:]]) for rows in (reading.k, reading.v))
     expected = changed(Guide(FIRST, READS, weights), reading.read[0].numpy(), tiny_frozen.there(k), v, rotation)
@@ -132,7 +132,7 @@ def test_it_goes_on_as_if_nothing_had_been(
     reading = readers.read(documents[1:])
     asked(learner, [reading])
     learner.step(0.01)
-    second = Learner(tiny_frozen, rope(engine), FIRST, learner._there(learner._units[:, 0, 0].numpy()), READ)
+    second = Learner(tiny_frozen, engine.ropes, FIRST, learner._there(learner._units[:, 0, 0].numpy()), READ)
     second.resume(learner.state())
     for one in (learner, second):
         asked(one, [reading])
@@ -164,7 +164,7 @@ def test_what_follows_a_shorter_context_sees_nothing_that_fills_it_up(
 
 def test_rotation_is_undone_as_it_is_elsewhere(learner: Learner, engine: LlamaCpp, tiny_frozen: "Frozen") -> None:
     shape = engine.spec.geometry
-    rows = np.random.default_rng(1).normal(size=(shape.kv_heads, 9, shape.head_dim)).astype(np.float32)
-    rotation: Rope = rope(engine)
+    size = shape.layers - FIRST, shape.kv_heads, 9, shape.head_dim
+    rows, ropes = np.random.default_rng(1).normal(size=size).astype(np.float32), engine.ropes[FIRST:]
     turned = learner._rotated(torch.from_numpy(np.ascontiguousarray(tiny_frozen.here(rows)))).numpy()
-    np.testing.assert_allclose(unrotate(tiny_frozen.there(turned), Span(0, 9), rotation), rows, atol=1e-5)
+    np.testing.assert_allclose(unrotate(tiny_frozen.there(turned), Span(0, 9), ropes), rows, atol=1e-5)

@@ -19,7 +19,7 @@ from preread.fit.guided import guided, load
 from preread.fit.lessons import lessons
 from preread.fit.map import SINK_TOKENS, read
 from preread.fit.quality import log_softmax
-from preread.fit.sample import TAIL_TOKENS, hold, rope
+from preread.fit.sample import TAIL_TOKENS, hold
 from preread.fit.teach import answers
 from preread.fit.text import Text
 
@@ -97,7 +97,7 @@ def test_what_was_learnt_holds_in_the_engine_and_in_its_file(
     np.testing.assert_array_equal(load(path).guide.weights.added, guide.guide.weights.added)
     lesson = lessons(models.small, TEXT, 8)[0]
     one = read(models.small, models.large, lesson.tokens, (), guide.guide.reads)
-    block = guided(guide.guide, one, rope(models.small))
+    block = guided(guide.guide, one, models.small.ropes)
     np.testing.assert_array_equal(block.k[:, :, :SINK_TOKENS], one.block.k[2:, :, :SINK_TOKENS])
     assert (block.k[:, :, SINK_TOKENS:] != one.block.k[2:, :, SINK_TOKENS:]).any() and block.layers.start == 2
     hold(models.small, one.block)

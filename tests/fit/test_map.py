@@ -9,7 +9,7 @@ import pytest
 
 from preread.engine.llamacpp import LlamaCpp
 from preread.fit.map import SINK_TOKENS, Fit, fit_mappings, mapped, read, targets
-from preread.fit.sample import TAIL_TOKENS, rope, windows
+from preread.fit.sample import TAIL_TOKENS, windows
 from preread.fit.text import Text
 from preread.testing.tiny import write_tiny
 
@@ -48,7 +48,7 @@ def test_mapped_layers_replace_all_but_sinks(tiny: LlamaCpp, found: tuple[tuple[
     mapping = found[0][1].mapping
     tokens, _ = windows(tiny, TEXT, 4)[0]
     one = read(tiny, tiny, tokens, (3,), mapping.reads)
-    block, exact = mapped(mapping, one, rope(tiny)), one.block.k[3:]
+    block, exact = mapped(mapping, one, tiny.ropes), one.block.k[3:]
     assert (block.layers.start, block.layers.stop) == (3, tiny.spec.geometry.layers) and block.k.shape == exact.shape
     np.testing.assert_array_equal(block.k[:, :, :SINK_TOKENS], exact[:, :, :SINK_TOKENS])
     # What is mapped is near what is exact, after K has been rotated back.
@@ -62,7 +62,7 @@ def test_a_layers_kv_is_linear_in_what_it_reads(tiny: LlamaCpp) -> None:
     tokens, _ = windows(tiny, TEXT, 4)[1]
     layer = 5
     one = read(tiny, tiny, tokens, (layer,), (layer,))
-    y = targets(one.block, rope(tiny), layer)[:, : 2 * tiny.spec.geometry.head_dim][SINK_TOKENS:]
+    y = targets(one.block, tiny.ropes, layer)[:, : 2 * tiny.spec.geometry.head_dim][SINK_TOKENS:]
     x = one.known[layer][SINK_TOKENS:]
     np.testing.assert_array_equal(one.large[layer][SINK_TOKENS:], x)
     solution = np.linalg.lstsq(x[:400], y[:400], rcond=None)[0]
@@ -73,7 +73,7 @@ def test_a_layers_kv_is_linear_in_what_it_reads(tiny: LlamaCpp) -> None:
 def test_targets_are_rows_of_one_token_each(tiny: LlamaCpp) -> None:
     tokens, _ = windows(tiny, TEXT, 4)[0]
     one, shape = read(tiny, tiny, tokens, (), (1,)), tiny.spec.geometry
-    rows = targets(one.block, rope(tiny), 0)
+    rows = targets(one.block, tiny.ropes, 0)
     assert rows.shape == (len(tokens), shape.layers * 2 * shape.kv_heads * shape.head_dim)
     # The first token is not rotated.
     np.testing.assert_allclose(rows[0, : shape.head_dim], one.block.k[0, 0, 0], rtol=1e-3)

@@ -13,7 +13,6 @@ from preread.engine.llamacpp import LlamaCpp
 from preread.engine.probes import queries
 from preread.errors import UsageError
 from preread.fit.queries import channel_shares
-from preread.fit.sample import rope
 from preread.testing.tiny import write_tiny
 from preread.values import Geometry, Span
 
@@ -30,7 +29,7 @@ def tiny(smollm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lla
 
 @pytest.mark.parametrize("near", [False, True])
 def test_what_queries_look_at_counts_and_pairs_that_turn_share_it(near: bool) -> None:
-    rotation = Rope(near, FAST_AND_SLOW)
+    rotation = (Rope(near, FAST_AND_SLOW),)
     fast, slow = ((0, 1), (2, 3)) if near else ((0, 2), (1, 3))
     upright = np.full((1, 2, 64, 4), 0.01, np.float32)
     upright[..., fast[0]], upright[..., slow[0]] = 3, 1
@@ -43,7 +42,7 @@ def test_what_queries_look_at_counts_and_pairs_that_turn_share_it(near: bool) ->
 
 
 def test_heads_that_share_a_kv_head_count_together() -> None:
-    rotation = Rope(False, np.zeros(0, np.float32))
+    rotation = (Rope(False, np.zeros(0, np.float32)),)
     queries = np.zeros((1, 4, 8, 2), np.float32)
     queries[0, :2, :, 0], queries[0, 2:, :, 1] = 1, 1
     shares = channel_shares(queries, 2, rotation)
@@ -51,7 +50,7 @@ def test_heads_that_share_a_kv_head_count_together() -> None:
 
 
 def test_nothing_looked_at_counts_alike() -> None:
-    shares = channel_shares(np.zeros((1, 1, 8, 4), np.float32), 1, Rope(False, FAST_AND_SLOW))
+    shares = channel_shares(np.zeros((1, 1, 8, 4), np.float32), 1, (Rope(False, FAST_AND_SLOW),))
     np.testing.assert_allclose(shares, 1)
 
 
@@ -61,7 +60,7 @@ def test_queries_of_one_token_differ_by_their_rotation_only(tiny: LlamaCpp) -> N
     assert found is not None and tiny.session.context_tokens == 0
     assert found.shape[0] == shape.layers and found.shape[1] % shape.kv_heads == 0
     assert found.shape[2:] == (96, shape.head_dim)
-    upright = unrotate(found[0], Span(0, 96), rope(tiny))
+    upright = unrotate(found[:1], Span(0, 96), tiny.ropes[:1])[0]
     np.testing.assert_allclose(
         upright, np.broadcast_to(upright[:, :1], upright.shape), atol=2e-2 * np.abs(upright).max()
     )

@@ -8,7 +8,7 @@ import pytest
 from preread.codec.rope import unrotate
 from preread.engine.llamacpp import LlamaCpp
 from preread.errors import UsageError
-from preread.fit.sample import TAIL_TOKENS, WINDOW_TOKENS, rope, take, windows
+from preread.fit.sample import TAIL_TOKENS, WINDOW_TOKENS, take, windows
 from preread.fit.text import Text, calibration, evaluation, read
 from preread.values import Span
 
@@ -41,7 +41,7 @@ def test_rotation_is_undone(engine: LlamaCpp) -> None:
     tokens = np.tile(engine.tokenize("one two three four", special=False), 40)[:120]
     period = len(engine.tokenize("one two three four", special=False))
     (window,) = take(engine, [(tokens, tokens[:2])], lambda _: None)
-    k = unrotate(window.block.k[:1], Span(0, len(tokens)), rope(engine))[0]
+    k = unrotate(window.block.k[:1], Span(0, len(tokens)), engine.ropes[:1])[0]
     there, far = k[:, period : 2 * period], k[:, 20 * period : 21 * period]
     cached = window.block.k[0].astype(np.float32)
     moved = np.abs(cached[:, period : 2 * period] - cached[:, 20 * period : 21 * period]).max()

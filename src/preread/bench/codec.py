@@ -22,6 +22,7 @@ from preread.bench.through import cached, contexts, cut, export, sample
 from preread.cloud.chunks import GROUP_LAYERS
 from preread.codec import ladder
 from preread.codec.base import Codec
+from preread.codec.groups import grouped
 from preread.codec.profile import Prepared, Profile, prepare
 from preread.codec.profile_bytes import loads
 from preread.edge.machine import machine
@@ -30,6 +31,7 @@ from preread.errors import UsageError
 from preread.fit.codec import fit
 from preread.fit.sample import TAIL_TOKENS, WINDOW_TOKENS
 from preread.fit.text import Text, calibration
+from preread.values import Span
 
 Report = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and how much there is."""
@@ -100,7 +102,7 @@ def bench(
                     else:
                         codec = others.get(rung) or ladder.codec(rung, prepared)
                         extra_s = prepare_s if ladder.needs_profile(codec.version) else 0.0
-                        found = sample(engine, codec, number, exact, _group_layers(profile), extra_s)
+                        found = sample(engine, codec, number, exact, _groups(engine, profile), extra_s)
                     samples[rung].append(found)
     return _show(name, options, samples, profile, console)
 
@@ -164,8 +166,8 @@ def _prepared(engine: LlamaCpp, profile: Profile | None, tokens: Tokens) -> tupl
     return prepared, time.perf_counter() - started
 
 
-def _group_layers(profile: Profile | None) -> int:
-    return GROUP_LAYERS if profile is None else profile.group_layers
+def _groups(engine: LlamaCpp, profile: Profile | None) -> tuple[Span, ...]:
+    return grouped(engine.spec.windows, GROUP_LAYERS) if profile is None else profile.groups
 
 
 def _show(

@@ -30,7 +30,7 @@ from preread.fit import guided as guides
 from preread.fit.map import Report, load, mapped, read
 from preread.fit.quality import Double, Single, compare, log_softmax
 from preread.fit.questions import Document, documents, right
-from preread.fit.sample import TAIL_TOKENS, WINDOW_TOKENS, rope, windows
+from preread.fit.sample import TAIL_TOKENS, WINDOW_TOKENS, windows
 from preread.fit.text import Text
 from preread.values import KVBlock
 
@@ -194,7 +194,7 @@ def _modes(
     slm: LlamaCpp, now: Read, tokens: Tokens, kept: _Kept, before: Read | None, found: Found
 ) -> list[tuple[str, KVBlock]]:
     """The small model's KV in every mode, and in every mode's control, for which there has to be another text."""
-    turn = rope(slm)
+    turn = slm.ropes
     made = [(f"mapped-{one.mapping.split}", mapped(one.mapping, now, turn)) for one in kept.mappings]
     if kept.guide is not None:
         made.append((GUIDED, guides.guided(kept.guide.guide, now, turn)))
@@ -203,7 +203,7 @@ def _modes(
         slm.session.inject(now.block)
         slm.session.inject(made[-1][1])
         whole = slm.session.export(now.block.tokens, now.block.layers)
-        size_bytes = sent(slm, codec, tokens, whole, kept.profile.group_layers)
+        size_bytes = sent(slm, codec, tokens, whole, kept.profile.groups)
         made.append((f"{GUIDED}-{kept.rung}", slm.session.export(now.block.tokens, now.block.layers)))
         found.sent.setdefault(made[-1][0], []).append(size_bytes / len(tokens))
     if before is None:

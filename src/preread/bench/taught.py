@@ -124,7 +124,7 @@ def bench(model: tuple[Path, str], options: Options, console: Console) -> dict[s
             profile = loads(files.read(options.profile))
             codec = ladder.codec(options.rung, prepare(profile, engine.embeddings(tokens)))
             for mode, block in ((_SLM, exact), ("taught", taught.block)):
-                size_bytes = sent(engine, codec, tokens, block, profile.group_layers)
+                size_bytes = sent(engine, codec, tokens, block, profile.groups)
                 found[f"{mode}-{options.rung}"] = said(size_bytes / len(tokens))
         controls = None
         if control is not None:

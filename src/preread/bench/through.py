@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -16,6 +16,7 @@ from preread.engine.llamacpp import LlamaCpp, Tokens
 from preread.errors import UsageError
 from preread.fit.quality import Single, compare, reference
 from preread.fit.text import Text
+from preread.plan.legality import first_seen, is_seen
 from preread.values import KVBlock, Span
 from preread.wire import segment
 from preread.wire.digest import context_id
@@ -71,13 +72,18 @@ def export(engine: LlamaCpp) -> KVBlock:
     return engine.session.export(Span(0, engine.session.context_tokens), Span(0, engine.spec.geometry.layers))
 
 
-def sample(engine: LlamaCpp, codec: Codec, window: int, exact: Exact, group_layers: int, prepare_s: float) -> Sample:
-    """One rung through real bytes. Encoding takes all cores, as in the cloud; decoding two threads, as at the edge."""
+def sample(
+    engine: LlamaCpp, codec: Codec, window: int, exact: Exact, groups: Sequence[Span], prepare_s: float
+) -> Sample:
+    """One rung through real bytes. Encoding takes all cores, as in the cloud; decoding two threads, as at the edge.
+
+    Of a context that is longer than some layers' windows only what is looked at is sent; bits are those of a value that
+    is, so what segments hold besides counts as bytes, and not as values.
+    """
     geometry, context = engine.spec.geometry, context_id(engine.spec.fingerprint, exact.tokens)
     headers = [
         segment.SegmentHeader(context, codec.rung, chunk, group, geometry.kv_heads, geometry.head_dim)
-        for chunk in chunked(len(exact.tokens))
-        for group in _spans(geometry.layers, group_layers)
+        for chunk, group in _seen(engine, len(exact.tokens), groups)
     ]
 
     def encode(header: segment.SegmentHeader) -> bytes:
@@ -104,21 +110,21 @@ def sample(engine: LlamaCpp, codec: Codec, window: int, exact: Exact, group_laye
     # What refines another rung is a segment of its own, with a header, where a frame here only has a length.
     more_bytes = segment.HEADER.size - 4 if isinstance(codec, Fitted) and codec.base else 0
     size_bytes, tokens = sum(len(frame) + more_bytes for frame in frames), len(exact.tokens)
-    bits = 8 * size_bytes / (tokens * geometry.values_per_token)
+    rows = sum(tokens - first_seen(tokens, layer_window) for layer_window in engine.spec.windows)
+    bits = 8 * size_bytes * geometry.layers / (rows * geometry.values_per_token)
     return Sample(window, tokens, bits, size_bytes / tokens, score, encode_s, statistics.median(decode_s))
 
 
-def sent(engine: LlamaCpp, codec: Codec, tokens: Tokens, block: KVBlock, group_layers: int) -> int:
+def sent(engine: LlamaCpp, codec: Codec, tokens: Tokens, block: KVBlock, groups: Sequence[Span]) -> int:
     """Have the engine hold a context as it comes out of a rung; how many bytes that took on the wire."""
     geometry, context = engine.spec.geometry, context_id(engine.spec.fingerprint, tokens)
     size_bytes = 0
     engine.session.reserve(len(tokens))
-    for chunk in chunked(len(tokens)):
-        for group in _spans(geometry.layers, group_layers):
-            payload = codec.encode(_part(block, chunk, group))
-            header = segment.SegmentHeader(context, codec.rung, chunk, group, geometry.kv_heads, geometry.head_dim)
-            size_bytes += len(segment.pack(header, payload))
-            engine.session.inject(codec.decode(payload, chunk, group, geometry))
+    for chunk, group in _seen(engine, len(tokens), groups):
+        payload = codec.encode(_part(block, chunk, group))
+        header = segment.SegmentHeader(context, codec.rung, chunk, group, geometry.kv_heads, geometry.head_dim)
+        size_bytes += len(segment.pack(header, payload))
+        engine.session.inject(codec.decode(payload, chunk, group, geometry))
     engine.session.open_layers(geometry.layers)
     return size_bytes
 
@@ -135,5 +141,8 @@ def _part(block: KVBlock, tokens: Span, layers: Span) -> KVBlock:
     return KVBlock(tokens, layers, np.ascontiguousarray(block.k[at]), np.ascontiguousarray(block.v[at]))
 
 
-def _spans(stop: int, step: int) -> list[Span]:
-    return [Span(start, min(start + step, stop)) for start in range(0, stop, step)]
+def _seen(engine: LlamaCpp, tokens: int, groups: Sequence[Span]) -> list[tuple[Span, Span]]:
+    """Chunks and groups of a context that something behind it looks at."""
+    windows = engine.spec.windows
+    every = ((chunk, group) for chunk in chunked(tokens) for group in groups)
+    return [(chunk, group) for chunk, group in every if is_seen(tokens, chunk, windows[group.start : group.stop])]

@@ -1,6 +1,4 @@
-"""How a context is cut into chunks of tokens and groups of layers: one segment of a rung is one of each."""
-
-from collections.abc import Sequence
+"""How a context is cut into chunks of tokens: one segment of a rung is one of these, of a group of layers."""
 
 from preread.engine.llamacpp import BATCH_TOKENS
 from preread.values import Span
@@ -32,21 +30,6 @@ def chunked(tokens: int) -> list[Span]:
     if len(spans) > 1 and len(spans[-1]) < SMALLEST_CHUNK_TOKENS and spans[-1].start % BATCH_TOKENS:
         spans[-2:] = [Span(spans[-2].start, end)]
     return spans if end == tokens else [*spans, Span(end, tokens)]
-
-
-def grouped(windows: Sequence[int | None], group_layers: int) -> list[Span]:
-    """Groups of at most so many layers whose windows are alike, so that what windows leave behind is whole segments.
-
-    windows: of each layer.
-    """
-    groups: list[Span] = []
-    for layer, window in enumerate(windows):
-        last = groups[-1] if groups else None
-        if last is not None and len(last) < group_layers and windows[last.start] == window:
-            groups[-1] = Span(last.start, layer + 1)
-        else:
-            groups.append(Span(layer, layer + 1))
-    return groups
 
 
 def _spans(stop: int, step: int) -> list[Span]:

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from preread.cloud.chunks import GROUP_LAYERS, chunked, grouped
+from preread.cloud.chunks import GROUP_LAYERS, chunked
 from preread.cloud.document import Tokens, check
 from preread.cloud.encode import sized, stored
 from preread.cloud.events import Mode, Published, Request
@@ -26,6 +26,7 @@ from preread.cloud.quality import Found, as_stated, measure, measured_rung, stat
 from preread.cloud.reading import NO_HELP, Help, Reading, read_context
 from preread.cloud.resume import Record, restored, taken_up
 from preread.codec.base import Codec
+from preread.codec.groups import grouped
 from preread.codec.ladder import codec, ladder, needs_profile
 from preread.codec.profile import Prepared, prepare
 from preread.codec.profile import Quality as Measured

@@ -28,7 +28,7 @@ from preread.errors import UsageError
 from preread.fit.guided import guided
 from preread.fit.map import mapped, read
 from preread.fit.quality import Score, compare, log_softmax, summary
-from preread.fit.sample import TAIL_TOKENS, rope
+from preread.fit.sample import TAIL_TOKENS
 from preread.plan.choose import MAX_DLOSS, MAX_MODE_DLOSS
 from preread.values import Geometry, KVBlock, Span
 from preread.wire.digest import context_id
@@ -226,14 +226,14 @@ def _mapped(small: LlamaCpp, mappings: Sequence[Kept], both: Read, max_dloss: fl
         why = None
         if kept.dloss > max_dloss:
             why = f"refused, the budget is {max_dloss:g} and the fit's own windows rose by {kept.dloss:.4f}"
-        make = partial(mapped, kept.mapping, both, rope(small))
+        make = partial(mapped, kept.mapping, both, small.ropes)
         found.append(_Candidate("mapped", f"mapped from layer {kept.mapping.split} on", make, why))
     return found
 
 
 def _guided(small: LlamaCpp, guides: Sequence[KeptGuide], both: Read) -> list[_Candidate]:
     return [
-        _Candidate("guided", "guided", partial(guided, one.guide, both, rope(small)), _refused_guide(one))
+        _Candidate("guided", "guided", partial(guided, one.guide, both, small.ropes), _refused_guide(one))
         for one in guides
     ]
 

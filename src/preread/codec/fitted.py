@@ -17,7 +17,7 @@ import numpy as np
 from preread.codec.base import Payload, block_shape, check_block
 from preread.codec.product import analysed, compiled, padded_depth, padded_rows, synthesised
 from preread.codec.profile import FittedRung, Prepared, Steps
-from preread.codec.rope import Single, unrotate
+from preread.codec.rope import Single, alike, unrotate
 from preread.codec.shuffle import Shuffle
 from preread.codec.symbols import Coder, Symbols, read, write
 from preread.codec.zstd import Zstd
@@ -85,8 +85,7 @@ class Fitted:
             rest = Span(tokens.start + sinks, tokens.stop)
             parts = [(base, view), (self._rung, finer)] if base else [(self._rung, view)]
             x = self._synthesise(parts, rest, group)
-            at = slice(rest.start, rest.stop)
-            _rows(x, k, v, sinks, self.prepared.cosines[at], self.prepared.sines[at], profile.rope.near)
+            _rows(x, k, v, sinks, self.prepared, rest, layers)
         elif len(view) or (base and finer != _NOTHING):
             raise CorruptData("length", "payload has bytes too many")
         return KVBlock(tokens, layers, k, v)
@@ -252,7 +251,8 @@ def coefficients(prepared: Prepared, block: KVBlock, group: int, sinks: int) -> 
     """Coefficients (tokens, C) of a block's tokens after the first `sinks`, in the weighted space."""
     profile = prepared.profile
     tokens = Span(block.tokens.start + sinks, block.tokens.stop)
-    k = unrotate(block.k[:, :, sinks:], tokens, profile.rope)
+    ropes = profile.ropes[block.layers.start : block.layers.stop]
+    k = unrotate(block.k[:, :, sinks:], tokens, ropes)
     x = vectors(k, block.v[:, :, sinks:].astype(np.float32)) - profile.bases[group].mean
     features = prepared.features[tokens.start : tokens.stop]
     a = np.zeros((padded_rows(len(tokens)), x.shape[1] + features.shape[1]), np.float32)
@@ -266,21 +266,33 @@ def vectors(k: Single, v: Single) -> Single:
     return np.concatenate(list(halves), axis=1)
 
 
-def _rows(x: Single, k: Half, v: Half, first: int, cosines: Single, sines: Single, near: bool) -> None:
-    """Write vectors into rows `first` … of K (rotated) and V."""
-    layers, heads, room, dim = k.shape
-    values = layers * heads * dim
-    for half, offset, pairs in ((k, 0, cosines.shape[1]), (v, values, 0)):
-        compiled().preread_rows(
-            x.ctypes.data + x.itemsize * offset,
-            *x.shape,
-            layers * heads,
-            dim,
-            cosines.ctypes.data,
-            sines.ctypes.data,
-            pairs,
-            near,
-            room,
-            half.ctypes.data + half.itemsize * first * dim,
-            vector_bits(),
-        )
+def _rows(x: Single, k: Half, v: Half, first: int, prepared: Prepared, tokens: Span, layers: Span) -> None:
+    """Write vectors of some tokens into rows `first` … of K (rotated) and V."""
+    count, heads, _, dim = k.shape
+    ropes = prepared.profile.ropes[layers.start : layers.stop]
+    for rope, those in alike(ropes):
+        cosines, sines = (part[tokens.start : tokens.stop] for part in prepared.turns[layers.start + those.start])
+        part = k[those.start : those.stop]
+        _heads(x, those.start * heads * dim, part, first, cosines, sines, len(rope.frequencies), rope.near)
+    nothing = np.empty(0, np.float32)
+    _heads(x, count * heads * dim, v, first, nothing, nothing, 0, False)
+
+
+def _heads(
+    x: Single, offset: int, half: Half, first: int, cosines: Single, sines: Single, pairs: int, near: bool
+) -> None:
+    """Write the heads of some layers, side by side in x from `offset` on, into rows `first` … of K or V."""
+    layers, heads, room, dim = half.shape
+    compiled().preread_rows(
+        x.ctypes.data + x.itemsize * offset,
+        *x.shape,
+        layers * heads,
+        dim,
+        cosines.ctypes.data,
+        sines.ctypes.data,
+        pairs,
+        near,
+        room,
+        half.ctypes.data + half.itemsize * first * dim,
+        vector_bits(),
+    )

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from preread.codec.product import COLUMNS, Synthesis, analysed, padded_depth, padded_rows, padded_width, panels
-from preread.codec.rope import Rope, Single, angles
+from preread.codec.rope import Ropes, Single, angles
 from preread.codec.symbols import Classes, Coder
 from preread.errors import UsageError
 from preread.values import Fingerprint, Geometry, Span
@@ -27,6 +27,8 @@ MAX_SINKS: Final = 64
 """No more tokens of a context are sinks."""
 
 Bytes8 = npt.NDArray[np.int8]
+
+Turn = tuple[Single, Single]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +118,11 @@ class Profile:
 
     Attributes:
         fingerprint, geometry: of the model.
-        group_layers: layers coded together; the last group may have fewer.
+        groups: layers that are coded together, in order.
         sink_tokens: so many tokens at the context's start are kept lossless: attention sinks, unlike all others.
         recent_tokens: at least so many tokens at the context's end are recent.
         calibration: what text it was fitted on; for people.
-        rope: how the model rotates K.
+        ropes: how each layer rotates K.
         feature_mean, features: token features are (normalised embedding − mean (E,)) · features (E, R) float16.
         bases: one for each layer group.
         coder: tables that symbols are coded with.
@@ -132,11 +134,11 @@ class Profile:
 
     fingerprint: Fingerprint
     geometry: Geometry
-    group_layers: int
+    groups: tuple[Span, ...]
     sink_tokens: int
     recent_tokens: int
     calibration: str
-    rope: Rope
+    ropes: Ropes
     feature_mean: Single
     features: npt.NDArray[np.float16]
     bases: tuple[Basis, ...]
@@ -149,13 +151,7 @@ class Profile:
 
     def group(self, layers: Span) -> int | None:
         """Index of the layer group that is exactly `layers`."""
-        index = layers.start // self.group_layers
-        return index if 0 <= index < len(self.bases) and self.groups[index] == layers else None
-
-    @property
-    def groups(self) -> tuple[Span, ...]:
-        """The layer groups, in order."""
-        return layer_groups(self.geometry.layers, self.group_layers)
+        return next((index for index, group in enumerate(self.groups) if group == layers), None)
 
     def rung(self, name: str) -> FittedRung:
         """The rung of this name.
@@ -190,15 +186,15 @@ class Prepared:
     Attributes:
         profile: what was made ready.
         features: of the context's tokens, (tokens, R).
-        cosines, sines: of the angles by which K is rotated at their positions, (tokens, pairs).
+        turns: cosines and sines of the angles by which each layer rotates K at their positions, each (tokens, pairs);
+            layers that rotate alike have the same ones.
         sinks: so many tokens at the start are lossless.
         recent: tokens from here on are recent; no sink is.
     """
 
     profile: Profile
     features: Single
-    cosines: Single
-    sines: Single
+    turns: tuple[Turn, ...]
     sinks: int
     recent: int
 
@@ -228,7 +224,9 @@ def prepare(profile: Profile, embeddings: Single, places: npt.NDArray[np.intp] |
         repeated = (first == first[:1]).all(axis=1)
         sinks = max(sinks, len(repeated) if repeated.all() else int(np.argmin(repeated)))
     recent = max(profile.recent_tokens, tokens // profile.recent_part if profile.recent_part else 0)
-    return Prepared(profile, features, *angles(profile.rope, Span(0, tokens)), sinks, max(tokens - recent, sinks))
+    made = {id(rope): angles(rope, Span(0, tokens)) for rope in profile.ropes}
+    turns = tuple(made[id(rope)] for rope in profile.ropes)
+    return Prepared(profile, features, turns, sinks, max(tokens - recent, sinks))
 
 
 def normalised(embeddings: Single) -> Single:
@@ -257,8 +255,3 @@ def synthesis(basis: Basis) -> Synthesis:
     pairs = padded.reshape(depth // 2, 2, -1, COLUMNS).transpose(2, 0, 3, 1)
     fours = (padded + 128).astype(np.uint8).reshape(depth // 4, 4, -1, COLUMNS).transpose(2, 0, 3, 1)
     return Synthesis(np.ascontiguousarray(pairs), np.ascontiguousarray(fours), scales, means, columns)
-
-
-def layer_groups(layers: int, group_layers: int) -> tuple[Span, ...]:
-    """Layers in groups of `group_layers`; the last may have fewer."""
-    return tuple(Span(first, min(first + group_layers, layers)) for first in range(0, layers, group_layers))

@@ -22,6 +22,7 @@ _SLAB_CELLS = 4096
 _MOST_OPERATIONS, _LAST_OPERATION = 256, b"GLU"
 _F32, _F16 = 0, 1  # GGML_TYPE_F32, GGML_TYPE_F16
 _EMBEDDINGS = b"token_embd.weight"
+CACHED_KEY = re.compile(rb"cache_k_l(\d+)$")
 _CACHE = re.compile(rb"cache_(k|v)_l(\d+)$")
 _QUERY = re.compile(rb"Qcur-(\d+)$")
 _END = re.compile(rb"l_out-(\d+)$")

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from preread.align.exchanges import CANDIDATES, Exchange, Single, Tokens, batches, targets
-from preread.codec.rope import Rope, angles
+from preread.codec.rope import Ropes, alike, angles
 from preread.engine.hf import Behind, Frozen, Rows
 from preread.values import KVBlock, Span
 
@@ -192,11 +192,11 @@ class Learner:
     With weights of zero, as it begins, it changes nothing.
     """
 
-    def __init__(self, small: Frozen, rope: Rope, first: int, units: Single, width: int) -> None:
+    def __init__(self, small: Frozen, ropes: Ropes, first: int, units: Single, width: int) -> None:
         """`units` (layers from `first` on, 2 · kv_heads, head_dim): what K before rotation and V vary by, as llama.cpp
         has them; `width`: R, of what is read."""
         layers, heads, dim = units.shape
-        self._small, self._rope, self._first = small, rope, first
+        self._small, self._ropes, self._first = small, ropes[first:], first
         self._units = small.tensor(np.ascontiguousarray(self._here(units))).reshape(layers, 1, 1, heads, dim)
         device = self._units.device
         self._added = torch.zeros(layers, width, heads * dim, device=device, requires_grad=True)
@@ -255,10 +255,14 @@ class Learner:
         return k, v
 
     def _rotated(self, keys: torch.Tensor) -> torch.Tensor:
-        pairs = len(self._rope.frequencies)
-        cosines, sines = map(self._small.tensor, angles(self._rope, Span(0, keys.shape[-2])))
-        a, b, rest = keys.split([pairs, pairs, keys.shape[-1] - 2 * pairs], dim=-1)
-        return torch.cat([a * cosines - b * sines, a * sines + b * cosines, rest], dim=-1)
+        turned = []
+        for rope, layers in alike(self._ropes):
+            pairs = len(rope.frequencies)
+            cosines, sines = map(self._small.tensor, angles(rope, Span(0, keys.shape[-2])))
+            part = keys[layers.start : layers.stop]
+            a, b, rest = part.split([pairs, pairs, keys.shape[-1] - 2 * pairs], dim=-1)
+            turned.append(torch.cat([a * cosines - b * sines, a * sines + b * cosines, rest], dim=-1))
+        return torch.cat(turned)
 
     def _here(self, rows: Single) -> Single:
         """K's heads, the first half of (…, 2 · kv_heads, head_dim), in transformers' order."""

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from preread import limits
+from preread.codec.rope import Ropes
 from preread.compiled import vector_bits
 from preread.engine import cells, model
 from preread.engine.attention import Attention, attends_in_tiles
@@ -32,6 +33,7 @@ from preread.engine.model import Spec
 from preread.engine.native import Native
 from preread.engine.native import Tokens as Tokens
 from preread.engine.placement import Placement
+from preread.engine.rotation import find_ropes
 from preread.engine.runner import Runner
 from preread.engine.sampling import Sampling, usual
 from preread.engine.session import ECHO_TOKENS, SCRATCH, Session
@@ -48,6 +50,7 @@ class LlamaCpp:
         spec: of the model.
         threads: that compute.
         scored_tokens: how many tokens one call of `session.score` may have.
+        ropes: how each layer rotates K; none where KV cannot be exchanged.
         attention: what computes attention instead of llama.cpp; None: nothing does.
         runner, cache: for many at once.
         session: for one at a time.
@@ -59,6 +62,7 @@ class LlamaCpp:
         self.spec, self.threads, self.scored_tokens, self.native = spec, threads, scored_tokens, native
         self._loaded, self._closed = loaded, False
         self.attention: Attention | None = None
+        self.ropes: Ropes = ()
         self._embeddings: Embeddings | None = None
         why_not = spec.no_injection if cache == "f16" else f"its cache is kept as {cache}"
         tensors = why_not or self._opened()
@@ -122,6 +126,7 @@ class LlamaCpp:
         tensors: CacheTensors | str
         try:
             tensors = find_cache(ggml, native.observe, self.spec.geometry)
+            self.ropes = find_ropes(ggml, native.observe, self.spec.geometry)
             self._embeddings = find_embeddings(ggml, native.observe, self.spec.vocab_size)
             cells.check_form(native.context, cells.layout(self.spec.geometry, self.spec.windows))
             if attends_in_tiles(bits := vector_bits()):

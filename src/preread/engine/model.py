@@ -47,7 +47,6 @@ class Spec:
         vocab_size: number of token ids.
         token_characters: no token stands for more characters of text.
         rope_near: whether the two halves of a rotated pair lie side by side (llama.cpp's NORM) or not (NEOX).
-        rope_base, rope_pairs: base of the rotation's frequencies, and how many pairs of a head's channels are rotated.
         windows: of each layer, the tokens that it looks back at, the one that looks included; None: at all.
         no_injection: why its KV can be neither exported nor injected; None when it can.
     """
@@ -63,8 +62,6 @@ class Spec:
     vocab_size: int
     token_characters: int
     rope_near: bool
-    rope_base: float
-    rope_pairs: int
     windows: tuple[int | None, ...]
     no_injection: str | None
 
@@ -249,8 +246,6 @@ def spec(loaded: Loaded, path: Path, name: str, window_tokens: int) -> Spec:
         vocab_size=llama_cpp.llama_vocab_n_tokens(loaded.vocab),
         token_characters=token_characters,
         rope_near=near,
-        rope_base=float(loaded.metadata(f"{architecture}.rope.freq_base") or 10_000),
-        rope_pairs=int(loaded.metadata(f"{architecture}.rope.dimension_count") or head_dim) // 2,
         windows=windows,
         no_injection=_no_injection(loaded, architecture, head_dim, no_windows),
     )

@@ -5,7 +5,7 @@ tables → choose each rung's step by the bits that it should take → measure e
 was fitted on.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -15,8 +15,9 @@ import numpy.typing as npt
 from preread import limits
 from preread.codec import fitted
 from preread.codec.fitted import Fitted
+from preread.codec.groups import grouped, layer_groups
 from preread.codec.profile import FittedRung, Prepared, Profile, Quality, Steps, normalised, prepare
-from preread.codec.rope import Rope, Single, unrotate
+from preread.codec.rope import Ropes, Single, unrotate
 from preread.codec.symbols import CLASSES, Coder
 from preread.engine.llamacpp import LlamaCpp
 from preread.engine.probes import queries
@@ -25,7 +26,7 @@ from preread.fit import tables
 from preread.fit.bases import Group, basis, predictors
 from preread.fit.quality import Score, measure, reference, summary
 from preread.fit.queries import channel_shares
-from preread.fit.sample import WINDOW_TOKENS, Window, hold, rope, take, windows
+from preread.fit.sample import WINDOW_TOKENS, Window, hold, take, windows
 from preread.fit.sensitivity import sensitivity
 from preread.fit.text import Text
 from preread.values import KVBlock, Span
@@ -59,6 +60,12 @@ _OTHER_TEXT = 0.92
 and headers 13 % more at 512 tokens, 3 % at 2,048."""
 
 GROUP_LAYERS = 4
+WINDOWED_LAYERS, LONG_WINDOW = 6, 2048
+"""Of a model with windows: most layers coded together, and from which window on they are so with layers without one."""
+
+USUAL_TOKENS = 2048
+"""Of a context, where some layers look back a window only: the longer it is, the more rows the others look at."""
+
 SINK_TOKENS = 1
 RECENT_TOKENS, RECENT_PART, RECENT_STEP = 64, 16, 0.5
 """How many of the context's last tokens, or which part of a long one, are quantised how much more finely."""
@@ -105,11 +112,6 @@ def fit(engine: LlamaCpp, text: Text, progress: Report) -> Profile:
     """
     if engine.no_injection:
         raise EngineError(f"KV of {engine.spec.name} cannot be coded: {engine.no_injection}")
-    if any(engine.spec.windows):
-        raise EngineError(
-            f"KV of {engine.spec.name} cannot be fitted yet, as its layers with a window rotate by other angles: "
-            "publish in rungs that need no profile, with preread cloud --rungs lossless,q8"
-        )
     chosen = windows(engine, text, FIT_WINDOWS + HELD_OUT_WINDOWS)
     kept = max(1, len(chosen) * HELD_OUT_WINDOWS // (FIT_WINDOWS + HELD_OUT_WINDOWS))
     total = len(chosen) * WINDOW_TOKENS
@@ -118,11 +120,12 @@ def fit(engine: LlamaCpp, text: Text, progress: Report) -> Profile:
     sample = take(engine, chosen, lambda done: progress("read", done, total))
     held_out = [window for n, window in enumerate(sample) if n in held_out_at]
     sample = [window for n, window in enumerate(sample) if n not in held_out_at]
-    variances = _variances(sample[:8], rope(engine))
+    variances = _variances(sample[:8], engine.ropes)
     costs = sensitivity(
         engine, sample[:SENSE_WINDOWS], variances, SINK_TOKENS, lambda done, of: progress("sense", done, of)
     )
     progress("fit", 0, 1)
+    costs = costs * usual_costs(engine.spec.windows)[None, :, None]
     weights = _weights(engine, sample[0], costs / np.mean(costs * variances))
     made = _bases(engine, text, sample, weights)
     profile = made.profile
@@ -133,9 +136,30 @@ def fit(engine: LlamaCpp, text: Text, progress: Report) -> Profile:
     return _measured(engine, replace(profile, rungs=rungs), held_out, progress)
 
 
-def _variances(sample: list[Window], rotation: Rope) -> npt.NDArray[np.float64]:
+def groups_of(windows: Sequence[int | None]) -> tuple[Span, ...]:
+    """Which layers of a model with these windows are coded together.
+
+    What a short window has left behind need not be sent, so its layers are apart from those that look at everything.
+    With a long window few contexts leave anything behind, and layers that lie together are coded better together.
+    """
+    if any(window is not None and window <= LONG_WINDOW for window in windows):
+        return grouped(windows, WINDOWED_LAYERS)
+    return layer_groups(len(windows), GROUP_LAYERS)
+
+
+def usual_costs(windows: Sequence[int | None]) -> npt.NDArray[np.float64]:
+    """By how much more an error in one row of each layer costs, (layers,), in a context of `USUAL_TOKENS`.
+
+    What is measured is what errors in all rows of a layer do together. A window holds fewer of these rows, and bits are
+    spent on those only: so each counts more.
+    """
+    seen = [USUAL_TOKENS if window is None else min(max(window - 1, 1), USUAL_TOKENS) for window in windows]
+    return USUAL_TOKENS / np.array(seen, np.float64)
+
+
+def _variances(sample: list[Window], ropes: Ropes) -> npt.NDArray[np.float64]:
     """Mean variance of a channel of K (before rotation) and V of each head, (2, layers, kv_heads)."""
-    k = [unrotate(window.block.k[:, :, SINK_TOKENS:], _counted(window.block), rotation) for window in sample]
+    k = [unrotate(window.block.k[:, :, SINK_TOKENS:], _counted(window.block), ropes) for window in sample]
     v = [window.block.v[:, :, SINK_TOKENS:].astype(np.float32) for window in sample]
     halves = [np.stack(half).var(axis=(0, 3)).mean(axis=2) for half in (k, v)]
     least: npt.NDArray[np.float64] = np.maximum(np.stack(halves), 1e-12).astype(np.float64)
@@ -148,7 +172,7 @@ def _weights(engine: LlamaCpp, window: Window, costs: npt.NDArray[np.float64]) -
     shares = np.ones((2, shape.layers, shape.kv_heads, shape.head_dim))
     found = queries(engine, window.tokens)
     if found is not None:
-        shares[0] = channel_shares(found, shape.kv_heads, rope(engine))
+        shares[0] = channel_shares(found, shape.kv_heads, engine.ropes)
     weights: npt.NDArray[np.float64] = costs[..., None] * shares
     return weights
 
@@ -160,17 +184,17 @@ def _counted(block: KVBlock) -> Span:
 
 def _bases(engine: LlamaCpp, text: Text, sample: list[Window], costs: npt.NDArray[np.float64]) -> _Fit:
     """`costs`: of each channel, (2, layers, kv_heads, head_dim)."""
-    spec, rotation = engine.spec, rope(engine)
+    spec, ropes = engine.spec, engine.ropes
     tokens = np.concatenate([window.tokens[SINK_TOKENS:] for window in sample])
     known = normalised(engine.embeddings(tokens))
     frame = Profile(
         spec.fingerprint,
         spec.geometry,
-        GROUP_LAYERS,
+        groups_of(spec.windows),
         SINK_TOKENS,
         RECENT_TOKENS,
         text.label,
-        rotation,
+        ropes,
         np.zeros(known.shape[1], np.float32),
         np.zeros((known.shape[1], 0), np.float16),
         (),
@@ -181,7 +205,7 @@ def _bases(engine: LlamaCpp, text: Text, sample: list[Window], costs: npt.NDArra
     )
     means, weights, weighted = [], [], []
     for layers in frame.groups:
-        x = np.concatenate([_vectors(window.block, layers, rotation) for window in sample])
+        x = np.concatenate([_vectors(window.block, layers, ropes) for window in sample])
         weight = costs[:, layers.start : layers.stop].ravel().astype(np.float32)
         mean = x.mean(axis=0)
         means.append(mean)
@@ -198,9 +222,9 @@ def _bases(engine: LlamaCpp, text: Text, sample: list[Window], costs: npt.NDArra
     return _Fit(replace(frame, feature_mean=feature_mean, features=rounded, bases=bases), groups)
 
 
-def _vectors(block: KVBlock, layers: Span, rotation: Rope) -> Single:
+def _vectors(block: KVBlock, layers: Span, ropes: Ropes) -> Single:
     part = slice(layers.start, layers.stop)
-    k = unrotate(block.k[part, :, SINK_TOKENS:], _counted(block), rotation)
+    k = unrotate(block.k[part, :, SINK_TOKENS:], _counted(block), ropes[part])
     return fitted.vectors(k, block.v[part, :, SINK_TOKENS:].astype(np.float32))
 
 

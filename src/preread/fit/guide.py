@@ -27,7 +27,7 @@ from preread.fit.guided import guided, other
 from preread.fit.lessons import Lesson, apart, lessons
 from preread.fit.map import read
 from preread.fit.quality import Double, Single, interval
-from preread.fit.sample import hold, rope
+from preread.fit.sample import hold
 from preread.fit.school import Models, School, begun, best, nats
 from preread.fit.teach import answers, check_alike
 from preread.fit.text import Text
@@ -223,7 +223,7 @@ def _measured(
             gaps.append(exact - np.concatenate(answers(large, lesson.exchanges)))
         for one, source, its in ((guide, now, rises[0]), (control, other(now, before), rises[1])):
             hold(small, now.block)
-            small.session.inject(guided(one, source, rope(small)))
+            small.session.inject(guided(one, source, small.ropes))
             its.append(np.concatenate(answers(small, lesson.exchanges)) - exact)
         before = now
         progress("measure", number + 1, len(measured))

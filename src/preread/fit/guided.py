@@ -9,7 +9,7 @@ from preread.align import guide_bytes
 from preread.align.guide import Guide
 from preread.align.guide_bytes import KeptGuide
 from preread.align.mapping import Read
-from preread.codec.rope import Rope, rotate
+from preread.codec.rope import Ropes, rotate
 from preread.fit import files
 from preread.fit.map import SINK_TOKENS
 from preread.fit.quality import Single
@@ -26,19 +26,20 @@ def load(path: Path) -> KeptGuide:
     return guide_bytes.loads(files.read(path))
 
 
-def guided(guide: Guide, read: Read, rotation: Rope) -> KVBlock:
+def guided(guide: Guide, read: Read, ropes: Ropes) -> KVBlock:
     """The guided layers as the small model would cache them; the first `SINK_TOKENS` are exact."""
     exact = read.block
     k, v = (rows[guide.first :].astype(np.float32) for rows in (exact.k, exact.v))
-    half = [_half(rows) for rows in changed(guide, guide.read(read.large), k, v, rotation)]
+    half = [_half(rows) for rows in changed(guide, guide.read(read.large), k, v, ropes)]
     return KVBlock(exact.tokens, Span(guide.first, guide.first + len(k)), *half)
 
 
-def changed(guide: Guide, read: Single, k: Single, v: Single, rotation: Rope) -> tuple[Single, Single]:
+def changed(guide: Guide, read: Single, k: Single, v: Single, ropes: Ropes) -> tuple[Single, Single]:
     """K and V of the guided layers from a context's start, by what is read there; its first `SINK_TOKENS` are exact."""
     changes = guide.changes(read)
     changes[..., :SINK_TOKENS, :] = 0
-    return k + rotate(changes[:, 0], Span(0, k.shape[2]), rotation), v + changes[:, 1]
+    turned = rotate(changes[:, 0], Span(0, k.shape[2]), ropes[guide.first :])
+    return k + turned, v + changes[:, 1]
 
 
 def other(now: Read, before: Read) -> Read:

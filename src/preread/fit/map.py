@@ -18,14 +18,14 @@ from preread.align.mapping_bytes import Kept
 from preread.align.ridge import Linear, Moments, Single, fit
 from preread.codec import fitted
 from preread.codec.profile import normalised
-from preread.codec.rope import Rope, rotate, unrotate
+from preread.codec.rope import Ropes, rotate, unrotate
 from preread.engine.llamacpp import LlamaCpp, Tokens
 from preread.engine.probes import inputs
 from preread.fit import files
 from preread.fit.align import SAMPLE_WINDOWS, align, matching
 from preread.fit.kept import kept, name
 from preread.fit.quality import Score, Summary, compare, reference, summary
-from preread.fit.sample import hold, rope, windows
+from preread.fit.sample import hold, windows
 from preread.fit.text import Text
 from preread.values import KVBlock, Span
 
@@ -110,7 +110,7 @@ def fit_mappings(
             held_out.append((one, tail))
         else:
             for split, some in reads.items():
-                x, y = features(one, split, some)[SINK_TOKENS:], targets(one.block, rope(small), split)[SINK_TOKENS:]
+                x, y = features(one, split, some)[SINK_TOKENS:], targets(one.block, small.ropes, split)[SINK_TOKENS:]
                 sums.setdefault(split, Moments(x.shape[1], y.shape[1])).add(x, y)
         progress("read", number + 1, len(sample))
     unseen = [one for one, _ in held_out]
@@ -165,19 +165,20 @@ def read(
     return Read(block, known, its, normalised(small.embeddings(tokens)))
 
 
-def targets(block: KVBlock, rotation: Rope, split: int) -> Single:
+def targets(block: KVBlock, ropes: Ropes, split: int) -> Single:
     """Rows (tokens, layers · 2 · kv_heads · head_dim) of layers from the split on: of each K before rotation, and V."""
-    k, v = unrotate(block.k[split:], block.tokens, rotation), block.v[split:].astype(np.float32)
+    k, v = unrotate(block.k[split:], block.tokens, ropes[split:]), block.v[split:].astype(np.float32)
     return np.concatenate([fitted.vectors(k[i : i + 1], v[i : i + 1]) for i in range(len(k))], axis=1)
 
 
-def mapped(mapping: Mapping, read: Read, rotation: Rope) -> KVBlock:
+def mapped(mapping: Mapping, read: Read, ropes: Ropes) -> KVBlock:
     """The mapped layers as the small model would cache them; the first `SINK_TOKENS` are exact."""
     exact = read.block
     k, v = exact.k[mapping.split :].copy(), exact.v[mapping.split :].copy()
     layers, heads, count, dim = k.shape
     rows = mapping.rows(read).reshape(count, layers, 2, heads, dim).transpose(1, 2, 3, 0, 4)
-    k[:, :, SINK_TOKENS:] = _finite(rotate(rows[:, 0], exact.tokens, rotation))[:, :, SINK_TOKENS:]
+    turned = rotate(rows[:, 0], exact.tokens, ropes[mapping.split :])
+    k[:, :, SINK_TOKENS:] = _finite(turned)[:, :, SINK_TOKENS:]
     v[:, :, SINK_TOKENS:] = _finite(rows[:, 1])[:, :, SINK_TOKENS:]
     return KVBlock(exact.tokens, Span(mapping.split, mapping.split + layers), k, v)
 
@@ -197,7 +198,7 @@ def _best(
     linears = fit(sums, weights, ridges, tuple(max(1, len(weights) // part) for part in _RANK_PARTS))
     errors, variances = [np.zeros(len(weights)) for _ in linears], np.zeros(len(weights))
     for one in held_out:
-        x, y = features(one, split, reads)[SINK_TOKENS:], targets(one.block, rope(small), split)[SINK_TOKENS:]
+        x, y = features(one, split, reads)[SINK_TOKENS:], targets(one.block, small.ropes, split)[SINK_TOKENS:]
         variances += np.square(y - y.mean(axis=0)).sum(axis=0)
         for linear, error in zip(linears, errors, strict=True):
             error += np.square(y - linear(x)).sum(axis=0)
@@ -216,7 +217,7 @@ def _scores(
         exact = reference(small, tail)
         for mapping, its in zip(mappings, scores, strict=True):
             small.session.inject(one.block)
-            small.session.inject(mapped(mapping, one, rope(small)))
+            small.session.inject(mapped(mapping, one, small.ropes))
             its.append(compare(small.session.score(tail), tail, exact))
         progress("measure", number + 1, len(held_out))
     return scores

@@ -3,9 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-
-from preread.codec.rope import Rope
 from preread.engine.llamacpp import LlamaCpp, Tokens
 from preread.errors import UsageError
 from preread.fit.text import Text
@@ -60,10 +57,3 @@ def hold(engine: LlamaCpp, block: KVBlock) -> None:
     engine.session.reserve(len(block.tokens))
     engine.session.inject(block)
     engine.session.open_layers(len(block.layers))
-
-
-def rope(engine: LlamaCpp) -> Rope:
-    """How the model rotates K. Scaled variants are taken for plain ones: whatever is undone here is redone there."""
-    pairs = min(engine.spec.rope_pairs, engine.spec.geometry.head_dim // 2)
-    frequencies = engine.spec.rope_base ** (-np.arange(pairs, dtype=np.float64) / pairs)
-    return Rope(engine.spec.rope_near, frequencies.astype(np.float32))

@@ -20,7 +20,6 @@ from preread.fit.align import matching
 from preread.fit.lessons import Lesson
 from preread.fit.map import SINK_TOKENS
 from preread.fit.quality import Single
-from preread.fit.sample import rope
 from preread.values import Span
 
 READ_CHANNELS: Final = 1024
@@ -53,7 +52,7 @@ def begun(models: Models, first: int, reads: tuple[int, ...], sample: Sequence[L
         k, v = (
             np.stack([layer[0].cpu().numpy() for layer in part[first:]]) for part in models.pupil.read([one.tokens])
         )
-        k = unrotate(models.pupil.there(k), Span(0, k.shape[2]), rope(models.small))
+        k = unrotate(models.pupil.there(k), Span(0, k.shape[2]), models.small.ropes[first:])
         rows.append(np.concatenate([k, v], axis=1)[:, :, SINK_TOKENS:])
     mean, inward = leading(np.concatenate(read), READ_CHANNELS)
     return {"mean": mean, "inward": inward, "units": np.concatenate(rows, axis=2).std(axis=2)}
@@ -78,7 +77,7 @@ class School:
     def learner(self) -> Learner:
         """A guide that changes nothing yet."""
         width = self._inward.shape[1]
-        return Learner(self._models.pupil, rope(self._models.small), self._first, self._units, width)
+        return Learner(self._models.pupil, self._models.small.ropes, self._first, self._units, width)
 
     def read(self, lessons: Sequence[Lesson]) -> Iterator[Reading]:
         """What both models make of lessons, as many together as this machine likes."""

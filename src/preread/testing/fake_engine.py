@@ -361,8 +361,6 @@ def _spec(window_tokens: int) -> Spec:
         geometry=_GEOMETRY,
         token_characters=1,
         rope_near=True,
-        rope_base=10_000.0,
-        rope_pairs=_GEOMETRY.head_dim // 2,
         windows=(None,) * _GEOMETRY.layers,
         no_injection=None,
         **sizes,

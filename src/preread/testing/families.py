@@ -23,7 +23,7 @@ WINDOW: Final = 32
 _WIDTH, _HEADS = 256, 2
 _F32, _F16, _U32, _INT8 = 0, 1, 4, 7  # ggml_type, ggml_type, gguf_type, gguf_type
 
-_Field = int | float | list[int] | list[bool]
+_Field = int | float | str | list[int] | list[bool]
 _ALTERNATING: Final = [0, _HEADS] * (LAYERS // 2)
 _EXPERTS: Final[dict[str, _Field]] = {
     "expert_count": 2, "expert_used_count": 2, "expert_feed_forward_length": 384, "expert_shared_count": 1,
@@ -88,19 +88,22 @@ FAMILIES: Final[Mapping[str, Mapping[str, _Field]]] = MappingProxyType(
 """Architectures, and what they have beside what all models have."""
 
 
-def write_family(path: Path, architecture: str, seed: int = 0) -> Path:
+def write_family(
+    path: Path, architecture: str, seed: int = 0, more: Mapping[str, _Field] = MappingProxyType({})
+) -> Path:
     """Write such a model, some megabytes.
 
     Args:
         path: where to.
         architecture: one of `FAMILIES`.
         seed: of the weights.
+        more: metadata that takes the place of what the family has, or is added to it.
 
     Raises:
         EngineError: this build of llama.cpp cannot make it.
     """
     base = ggml.library()
-    described = _described(base, architecture, FAMILIES[architecture])
+    described = _described(base, architecture, dict(FAMILIES[architecture]) | dict(more))
     written = ctypes.c_void_p(base.gguf_init_empty())
     base.gguf_set_kv(written, described)
     parameters = llama_cpp.llama_model_default_params()
@@ -148,6 +151,8 @@ def _set(base: ctypes.CDLL, made: ctypes.c_void_p, key: bytes, value: _Field) ->
         items = np.array(value, np.int8 if flags else np.uint32)
         kind = _INT8 if flags else _U32
         base.gguf_set_arr_data(made, key, kind, items.ctypes.data_as(ctypes.c_void_p), ctypes.c_size_t(len(value)))
+    elif isinstance(value, str):
+        base.gguf_set_val_str(made, key, value.encode())
     elif isinstance(value, float):
         base.gguf_set_val_f32(made, key, ctypes.c_float(value))
     else:
@@ -155,7 +160,7 @@ def _set(base: ctypes.CDLL, made: ctypes.c_void_p, key: bytes, value: _Field) ->
 
 
 def _weights(base: ctypes.CDLL, written: ctypes.c_void_p, seed: int) -> Any:
-    """Fills a tensor, and notes it in `written`: norms near one, decays below zero, all else small."""
+    """Fills a tensor, and notes it in `written`: norms near one, decays below zero, RoPE's factors above."""
     seen = set[str]()
 
     def fill(address: Any, _: object) -> None:
@@ -166,6 +171,8 @@ def _weights(base: ctypes.CDLL, written: ctypes.c_void_p, seed: int) -> Any:
         values = np.random.default_rng([seed, zlib.crc32(name.encode())]).normal(0, 0.1, count).astype(np.float32)
         if "norm" in name:
             values += 1
+        if name.startswith("rope_"):
+            values = 1 + 10 * np.abs(values)
         if "ssm_a" in name:
             values = -np.abs(values)
         data = values.astype(np.float16) if tensor.type == _F16 else values

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from preread.codec.groups import layer_groups
 from preread.codec.profile import Basis, FittedRung, Profile, Quality, Steps
 from preread.codec.rope import Rope
 from preread.codec.symbols import CLASSES
@@ -24,16 +25,16 @@ def plain_profile(
         embedding_width: of the model's embeddings.
         rungs: name to step (in units of K and V) and stated change of loss, best first.
     """
-    layers = [min(GROUP_LAYERS, geometry.layers - first) for first in range(0, geometry.layers, GROUP_LAYERS)]
-    widths = [2 * count * geometry.kv_heads * geometry.head_dim for count in layers]
+    groups = layer_groups(geometry.layers, GROUP_LAYERS)
+    widths = [2 * len(layers) * geometry.kv_heads * geometry.head_dim for layers in groups]
     return Profile(
         fingerprint,
         geometry,
-        GROUP_LAYERS,
+        groups,
         4,
         8,
         "nothing",
-        Rope(True, np.zeros(0, np.float32)),
+        (Rope(True, np.zeros(0, np.float32)),) * geometry.layers,
         np.zeros(embedding_width, np.float32),
         np.zeros((embedding_width, 1), np.float16),
         tuple(_identity(width) for width in widths),
