@@ -28,7 +28,7 @@ from preread.cloud.app import create_app
 from preread.cloud.client import publish
 from preread.edge.app import create_app as create_edge
 from preread.edge.edge import AsyncEdge
-from preread.errors import EngineError, PrereadError
+from preread.errors import EngineError, Unavailable
 from preread.store.objects import open_store
 from preread.store.readiness import Watched, ready_route
 from preread.testing.cloud import RandomPublisher, serving
@@ -305,8 +305,11 @@ def test_a_store_that_does_not_answer_is_asked_once_and_keeps_nobody_waiting(mon
 class Slow(RandomPublisher):
     """Publishes nothing: it begins."""
 
+    begun = threading.Event()
+
     async def __call__(self, *asked: Any) -> Any:
         asked[-1]("prefill", 1, 2)
+        self.begun.set()
         await asyncio.Event().wait()
 
 
@@ -315,11 +318,34 @@ def test_what_is_being_published_when_the_time_is_over_is_given_up_and_its_calle
 
     def story(url: str) -> None:
         until(f"{url}/readyz", 200)
-        with pytest.raises(PrereadError, match="given up"):
+        with pytest.raises(Unavailable, match="given up"):
             for _ in publish(url, "manual", text="m" * 100):
                 threading.Thread(target=stop_this).start()
 
     assert served(story, Stop(finish_s=0), create_app(store, Slow(store))) is False
+
+
+def test_a_publisher_whose_cloud_stops_meanwhile_publishes_when_it_is_back(tmp_path: Path) -> None:
+    store, publishers = open_store(str(tmp_path / "store")), list["subprocess.Popen[str]"]()
+    (tmp_path / "manual.md").write_text("m" * 100)
+    urls = list[str]()
+
+    def story(url: str) -> None:
+        until(f"{url}/readyz", 200)
+        command = [sys.executable, "-m", "preread.cli", "publish", str(tmp_path / "manual.md"), "--cloud", url]
+        publishers.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        urls.append(url)
+        assert Slow.begun.wait(60)
+        stop_this()
+
+    Slow.begun.clear()
+    served(story, Stop(finish_s=0), create_app(store, Slow(store)))
+    assert asyncio.run(store.names()) == []
+    with serving(create_app(store, RandomPublisher(store)), port=int(urls[0].rpartition(":")[2])):
+        said, told = publishers[0].communicate(timeout=60)
+    assert publishers[0].returncode == 0, told
+    assert "as this cloud is stopping" in told and "published 'manual'" in said
+    assert [entry.name for entry in asyncio.run(store.names())] == ["manual"]
 
 
 def test_who_waits_for_changes_is_let_go_when_the_cloud_leaves(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from starlette.routing import Route
 from preread.cloud import client
 from preread.cloud.app import create_app
 from preread.cloud.events import Progress, Published
-from preread.errors import CorruptData, RemoteError, TransportError, UsageError
+from preread.errors import CorruptData, RemoteError, TransportError, Unavailable, UsageError
 from preread.store.auth import Keys
 from preread.store.guard import Access
 from preread.store.objects import open_store
@@ -81,7 +81,16 @@ def test_nobody_there() -> None:
             RemoteError,
             "bad ",
         ),
+        (
+            200,
+            [b'{"event":"error","error":{"message":"stopping","type":"server_error","code":"unavailable"}}\n'],
+            Unavailable,
+            "stopping",
+        ),
         (500, [b"<html>"], RemoteError, "no reason given"),
+        (503, [b"<html>"], Unavailable, "no reason given"),
+        (502, [b"<html>"], TransportError, "what is before it, which says 502"),
+        (502, [b'{"error":{"message":"its store","type":"x","code":"remote_error"}}'], RemoteError, "its store"),
         (404, [b"{}"], UsageError, "no reason given"),
         (500, [b"x" * 2**16] * 40, CorruptData, "longer"),
         (302, [b""], RemoteError, "302"),

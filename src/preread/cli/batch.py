@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
-from preread.cli.drafts import Cloud, Draft, patiently
+from preread.cli.drafts import Cloud, Draft
+from preread.cli.patience import patiently
 from preread.cli.terminal import FIT_STAGE, note, print_table, say, token_progress
 from preread.cloud.events import Published
 from preread.documents.find import Skipped
@@ -35,7 +36,8 @@ def publish_all(steps: Sequence[Step], made: Sequence[Draft], cloud: Cloud) -> I
     """Take the steps one after the other, and tell each when it is taken; what fails is told as refused.
 
     Raises:
-        TransportError: the cloud cannot be reached; what was done is done.
+        TransportError, Unavailable, Overloaded: the cloud cannot be reached, or was waited for in vain; what was done
+            is done.
     """
     by_document = {draft.document: draft for draft in made}
     for step in steps:
@@ -56,6 +58,7 @@ def publish_one(draft: Draft, cloud: Cloud, *, brief: bool = False) -> Published
     Raises:
         UsageError: it cannot be published.
         TransportError, RemoteError: the cloud cannot be reached, or failed.
+        Unavailable, Overloaded: it was waited for in vain.
     """
     whose = f", {draft.document.name}" if brief else ""
 

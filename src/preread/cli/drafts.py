@@ -1,12 +1,12 @@
 """What would be published of documents: each is read, counted by the cloud that is to have it, and cut if need be."""
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal
 
-from preread.cli.terminal import note, token_progress
+from preread.cli.patience import patiently
+from preread.cli.terminal import token_progress
 from preread.cloud import client
 from preread.cloud.events import Counted, Mode, Priority, Progress, Published
 from preread.documents import names
@@ -14,12 +14,10 @@ from preread.documents.find import Skipped, Source
 from preread.documents.plan import Document, too_long
 from preread.documents.read import read
 from preread.documents.split import heading, split
-from preread.errors import Absent, Overloaded, RemoteError, TransportError, UsageError
+from preread.errors import Absent, RemoteError, TransportError, UsageError
 from preread.values import Form
 from preread.via import DIRECT, Via
 from preread.wire.names import why_unfit
-
-T = TypeVar("T")
 
 _MOST_HELD_CHARACTERS: Final = 2**28
 _FULL: Final = 0.9
@@ -178,13 +176,3 @@ def _counted(draft: Draft, cloud: Cloud) -> Draft:
         current=told.current,
     )
     return replace(draft, document=facts)
-
-
-def patiently(call: Callable[[], T]) -> T:
-    """What a call gives; where the cloud has too much to do, it is called again when the cloud says."""
-    while True:
-        try:
-            return call()
-        except Overloaded as error:
-            note(f"{error}: again in {error.retry_after_s:.0f} s")
-            time.sleep(error.retry_after_s)

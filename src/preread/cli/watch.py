@@ -12,7 +12,7 @@ from preread.documents import names, watch
 from preread.documents.find import Found, Source, find, is_url
 from preread.documents.plan import plan
 from preread.documents.watch import Stamp
-from preread.errors import CorruptData, Overloaded, RemoteError, TransportError, UsageError
+from preread.errors import CorruptData, Overloaded, RemoteError, TransportError, Unavailable, UsageError
 
 
 @dataclass(slots=True)
@@ -53,7 +53,7 @@ def keep_in_step(given: Sequence[str], prefix: str, to: Cloud, wishes: Wishes) -
             if told:
                 note("back in step")
             failures, told, wishes = 0, "", replace(wishes, again=False)
-        except (UsageError, TransportError, RemoteError, CorruptData, Overloaded) as error:
+        except (UsageError, TransportError, RemoteError, CorruptData, Overloaded, Unavailable) as error:
             if str(error) != told:
                 note(f"{error}; trying again")
             failures, told, looked_s = failures + 1, str(error), 0.0

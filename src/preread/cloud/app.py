@@ -25,7 +25,7 @@ from preread.cloud.fits import FitKeeper, fit_routes
 from preread.cloud.origins import NOWHERE, Named, origin_route, redirected
 from preread.cloud.page import CloudPage
 from preread.cloud.turns import Turns
-from preread.errors import Overloaded, PrereadError, UnknownContext, UsageError
+from preread.errors import Overloaded, PrereadError, Unavailable, UnknownContext, UsageError
 from preread.lifecycle import Lifecycle
 from preread.page.routes import OPEN, page_routes
 from preread.store import guard, routes
@@ -190,7 +190,8 @@ class _Contexts:
             most_ahead = max(most_ahead, ahead)
             progress("queue", most_ahead - ahead, most_ahead)
 
-        last: News = PrereadError("publishing was given up: its caller went away, or the cloud is stopping")
+        # who went away does not hear it
+        last: News = Unavailable("publishing was given up, as this cloud is stopping: publish again when it is back")
         try:
             publisher = self._choose(ask.model).publisher
             await self._store.check_room(ask.name)

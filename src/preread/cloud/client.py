@@ -9,7 +9,16 @@ import httpx2
 import msgspec
 
 from preread.cloud.events import Counted, Event, Failed, Mode, Priority, Problem, Progress, Published, Request
-from preread.errors import Absent, CorruptData, Overloaded, PrereadError, RemoteError, TransportError, UsageError
+from preread.errors import (
+    Absent,
+    CorruptData,
+    Overloaded,
+    PrereadError,
+    RemoteError,
+    TransportError,
+    Unavailable,
+    UsageError,
+)
 from preread.store import client
 from preread.values import Form, ObjectId
 from preread.via import DIRECT, Via
@@ -59,6 +68,7 @@ def publish(
     Raises:
         UsageError: the cloud says what is wrong with the request.
         RemoteError: the cloud failed.
+        Unavailable, Overloaded: the cloud cannot do it now: ask it again, which loses nothing.
         TransportError: the cloud cannot be reached, or the connection broke; nothing was published then.
         CorruptData: the other side is not a cloud.
     """
@@ -67,7 +77,7 @@ def publish(
         for line in _lines(response):
             event = _decoded(line, _events)
             if isinstance(event, Failed):
-                raise _failure(url, 400 if event.error.type == "invalid_request_error" else 500, event.error)
+                raise _failure(url, _status(event.error), event.error)
             yield event
             if isinstance(event, Published):
                 return
@@ -212,14 +222,25 @@ def _problem(body: bytes) -> Problem:
         return Problem("no reason given: it may not be a preread cloud", "", "")
 
 
+def _status(problem: Problem) -> int:
+    """The status that an answer would have had, where the problem came up later."""
+    if problem.type == "invalid_request_error":
+        return 400
+    return 503 if problem.code in ("unavailable", "overloaded") else 500
+
+
 def _failure(url: str, status: int, problem: Problem, retry_after: str = "") -> PrereadError:
     """The error that a cloud's answer stands for; its words are shown, its control characters are not."""
     words = "".join(letter if letter.isprintable() else " " for letter in problem.message[:2000])
     if problem.code == "unknown_context":
         return UsageError(words)
     if status in (429, 503) and retry_after.isascii() and retry_after.isdecimal():
-        message = f"cloud {url} has too much to do: {words}"
+        message = f"cloud {url} is to be asked later: {words}"
         return Overloaded(message, retry_after_s=min(int(retry_after[:9]), _LONGEST_S), by_caller=status == 429)
+    if status == 503:
+        return Unavailable(f"cloud {url} cannot do that now: {words}")
+    if status in (502, 504) and not problem.code:  # what is between says so
+        return TransportError(f"cloud {url} cannot be reached from what is before it, which says {status}")
     if problem.code == "not_found":
         return Absent(f"cloud {url} does not know what it was asked for: {words}; it may be older than this command")
     if 400 <= status < 500:
