@@ -4,6 +4,7 @@ Spans are half-open, `start` inclusive and `stop` exclusive. Arrays of KV are al
 `(layers, kv_heads, tokens, head_dim)`, float16, K as llama.cpp caches it (that is: after RoPE). States are float32.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NewType
 
@@ -45,7 +46,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """Shape of one model's KV cache. K and V have the same shape; models where they differ are refused."""
+    """Shape of a model's KV cache where all layers are alike, and K and V too."""
 
     layers: int
     kv_heads: int
@@ -58,20 +59,12 @@ class Geometry:
 
 
 @dataclass(frozen=True, slots=True)
-class KVBlock:
-    """K and V of some tokens in some layers.
+class RowShape:
+    """One token's K and V in one layer: so many heads of so many values. No V (0) where K stands for both (MLA)."""
 
-    Attributes:
-        tokens: positions in the context.
-        layers: layers of the model.
-        k: float16 array of shape (layers, kv_heads, tokens, head_dim).
-        v: the same shape.
-    """
-
-    tokens: Span
-    layers: Span
-    k: Half
-    v: Half
+    kv_heads: int
+    k_dim: int
+    v_dim: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +80,78 @@ class StateShape:
     r_values: int
     s_rows: int
     s_row_values: int
+
+    @property
+    def s_values(self) -> int:
+        """Of the whole state."""
+        return self.s_rows * self.s_row_values
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """What a layer of a model keeps of a context; nothing, where it reads another layer's rows or none.
+
+    Attributes:
+        rows: of each token, if it attends to them.
+        window_tokens: only so many are looked at, the one that looks included; None: all.
+        state: behind all tokens, if it is recurrent. Some layers have both.
+    """
+
+    rows: RowShape | None = None
+    window_tokens: int | None = None
+    state: StateShape | None = None
+
+
+def alike(geometry: Geometry) -> tuple[Layer, ...]:
+    """The layers of a model that has such a cache."""
+    return (Layer(RowShape(geometry.kv_heads, geometry.head_dim, geometry.head_dim)),) * geometry.layers
+
+
+def geometry_of(layers: Sequence[Layer]) -> Geometry | None:
+    """The geometry of a model whose layers are alike but for their windows; None: they are not, or K and V differ."""
+    first = layers[0].rows if layers else None
+    if first is None or first.k_dim != first.v_dim:
+        return None
+    same = all(layer.rows == first and layer.state is None for layer in layers)
+    return Geometry(len(layers), first.kv_heads, first.k_dim) if same else None
+
+
+@dataclass(frozen=True, slots=True)
+class KVShape:
+    """Shape of K and V of a block but for its tokens: so many layers, which are alike."""
+
+    layers: int
+    kv_heads: int
+    k_dim: int
+    v_dim: int
+
+    @property
+    def values_per_token(self) -> int:
+        """K and V values of one token."""
+        return self.layers * self.kv_heads * (self.k_dim + self.v_dim)
+
+
+@dataclass(frozen=True, slots=True)
+class KVBlock:
+    """K and V of some tokens in some layers.
+
+    Attributes:
+        tokens: positions in the context.
+        layers: layers of the model; those of them that have no rows have none here.
+        k: float16 array of shape (layers, kv_heads, tokens, head_dim).
+        v: the same shape, but for head_dim in some models.
+    """
+
+    tokens: Span
+    layers: Span
+    k: Half
+    v: Half
+
+    @property
+    def shape(self) -> KVShape:
+        """Of both halves."""
+        layers, kv_heads, _, k_dim = self.k.shape
+        return KVShape(layers, kv_heads, k_dim, self.v.shape[3])
 
 
 @dataclass(frozen=True, slots=True)

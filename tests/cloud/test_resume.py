@@ -164,7 +164,7 @@ def test_what_is_missing_or_damaged_is_made_again(
     engine: LlamaCpp, tokens: Tokens, store: Objects, tmp_path: Path, read: list[Span], damage: str, whole: Manifest
 ) -> None:
     killed(store, engine, tokens, ("encode", 384))
-    hurt = whole.rungs[1].segments[1][1]
+    hurt = whole.rungs[1].segments[len(whole.chunks) + 1]
     file = tmp_path / "segments" / hurt.id[:2] / hurt.id
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
@@ -206,7 +206,7 @@ def test_a_whole_context_of_which_a_segment_is_damaged_is_healed(
     engine: LlamaCpp, tokens: Tokens, store: Objects, tmp_path: Path, read: list[Span], whole: Manifest
 ) -> None:
     published(store, engine, tokens)
-    hurt = whole.rungs[0].segments[3][0]
+    hurt = whole.rungs[0].segments[3]
     file = tmp_path / "segments" / hurt.id[:2] / hurt.id
     good = file.read_bytes()
     file.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))

@@ -37,8 +37,8 @@ def test_error_is_at_most_half_a_step(
     source = np.random.default_rng(7)
     k, v = (np.clip(scale * source.normal(size=shape), -65504, 65504).astype(np.float16) for _ in range(2))
     data = Quantiser(bits).pack(k, v)
-    assert len(data) == Quantiser(bits).size_bytes(shape)
-    back_k, back_v = Quantiser(bits).unpack(data, shape)
+    assert len(data) == Quantiser(bits).size_bytes((*shape, shape[3]))
+    back_k, back_v = Quantiser(bits).unpack(data, (*shape, shape[3]))
     assert_within_half_a_step(k, back_k, 2, bits)
     assert_within_half_a_step(v, back_v, 3, bits)
 
@@ -47,7 +47,7 @@ def test_error_is_at_most_half_a_step(
 @settings(max_examples=50)
 @given(k=hnp.arrays(np.float16, hnp.array_shapes(min_dims=4, max_dims=4, max_side=3), elements=FINITE))
 def test_error_is_at_most_half_a_step_for_any_finite_values(bits: int, k: Half) -> None:
-    back_k, back_v = Quantiser(bits).unpack(Quantiser(bits).pack(k, k), k.shape)
+    back_k, back_v = Quantiser(bits).unpack(Quantiser(bits).pack(k, k), (*k.shape, k.shape[3]))
     assert_within_half_a_step(k, back_k, 2, bits)
     assert_within_half_a_step(k, back_v, 3, bits)
 
@@ -80,14 +80,14 @@ def test_the_layout_is_as_documented(bits: int, tokens: int, dim: int) -> None:
     k, v = (source.normal(size=(1, 1, tokens, dim)).astype(np.float16) for _ in range(2))
     data = Quantiser(bits).pack(k, v)
     plain_k, plain_v = read_plainly(data, tokens, dim, bits)
-    back_k, back_v = Quantiser(bits).unpack(data, k.shape)
+    back_k, back_v = Quantiser(bits).unpack(data, (*k.shape, k.shape[3]))
     assert np.allclose(back_k[0, 0].T, plain_k, rtol=2**-10, atol=1e-7)
     assert np.allclose(back_v[0, 0], plain_v, rtol=2**-10, atol=1e-7)
 
 
 def test_half_a_bit_a_value_goes_to_scales() -> None:
-    assert Quantiser(4).size_bytes((4, 2, 256, 64)) * 8 == 4.5 * 2 * 4 * 2 * 256 * 64
-    assert Quantiser(8).size_bytes((4, 2, 256, 64)) * 8 == 8.5 * 2 * 4 * 2 * 256 * 64
+    assert Quantiser(4).size_bytes((4, 2, 256, 64, 64)) * 8 == 4.5 * 2 * 4 * 2 * 256 * 64
+    assert Quantiser(8).size_bytes((4, 2, 256, 64, 64)) * 8 == 8.5 * 2 * 4 * 2 * 256 * 64
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -95,8 +95,8 @@ def test_constant_groups_are_exact(bits: int) -> None:
     row = np.array([0, -0.1, 6e-8, 65504], dtype=np.float16)
     k = np.ascontiguousarray(np.broadcast_to(row, (1, 1, 70, 4)))
     v = np.ascontiguousarray(np.broadcast_to(row[:, None], (1, 1, 4, 70)))
-    assert np.array_equal(Quantiser(bits).unpack(Quantiser(bits).pack(k, k), k.shape)[0], k)
-    assert np.array_equal(Quantiser(bits).unpack(Quantiser(bits).pack(v, v), v.shape)[1], v)
+    assert np.array_equal(Quantiser(bits).unpack(Quantiser(bits).pack(k, k), (*k.shape, k.shape[3]))[0], k)
+    assert np.array_equal(Quantiser(bits).unpack(Quantiser(bits).pack(v, v), (*v.shape, v.shape[3]))[1], v)
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -105,7 +105,7 @@ def test_one_outlier_does_not_spoil_other_channels_of_k_or_other_tokens_of_v(bit
     spoilt_k, spoilt_v = k.copy(), k.copy()
     spoilt_k[0, 0, :, 5] += 500
     spoilt_v[0, 0, 5, :] += 500
-    back_k, back_v = Quantiser(bits).unpack(Quantiser(bits).pack(spoilt_k, spoilt_v), k.shape)
+    back_k, back_v = Quantiser(bits).unpack(Quantiser(bits).pack(spoilt_k, spoilt_v), (*k.shape, k.shape[3]))
     others = np.arange(64) != 5
     assert np.abs(back_k - k)[..., others].max() < 0.25
     assert np.abs(back_v - k)[0, 0, others].max() < 0.25
@@ -119,17 +119,17 @@ def test_hostile_scales_are_corrupt(bits: int, place: int, poison: float) -> Non
     scales[place] = poison
     data = struct.pack("<4e", *scales) + bytes(2)
     if place in (0, 2) and poison == -1.0:
-        assert Quantiser(bits).unpack(data, (1, 1, 1, 1))[place // 2].item() == -1
+        assert Quantiser(bits).unpack(data, (1, 1, 1, 1, 1))[place // 2].item() == -1
         return
     with pytest.raises(CorruptData) as caught:
-        Quantiser(bits).unpack(data, (1, 1, 1, 1))
+        Quantiser(bits).unpack(data, (1, 1, 1, 1, 1))
     assert caught.value.reason == "range"
 
 
 @pytest.mark.parametrize("bits", BITS)
 def test_hostile_scales_cannot_overflow(bits: int) -> None:
     data = struct.pack("<4e", 65504, 65504, 65504, 65504) + b"\xff\xff"
-    k, v = Quantiser(bits).unpack(data, (1, 1, 1, 1))
+    k, v = Quantiser(bits).unpack(data, (1, 1, 1, 1, 1))
     assert k.item() == v.item() == 65504
 
 

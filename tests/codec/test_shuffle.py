@@ -15,8 +15,8 @@ def test_every_finite_float16_is_exact() -> None:
     values = bits[(bits & 0x7C00) != 0x7C00].view(np.float16)
     k = values.reshape(2, 31, 16, 64)
     data = Shuffle().pack(k, k[::-1])
-    assert len(data) == Shuffle().size_bytes(k.shape)
-    back_k, back_v = Shuffle().unpack(data, k.shape)
+    assert len(data) == Shuffle().size_bytes((*k.shape, k.shape[3]))
+    back_k, back_v = Shuffle().unpack(data, (*k.shape, k.shape[3]))
     assert np.array_equal(back_k.view(np.uint16), k.view(np.uint16))
     assert np.array_equal(back_v.view(np.uint16), k[::-1].view(np.uint16))
 
@@ -24,7 +24,7 @@ def test_every_finite_float16_is_exact() -> None:
 @settings(max_examples=50)
 @given(k=hnp.arrays(np.float16, hnp.array_shapes(min_dims=4, max_dims=4, max_side=3), elements=FINITE))
 def test_every_shape_is_exact(k: np.ndarray) -> None:
-    back_k, back_v = Shuffle().unpack(Shuffle().pack(k, -k), k.shape)
+    back_k, back_v = Shuffle().unpack(Shuffle().pack(k, -k), (*k.shape, k.shape[3]))
     assert np.array_equal(back_k.view(np.uint16), k.view(np.uint16))
     assert np.array_equal(back_v.view(np.uint16), (-k).view(np.uint16))
 
@@ -34,5 +34,5 @@ def test_infinity_is_corrupt(place: int) -> None:
     data = bytearray(4)
     data[place] = 0x7C
     with pytest.raises(CorruptData) as caught:
-        Shuffle().unpack(bytes(data), (1, 1, 1, 1))
+        Shuffle().unpack(bytes(data), (1, 1, 1, 1, 1))
     assert caught.value.reason == "range"

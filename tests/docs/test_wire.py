@@ -17,7 +17,7 @@ from preread.errors import Overloaded, PrereadError, UnknownContext
 from preread.store import routes
 from preread.store.objects import open_store
 from preread.values import Form
-from preread.wire import fits, manifest, neighbour, pages, segment, tokens
+from preread.wire import fits, forms, neighbour, pages, parts, segment, tokens
 from preread.wire.catalogue import MOST_REMOVED, Catalogue, Entry
 from preread.wire.digest import object_id
 from preread.wire.fields import MAX_CATALOGUE_BYTES
@@ -129,16 +129,31 @@ def test_the_fields_of_a_catalogue() -> None:
 
 def test_the_fields_of_a_manifest() -> None:
     rows = [quoted(name)[0] for name, *_ in table("| Field | Type | Bounds and meaning |", "\n## Manifest")]
-    tops = fields(manifest.Manifest)
-    nested: dict[str, Any] = {"model": manifest.Model, "tokens": manifest.Tokens, "origin": manifest.Origin}
+    tops = fields(forms.Manifest1)
+    nested: dict[str, Any] = {"model": forms.Model1, "tokens": forms.Tokens, "origin": forms.Origin}
     assert {name.partition(".")[0] for name in rows} == tops
     for top, type in nested.items():
         assert {name.split(".")[1] for name in rows if name.startswith(f"{top}.")} == fields(type)
     assert {quoted(name)[0] for name, *_ in table("| Field | Type | Bounds and meaning |", "\nA rung:")} == fields(
-        manifest.Rung
+        forms.Rung1
     )
     rows = [quoted(name)[0] for name, *_ in table("| Field | Type | Bounds and meaning |", "A quality says what")]
-    assert set(rows) == fields(manifest.Quality)
+    assert set(rows) == fields(forms.Quality)
+
+
+def test_the_fields_of_a_manifest_of_version_2() -> None:
+    head, below = "| Field | Type | Bounds and meaning |", "\n### Manifest, version 2"
+    tops = {quoted(name)[0].partition(".")[0] for name, *_ in table(head, below)}
+    new = fields(forms.Manifest2) - fields(forms.Manifest1)
+    assert tops == new | {"version", "model", "groups"} and fields(forms.Model2) - fields(forms.Model1) == {"layers"}
+    kept = {quoted(name)[0] for name, *_ in table(head, "A layer keeps nothing")}
+    assert kept == {f"rows.{name}" for name in fields(forms.Rows2)} | {f"state.{name}" for name in fields(forms.State2)}
+    optional_rows = {name for name, type, *_ in table(head, "A layer keeps nothing") if "optional" in type}
+    assert optional_rows == {f"`rows.{name}`" for name in optional(forms.Rows2)}
+    group = {quoted(name)[0] for name, *_ in table("| Field of a group | Type | Bounds and meaning |")}
+    assert group == fields(parts.Group) and fields(forms.Layer2) == optional(forms.Layer2) == {"rows", "state"}
+    rung = {quoted(name)[0] for name, *_ in table("| Field of a rung | Type | Bounds and meaning |")}
+    assert rung == fields(forms.Rung2) - fields(forms.Rung1)
 
 
 def test_what_counting_answers() -> None:
@@ -178,7 +193,11 @@ def test_what_an_edge_tells_its_neighbours() -> None:
 
 @pytest.mark.parametrize(
     ("section", "header", "magic"),
-    [("\n## Segment", segment.HEADER, segment.MAGIC), ("\n## Token object", tokens.HEADER, tokens.MAGIC)],
+    [
+        ("\n## Segment", segment.HEADER, segment.MAGIC),
+        ("For others, version 2:", segment.WIDE_HEADER, segment.MAGIC),
+        ("\n## Token object", tokens.HEADER, tokens.MAGIC),
+    ],
 )
 def test_headers_of_objects_have_these_fields_at_these_places(
     section: str, header: struct.Struct, magic: bytes

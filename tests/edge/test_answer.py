@@ -458,7 +458,7 @@ async def _strange_contexts(store: Objects, source: Objects, entry: Entry) -> No
     assert data is not None and packed is not None
     await store.put("tokens", packed)
     manifest = manifests.loads(data)
-    for id in {cell.id for rung in manifest.rungs for row in rung.segments for cell in row}:
+    for id in {cell.id for rung in manifest.rungs for cell in rung.segments}:
         segment = await source.read("segments", id)
         assert segment is not None
         await store.put("segments", segment)

@@ -27,7 +27,7 @@ from preread.store.objects import open_store
 from preread.testing.cloud import FINGERPRINT, FITTED, GEOMETRY, RandomPublisher, serving
 from preread.testing.edges import OWN
 from preread.testing.profile import plain_profile
-from preread.values import Fingerprint, Geometry, ObjectId
+from preread.values import Fingerprint, Geometry, ObjectId, alike
 from preread.wire import manifest as manifests
 from preread.wire import tokens as token_objects
 from preread.wire.digest import object_id
@@ -276,7 +276,7 @@ def changed_manifest(served: Served, name: str, **model: Any) -> None:
 
 def test_a_manifest_of_another_geometry_is_not_believed_and_its_context_is_computed(served: Served) -> None:
     served.publish("one", "first text")
-    changed_manifest(served, "one", geometry=replace(GEOMETRY, kv_heads=1024, head_dim=512))
+    changed_manifest(served, "one", layers=alike(replace(GEOMETRY, kv_heads=1024, head_dim=512)))
     contexts = served.contexts()
     served.sync(contexts)
     known = contexts.named("one")

@@ -17,7 +17,7 @@ from preread.engine.model import load as load_model
 from preread.engine.model import spec as read_spec
 from preread.store.objects import Objects, open_store
 from preread.testing.cloud import serving
-from preread.values import KVBlock, Span
+from preread.values import KVBlock, Span, alike
 from preread.wire import manifest as manifests
 from preread.wire import segment, tokens
 from preread.wire.catalogue import Entry
@@ -65,19 +65,23 @@ async def publish_noise(store: Objects, model: Path) -> int:
     for chunk in chunks:
         cells = []
         for group in groups:
-            header = segment.SegmentHeader(context, "lossless", chunk, group, shape.kv_heads, shape.head_dim)
-            ref = await store.put("segments", segment.pack(header, step.encode(KVBlock(chunk, group, rows, rows))))
+            block = KVBlock(chunk, group, rows, rows)
+            header = segment.SegmentHeader(context, "lossless", chunk, group, block.shape)
+            ref = await store.put("segments", segment.pack(header, step.encode(block)))
             cells.append(SizedId(ref.id, ref.size_bytes))
-        table.append(tuple(cells))
+        table.append(cells)
     packed = await store.put("tokens", tokens.pack(ids))
+    covered, of = manifests.pairs(chunks), manifests.rows_of(groups)
+    flat = tuple(row[group] for group in range(len(groups)) for row in table)
     manifest = manifests.Manifest(
         context=context,
         form="text",
-        model=manifests.Model(spec.name, spec.fingerprint, shape),
+        model=manifests.Model(spec.name, spec.fingerprint, alike(shape)),
         tokens=manifests.Tokens(TOKENS, packed.id, packed.size_bytes),
-        chunks=manifests.pairs(chunks),
-        groups=manifests.pairs(groups),
-        rungs=(manifests.Rung("lossless", step.version, tuple(table)),),
+        chunks=covered,
+        groups=of,
+        parts=manifests.all_parts(of, covered),
+        rungs=(manifests.Rung("lossless", step.version, flat),),
         origin=manifests.Origin(engine_version(), "preread test", 512),
     )
     stored = await store.put("manifests", manifests.dumps(manifest))

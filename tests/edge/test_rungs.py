@@ -127,7 +127,7 @@ def test_the_default_is_to_publish_lossless_and_all_that_is_fitted(bench: Bench)
     assert msgspec.structs.replace(quality, **plain) == Quality(1_500, 1_500, 900_000, 1000)
     (profile,) = {rung.profile for rung in bench.manifest.rungs[1:]}
     assert profile is not None and profile.id in bench.node.contexts.profiles
-    assert bench.manifest.groups[1] == (GROUP_LAYERS, 2 * GROUP_LAYERS)
+    assert bench.manifest.groups[1].layers == (GROUP_LAYERS, 2 * GROUP_LAYERS)
 
 
 @pytest.mark.parametrize(

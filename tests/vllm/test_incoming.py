@@ -12,7 +12,7 @@ import pytest
 from preread.edge.published import OwnModel
 from preread.engine.llamacpp import LlamaCpp
 from preread.store.egress import CloudLink
-from preread.values import Fingerprint, Span
+from preread.values import Fingerprint, Span, alike
 from preread.vllm import incoming
 from preread.vllm.incoming import Incoming
 from preread.vllm.plan import Arrived
@@ -29,7 +29,7 @@ def engine(tiny_model: Path) -> Iterator[LlamaCpp]:
 
 def own(engine: LlamaCpp, fingerprint: Fingerprint | None = None, *same: Fingerprint) -> OwnModel:
     of = engine.spec
-    return OwnModel(fingerprint or of.fingerprint, of.vocabulary, of.geometry, of.window_tokens, (), same)
+    return OwnModel(fingerprint or of.fingerprint, of.vocabulary, alike(of.geometry), of.window_tokens, (), same)
 
 
 def waited(coming: Incoming, name: str) -> Arrived | str:

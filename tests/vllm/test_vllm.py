@@ -158,6 +158,7 @@ async def _published(store: Objects, name: str) -> tuple[Half, Half]:
     assert data is not None
     manifest = manifests.loads(data)
     shape = manifest.model.geometry
+    assert shape is not None
     k = np.empty((shape.layers, shape.kv_heads, entry.token_count, shape.head_dim), np.float16)
     v = np.empty_like(k)
     for place in manifests.places(manifest, LOSSLESS):

@@ -11,21 +11,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preread.errors import CorruptData, UsageError
-from preread.values import ContextId, Fingerprint, Geometry, ObjectId, ObjectRef
+from preread.values import ContextId, Fingerprint, Geometry, ObjectId, ObjectRef, Span, alike
 from preread.wire import draft as drafts
 from preread.wire.draft import Draft, RungCodec, Work
 from preread.wire.fields import MAX_SEGMENT_BYTES, SizedId
-from preread.wire.manifest import Model, Origin
+from preread.wire.manifest import Model, Origin, all_parts, rows_of
 
 ids = st.text("0123456789abcdef", min_size=64, max_size=64).map(ObjectId)
 cells = st.builds(SizedId, ids, st.integers(1, MAX_SEGMENT_BYTES))
+CHUNKS, GROUPS = ((0, 128), (128, 256), (256, 300)), rows_of([Span(0, 2), Span(2, 3)])
 WORK = Work(
     context=ContextId("c" * 64),
     form="chat",
-    model=Model("tiny é", Fingerprint("f" * 64), Geometry(3, 2, 4)),
+    model=Model("tiny é", Fingerprint("f" * 64), alike(Geometry(3, 2, 4))),
     token_count=300,
-    chunks=((0, 128), (128, 256), (256, 300)),
-    groups=((0, 2), (2, 3)),
+    chunks=CHUNKS,
+    groups=GROUPS,
+    parts=all_parts(GROUPS, CHUNKS),
     rungs=(RungCodec("lossless", "lossless/1"), RungCodec("b4", "fitted/1", ObjectId("a" * 64), "b2")),
     origin=Origin("llama.cpp", "preread", 512),
 )
@@ -65,10 +67,10 @@ def test_round_trip(draft: Draft) -> None:
     [
         {"context": ContextId("d" * 64)},
         {"form": "text"},
-        {"model": Model("tiny", Fingerprint("f" * 64), Geometry(3, 2, 4))},
+        {"model": Model("tiny", Fingerprint("f" * 64), alike(Geometry(3, 2, 4)))},
         {"token_count": 299},
         {"chunks": ((0, 128), (128, 300))},
-        {"groups": ((0, 1), (1, 3))},
+        {"groups": rows_of([Span(0, 1), Span(1, 3)])},
         {"rungs": WORK.rungs[:1]},
         {"rungs": (WORK.rungs[0], RungCodec("b4", "fitted/1", ObjectId("b" * 64), "b2"))},
         {"rungs": (RungCodec("lossless", "lossless/2"), WORK.rungs[1])},

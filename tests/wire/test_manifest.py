@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from preread.errors import CorruptData, UsageError
-from preread.values import Geometry, ObjectId, ObjectRef, Span
+from preread.values import Geometry, KVShape, ObjectId, ObjectRef, Span, alike
 from preread.wire import manifest as manifests
 from preread.wire.digest import object_id
 from preread.wire.fields import MAX_PROFILE_BYTES, SizedId
@@ -40,7 +40,7 @@ def test_golden(vectors: Path) -> None:
     golden = manifests.loads(data)
     assert manifests.dumps(golden) == data
     assert golden.context == "0d4c777608629dd651429d2da50d38b68de0922a6c2bc8b348bec2c42d78b8c8"
-    assert (golden.form, golden.model.name, golden.model.geometry) == ("chat", "tiny é", Geometry(2, 1, 8))
+    assert (golden.form, golden.model.name, golden.model.layers) == ("chat", "tiny é", alike(Geometry(2, 1, 8)))
     tokens = (vectors / "tokens.bin").read_bytes()
     assert manifests.tokens_ref(golden) == ObjectRef("tokens", object_id(tokens), len(tokens))
     assert [rung.name for rung in golden.rungs] == ["lossless", "q8", "q4"]
@@ -94,9 +94,9 @@ def test_places_come_in_layer_order(manifest: Manifest) -> None:
     found = manifests.places(manifest, "lossless")
     assert [(place.group, place.chunk) for place in found] == [(g, c) for g in range(2) for c in range(3)]
     assert [place.ref.size_bytes for place in found] == [100, 110, 120, 101, 111, 121]
-    assert found[4].ref == ObjectRef("segments", manifest.rungs[0].segments[1][1].id, 111)
+    assert found[4].ref == ObjectRef("segments", manifest.rungs[0].segments[4].id, 111)
     assert (found[5].tokens, found[5].layers) == (Span(8, 10), Span(1, 3))
-    expected = SegmentHeader(manifest.context, "lossless", Span(8, 10), Span(1, 3), 2, 4)
+    expected = SegmentHeader(manifest.context, "lossless", Span(8, 10), Span(1, 3), KVShape(2, 2, 4, 4))
     assert manifests.header(manifest, "lossless", found[5]) == expected
 
 
@@ -109,13 +109,13 @@ def test_pairs_are_what_a_manifest_holds(manifest: Manifest) -> None:
     assert manifests.pairs([Span(0, 4), Span(4, 8), Span(8, 10)]) == manifest.chunks
 
 
-def test_a_bound_has_room_for_a_header_and_the_raw_block() -> None:
-    assert manifests.segment_bound_bytes(Geometry(9, 2, 64), Span(8, 16), Span(0, 3)) == 80 + 12288 + 1536 + 4096
+def test_a_bound_has_room_for_a_header_and_the_raw_block(manifest: Manifest) -> None:
+    assert manifests.segment_bounds_bytes(manifest)[5] == (80, 80 + 128 + 16 + 4096)
 
 
 def test_a_newer_version_says_upgrade(manifest: Manifest) -> None:
-    with pytest.raises(CorruptData, match="manifest has version 2, this preread reads up to 1: upgrade it"):
-        manifests.loads(changed(manifest, lambda tree: tree.update(version=2, rungs="otherwise")))
+    with pytest.raises(CorruptData, match="manifest has version 3, this preread reads up to 2: upgrade it"):
+        manifests.loads(changed(manifest, lambda tree: tree.update(version=3, rungs="otherwise")))
 
 
 CHANGES: list[tuple[str, str, Callable[[Any], object]]] = [
@@ -191,7 +191,7 @@ def test_broken(manifest: Manifest, expected: str, change: Callable[[Any], objec
 def test_the_largest_segment_is_allowed(manifest: Manifest) -> None:
     # the last chunk has 2 tokens and the last group 2 layers of 2 × 4 values: 128 raw bytes
     data = changed(manifest, lambda t: t["rungs"][0]["segments"][2][1].update(bytes=80 + 128 + 16 + 4096))
-    assert manifests.loads(data).rungs[0].segments[2][1].size_bytes == 4320
+    assert manifests.loads(data).rungs[0].segments[5].size_bytes == 4320
 
 
 def test_segments_that_no_machine_should_allocate(manifest: Manifest) -> None:

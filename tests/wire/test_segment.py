@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preread.errors import CorruptData, UsageError
-from preread.values import ContextId, Span
+from preread.values import ContextId, KVShape, Span
 from preread.wire import segment
 from preread.wire.segment import SegmentHeader
 
-HEADER = SegmentHeader(ContextId("0123456789abcdef" * 4), "q4", Span(256, 512), Span(4, 8), 2, 64)
+HEADER = SegmentHeader(ContextId("0123456789abcdef" * 4), "q4", Span(256, 512), Span(4, 8), KVShape(4, 2, 64, 64))
 FRAME = segment.pack(HEADER, b"payload")
 
 
@@ -31,7 +31,7 @@ def test_layout() -> None:
 def test_golden(vectors: Path, rung: str) -> None:
     frame = (vectors / f"segment-{rung}.bin").read_bytes()
     context = ContextId("0d4c777608629dd651429d2da50d38b68de0922a6c2bc8b348bec2c42d78b8c8")
-    header = SegmentHeader(context, rung, Span(0, 8), Span(0, 2), 1, 8)
+    header = SegmentHeader(context, rung, Span(0, 8), Span(0, 2), KVShape(2, 1, 8, 8))
     assert segment.pack(header, bytes(segment.unpack(frame, header))) == frame
 
 
@@ -43,7 +43,7 @@ def test_the_payload_is_a_view() -> None:
 @given(st.builds(Span, st.integers(0, 2**31), st.integers(2**31 + 1, 2**32 - 1)), st.binary(min_size=1))
 def test_round_trip(tokens: Span, payload: bytes) -> None:
     header = replace(
-        HEADER, tokens=tokens, layers=Span(0, 65535), kv_heads=65535, head_dim=65535, rung="a.b-c0123456789z"
+        HEADER, tokens=tokens, layers=Span(0, 65535), shape=KVShape(65535, 65535, 65535, 65535), rung="a.b-c0123456789z"
     )
     assert segment.unpack(segment.pack(header, payload), header) == payload
 
@@ -88,9 +88,9 @@ def test_every_flipped_bit_of_the_header_is_noticed() -> None:
         (replace(HEADER, context=ContextId("f" * 64)), "context"),
         (replace(HEADER, rung="q8"), "rung"),
         (replace(HEADER, tokens=Span(0, 256)), "shape"),
-        (replace(HEADER, layers=Span(4, 7)), "shape"),
-        (replace(HEADER, kv_heads=4), "shape"),
-        (replace(HEADER, head_dim=32), "shape"),
+        (replace(HEADER, layers=Span(5, 9)), "shape"),
+        (replace(HEADER, shape=KVShape(4, 4, 64, 64)), "shape"),
+        (replace(HEADER, shape=KVShape(4, 2, 32, 32)), "shape"),
     ],
 )
 def test_another_segment_is_not_the_expected_one(expected: SegmentHeader, reason: str) -> None:
@@ -119,10 +119,10 @@ def test_arbitrary_bytes(data: bytes) -> None:
         replace(HEADER, tokens=Span(3, 3)),
         replace(HEADER, tokens=Span(-1, 3)),
         replace(HEADER, tokens=Span(0, 2**32)),
-        replace(HEADER, layers=Span(0, 2**16)),
+        replace(HEADER, layers=Span(0, 2**16), shape=KVShape(2**16, 2, 64, 64)),
         replace(HEADER, layers=Span(2, 2)),
-        replace(HEADER, kv_heads=0),
-        replace(HEADER, head_dim=0),
+        replace(HEADER, shape=KVShape(4, 0, 64, 64)),
+        replace(HEADER, shape=KVShape(4, 2, 0, 0)),
     ],
 )
 def test_what_cannot_be_written_is_refused(header: SegmentHeader) -> None:

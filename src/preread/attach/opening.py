@@ -65,7 +65,7 @@ async def attached(options: Options) -> AsyncGenerator[Attached, None]:
             if link.exposed:
                 _log.warning("contexts come without TLS: whoever is on the way can read them, and change them")
         folder, spec = options.folder or kept.usual_folder(options.cloud), engine.spec
-        own = OwnModel(spec.fingerprint, spec.vocabulary, spec.geometry, spec.trained_tokens)
+        own = OwnModel(spec.fingerprint, spec.vocabulary, spec.layers, spec.trained_tokens)
         contexts = Contexts(folder, own, Interest(options.names))
         await asyncio.to_thread(contexts.restore)
         held = Held(folder / "held" / spec.fingerprint[:16], options.disk_bytes) if options.disk_bytes else None

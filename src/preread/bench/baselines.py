@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from preread.codec.base import Payload, block_shape, check_block
 from preread.errors import CorruptData
-from preread.values import Geometry, Half, KVBlock, Span
+from preread.values import Geometry, Half, KVBlock, KVShape, Span
 
 Single = npt.NDArray[np.float32]
 
@@ -44,10 +44,10 @@ class Kivi:
             parts += [self._pack(rows[:, start : start + _GROUP]) for start in range(0, rows.shape[1], _GROUP)]
         return b"".join(parts)
 
-    def decode(self, payload: Payload, tokens: Span, layers: Span, geometry: Geometry) -> KVBlock:
-        shape = _, _, count, dim = block_shape(tokens, layers, geometry)
+    def decode(self, payload: Payload, tokens: Span, layers: Span, geometry: Geometry | KVShape) -> KVBlock:
+        *shape, _, dim = _, _, count, _, _ = block_shape(tokens, layers, geometry)
         cut, at = count // _EXACT * _EXACT, 0
-        k, v = np.empty(shape, np.float16), np.empty(shape, np.float16)
+        k, v = np.empty((*shape, dim), np.float16), np.empty((*shape, dim), np.float16)
         for half in (k, v):
             exact = half[:, :, cut:]
             exact[...] = np.frombuffer(payload, np.float16, exact.size, at).reshape(exact.shape)

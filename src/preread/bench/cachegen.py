@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from preread.codec.base import Payload, block_shape, check_block
 from preread.errors import CorruptData, UsageError
-from preread.values import Geometry, Half, KVBlock, Span
+from preread.values import Geometry, Half, KVBlock, KVShape, Span
 
 Single = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int32]
@@ -67,7 +67,7 @@ class CacheGen:
         words: npt.NDArray[np.uint32] = encoder.get_compressed()
         return b"".join(scales) + words.tobytes()
 
-    def decode(self, payload: Payload, tokens: Span, layers: Span, geometry: Geometry) -> KVBlock:
+    def decode(self, payload: Payload, tokens: Span, layers: Span, geometry: Geometry | KVShape) -> KVBlock:
         shape = block_shape(tokens, layers, geometry)
         at, scales = 0, []
         anchors = -(-len(tokens) // _ANCHOR_EVERY)

@@ -148,7 +148,7 @@ async def _row(
     manifest = await _published(store, engine, worker, stored, tokens)
     publish_s = time.perf_counter() - started
     later_s = await _bare_s(engine, worker, tokens)  # which the measuring below needs, whoever came first
-    own = OwnModel(engine.spec.fingerprint, engine.spec.vocabulary, engine.spec.geometry, engine.spec.window_tokens)
+    own = OwnModel(engine.spec.fingerprint, engine.spec.vocabulary, engine.spec.layers, engine.spec.window_tokens)
     rungs = {one.name: one for one in resolved(manifest, Profiles(own), own)}
     rung = choose_rung([one.offer() for one in rungs.values()], MAX_DLOSS, lambda _: True)
     assert rung is not None  # lossless keeps every budget

@@ -17,7 +17,7 @@ from preread.errors import UsageError
 from preread.fit.quality import Single, compare, reference
 from preread.fit.text import Text
 from preread.plan.legality import first_seen, is_seen
-from preread.values import KVBlock, Span
+from preread.values import Geometry, KVBlock, KVShape, Span
 from preread.wire import segment
 from preread.wire.digest import context_id
 
@@ -82,7 +82,7 @@ def sample(
     """
     geometry, context = engine.spec.geometry, context_id(engine.spec.fingerprint, exact.tokens)
     headers = [
-        segment.SegmentHeader(context, codec.rung, chunk, group, geometry.kv_heads, geometry.head_dim)
+        segment.SegmentHeader(context, codec.rung, chunk, group, _shape(group, geometry))
         for chunk, group in _seen(engine, len(exact.tokens), groups)
     ]
 
@@ -115,6 +115,10 @@ def sample(
     return Sample(window, tokens, bits, size_bytes / tokens, score, encode_s, statistics.median(decode_s))
 
 
+def _shape(group: Span, geometry: Geometry) -> KVShape:
+    return KVShape(len(group), geometry.kv_heads, geometry.head_dim, geometry.head_dim)
+
+
 def sent(engine: LlamaCpp, codec: Codec, tokens: Tokens, block: KVBlock, groups: Sequence[Span]) -> int:
     """Have the engine hold a context as it comes out of a rung; how many bytes that took on the wire."""
     geometry, context = engine.spec.geometry, context_id(engine.spec.fingerprint, tokens)
@@ -122,7 +126,7 @@ def sent(engine: LlamaCpp, codec: Codec, tokens: Tokens, block: KVBlock, groups:
     engine.session.reserve(len(tokens))
     for chunk, group in _seen(engine, len(tokens), groups):
         payload = codec.encode(_part(block, chunk, group))
-        header = segment.SegmentHeader(context, codec.rung, chunk, group, geometry.kv_heads, geometry.head_dim)
+        header = segment.SegmentHeader(context, codec.rung, chunk, group, _shape(group, geometry))
         size_bytes += len(segment.pack(header, payload))
         engine.session.inject(codec.decode(payload, chunk, group, geometry))
     engine.session.open_layers(geometry.layers)

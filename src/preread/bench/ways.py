@@ -22,6 +22,7 @@ from preread.errors import PrereadError
 from preread.plan.match import Tokens
 from preread.store.egress import CloudLink
 from preread.store.fetch import fetch_all
+from preread.wire import manifest as manifests
 
 Begin = Callable[[], None]
 
@@ -158,7 +159,7 @@ class Ways:
                     await asyncio.to_thread(inject, index, frames)
                     missing[what.places[index].group] -= 1
                     while complete < len(missing) and not missing[complete]:
-                        engine.session.open_layers(what.manifest.groups[complete][1])
+                        engine.session.open_layers(manifests.open_layers(what.manifest, complete + 1))
                         complete += 1
         except BaseException:
             engine.session.cancel()

@@ -1,5 +1,6 @@
 """`preread contexts`: what a cloud has read."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -15,6 +16,7 @@ from preread.cli.terminal import (
     size,
 )
 from preread.errors import UnknownContext
+from preread.values import Layer, geometry_of
 from preread.wire import catalogue as catalogues
 from preread.wire import manifest as manifests
 from preread.wire.catalogue import Catalogue, Entry
@@ -55,17 +57,17 @@ def show(
 ) -> None:
     """Show what a context is made of, and how large it is on the wire."""
     entry, manifest = loop.run(_described(name, cloud, keys.own(api_key, api_key_file, cloud)))
-    sizes = {rung.name: sum(cell.size_bytes for row in rung.segments for cell in row) for rung in manifest.rungs}
+    sizes = {rung.name: rung.size_bytes for rung in manifest.rungs}
     if json:
         bases = {rung.name: rung.base for rung in manifest.rungs if rung.base}
         print_json(entry_json(entry) | {"origin": manifest.origin, "bytes": sizes, "on_top_of": bases})
         return
-    shape, origin = manifest.model.geometry, manifest.origin
+    origin = manifest.origin
     say(f"name      {entry.name}")
     say(f"id        {entry.context}")
     say(f"form      {entry.form}")
     say(f"tokens    {entry.token_count:,}")
-    say(f"model     {entry.model}: {shape.layers} layers, {shape.kv_heads} KV heads of {shape.head_dim}")
+    say(f"model     {entry.model}: {_shape(manifest.model.layers)}")
     say(f"made by   {origin.software}, {origin.engine}")
     say(f"read      {origin.mode}")
     say(f"segments  {len(manifest.chunks)} chunks × {len(manifest.groups)} layer groups for each rung")
@@ -95,6 +97,13 @@ def remove(
 
     remove_at(cloud, name, api_key=keys.own(api_key, api_key_file, cloud), via=options.via())
     say(f"removed {name!r}")
+
+
+def _shape(layers: Sequence[Layer]) -> str:
+    if (shape := geometry_of(layers)) is not None:
+        return f"{shape.layers} layers, {shape.kv_heads} KV heads of {shape.head_dim}"
+    rows, states = sum(layer.rows is not None for layer in layers), sum(layer.state is not None for layer in layers)
+    return f"{len(layers)} layers, {rows} with KV and {states} with a state"
 
 
 async def _described(name: str, cloud: str, api_key: str | None) -> tuple[Entry, Manifest]:

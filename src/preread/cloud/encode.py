@@ -29,7 +29,7 @@ async def stored(
         blocks: the chunk's KV, one block for each group of layers, in order.
 
     Returns:
-        The segments: [rung][group].
+        The segments: [rung][group], as a record notes them.
 
     Raises:
         UsageError: the KV holds values that are not finite.
@@ -51,13 +51,12 @@ def sized(ref: ObjectRef) -> SizedId:
 
 def _frames(context: ContextId, codecs: tuple[Codec, ...], block: KVBlock) -> dict[str, bytes]:
     """A block's segment at each rung."""
-    _, kv_heads, _, head_dim = block.k.shape
     fitted = [step for step in codecs if isinstance(step, Fitted)]
     payloads = {step.rung: step.encode(block) for step in codecs if not isinstance(step, Fitted)}
     if fitted:
         payloads |= encoded(fitted[0].prepared, block, [step.rung for step in fitted])
     header = partial(segment.SegmentHeader, context)
     return {
-        rung: segment.pack(header(rung, block.tokens, block.layers, kv_heads, head_dim), payload)
+        rung: segment.pack(header(rung, block.tokens, block.layers, block.shape), payload)
         for rung, payload in payloads.items()
     }

@@ -67,7 +67,7 @@ class CloudPage:
             manifest = manifests.loads(data)
         except CorruptData as error:
             return _Read(replace(context, note=str(error)), entry.manifest.size_bytes + entry.tokens.size_bytes)
-        cells = {cell.id: cell.size_bytes for rung in manifest.rungs for row in rung.segments for cell in row}
+        cells = {cell.id: cell.size_bytes for rung in manifest.rungs for cell in rung.segments}
         size_bytes = entry.manifest.size_bytes + entry.tokens.size_bytes + sum(cells.values())
         return _Read(replace(context, rungs=_rungs(manifest), mode=manifest.origin.mode), size_bytes)
 

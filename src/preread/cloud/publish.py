@@ -37,7 +37,7 @@ from preread.engine.worker import Worker
 from preread.errors import UsageError
 from preread.store.claims import Claimed
 from preread.store.objects import Objects
-from preread.values import Fingerprint, Form, ObjectRef, Span
+from preread.values import Fingerprint, Form, ObjectRef, Span, alike
 from preread.wire import draft as drafts
 from preread.wire import manifest as manifests
 from preread.wire import tokens as token_objects
@@ -129,7 +129,7 @@ async def make(
     started = time.monotonic()
     check(engine, name, len(tokens))
     codecs = await asyncio.to_thread(codecs_for, engine.embeddings, tokens, rungs, profile)
-    model = Model(engine.spec.name, engine.spec.fingerprint, engine.spec.geometry)
+    model = Model(engine.spec.name, engine.spec.fingerprint, alike(engine.spec.geometry))
     work = work_of(model, tokens, form, codecs, profile, engine_version(), engine.spec.windows)
     spans = windows(len(tokens), engine.spec.window_tokens, engine.scored_tokens) if needed(rungs) else []
     making = _Making(store, engine, worker, tokens, codecs, work, profile, spans, progress)
@@ -205,7 +205,7 @@ class _Making:
 
     async def _stored(self, pool: Executor, chunk: Span) -> Row:
         export = self.engine.session.export
-        blocks = [await self.worker.run(partial(export, chunk, Span(*group))) for group in self.work.groups]
+        blocks = [await self.worker.run(partial(export, chunk, Span(*group.layers))) for group in self.work.groups]
         return await stored(self.store, pool, self.work.context, self.codecs, blocks)
 
     async def _measured(self, pool: ThreadPoolExecutor, rows: Sequence[Row], reading: Reading) -> Manifest:
@@ -245,8 +245,9 @@ def work_of(
         layer_windows: of each layer, if any has one.
     """
     bases = _bases(profile)
-    alike = grouped(layer_windows or (None,) * model.geometry.layers, GROUP_LAYERS)
-    groups = alike if profile is None else profile.profile.groups
+    cut = grouped(layer_windows or (None,) * len(model.layers), GROUP_LAYERS)
+    groups = manifests.rows_of(cut if profile is None else profile.profile.groups)
+    chunks = manifests.pairs(chunked(len(tokens)))
 
     def rung(step: Codec) -> RungCodec:
         id = profile.ref.id if profile is not None and needs_profile(step.version) else None
@@ -257,8 +258,9 @@ def work_of(
         form=form,
         model=model,
         token_count=len(tokens),
-        chunks=manifests.pairs(chunked(len(tokens))),
-        groups=manifests.pairs(groups),
+        chunks=chunks,
+        groups=groups,
+        parts=manifests.all_parts(groups, chunks),
         rungs=tuple(map(rung, codecs)),
         origin=Origin(engine, f"preread {version('preread')}", BATCH_TOKENS),
     )
@@ -288,7 +290,7 @@ def manifest_of(
 
     def rung(at: int, of: RungCodec) -> Rung:
         ref = sized(profile.ref) if profile is not None and of.profile is not None else None
-        return Rung(of.name, of.codec, tuple(row[at] for row in rows), ref, None, of.base)
+        return Rung(of.name, of.codec, drafts.flat(work, rows, at), ref, None, of.base, of.states)
 
     return Manifest(
         context=work.context,
@@ -297,6 +299,7 @@ def manifest_of(
         tokens=manifests.Tokens(work.token_count, tokens.id, tokens.size_bytes),
         chunks=work.chunks,
         groups=work.groups,
+        parts=work.parts,
         rungs=tuple(rung(at, of) for at, of in enumerate(work.rungs)),
         origin=msgspec.structs.replace(work.origin, mode=reading.mode),
     )
@@ -334,7 +337,7 @@ def _published(
     name: str, engine: LlamaCpp, manifest: Manifest, ref: SizedId, started: float, notes: tuple[str, ...]
 ) -> Published:
     entry = entry_of(name, manifest, ref, engine.spec.vocabulary)
-    sizes = {rung.name: sum(cell.size_bytes for row in rung.segments for cell in row) for rung in manifest.rungs}
+    sizes = {rung.name: rung.size_bytes for rung in manifest.rungs}
     refined = {rung.name: rung.base for rung in manifest.rungs if rung.base}
     return Published(entry, sizes, time.monotonic() - started, manifest.origin.mode, notes, refined)
 

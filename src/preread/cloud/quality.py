@@ -29,7 +29,7 @@ from preread.fit.quality import Score, compare, log_softmax
 from preread.fit.quality import joined as together
 from preread.plan.choose import MAX_DLOSS
 from preread.store.objects import Objects
-from preread.values import KVBlock, ObjectRef, Span
+from preread.values import KVBlock, KVShape, ObjectRef, Span
 from preread.wire import manifest as manifests
 from preread.wire import segment
 from preread.wire.manifest import Manifest, Quality, SegmentPlace
@@ -149,7 +149,8 @@ async def measure(
 async def _put_back(
     store: Objects, engine: LlamaCpp, pool: ThreadPoolExecutor, manifest: Manifest, codec: Codec, place: SegmentPlace
 ) -> None:
-    header, shape = manifests.header(manifest, codec.rung, place), manifest.model.geometry
+    header, shape = manifests.header(manifest, codec.rung, place), place.shape
+    assert isinstance(shape, KVShape)
     payload: bytes | memoryview = segment.unpack(await _read(store, place.ref), header)
     if place.base is not None:
         below = manifests.header(manifest, manifests.rung_named(manifest, codec.rung).base or "", place)

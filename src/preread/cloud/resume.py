@@ -15,13 +15,13 @@ from preread.engine.llamacpp import LlamaCpp
 from preread.engine.worker import Worker
 from preread.errors import CorruptData
 from preread.store.objects import Objects
-from preread.values import ObjectRef, Span
+from preread.values import KVShape, ObjectRef, Span
 from preread.wire import draft as drafts
 from preread.wire import manifest as manifests
-from preread.wire import segment
+from preread.wire import parts, segment
 from preread.wire.draft import Draft, Row, Work
 from preread.wire.fields import SizedId
-from preread.wire.manifest import LOSSLESS, Manifest
+from preread.wire.manifest import LOSSLESS, Group, Manifest
 
 _AT_ONCE: Final = 64
 """Objects are read so many at a time: a bucket takes milliseconds for each."""
@@ -93,9 +93,11 @@ async def restored(store: Objects, engine: LlamaCpp, worker: Worker, pool: Execu
     await worker.run(lambda: engine.session.reserve(tokens))
     at = names.index(LOSSLESS)
     try:
-        for chunk, row in zip(work.chunks, record.rows, strict=False):
-            groups = zip(work.groups, row[at], strict=True)
-            await asyncio.gather(*[_put_back(store, engine, pool, work, chunk, group, cell) for group, cell in groups])
+        for number, (chunk, row) in enumerate(zip(work.chunks, record.rows, strict=False)):
+            cells = zip(work.groups_at(number), row[at], strict=True)
+            await asyncio.gather(
+                *[_put_back(store, engine, pool, work, chunk, work.groups[group], cell) for group, cell in cells]
+            )
     except CorruptData as error:
         _log.warning("context %s is read from its start again: %s", work.context[:12], error)
         return 0
@@ -108,11 +110,12 @@ async def _put_back(
     pool: Executor,
     work: Work,
     chunk: tuple[int, int],
-    group: tuple[int, int],
+    group: Group,
     cell: SizedId,
 ) -> None:
-    shape, tokens, layers = work.model.geometry, Span(*chunk), Span(*group)
-    header = segment.SegmentHeader(work.context, LOSSLESS, tokens, layers, shape.kv_heads, shape.head_dim)
+    shape, tokens, layers = parts.shape(work.model.layers, group), Span(*chunk), Span(*group.layers)
+    assert isinstance(shape, KVShape)
+    header = segment.SegmentHeader(work.context, LOSSLESS, tokens, layers, shape)
     data = await store.keep(_ref(cell))
     if data is None:
         raise CorruptData("digest", f"segment {cell.id[:12]} was whole just now, and is not any more")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from preread.codec.base import Payload, Shape, block_shape, check_block
-from preread.values import Geometry, Half, KVBlock, Span
+from preread.values import Geometry, Half, KVBlock, KVShape, Span
 
 
 class Packer(Protocol):
@@ -18,7 +18,7 @@ class Packer(Protocol):
         """Size of what `pack` writes for K and V of this shape."""
 
     def pack(self, k: Half, v: Half) -> bytes:
-        """Write two finite float16 arrays of shape (layers, kv_heads, tokens, head_dim)."""
+        """Write two finite float16 arrays (layers, kv_heads, tokens, head_dim), which may differ in head_dim."""
 
     def unpack(self, data: bytes, shape: Shape) -> tuple[Half, Half]:
         """Read K and V from `size_bytes(shape)` bytes.
@@ -55,7 +55,7 @@ class Chain:
         check_block(block)
         return self.compressor.compress(self.packer.pack(block.k, block.v))
 
-    def decode(self, payload: Payload, tokens: Span, layers: Span, geometry: Geometry) -> KVBlock:
+    def decode(self, payload: Payload, tokens: Span, layers: Span, geometry: Geometry | KVShape) -> KVBlock:
         shape = block_shape(tokens, layers, geometry)
         data = self.compressor.decompress(payload, self.packer.size_bytes(shape))
         k, v = self.packer.unpack(data, shape)

@@ -23,7 +23,7 @@ from preread.codec.symbols import Coder, Symbols, read, write
 from preread.codec.zstd import Zstd
 from preread.compiled import vector_bits
 from preread.errors import CorruptData, UsageError
-from preread.values import Geometry, Half, KVBlock, Span
+from preread.values import Geometry, Half, KVBlock, KVShape, Span
 
 VERSION = "fitted/2"
 
@@ -70,13 +70,15 @@ class Fitted:
         own = encoded(self.prepared, block, [self.rung])
         return own[self.rung] if self.base is None else joined(own[self.base], own[self.rung])
 
-    def decode(self, payload: Payload, tokens: Span, layers: Span, geometry: Geometry) -> KVBlock:
-        shape = block_shape(tokens, layers, geometry)
+    def decode(self, payload: Payload, tokens: Span, layers: Span, geometry: Geometry | KVShape) -> KVBlock:
+        *shape, k_dim, v_dim = block_shape(tokens, layers, geometry)
         profile = self.prepared.profile
         group = _group(self.prepared, tokens, layers)
-        if group is None or geometry != profile.geometry:
+        own = profile.geometry
+        fits = shape[:2] == [len(layers), own.kv_heads] and k_dim == v_dim == own.head_dim
+        if group is None or not (geometry == own or (isinstance(geometry, KVShape) and fits)):
             raise CorruptData("shape", f"{layers} of {geometry} is not a layer group of the profile")
-        k, v = np.empty(shape, np.float16), np.empty(shape, np.float16)
+        k, v = np.empty((*shape, k_dim), np.float16), np.empty((*shape, v_dim), np.float16)
         sinks, base = _sinks(self.prepared, tokens), self._base
         view, finer = apart(payload) if base else (memoryview(payload), memoryview(b""))
         if sinks:
@@ -96,7 +98,7 @@ class Fitted:
         (length,) = struct.unpack_from("<I", view)
         if length > len(view) - 4:
             raise CorruptData("length", f"payload states {length} bytes for its first tokens, it has {len(view) - 4}")
-        shape = k.shape[0], k.shape[1], k.shape[2], k.shape[3]
+        shape = k.shape[0], k.shape[1], k.shape[2], k.shape[3], v.shape[3]
         data = Zstd(level=3).decompress(view[4 : 4 + length], Shuffle().size_bytes(shape))
         k[:], v[:] = Shuffle().unpack(data, shape)
         return view[4 + length :]

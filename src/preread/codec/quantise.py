@@ -35,7 +35,7 @@ class Quantiser:
     def size_bytes(self, shape: Shape) -> int:
         k_rows, k_row, v_rows, v_row = _rows(shape)
         groups = k_rows * _groups(k_row) + v_rows * _groups(v_row)
-        return 4 * groups + 2 * self._plane_bytes(k_rows * k_row)
+        return 4 * groups + self._plane_bytes(k_rows * k_row) + self._plane_bytes(v_rows * v_row)
 
     def pack(self, k: Half, v: Half) -> bytes:
         k_scales, k_codes = self._quantise(k.transpose(0, 1, 3, 2))
@@ -43,20 +43,24 @@ class Quantiser:
         return k_scales + v_scales + self._pack_codes(k_codes) + self._pack_codes(v_codes)
 
     def unpack(self, data: bytes, shape: Shape) -> tuple[Half, Half]:
-        layers, heads, tokens, dim = shape
+        layers, heads, tokens, k_dim, v_dim = shape
         k_rows, k_row, v_rows, v_row = _rows(shape)
         k_groups, v_groups = k_rows * _groups(k_row), v_rows * _groups(v_row)
         scales = np.frombuffer(data, dtype="<f2", count=2 * (k_groups + v_groups)).astype(np.float32)
         _check_scales(scales, k_groups, v_groups)
-        codes = np.frombuffer(data, dtype=np.uint8, offset=4 * (k_groups + v_groups)).reshape(2, -1)
-        k = self._restore(scales[: 2 * k_groups], codes[0], k_rows, k_row)
-        v = self._restore(scales[2 * k_groups :], codes[1], v_rows, v_row)
-        channel_major = k.reshape(layers, heads, dim, tokens)
-        return np.ascontiguousarray(channel_major.transpose(0, 1, 3, 2)), v.reshape(shape)
+        codes = np.frombuffer(data, dtype=np.uint8, offset=4 * (k_groups + v_groups))
+        k_bytes = self._plane_bytes(k_rows * k_row)
+        k = self._restore(scales[: 2 * k_groups], codes[:k_bytes], k_rows, k_row)
+        v = self._restore(scales[2 * k_groups :], codes[k_bytes:], v_rows, v_row)
+        channel_major = k.reshape(layers, heads, k_dim, tokens)
+        v = v.reshape(layers, heads, tokens, v_dim)
+        return np.ascontiguousarray(channel_major.transpose(0, 1, 3, 2)), v
 
     def _quantise(self, half: Half) -> tuple[bytes, Codes]:
         """Scales as bytes (lows, then steps), and codes, of an array whose last axis is to be grouped."""
         row = half.shape[-1]
+        if not row:
+            return b"", np.empty(0, np.uint8)
         values = np.ascontiguousarray(half, dtype=np.float32).reshape(-1, row)
         starts = np.arange(0, row, GROUP)
         low = np.minimum.reduceat(values, starts, axis=1)
@@ -116,8 +120,8 @@ def _compiled() -> ctypes.CDLL:
 
 def _rows(shape: Shape) -> tuple[int, int, int, int]:
     """(rows of K, values in each, rows of V, values in each)."""
-    layers, heads, tokens, dim = shape
-    return layers * heads * dim, tokens, layers * heads * tokens, dim
+    layers, heads, tokens, k_dim, v_dim = shape
+    return layers * heads * k_dim, tokens, layers * heads * tokens, v_dim
 
 
 def _groups(row: int) -> int:
@@ -140,5 +144,5 @@ def _ceil_half(step: Single) -> Single:
 
 def _check_scales(scales: Single, k_groups: int, v_groups: int) -> None:
     steps = scales[k_groups : 2 * k_groups], scales[2 * k_groups + v_groups :]
-    if not np.isfinite(scales).all() or any(step.min() < 0 for step in steps):
+    if not np.isfinite(scales).all() or any(step.min(initial=0) < 0 for step in steps):
         raise CorruptData("range", "payload holds a low or a step that is not finite, or a negative step")

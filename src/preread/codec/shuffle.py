@@ -19,18 +19,20 @@ class Shuffle:
     """Byte planes of float16; exact for every finite value, signed zeros included."""
 
     def size_bytes(self, shape: Shape) -> int:
-        layers, heads, tokens, dim = shape
-        return 2 * 2 * layers * heads * tokens * dim
+        layers, heads, tokens, k_dim, v_dim = shape
+        return 2 * layers * heads * tokens * (k_dim + v_dim)
 
     def pack(self, k: Half, v: Half) -> bytes:
         return b"".join(plane.tobytes() for half in (k.transpose(0, 1, 3, 2), v) for plane in _planes(half))
 
     def unpack(self, data: bytes, shape: Shape) -> tuple[Half, Half]:
-        layers, heads, tokens, dim = shape
-        planes = np.frombuffer(data, dtype=np.uint8).reshape(4, -1)
-        channel_major = _join(planes[0], planes[1]).reshape(layers, heads, dim, tokens)
+        layers, heads, tokens, k_dim, v_dim = shape
+        planes = np.frombuffer(data, dtype=np.uint8)
+        size = layers * heads * tokens * k_dim
+        k_planes, v_planes = planes[: 2 * size].reshape(2, -1), planes[2 * size :].reshape(2, -1)
+        channel_major = _join(*k_planes).reshape(layers, heads, k_dim, tokens)
         k = np.ascontiguousarray(channel_major.transpose(0, 1, 3, 2))
-        v = _join(planes[2], planes[3]).reshape(shape)
+        v = _join(*v_planes).reshape(layers, heads, tokens, v_dim)
         if not (finite(k) and finite(v)):
             raise CorruptData("range", "payload holds values that are not finite")
         return k, v

@@ -441,5 +441,4 @@ class Contexts:
 
 def _cells(manifest: Manifest) -> Iterator[SizedId]:
     for rung in manifest.rungs:
-        for row in rung.segments:
-            yield from row
+        yield from rung.segments

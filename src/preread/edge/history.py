@@ -149,7 +149,7 @@ def _shape(known: Known, layers: int) -> tuple[tuple[Pair, ...], tuple[Pair, ...
     """Chunks of tokens and groups of layers; one of each, where nobody said how it is divided."""
     if known.manifest is None:
         return ((0, len(known.tokens)),), ((0, layers),)
-    return known.manifest.chunks, known.manifest.groups
+    return known.manifest.chunks, tuple(group.layers for group in known.manifest.groups)
 
 
 def _computed_tokens(coming: Coming | None, reuse: int) -> int:

@@ -1,13 +1,15 @@
 """A context that an edge knows, and what the objects that it is made of must say. Pure: bytes in, values out."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from preread.edge.published import OwnModel
 from preread.edge.rungs import Streamable
 from preread.errors import CorruptData, UsageError
 from preread.plan.match import Tokens
-from preread.values import ObjectRef
+from preread.values import Layer, ObjectRef
 from preread.wire import manifest as manifests
+from preread.wire import parts
 from preread.wire import tokens as token_objects
 from preread.wire.catalogue import Entry
 from preread.wire.digest import context_id
@@ -78,9 +80,19 @@ def manifest_of(entry: Entry, data: bytes, own: OwnModel) -> Manifest:
     same = read.context == entry.context and read.model.fingerprint == entry.fingerprint
     if not same or read.tokens.count != entry.token_count:
         raise CorruptData("context", "its manifest is of another context")
-    if read.model.geometry != own.geometry:
-        raise CorruptData("shape", f"its manifest states {read.model.geometry}, and the model has {own.geometry}")
+    _check_fits(read, own.layers)
     return read
+
+
+def _check_fits(read: Manifest, own: Sequence[Layer]) -> None:
+    theirs = read.model.layers
+    if len(theirs) != len(own):
+        raise CorruptData("shape", f"its manifest states {len(theirs)} layers, and the model has {len(own)}")
+    for number, (layer, mine) in enumerate(zip(theirs, own, strict=True)):
+        if (layer.rows, layer.state) != (mine.rows, mine.state):
+            raise CorruptData("shape", f"its manifest states {layer} for layer {number}, and the model has {mine}")
+    if not parts.needed(own, read.groups, read.chunks) <= set(read.parts):
+        raise CorruptData("shape", "its manifest lacks rows that this model looks at")
 
 
 def lack(ref: ObjectRef, entry: Entry | None) -> str:

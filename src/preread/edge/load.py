@@ -25,7 +25,7 @@ from preread.plan.events import Cell, Event, Instruction
 from preread.plan.plan import Plan
 from preread.plan.task import Task
 from preread.store.fetch import Source
-from preread.values import KVBlock, ObjectRef
+from preread.values import KVBlock, KVShape, ObjectRef
 from preread.wire import manifest as manifests
 from preread.wire import segment
 from preread.wire.manifest import Manifest, SegmentPlace
@@ -219,7 +219,7 @@ class Loading:
             case events.Answer():
                 self._core.answerable(self._context)
             case events.Open(groups):
-                self._core.open(self._context, self._what.manifest.groups[groups - 1][1])
+                self._core.open(self._context, manifests.open_layers(self._what.manifest, groups))
 
     def _work(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(work)
@@ -301,7 +301,7 @@ class Loading:
     async def _compute(self, start: int, stop: int, count: int | None) -> None:
         chunks, groups = self._what.manifest.chunks, self._what.manifest.groups[:count]
         first, last = chunks[start][0], chunks[stop - 1][1]
-        layers = None if count is None else groups[-1][1]
+        layers = None if count is None else max(group.layers[1] for group in groups)
         await asyncio.wait([self._reserved])
         self._reserved.result()
         try:
@@ -316,7 +316,7 @@ class Loading:
         if seconds is None:
             self._tell(events.Crowded())
             return
-        every = self._what.manifest.groups[-1][1]
+        every = len(self._what.manifest.model.layers)
         self._done.computed_tokens += round((last - first) * (every if layers is None else layers) / every)
         self._done.computed_s += seconds
         cells = {(chunk, group) for chunk in range(start, stop) for group in range(len(groups))}
@@ -353,7 +353,8 @@ def decoded(what: LoadSpec, place: SegmentPlace, frames: list[bytes]) -> KVBlock
         for name, frame in zip(names, frames, strict=True)
     ]
     payload = joined(*payloads) if what.base else payloads[0]
-    return what.codec.decode(payload, place.tokens, place.layers, what.manifest.model.geometry)
+    assert isinstance(place.shape, KVShape)
+    return what.codec.decode(payload, place.tokens, place.layers, place.shape)
 
 
 async def _in_thread(call: Callable[[], T]) -> T:

@@ -70,8 +70,8 @@ async def open_node(
     if link is not None and link.exposed:
         _log.warning("contexts come without TLS: whoever is on the way to the cloud can read them, and change them")
     spec = engine.spec
-    size = spec.geometry, spec.window_tokens
-    own = OwnModel(spec.fingerprint, spec.vocabulary, *size, gates, windows=spec.windows)
+    size = spec.layers, spec.window_tokens
+    own = OwnModel(spec.fingerprint, spec.vocabulary, *size, gates)
     wishes = options.near.wishes
     contexts = Contexts(folder, own, Interest(options.names, wishes.pins, wishes.policy == "all"))
     await asyncio.to_thread(contexts.restore)

@@ -19,7 +19,7 @@ from preread.codec.profile import Prepared, Profile, prepare
 from preread.edge.published import OwnModel
 from preread.errors import CorruptData
 from preread.plan.match import Tokens
-from preread.values import ContextId, Geometry, KVBlock, ObjectId, ObjectRef, Span
+from preread.values import ContextId, Geometry, KVBlock, KVShape, ObjectId, ObjectRef, Span
 from preread.wire import manifest as manifests
 from preread.wire.manifest import Manifest, Model, Rung
 
@@ -151,7 +151,7 @@ class Reader:
                 self._codec = self._make()
             return self._codec
 
-    def decode(self, payload: Payload, tokens: Span, layers: Span, geometry: Geometry) -> KVBlock:
+    def decode(self, payload: Payload, tokens: Span, layers: Span, geometry: Geometry | KVShape) -> KVBlock:
         """As `Codec.decode`."""
         return self.ready().decode(payload, tokens, layers, geometry)
 

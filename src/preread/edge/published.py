@@ -12,7 +12,7 @@ import msgspec
 
 from preread.fit.family import Gate
 from preread.plan.legality import Window
-from preread.values import Fingerprint, Geometry
+from preread.values import Fingerprint, Layer
 from preread.wire.catalogue import MAX_ENTRIES, Catalogue, Entry
 from preread.wire.fields import MAX_CATALOGUE_BYTES
 from preread.wire.selection import Selection, of_names
@@ -38,16 +38,19 @@ class OwnModel:
     """What an edge has to know of its own model to judge what is published.
 
     `gates` say which other quantisations' KV it may read, and what that costs; models in `same` have its very weights.
-    `windows` are those of its layers, if any has one.
     """
 
     fingerprint: Fingerprint
     vocabulary: Fingerprint
-    geometry: Geometry
+    layers: tuple[Layer, ...]
     window_tokens: int
     gates: tuple[Gate, ...] = ()
     same: tuple[Fingerprint, ...] = ()
-    windows: tuple[Window, ...] = ()
+
+    @property
+    def windows(self) -> tuple[Window, ...]:
+        """Of each layer."""
+        return tuple(layer.window_tokens for layer in self.layers)
 
     @property
     def fingerprints(self) -> tuple[Fingerprint, ...]:

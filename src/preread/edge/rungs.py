@@ -76,8 +76,8 @@ def _resolved(manifest: Manifest, rung: Rung, profiles: Profiles, own: OwnModel)
 
 
 def _is_seen(place: SegmentPlace, manifest: Manifest, own: OwnModel) -> bool:
-    windows = own.windows[place.layers.start : place.layers.stop]
-    return not windows or is_seen(manifest.tokens.count, place.tokens, windows)
+    windows = (own.layers[layer].window_tokens for layer in place.numbers)
+    return is_seen(manifest.tokens.count, place.tokens, windows)
 
 
 def _gated(one: Streamable, rung: Rung, gate: Gate | None) -> Streamable:

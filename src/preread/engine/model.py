@@ -4,7 +4,7 @@ import ctypes
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from preread.engine.marks import Controls
 from preread.engine.memory import memory_of, windowed_obstacle, windows_of
 from preread.engine.registry import part_paths
 from preread.errors import EngineError, UsageError
-from preread.values import Family, Fingerprint, Geometry
+from preread.values import Family, Fingerprint, Geometry, Layer, alike
 
 _DEFAULT_WINDOW = 8192
 _UNKNOWN, _CONTROL = 1 << 0, 1 << 3  # LLAMA_TOKEN_ATTR_…
@@ -41,13 +41,13 @@ class Spec:
         fingerprint: digest of everything that changes what its KV rows mean.
         vocabulary: digest of its tokenizer: with the same one, the same token ids mean the same text.
         family: digest of what all its quantisations share; None: nothing tells them from another model's.
-        geometry: shape of its KV cache.
+        geometry: shape of its KV cache; where `layers` differ, of what llama.cpp says of the model.
+        layers: what each of them keeps of a context.
         window_tokens: size of the KV cache, that is, context + prompt + answer.
         trained_tokens: the longest window it was trained for.
         vocab_size: number of token ids.
         token_characters: no token stands for more characters of text.
         rope_near: whether the two halves of a rotated pair lie side by side (llama.cpp's NORM) or not (NEOX).
-        windows: of each layer, the tokens that it looks back at, the one that looks included; None: at all.
         no_injection: why its KV can be neither exported nor injected; None when it can.
     """
 
@@ -57,13 +57,18 @@ class Spec:
     vocabulary: Fingerprint
     family: Family | None
     geometry: Geometry
+    layers: tuple[Layer, ...]
     window_tokens: int
     trained_tokens: int
     vocab_size: int
     token_characters: int
     rope_near: bool
-    windows: tuple[int | None, ...]
     no_injection: str | None
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """Of each layer, the tokens that it looks back at, the one that looks included; None: at all."""
+        return tuple(layer.window_tokens for layer in self.layers)
 
 
 class Loaded:
@@ -241,12 +246,14 @@ def spec(loaded: Loaded, path: Path, name: str, window_tokens: int) -> Spec:
         vocabulary=vocabulary,
         family=family(traits_of(files, geometry, vocabulary, rope_near=near)),
         geometry=geometry,
+        layers=tuple(
+            replace(layer, window_tokens=window) for layer, window in zip(alike(geometry), windows, strict=True)
+        ),
         window_tokens=window_tokens or min(trained, _DEFAULT_WINDOW),
         trained_tokens=trained,
         vocab_size=llama_cpp.llama_vocab_n_tokens(loaded.vocab),
         token_characters=token_characters,
         rope_near=near,
-        windows=windows,
         no_injection=_no_injection(loaded, architecture, head_dim, no_windows),
     )
 

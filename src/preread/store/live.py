@@ -28,7 +28,7 @@ async def refs(store: Reads, entry: Entry) -> list[ObjectRef]:
         raise CorruptData("length", f"the manifest of {entry.name!r} is missing")
     found = [manifest_ref(entry), tokens_ref(entry)]
     for rung in manifest.loads(data).rungs:
-        found += [ObjectRef("segments", cell.id, cell.size_bytes) for row in rung.segments for cell in row]
+        found += [ObjectRef("segments", cell.id, cell.size_bytes) for cell in rung.segments]
         if rung.profile is not None:
             found.append(ObjectRef("profiles", rung.profile.id, rung.profile.size_bytes))
     return found

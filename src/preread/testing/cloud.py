@@ -22,7 +22,7 @@ from preread.codec import fitted
 from preread.codec.ladder import codec
 from preread.errors import UsageError
 from preread.store.objects import Objects, open_store
-from preread.values import ContextId, Fingerprint, Form, Geometry, KVBlock, ObjectRef, Span
+from preread.values import ContextId, Fingerprint, Form, Geometry, KVBlock, ObjectRef, Span, alike
 from preread.wire import manifest as manifests
 from preread.wire import segment, tokens
 from preread.wire.catalogue import Entry
@@ -67,14 +67,15 @@ class RandomPublisher:
         for rung in self.rungs:
             blocks = [[_block(ids, chunk, group) for group in groups] for chunk in chunks]
             frames = [[_frame(context, rung, block) for block in row] for row in blocks]
-            cells = [tuple([_sized(await self.store.put("segments", frame)) for frame in row]) for row in frames]
-            rungs.append(manifests.Rung(rung, codec(rung).version, tuple(cells)))
+            cells = [[_sized(await self.store.put("segments", frame)) for frame in row] for row in frames]
+            flat = tuple(row[group] for group in range(len(groups)) for row in cells)
+            rungs.append(manifests.Rung(rung, codec(rung).version, flat))
         if self.profile:
             needed = _sized(await self.store.put("profiles", self.profile))
             rungs[-1] = msgspec.structs.replace(rungs[-1], name=FITTED, codec=fitted.VERSION, profile=needed)
         progress("encode", len(chunks), len(chunks))
         entry = await self._entry(ask.name, "chat" if ask.form == "chat" else "text", ids, chunks, groups, tuple(rungs))
-        sizes = {rung.name: sum(cell.size_bytes for row in rung.segments for cell in row) for rung in rungs}
+        sizes = {rung.name: rung.size_bytes for rung in rungs}
         return Published(entry, sizes, 0.0)
 
     async def counted(self, ask: Request) -> Counted:
@@ -95,13 +96,15 @@ class RandomPublisher:
         rungs: tuple[manifests.Rung, ...],
     ) -> Entry:
         packed = _sized(await self.store.put("tokens", tokens.pack(ids)))
+        covered, of = manifests.pairs(chunks), manifests.rows_of(groups)
         manifest = manifests.Manifest(
             context=context_id(FINGERPRINT, ids),
             form=form,
-            model=manifests.Model(MODEL, FINGERPRINT, GEOMETRY),
+            model=manifests.Model(MODEL, FINGERPRINT, alike(GEOMETRY)),
             tokens=manifests.Tokens(len(ids), packed.id, packed.size_bytes),
-            chunks=manifests.pairs(chunks),
-            groups=manifests.pairs(groups),
+            chunks=covered,
+            groups=of,
+            parts=manifests.all_parts(of, covered),
             rungs=rungs,
             origin=manifests.Origin("random", "preread test", 1),
         )
@@ -159,7 +162,7 @@ def _block(ids: npt.NDArray[np.int32], chunk: Span, group: Span) -> KVBlock:
 
 
 def _frame(context: ContextId, rung: str, block: KVBlock) -> bytes:
-    header = segment.SegmentHeader(context, rung, block.tokens, block.layers, GEOMETRY.kv_heads, GEOMETRY.head_dim)
+    header = segment.SegmentHeader(context, rung, block.tokens, block.layers, block.shape)
     return segment.pack(header, codec(rung).encode(block))
 
 

@@ -17,11 +17,11 @@ from preread.edge.sources import Sources
 from preread.store.egress import CloudLink
 from preread.store.held import Held
 from preread.testing.cloud import FINGERPRINT, GEOMETRY
-from preread.values import ObjectRef
+from preread.values import ObjectRef, alike
 from preread.wire import manifest as manifests
 from preread.wire.neighbour import Introduction, SiteKey
 
-OWN = OwnModel(FINGERPRINT, FINGERPRINT, GEOMETRY, 2**16)
+OWN = OwnModel(FINGERPRINT, FINGERPRINT, alike(GEOMETRY), 2**16)
 """What a cloud without a model publishes for."""
 
 

@@ -18,7 +18,7 @@ from preread.engine.cache import COMPUTED, UNPLACED, Rows
 from preread.engine.model import Spec
 from preread.engine.sampling import Sampled, Sampling, log_probabilities, reported_probabilities
 from preread.errors import Cancelled, CorruptData, EngineError
-from preread.values import Fingerprint, Geometry, KVBlock, Span
+from preread.values import Fingerprint, Geometry, KVBlock, Span, alike
 
 STEP_TOKENS: Final = 512
 """Tokens of the largest step."""
@@ -359,9 +359,9 @@ def _spec(window_tokens: int) -> Spec:
         vocabulary=none,
         family=None,
         geometry=_GEOMETRY,
+        layers=alike(_GEOMETRY),
         token_characters=1,
         rope_near=True,
-        windows=(None,) * _GEOMETRY.layers,
         no_injection=None,
         **sizes,
     )

@@ -59,9 +59,7 @@ def objects_of(store: Objects, entry: Entry) -> set[tuple[str, ObjectId]]:
 def needs(data: bytes, entry: Entry) -> set[tuple[str, ObjectId]]:
     """All objects that an entry with this manifest leads to."""
     rungs = manifest.loads(data).rungs
-    cells: set[tuple[str, ObjectId]] = {
-        ("segments", cell.id) for rung in rungs for row in rung.segments for cell in row
-    }
+    cells: set[tuple[str, ObjectId]] = {("segments", cell.id) for rung in rungs for cell in rung.segments}
     profiles: set[tuple[str, ObjectId]] = {("profiles", rung.profile.id) for rung in rungs if rung.profile is not None}
     return {("manifests", entry.manifest.id), ("tokens", entry.tokens.id)} | cells | profiles
 

@@ -148,6 +148,7 @@ class Incoming:
 
     async def _fetched(self, known: Known, what: LoadSpec) -> Arrived:
         shape = what.manifest.model.geometry
+        assert shape is not None  # or it would not fit this model
         room = (shape.layers, shape.kv_heads, len(known.tokens), shape.head_dim)
         k, v = np.empty(room, np.float16), np.empty(room, np.float16)
         arriving = fetch_all(Segments(self._link), what.places)

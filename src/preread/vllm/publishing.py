@@ -25,7 +25,7 @@ from preread.cloud.resume import Record
 from preread.codec.base import Codec
 from preread.errors import EngineError, PrereadError
 from preread.store.objects import Objects
-from preread.values import ContextId, Form, Half, KVBlock, Span
+from preread.values import ContextId, Form, Half, KVBlock, Span, alike
 from preread.vllm.checkpoint import Identity
 from preread.wire import manifest as manifests
 from preread.wire import tokens as token_objects
@@ -139,14 +139,14 @@ class Publisher:
     def _work(self, tokens: Tokens, form: Form, codecs: tuple[Codec, ...]) -> Work:
         one = self._identity
         return work_of(
-            Model(one.name, one.fingerprint, one.geometry), tokens, form, codecs, self._profile, self._engine
+            Model(one.name, one.fingerprint, alike(one.geometry)), tokens, form, codecs, self._profile, self._engine
         )
 
     async def _stored(self, context: Context, chunk: Span) -> Row:
         rows = slice(chunk.start, chunk.stop)
         blocks = [
-            KVBlock(chunk, Span(*group), context.k[slice(*group), :, rows], context.v[slice(*group), :, rows])
-            for group in context.work.groups
+            KVBlock(chunk, Span(*layers), context.k[slice(*layers), :, rows], context.v[slice(*layers), :, rows])
+            for layers in (group.layers for group in context.work.groups)
         ]
         return await stored(self._store, self._pool, context.work.context, context.codecs, blocks)
 

@@ -18,7 +18,7 @@ from preread.errors import PrereadError, UsageError
 from preread.fit import family
 from preread.store.egress import CloudLink
 from preread.store.objects import Objects, open_store
-from preread.values import Half
+from preread.values import Half, alike
 from preread.vllm.checkpoint import Checkpoint, Identity, identified
 from preread.vllm.config import Config
 from preread.vllm.incoming import Incoming
@@ -52,7 +52,7 @@ def fetching(folder: Path, dtype: str, chosen: Config, window_tokens: int) -> Fe
     one = identified(folder, chosen.gguf, dtype)
     gates = family.found(chosen.gates, one.same or one.fingerprint)
     same = () if one.same is None else (one.same,)
-    own = OwnModel(one.fingerprint, one.vocabulary, one.geometry, window_tokens, gates, same)
+    own = OwnModel(one.fingerprint, one.vocabulary, alike(one.geometry), window_tokens, gates, same)
     link = CloudLink(chosen.cloud or "", api_key=None if chosen.api_key_file is None else _key(chosen.api_key_file))
     where = chosen.folder or kept.usual_folder(chosen.cloud)
     embed = Checkpoint(folder).embeddings

@@ -46,8 +46,11 @@ def loads(data: bytes, type: type[T], max_bytes: int) -> T:
     return value
 
 
-def check_stamp(data: bytes, format: str, newest: int, max_bytes: int) -> None:
+def check_stamp(data: bytes, format: str, newest: int, max_bytes: int) -> int:
     """Refuse a document of another format or of a version that this release cannot read, before its schema is asked.
+
+    Returns:
+        Its version.
 
     Raises:
         CorruptData: "format" or "version"; "length", "json" or "schema" where it has no stamp at all.
@@ -61,6 +64,7 @@ def check_stamp(data: bytes, format: str, newest: int, max_bytes: int) -> None:
         raise CorruptData("version", message)
     if stamp.version < 1:
         raise CorruptData("version", f"{what} has version {stamp.version}, which never existed")
+    return stamp.version
 
 
 def decode(data: bytes, type: type[T], max_bytes: int) -> T:

@@ -4,6 +4,7 @@ The record's key is a digest of what is made, so whoever begins the same finds i
 it looks whether the objects are there, and whole. It must not know codecs, stores or engines.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Final, Literal
 
 import msgspec
@@ -13,39 +14,63 @@ from preread.values import Form, ObjectId, ObjectRef
 from preread.wire import canonical
 from preread.wire.digest import object_id
 from preread.wire.fields import MAX_MANIFEST_BYTES, ContextIdField, ObjectIdField, Record, SizedId, TokenCount
-from preread.wire.manifest import Manifest, Model, Origin, Pair, RungName
+from preread.wire.manifest import (
+    Group,
+    Manifest,
+    Model,
+    Origin,
+    Pair,
+    Part,
+    Rung,
+    RungName,
+    model_form1,
+    model_form2,
+    parts_are_plain,
+)
 
 FORMAT: Final = "preread-draft"
 VERSION: Final = 1
 MAX_DRAFT_BYTES: Final = MAX_MANIFEST_BYTES
 
 Cells = tuple[SizedId, ...]
-"""Segments of one rung and chunk: [group]."""
+"""Segments of one rung and chunk: [group], of those groups that have a part there."""
 
 Row = tuple[Cells, ...]
 """Segments of one chunk: [rung][group]."""
 
 
 class RungCodec(Record, frozen=True, omit_defaults=True):
-    """A rung that is made: its name, codec chain and version, the object that the codec needs, what it refines."""
+    """A rung that is made: its name, codec chain and version, the object that the codec needs, what it refines.
+
+    `states`: codec of its states.
+    """
 
     name: RungName
     codec: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
     profile: ObjectIdField | None = None
     base: RungName | None = None
+    states: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] | None = None
 
 
 class Work(Record, frozen=True):
-    """All that what is made depends on. Two with the same digest make the same segments under the same names."""
+    """All that what is made depends on. Two with the same digest make the same segments under the same names.
+
+    `parts`: in the order of a manifest's.
+    """
 
     context: ContextIdField
     form: Form
     model: Model
     token_count: TokenCount
     chunks: tuple[Pair, ...]
-    groups: tuple[Pair, ...]
+    groups: tuple[Group, ...]
+    parts: tuple[Part, ...]
     rungs: Annotated[tuple[RungCodec, ...], msgspec.Meta(min_length=1, max_length=64)]
     origin: Origin
+
+    def groups_at(self, chunk: int) -> list[int]:
+        """The groups that have a part at a chunk, in order."""
+        return [group for group, at in self.parts if at == chunk]
 
 
 class Draft(Record, frozen=True, omit_defaults=True):
@@ -68,13 +93,27 @@ class Draft(Record, frozen=True, omit_defaults=True):
 
 def digest(of: Work) -> ObjectId:
     """The key of the record of what is made."""
-    return object_id(canonical.dumps(of))
+    told: dict[str, object] = {
+        "context": of.context,
+        "form": of.form,
+        "model": model_form2(of.model),
+        "token_count": of.token_count,
+        "chunks": of.chunks,
+        "groups": of.groups,
+        "parts": of.parts,
+        "rungs": of.rungs,
+        "origin": of.origin,
+    }
+    if parts_are_plain(of.model, of.groups, of.parts, len(of.chunks)):  # what former releases began is taken up
+        told |= {"model": model_form1(of.model), "groups": [group.layers for group in of.groups]}
+        del told["parts"]
+    return object_id(canonical.dumps(told))
 
 
 def work(manifest: Manifest) -> Work:
     """What a manifest is of."""
     rungs = [
-        RungCodec(one.name, one.codec, None if one.profile is None else one.profile.id, one.base)
+        RungCodec(one.name, one.codec, None if one.profile is None else one.profile.id, one.base, one.states)
         for one in manifest.rungs
     ]
     return Work(
@@ -84,6 +123,7 @@ def work(manifest: Manifest) -> Work:
         manifest.tokens.count,
         manifest.chunks,
         manifest.groups,
+        manifest.parts,
         tuple(rungs),
         manifest.origin,
     )
@@ -91,7 +131,17 @@ def work(manifest: Manifest) -> Work:
 
 def rows(manifest: Manifest) -> tuple[Row, ...]:
     """Its segments, [chunk][rung][group]."""
-    return tuple(tuple(rung.segments[chunk] for rung in manifest.rungs) for chunk in range(len(manifest.chunks)))
+
+    def cells(rung: Rung, chunk: int) -> Cells:
+        return tuple(one for one, part in zip(rung.segments, manifest.parts, strict=True) if part[1] == chunk)
+
+    return tuple(tuple(cells(rung, chunk) for rung in manifest.rungs) for chunk in range(len(manifest.chunks)))
+
+
+def flat(of: Work, noted: Sequence[Row], rung: int) -> Cells:
+    """The segments of one rung in a manifest's order, of rows of all chunks."""
+    places = {(group, chunk): at for chunk in range(len(of.chunks)) for at, group in enumerate(of.groups_at(chunk))}
+    return tuple(noted[chunk][rung][places[group, chunk]] for group, chunk in of.parts)
 
 
 def dumps(draft: Draft) -> bytes:
@@ -118,8 +168,8 @@ def loads(data: bytes, of: Work) -> Draft:
         raise CorruptData("digest", "the record of a publication is that of another one")
     if len(draft.rows) > len(of.chunks):
         raise CorruptData("shape", f"{len(draft.rows)} chunks are noted of {len(of.chunks)}")
-    for row in draft.rows:
-        if len(row) != len(of.rungs) or any(len(cells) != len(of.groups) for cells in row):
+    for chunk, row in enumerate(draft.rows):
+        if len(row) != len(of.rungs) or any(len(cells) != len(of.groups_at(chunk)) for cells in row):
             raise CorruptData("shape", "a noted chunk does not have a segment for each rung and group")
     return draft
 
