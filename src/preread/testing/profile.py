@@ -7,16 +7,21 @@ import numpy as np
 
 from preread.codec.groups import layer_groups
 from preread.codec.profile import Basis, FittedRung, Profile, Quality, Steps
-from preread.codec.rope import Rope
+from preread.codec.rope import Rope, Ropes
 from preread.codec.symbols import CLASSES
 from preread.fit import tables
-from preread.values import Fingerprint, Geometry
+from preread.values import Fingerprint, Geometry, Span
 
 GROUP_LAYERS = 1
 
 
 def plain_profile(
-    fingerprint: Fingerprint, geometry: Geometry, embedding_width: int, rungs: Mapping[str, tuple[float, float]]
+    fingerprint: Fingerprint,
+    geometry: Geometry,
+    embedding_width: int,
+    rungs: Mapping[str, tuple[float, float]],
+    groups: tuple[Span, ...] = (),
+    ropes: Ropes = (),
 ) -> Profile:
     """A profile for a model. Its quality is stated, not measured.
 
@@ -24,8 +29,10 @@ def plain_profile(
         fingerprint, geometry: of the model.
         embedding_width: of the model's embeddings.
         rungs: name to step (in units of K and V) and stated change of loss, best first.
+        groups: of layers; by default each is one.
+        ropes: how each layer rotates; by default none does.
     """
-    groups = layer_groups(geometry.layers, GROUP_LAYERS)
+    groups = groups or layer_groups(geometry.layers, GROUP_LAYERS)
     widths = [2 * len(layers) * geometry.kv_heads * geometry.head_dim for layers in groups]
     return Profile(
         fingerprint,
@@ -34,7 +41,7 @@ def plain_profile(
         4,
         8,
         "nothing",
-        (Rope(True, np.zeros(0, np.float32)),) * geometry.layers,
+        ropes or (Rope(True, np.zeros(0, np.float32)),) * geometry.layers,
         np.zeros(embedding_width, np.float32),
         np.zeros((embedding_width, 1), np.float16),
         tuple(_identity(width) for width in widths),
