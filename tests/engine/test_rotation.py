@@ -70,3 +70,17 @@ def test_equal_tokens_have_equal_keys_before_rotation(
         assert max(moved(engine, ropes)) < 0.05
         turned = moved(engine, (ropes[0],) * LAYERS)
         assert (max(turned) > 0.1) == (kinds > 1), "another layer's angles would not do"
+
+
+def test_caches_whose_size_chooses_other_factors_are_not_exchanged(tmp_path: Path) -> None:
+    """phi3 with long-rope: llama.cpp takes the factors for long contexts where the cache is large, not the context."""
+    found = {}
+    for architecture in ("phi3", "llama"):
+        more = {"rope.scaling.original_context_length": 512}
+        path = write_family(tmp_path / f"{architecture}.gguf", architecture, more=more)
+        for cells in (512, 1024):
+            with closing(LlamaCpp.open(path, window_tokens=cells, trusted=True)) as engine:
+                found[architecture, cells] = engine.spec, engine.ropes[0].frequencies
+    (short, fast), (long, slow) = found["phi3", 512], found["phi3", 1024]
+    assert short.fingerprint != long.fingerprint and short.family is None and not np.allclose(fast, slow)
+    assert found["llama", 512][0].fingerprint == found["llama", 1024][0].fingerprint

@@ -22,7 +22,7 @@ from preread.engine.attention import Attention, attends_in_tiles
 from preread.engine.cache import Cache
 from preread.engine.chat import ChatTemplate
 from preread.engine.chooser import Chooser
-from preread.engine.context import SEQUENCES, open_context, outputs_of
+from preread.engine.context import SEQUENCES, cells_of, open_context, outputs_of
 from preread.engine.context import CacheType as CacheType
 from preread.engine.gate import Gate
 from preread.engine.ggml import CacheTensors, Embeddings, find_cache, find_embeddings, library
@@ -32,8 +32,9 @@ from preread.engine.marks import Prompt
 from preread.engine.model import Spec
 from preread.engine.native import Native
 from preread.engine.native import Tokens as Tokens
+from preread.engine.peek import header_of
 from preread.engine.placement import Placement
-from preread.engine.rotation import find_ropes
+from preread.engine.rotation import find_ropes, for_short_contexts
 from preread.engine.runner import Runner
 from preread.engine.sampling import Sampling, usual
 from preread.engine.session import ECHO_TOKENS, SCRATCH, Session
@@ -111,6 +112,8 @@ class LlamaCpp:
         threads = threads or limits.cpus()
         loaded = model.load(path, trusted=trusted, mapped=mapped)
         spec = model.spec(loaded, path, name or path.stem, window_tokens)
+        if for_short_contexts(header_of(path), cells_of(spec, kv_memory_bytes)):
+            spec = model.apart(spec)
         ggml = library()
         gate = Gate(ctypes.cast(ggml.ggml_get_name, ctypes.c_void_p).value or 0)
         scored = max(scored_tokens, ECHO_TOKENS)

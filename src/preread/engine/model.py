@@ -289,6 +289,13 @@ def _no_injection(loaded: Loaded, architecture: str, head_dim: int, no_windows: 
     return None
 
 
+def apart(spec: Spec) -> Spec:
+    """A model whose file is another's, and whose KV is not: of no family, and with a fingerprint of its own."""
+    return replace(
+        spec, fingerprint=Fingerprint(blake3.blake3(f"apart {spec.fingerprint}".encode()).hexdigest()), family=None
+    )
+
+
 def fingerprint_of(path: Path) -> Fingerprint:
     """The fingerprint of a model in a GGUF file, which nothing is going to be computed with.
 

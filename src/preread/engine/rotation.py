@@ -16,6 +16,7 @@ import numpy as np
 
 from preread.codec.rope import Rope, Ropes, Single
 from preread.engine.ggml import CACHED_KEY, Tensor
+from preread.engine.gguf import Header
 from preread.values import Geometry
 
 _NEOX, _MROPE, _VISION = 2, 8, 24  # GGML_ROPE_TYPE_…
@@ -24,6 +25,7 @@ _PASSED: Final = frozenset(
 )
 """What may come between rotation and cache: nothing that mixes channels of a head with others."""
 _FARTHEST: Final = 16
+_LONG_FACTORS: Final = "rope_factors_long.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,18 @@ def find_ropes(ggml: ctypes.CDLL, observe: Callable[[Callable[[int], None]], Non
     near = any(of.mode == 0 for of, _ in found.values())
     ropes: dict[bytes, Rope] = {}
     return tuple(_shared(ropes, _rope(found.get(layer), geometry, near=near)) for layer in range(geometry.layers))
+
+
+def for_short_contexts(header: Header, cells: int) -> bool:
+    """Whether K in a cache of so many cells is rotated by factors that a model has for short contexts only.
+
+    llama.cpp takes those for long ones where a cache has more cells than the model was first trained for, however short
+    what is in it (long-rope; Ding et al., arXiv 2402.13753): the same tokens' KV is another one then.
+    """
+    name = header.text("general.architecture")
+    trained = header.number(f"{name}.context_length")
+    original = header.number(f"{name}.rope.scaling.original_context_length", trained)
+    return any(tensor.name == _LONG_FACTORS for tensor in header.tensors) and cells <= original
 
 
 def frequencies(of: Parameters, factors: Single) -> Single:
