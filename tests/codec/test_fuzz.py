@@ -17,7 +17,7 @@ def target() -> ModuleType:
 
 
 def test_the_fuzz_target_takes_its_seeds(target: ModuleType) -> None:
-    assert len(target.seeds()) == 10
+    assert len(target.seeds()) == 12
     for seed in target.seeds():
         target.one_input(seed)
 

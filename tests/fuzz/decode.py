@@ -17,35 +17,41 @@ from preread.codec import profile_bytes as profiles
 from preread.codec.fitted import Fitted
 from preread.codec.ladder import codec, ladder
 from preread.codec.profile import prepare
+from preread.codec.state import state_codec
 from preread.errors import CorruptData, PrereadError
 from preread.fit.fits import described
 from preread.testing.codec import sample_block
 from preread.testing.fits import FILES
 from preread.testing.profile import plain_profile
-from preread.values import Fingerprint, Geometry, Span
+from preread.testing.states import sample_state
+from preread.values import Fingerprint, Geometry, Span, StateShape
 from preread.wire.fits import Fits, dumps
 
 GEOMETRY = Geometry(2, 1, 8)
 TOKENS = Span(0, 24)
+STATE = StateShape(6, 8, 8)
+STATE_RUNGS = "f32", "s4"
 _BOUND_BYTES = 8 << 20
 
 
 def seeds() -> list[bytes]:
     """A tag byte and a valid object.
 
-    0 for a profile, 1 for a fitted payload, 2 for a file of a fit, 3 … for the plain rungs' payloads.
+    0 for a profile, 1 for a fitted payload, 2 for a file of a fit, 3 … for payloads of plain rungs, then of states.
     """
     known = plain_profile(Fingerprint("f" * 64), GEOMETRY, 8, {"thin": (0.1, 0.0)})
     block = sample_block((1, 1, len(TOKENS), 8))
     fitted = Fitted(prepare(known, np.ones((32, 8), np.float32)), 0)
     plain = [bytes([3 + i]) + codec(rung).encode(block) for i, rung in enumerate(ladder())]
     fits = [b"\2" + data for data in FILES.values()]
-    return [b"\0" + profiles.dumps(known), b"\1" + fitted.encode(block), *fits, *plain]
+    state, first = sample_state(2, STATE), 3 + len(ladder())
+    states = [bytes([first + i]) + state_codec(rung).encode(state) for i, rung in enumerate(STATE_RUNGS)]
+    return [b"\0" + profiles.dumps(known), b"\1" + fitted.encode(block), *fits, *plain, *states]
 
 
 def one_input(data: bytes) -> None:
     """Try one input."""
-    tag, rest = (data[0] if data else 0) % (3 + len(ladder())), data[1:]
+    tag, rest = (data[0] if data else 0) % (3 + len(ladder()) + len(STATE_RUNGS)), data[1:]
     try:
         if tag == 0:
             known = profiles.loads(rest)
@@ -57,6 +63,9 @@ def one_input(data: bytes) -> None:
             assert np.isfinite(back.k).all() and np.isfinite(back.v).all()
         elif tag == 2:
             dumps(Fits((described(rest),)))
+        elif tag >= 3 + len(ladder()):
+            state = state_codec(STATE_RUNGS[tag - 3 - len(ladder())]).decode(rest, (1, 3), 512, STATE)
+            assert np.isfinite(state.r).all() and np.isfinite(state.s).all()
         else:
             back = codec(ladder()[tag - 3]).decode(rest, TOKENS, Span(0, 1), GEOMETRY)
             assert np.isfinite(back.k).all() and np.isfinite(back.v).all()

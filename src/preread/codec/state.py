@@ -14,6 +14,7 @@ import numpy as np
 from preread.codec.base import Payload
 from preread.codec.chain import Compressor
 from preread.codec.planes import Planes
+from preread.codec.steps import Steps
 from preread.codec.zstd import Zstd
 from preread.errors import CorruptData, UsageError
 from preread.values import Single, StateBlock, StateShape
@@ -90,7 +91,17 @@ class StateChain:
         return StateBlock(layers, position, r, s)
 
 
-_CODECS: Final[tuple[StateCodec, ...]] = (StateChain("f32", "state-f32/1", Planes(), Zstd(level=3)),)
+_LOSSLESS, _USUAL = "f32", "s4"
+
+# A rung of steps is called by the bits that a value of a gated delta net takes in it, about. All are read alike. Higher
+# levels of zstd gain nothing: there is nothing to find but how frequent symbols are.
+_CODECS: Final[tuple[StateCodec, ...]] = (
+    StateChain("f32", "state-f32/1", Planes(), Zstd(level=3)),
+    StateChain("s5", "state-steps/1", Steps(1 / 8), Zstd(level=3)),
+    StateChain("s4", "state-steps/1", Steps(1 / 4), Zstd(level=3)),
+    StateChain("s3", "state-steps/1", Steps(1 / 2), Zstd(level=3)),
+    StateChain("s2", "state-steps/1", Steps(1.0), Zstd(level=3)),
+)
 
 
 def state_rungs() -> tuple[str, ...]:
@@ -110,16 +121,23 @@ def state_codec(rung: str) -> StateCodec:
     return found
 
 
-def state_codec_by_version(version: str) -> StateCodec:
-    """The codec that reads what a manifest says was written by `version`.
+def state_codec_beside(rung: str) -> StateCodec:
+    """The codec of states in which a rung of rows is published: both lose nothing, or both what nobody notices."""
+    return state_codec(_LOSSLESS if rung == "lossless" else _USUAL)
+
+
+def state_codec_by_version(version: str, rung: str) -> StateCodec:
+    """A codec that reads the states of what a manifest calls `rung`, written by codec `version`.
 
     Raises:
-        CorruptData: "codec": this release cannot read it.
+        CorruptData: "codec": this release cannot read it; or states that lost something are called lossless.
     """
     found = _first(lambda codec: codec.version == version)
     if found is None:
-        known = ", ".join(codec.version for codec in _CODECS)
+        known = ", ".join(dict.fromkeys(codec.version for codec in _CODECS))
         raise CorruptData("codec", f"unknown codec of states {version!r}, this preread reads {known}: upgrade it")
+    if rung == "lossless" and found.rung != _LOSSLESS:
+        raise CorruptData("codec", f"rung {rung!r} has states of codec {version!r}, which loses something")
     return found
 
 

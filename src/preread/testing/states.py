@@ -33,7 +33,7 @@ class StateCodecContract:
     """What callers rely on.
 
     Attributes:
-        largest_error: allowed error of a value, as a share of the largest in its row; R is one row for each layer.
+        largest_error: allowed error of a value, as a share of the largest of its layer in R, or in S.
     """
 
     largest_error = 0.0
@@ -55,7 +55,7 @@ class StateCodecContract:
         if self.largest_error == 0:
             assert np.array_equal(sent.view(np.uint32), got.view(np.uint32))
         elif sent.size:
-            largest = np.abs(sent).max(axis=-1, keepdims=True)
+            largest = np.abs(sent).max(axis=tuple(range(1, sent.ndim)), keepdims=True)
             assert (np.abs(got - sent) <= self.largest_error * largest + np.finfo(np.float32).tiny).all()
 
     def test_zeros_and_extremes_come_back(self, codec: StateCodec) -> None:
