@@ -239,7 +239,7 @@ def _task(question: Question, what: LoadSpec, supplies: tuple[Supply, ...], node
     decode_bytes_s = min(INJECTIONS, limits.cpus()) * beliefs.decode_bytes_s(what.rung)
     sources = tuple(beliefs.source(supply.name, at_s) for supply in supplies)
     first = what.grid(lambda place: holder(place, supplies))
-    in_order = is_in_order(sum(chunks), node.engine.spec.windows)
+    in_order = is_in_order(sum(chunks), node.engine.spec.sight)
     return Task(chunks, what.cells, beliefs.prefill, prompt_s, decode_bytes_s, sources, first, in_order)
 
 
