@@ -17,6 +17,7 @@ from preread.cloud.app import create_app
 from preread.cloud.events import Published
 from preread.cloud.serve import EnginePublisher
 from preread.edge.edge import AsyncEdge
+from preread.edge.load import Segments
 from preread.edge.options import Near, Wishes
 from preread.edge.request import Ask, Piece, Timings
 from preread.edge.sequences import Live, Sequences
@@ -32,6 +33,7 @@ from preread.testing.cloud import serving
 from preread.testing.engine import answer, part, read, rows, same, text
 from preread.testing.families import VOCABULARY, write_family
 from preread.values import ContextId, Span
+from preread.wire.manifest import SegmentPlace
 
 ANSWER = 10
 NAMES = ("one", "two", "three")
@@ -44,7 +46,7 @@ def words(count: int, seed: int) -> list[int]:
     return np.random.default_rng(seed).integers(1, VOCABULARY, count).tolist()
 
 
-DOCUMENTS = {name: words(350, seed) for seed, name in enumerate(NAMES)}
+DOCUMENTS = {name: words(350, seed) for seed, name in enumerate(NAMES)} | {"short": words(180, 9)}
 QUESTION = words(9, 7)
 
 
@@ -75,7 +77,7 @@ def cloud(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clo
         worker = Worker()
         with serving(create_app(store, EnginePublisher(engine, worker, store, ("lossless", "q8")))) as url:
             sizes = {}
-            for name in NAMES:
+            for name in DOCUMENTS:
                 *_, last = client.publish(url, name, tokens=DOCUMENTS[name], form="text")
                 assert isinstance(last, Published)
                 sizes[name] = last.rung_bytes["lossless"]
@@ -133,6 +135,41 @@ def test_a_streamed_context_gives_local_prefills_answer_for_fewer_bytes(
             local = await ask(edge, QUESTION, "one", local=True)
             assert local.timings.way == "computed"
             assert (local.tokens, local.logprobs) == (said.tokens, said.logprobs), "not the very bits"
+
+    asyncio.run(story())
+
+
+def test_the_first_layers_are_computed_while_the_others_come(
+    model: Path, cloud: Cloud, engine: LlamaCpp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A context of one chunk, of which computing takes a little longer than its bytes."""
+    computed, get = asyncio.Event(), Segments.get
+
+    async def late(segments: Segments, place: SegmentPlace) -> list[bytes]:
+        await computed.wait()
+        return await get(segments, place)
+
+    async def story() -> None:
+        async with opened(model, cloud, tmp_path, kv_memory_bytes=2**24) as edge:
+            assert edge.node.engine.runner.splits_layers
+            edge.node.beliefs = slow_machine(180.0, cloud.bytes_of["short"] / 0.6)
+            core, compute, layers = edge.node.core, edge.node.core.compute, list[int | None]()
+
+            async def computes(*asked: Any) -> float | None:
+                layers.append(asked[3])
+                try:
+                    return await compute(*asked)
+                finally:
+                    computed.set()
+
+            monkeypatch.setattr(core, "compute", computes)
+            monkeypatch.setattr(Segments, "get", late)
+            said = await ask(edge, QUESTION, "short")
+            assert said.timings.way == "mixed"
+            assert layers[0] is not None and 0 < layers[0] < edge.node.engine.spec.geometry.layers
+            if len(layers) == 1:  # or this machine was so much faster than was believed that the rest was computed too
+                assert 0 < said.timings.bytes_received < cloud.bytes_of["short"]
+            check(engine, said, DOCUMENTS["short"] + QUESTION)
 
     asyncio.run(story())
 

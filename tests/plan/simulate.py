@@ -61,10 +61,14 @@ class Wire:
 
 @dataclass
 class Outcome:
-    """How a load went: time to first token, tokens computed, bytes received, requests, interruptions."""
+    """How a load went: time to first token, tokens computed, bytes received, requests, interruptions.
+
+    `layered_tokens`: of those that were computed, through their first layers only, which count as that share of one.
+    """
 
     ttft_s: float = float("inf")
-    computed_tokens: int = 0
+    computed_tokens: float = 0
+    layered_tokens: float = 0
     seen_bytes: float = 0.0
     requests: int = 0
     interrupts: int = 0
@@ -83,6 +87,7 @@ class Load:
         self.decoded_s = 0.0
         self.computing: tuple[events.Compute, float, float] | None = None
         self.opened, self.answered, self.stopping = 0, None, False
+        self.chain = 0, machine.groups  # chunks that were computed one by one from the start, in so many groups
 
     def run(self, limit_s: float = 600.0) -> Outcome:
         self.tell(events.Tick())
@@ -135,9 +140,13 @@ class Load:
                     self.tell(events.Interrupted())
                     return
                 self.stopping = False
+                depth, share = self.depth(what)
+                if what.start in (0, self.chain[0]):
+                    self.chain = what.stop, depth
                 for chunk in range(what.start, what.stop):
-                    self.placed |= {(chunk, g) for g in range(self.machine.groups)}
-                    self.outcome.computed_tokens += self.task.chunks[chunk]
+                    self.placed |= {(chunk, g) for g in range(depth)}
+                    self.outcome.computed_tokens += share * self.task.chunks[chunk]
+                    self.outcome.layered_tokens += share * self.task.chunks[chunk] if share < 1 else 0
                 self.tell(events.Computed(self.now_s - began_s))
         if self.answered is not None:
             if self.stopping:
@@ -150,6 +159,11 @@ class Load:
             self.answered = share
             if share >= 1 - 1e-9:
                 self.outcome.ttft_s = self.now_s
+
+    def depth(self, what: events.Compute) -> tuple[int, float]:
+        """In how many groups chunks are computed, and what share that is of computing them."""
+        groups = self.machine.groups
+        return (groups, 1.0) if what.groups is None else (what.groups, self.task.shares[what.groups - 1])
 
     def tell(self, event: Event) -> None:
         for instruction in self.plan.step(event, self.now_s):
@@ -172,7 +186,9 @@ class Load:
                 del self.wires[source].asked[cell]
             case events.Inject(cell):
                 assert cell in self.held and cell not in self.placed and cell not in self.injecting
-                assert self.computing is None or not self.computing[0].start <= cell[0] < self.computing[0].stop
+                if self.computing is not None:
+                    what = self.computing[0]
+                    assert not what.start <= cell[0] < what.stop or cell[1] >= self.depth(what)[0]
                 self.held.discard(cell)
                 size = self.task.cells[cell[0]][cell[1]]
                 began_s = max([self.decoded_s, *self.injecting.values()])  # one after the other
@@ -180,12 +196,15 @@ class Load:
                 assert len(self.injecting) <= INJECTIONS
             case events.Compute(start, stop):
                 assert self.computing is None and self.answered is None
-                earlier = {(c, g) for c in range(start) for g in range(self.machine.groups)}
+                depth, share = self.depth(instruction)
+                earlier = {(c, g) for c in range(start) for g in range(depth) if self.task.cells[c][g]}
                 assert earlier <= self.placed, "computed on top of rows that are not there"
-                assert not any(start <= cell[0] < stop for cell in self.injecting)
+                if self.task.in_order and start:
+                    assert self.chain[0] == start and self.chain[1] >= depth
+                assert not any(start <= cell[0] < stop and cell[1] < depth for cell in self.injecting)
                 begin = sum(self.task.chunks[:start])
                 tokens = sum(self.task.chunks[start:stop])
-                takes_s = self.machine.compute_s(begin, tokens)
+                takes_s = share * self.machine.compute_s(begin, tokens)
                 self.computing = instruction, self.now_s, self.now_s + takes_s
             case events.Interrupt():
                 self.stopping = True
@@ -194,7 +213,7 @@ class Load:
                 assert self.computing is None and self.answered is None
                 self.answered = 0.0
             case events.Open(groups):
-                needed = {(c, g) for c in range(len(self.task.chunks)) for g in range(groups)}
+                needed = {(c, g) for c, row in enumerate(self.task.cells) for g in range(groups) if row[g]}
                 assert needed <= self.placed and groups > self.opened
                 self.opened = groups
 
@@ -214,12 +233,43 @@ def task_for(
     return Task(tuple(chunks), cells, believed.prefill, believed.prompt_s, believed.decode_bytes_s, sources)
 
 
+def windowed(task: Task, window_tokens: int, full_every: int) -> Task:
+    """The same context of a model whose layers have a window, but for every so many groups' last."""
+    starts = [sum(task.chunks[:c]) for c in range(len(task.chunks))]
+    seen = sum(task.chunks) - window_tokens + 1
+
+    def size(chunk: int, group: int) -> int:
+        tokens = (
+            task.chunks[chunk]
+            if group % full_every == full_every - 1
+            else min(task.chunks[chunk], max(0, starts[chunk] + task.chunks[chunk] - seen))
+        )
+        return task.cells[chunk][group] * tokens // task.chunks[chunk]
+
+    groups = len(task.cells[0])
+    cells = tuple(tuple(size(chunk, group) for group in range(groups)) for chunk in range(len(task.chunks)))
+    return replace(task, cells=cells, in_order=seen > 0)
+
+
+def layered(task: Task) -> Task:
+    """The same, whose chunks can be computed through their first layers only."""
+    groups = len(task.cells[0])
+    return replace(task, shares=tuple((group + 1) / groups for group in range(groups)))
+
+
 def steady(
-    tokens: int, machine: Machine, bytes_per_token: float, mbps: float, rtt_s: float, *, known: bool = True
+    tokens: int,
+    machine: Machine,
+    bytes_per_token: float,
+    mbps: float,
+    rtt_s: float,
+    *,
+    known: bool = True,
+    shaped: Callable[[Task], Task] = lambda task: task,
 ) -> tuple[Outcome, float, float]:
     """A steady link: the outcome, the floor, and local prefill's time."""
     link = Link(mbps * MBIT, rtt_s)
-    task = task_for(tokens, machine, bytes_per_token, [link if known else Link(0, rtt_s)])
+    task = shaped(task_for(tokens, machine, bytes_per_token, [link if known else Link(0, rtt_s)]))
     outcome = Load(task, machine, [Wire(lambda at_s: link.bytes_s, rtt_s)]).run()
     local_s = machine.local_s(tokens)
     need = Need(tokens, sum(map(sum, task.cells)), tokens / (local_s - machine.prompt_s), machine.prompt_s)

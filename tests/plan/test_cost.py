@@ -38,6 +38,39 @@ def test_floor_is_what_trying_every_head_finds(need: Need, link: Link) -> None:
         assert tried <= floor + step_s + 1e-9
 
 
+@given(NEEDS, LINKS, st.lists(st.integers(0, 10**8), min_size=1, max_size=8))
+def test_floor_is_what_trying_every_head_of_every_number_of_layers_finds(
+    need: Need, link: Link, group_bytes: list[int]
+) -> None:
+    need = replace(need, context_bytes=sum(group_bytes))
+    whole, floor = floor_s(need, link), floor_s(replace(need, group_bytes=tuple(group_bytes)), link)
+    tried = [by_trying(need, link, 200)]
+    for count in range(1, len(group_bytes)):
+        share = count / len(group_bytes)
+        for i in range(201) if link.bytes_s > 0 else ():
+            done = share + (1 - share) * i / 200
+            rest_bytes = sum(group_bytes[count:]) * (1 - i / 200)
+            compute_s = done * need.context_tokens / need.prefill_tokens_s
+            tried.append(max(compute_s + need.prompt_s, link.rtt_s + rest_bytes / link.bytes_s))
+    assert floor <= whole * (1 + 1e-9)
+    if need.context_tokens:
+        assert floor <= min(tried) * (1 + 1e-9) + 1e-12
+        step_s = need.context_tokens / 200 / need.prefill_tokens_s
+        step_s += need.context_bytes / 200 / link.bytes_s if link.bytes_s else 0
+        assert min(tried) <= floor + step_s + 1e-9
+
+
+def test_layers_that_have_the_same_bytes_lower_no_floor() -> None:
+    need, link = Need(1000, 4_000_000, 250.0, 0.13), Link(1.25e6, 0.02)
+    alike = replace(need, group_bytes=(1_000_000,) * 4)
+    heavy, light = (
+        replace(need, group_bytes=(3_000_000, *(333_333,) * 3)),
+        replace(need, group_bytes=(0, 0, 0, 4_000_000)),
+    )
+    assert floor_s(alike, link) == pytest.approx(floor_s(need, link)) == floor_s(light, link)
+    assert floor_s(heavy, link) == pytest.approx(1.13, abs=0.01)
+
+
 @given(NEEDS, LINKS)
 def test_floor_is_below_every_way_there_is(need: Need, link: Link) -> None:
     floor = floor_s(need, link)

@@ -26,8 +26,9 @@ def test_counts_are_those_of_the_cells(chunks: int, groups: int, seed: int, need
     for _ in range(4 * chunks * groups):
         cell = draw.choice(sorted(at))
         if draw.random() < 0.1 and not grid.injecting(cell[0]):
-            grid.compute(cell[0])
-            at |= dict.fromkeys(grid.cells(cell[0]), "placed")
+            depth = draw.randrange(1, groups + 1)
+            grid.compute(cell[0], None if depth == groups else depth)
+            at |= dict.fromkeys([*grid.cells(cell[0])][:depth], "placed")
         elif at[cell] in ("away", "injecting") and draw.random() < 0.2:
             grid.spoil(cell)
             at[cell] = "spoilt"
@@ -50,6 +51,16 @@ def test_counts_are_those_of_the_cells(chunks: int, groups: int, seed: int, need
             assert grid.away_bytes[c] == size(those("away", chunk=c))
             assert grid.left_bytes[c] == size(those("away", "here", "injecting", "spoilt", chunk=c))
             assert grid.injecting(c) == len([*those("injecting", chunk=c)])
+            lacking = [group for group in range(groups) if at[c, group] != "placed"]
+            assert grid.lowest[c] == min(lacking, default=groups)
+            for g in range(groups):
+                assert grid.is_in_place((c, g)) == (g not in lacking)
+                assert grid.is_injected_below(c, g) == any(group < g for _, group in those("injecting", chunk=c))
+        for g in range(groups):
+            of = [cell for cell in at if cell[1] == g]
+            assert grid.group_away_bytes[g] == size(c for c in of if at[c] == "away")
+            assert grid.group_left_bytes[g] == size(c for c in of if at[c] != "placed")
+            assert grid.group_spoilt[g] == sum(at[c] == "spoilt" for c in of)
 
 
 def test_of_chunks_that_are_computed_in_order_all_that_were_not_are_computed_with_one() -> None:
@@ -58,6 +69,15 @@ def test_of_chunks_that_are_computed_in_order_all_that_were_not_are_computed_wit
     for computed, needed in ((0, [1, 2]), (2, [1, 2]), (1, [2])):
         grid.compute(computed)
         assert [*grid.with_chunk(2)] == needed
+
+
+def test_chunks_go_on_in_order_in_as_many_layers_as_those_before_them() -> None:
+    grid = Grid([[1, 1]] * 4, in_order=True)
+    for chunk, groups in ((0, 1), (1, 1)):
+        grid.compute(chunk, groups)
+    assert [*grid.with_chunk(3, 1)] == [2, 3] and [*grid.with_chunk(3)] == [0, 1, 2, 3]
+    grid.compute(0)
+    assert [*grid.with_chunk(3)] == [1, 2, 3], "it begins anew"
 
 
 def _whole(at: dict[Cell, str], chunk: int) -> bool:

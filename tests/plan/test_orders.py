@@ -34,16 +34,19 @@ class World:
         if links and self.draw.random() < 0.5:
             first = tuple(tuple(self.draw.randrange(len(links)) for _ in range(groups)) for _ in range(chunks))
         prefill = Prefill(self.draw.choice((1e-4, 4e-3)))
-        self.task = Task(tokens, sizes, prefill, 0.1, 1e7, sources, first, in_order=windows)
+        shares = tuple((g + 1) / groups for g in range(groups)) if self.draw.random() < 0.7 else ()
+        self.crowded = self.draw.choice((0.0, 0.0, 0.2, 1.0))
+        self.task = Task(tokens, sizes, prefill, 0.1, 1e7, sources, first, in_order=windows, shares=shares)
         self.plan, self.groups, self.chunks = Plan(self.task, 0.0), groups, chunks
         self.asked: set[tuple[events.Cell, int]] = set()
         self.given_up: list[tuple[events.Cell, int]] = []
         self.here: set[events.Cell] = set()
         self.injecting: list[events.Cell] = []
         self.rows = {(c, g): "left behind" for c in range(chunks) for g in range(groups) if not sizes[c][g]}
-        self.computed: set[int] = set()
+        self.chain = range(0), groups  # chunks that were computed one by one from the start, in so many groups
+        self.depth = groups
         self.span, self.answering, self.stopping, self.opened = range(0), False, False, 0
-        self.seen = [0] * len(links)
+        self.seen, self.gave_up = [0] * len(links), False
 
     def do(self, out: list[events.Instruction]) -> None:
         for instruction in out:
@@ -61,19 +64,23 @@ class World:
                     self.given_up.append((cell, source))
                 case events.Inject(cell):
                     self.here.remove(cell)
-                    assert cell not in self.rows and cell[0] not in self.span
+                    assert cell not in self.rows
+                    assert cell[0] not in self.span or cell[1] >= self.depth, "it is being computed"
                     self.injecting.append(cell)
-                case events.Compute(start, stop):
+                case events.Compute(start, stop, depth):
+                    assert depth is None or (self.task.shares and 0 < depth < self.groups and not self.gave_up)
+                    depth = self.groups if depth is None else depth
                     assert not self.span and not self.answering and start < stop
-                    assert all((c, g) in self.rows for c in range(start) for g in range(self.groups))
-                    assert not any(cell[0] in range(start, stop) for cell in self.injecting)
-                    if self.task.in_order:
-                        assert self.computed == set(range(start)), "what windows look at is not there"
-                    self.span = range(start, stop)
+                    assert all((c, g) in self.rows for c in range(start) for g in range(depth))
+                    assert not any(c in range(start, stop) and g < depth for c, g in self.injecting)
+                    if self.task.in_order and start:
+                        assert self.chain[0].stop == start, "what windows look at is not there"
+                        assert self.chain[1] >= depth, "what windows look at in upper layers is not there"
+                    self.span, self.depth = range(start, stop), depth
                 case events.Interrupt():
                     assert self.span or self.answering
                     came = [cell for cell, how in self.rows.items() if cell[0] in self.span and how == "injected"]
-                    assert not came, "what had come of it is lost"
+                    assert not came or self.depth < self.groups, "what had come of it is lost"
                     self.stopping = True
                 case events.Answer():
                     assert not self.span and not self.answering
@@ -132,9 +139,14 @@ class World:
             self.span, self.answering = range(0), False
             self.tell(events.Interrupted())
             return
-        self.computed |= set(span)
+        if span and self.depth < self.groups and self.draw.random() < self.crowded:
+            self.span, self.gave_up = range(0), True
+            self.tell(events.Crowded())
+            return
+        if span and span.start in (0, self.chain[0].stop):
+            self.chain = range(span.stop), self.depth
         for chunk in span:
-            for g in range(self.groups):
+            for g in range(self.depth):
                 self.here.discard((chunk, g))
                 self.rows[chunk, g] = "computed"
         self.span = range(0)

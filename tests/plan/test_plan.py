@@ -10,7 +10,7 @@ from preread.plan.health import Breaker
 from preread.plan.plan import MOST_BYTES
 from preread.plan.task import Source, Task
 
-from .simulate import MBIT, Load, Machine, Wire, slowed, steady, task_for
+from .simulate import MBIT, Load, Machine, Wire, layered, slowed, steady, task_for, windowed
 
 THIN, LOSSLESS = 1200.0, 12288.0
 MACHINE = Machine()
@@ -202,3 +202,38 @@ def test_health_and_flows_are_told_after_a_load() -> None:
     load.run()
     assert load.plan.breakers == (Breaker(),)
     assert load.plan.flows[0].bytes_s == pytest.approx(20 * MBIT, rel=0.3)
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("mbps", [1, 5, 20, 100])
+@pytest.mark.parametrize("tokens", [150, 300, 1000])
+def test_first_layers_make_no_plan_worse(tokens: int, mbps: float, known: bool) -> None:
+    """Of a model with windows and of one without: whether chunks can be computed through their first layers only."""
+    small = replace(MACHINE, prefill=Prefill(1 / 500, 2e-7, 0.01), groups=9)
+    for machine, of in ((MACHINE, lambda task: task), (small, lambda task: windowed(task, 512, 3))):
+        whole, _, local_s = steady(tokens, machine, LOSSLESS, mbps, 0.02, known=known, shaped=of)
+        both, floor_s, _ = steady(
+            tokens, machine, LOSSLESS, mbps, 0.02, known=known, shaped=lambda task, of=of: layered(of(task))
+        )
+        assert floor_s * 0.999 <= both.ttft_s <= min(1.04 * whole.ttft_s + 0.005, 1.05 * local_s)
+        if known and tokens == 150 and mbps == 20:
+            assert both.ttft_s < 0.9 * whole.ttft_s, "there is but one chunk"
+
+
+def test_first_layers_are_computed_where_windows_leave_most_bytes_to_the_end() -> None:
+    machine = replace(MACHINE, prefill=Prefill(1 / 500, 2e-7, 0.01), groups=9)
+    whole, _, _ = steady(1000, machine, 4600, 20, 0.03, shaped=lambda task: windowed(task, 512, 3))
+    both, _, _ = steady(1000, machine, 4600, 20, 0.03, shaped=lambda task: layered(windowed(task, 512, 3)))
+    assert both.ttft_s < 0.9 * whole.ttft_s and both.layered_tokens > 200
+
+
+@pytest.mark.parametrize("changes_s", [0.3, 1.0])
+@pytest.mark.parametrize("mbps", [(20, 2), (2, 40)])
+def test_what_first_layers_were_computed_of_is_gone_on_with_when_a_link_changes(
+    mbps: tuple[float, float], changes_s: float
+) -> None:
+    machine = replace(MACHINE, prefill=Prefill(1 / 500, 2e-7, 0.01), groups=9)
+    link = Link(mbps[0] * MBIT, 0.02)
+    task = layered(windowed(task_for(1000, machine, 4600, [link]), 512, 3))
+    wire = Wire(lambda at_s: mbps[at_s > changes_s] * MBIT, 0.02)
+    assert Load(task, machine, [wire]).run().ttft_s <= machine.local_s(1000) * 1.05 + changes_s

@@ -49,8 +49,8 @@ _LOSSLESS = "lossless"
 _WORTH = 1.5
 """Loading is measured where it is expected to take up to this many times local prefill."""
 _HEADINGS = (
-    "Mbit/s", "RTT", "context", "rung", "B/token", "local", "lossless", "loaded", "planned", "floor", "÷ floor",
-    "÷ in order", "÷ local", "÷ oracle", "same", "way",
+    "Mbit/s", "RTT", "context", "rung", "B/token", "local", "lossless", "loaded", "planned", "expected", "floor",
+    "÷ floor", "÷ in order", "÷ local", "÷ oracle", "same", "way", "by layers",
 )  # fmt: skip
 
 
@@ -85,7 +85,8 @@ class Row:
 
     `lossless_s` and `loaded_s`: all of the context loaded, at the lossless rung and at this one; `streamed_s`: as the
     edge decides, by `way` in most runs. `ratio_in_order`: to the floor of an answer that is not computed before the KV
-    that it reads has come, `plan.cost.floor_in_order_s`.
+    that it reads has come, `plan.cost.floor_in_order_s`. `predicted_s`: what the plan expected when the load began;
+    `layered`: the share of the context's work that was done here by computing first layers only.
     """
 
     mbps: float
@@ -108,6 +109,8 @@ class Row:
     speedup: float
     same_output: bool
     way: str
+    predicted_s: float | None = None
+    layered: float = 0.0
 
 
 def text() -> str:
@@ -265,7 +268,9 @@ def _row(
     context_tokens = at.context_tokens
     size_bytes = ways.size_bytes(f"t{context_tokens}", rung)
     local_s, resident_s = local.seconds(context_tokens), at.resident_s
-    need = Need(context_tokens, size_bytes, local.prefill_tokens_s(context_tokens), resident_s)
+    group_bytes = ways.group_bytes(f"t{context_tokens}", rung)
+    need = Need(context_tokens, size_bytes, local.prefill_tokens_s(context_tokens), resident_s, group_bytes)
+    predicted_s = [run.predicted_s for run in runs if run.predicted_s is not None]
     streamed_s, floor = statistics.median(run.ttft_s for run in runs), floor_s(need, at.link)
 
     def all_s(name: str) -> float:
@@ -295,6 +300,8 @@ def _row(
         speedup=round(local_s / streamed_s, 2),
         same_output=all(run.output == local.output(context_tokens) for run in runs),
         way=statistics.mode(run.timings.way for run in runs),
+        predicted_s=_finite(statistics.median(predicted_s)) if predicted_s else None,
+        layered=round(statistics.median(run.layered for run in runs), 3),
     )
 
 
@@ -348,11 +355,11 @@ def _missing(rows: Sequence[Row], grid: Grid, mbps: float, rtt_ms: float) -> lis
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    times = (row.local_s, row.lossless_s, row.loaded_s, row.streamed_s, row.floor_s)
+    times = (row.local_s, row.lossless_s, row.loaded_s, row.streamed_s, row.predicted_s, row.floor_s)
     return (
         f"{row.mbps:g}", f"{row.rtt_ms:g}", str(row.context_tokens), row.rung, str(row.bytes_per_token),
         *("–" if seconds is None else f"{seconds:.3f}" for seconds in times),
         f"{row.ratio_to_floor:.2f}", f"{row.ratio_in_order:.2f}",
         f"{row.ratio_to_local:.2f}", f"{row.ratio_to_oracle:.2f}",
-        "yes" if row.same_output else "no", row.way,
+        "yes" if row.same_output else "no", row.way, f"{row.layered:.0%}" if row.layered else "–",
     )  # fmt: skip

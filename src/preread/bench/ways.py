@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import aclosing, closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from preread.edge.answer import answer, gathered
 from preread.edge.choice import chosen
@@ -32,10 +32,17 @@ _DEAD_S, _SYNCS = 2.0, 8
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One answer: how it came about, and its text."""
+    """One answer: how it came about, and its text.
+
+    Attributes:
+        predicted_s: seconds to the first token that its plan expected when it began; None: it had none.
+        layered: of the context's work, the share that was done here by computing its first layers only.
+    """
 
     timings: Timings
     output: str
+    predicted_s: float | None = None
+    layered: float = 0.0
 
     @property
     def ttft_s(self) -> float:
@@ -74,7 +81,13 @@ class Ways:
         await self.node.forget()
         await self.warm()
         begin()
-        return await self._answered(context, local=False, cold=False)
+        before = self.residents.last_load
+        run = await self._answered(context, local=False, cold=False)
+        load = self.residents.last_load
+        if load is None or load is before:
+            return run
+        layered = load.layered_tokens / len(self.node.contexts.named(context).tokens)
+        return replace(run, predicted_s=load.predicted_s, layered=layered)
 
     async def learn_link(self) -> None:
         """Have an edge that believes nothing of its link, except its round trip, which a sync has shown.
@@ -173,6 +186,10 @@ class Ways:
         """
         self.node.rung = None
         return chosen(self.node.contexts.named(context), self.node.terms()).name
+
+    def group_bytes(self, context: str, rung: str) -> tuple[int, ...]:
+        """Of a rung's bytes, those of each group of layers."""
+        return self.node.contexts.named(context).rung(rung).group_bytes
 
     def size_bytes(self, context: str, rung: str) -> int:
         """Bytes of a whole context at a rung."""

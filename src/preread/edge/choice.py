@@ -89,8 +89,11 @@ def expected_s(rung: Streamable, terms: Terms) -> float:
     known: then everything is computed here.
     """
     beliefs, tokens = terms.beliefs, rung.manifest.tokens.count
-    away_bytes = sum(ref.size_bytes for place in rung.places for ref in place.refs if not terms.on_disk(ref))
-    need = Need(tokens, away_bytes, tokens / beliefs.prefill.seconds(0, tokens), terms.prompt_s)
+    group_bytes = [0] * len(rung.manifest.groups)
+    for place in rung.places:
+        group_bytes[place.group] += sum(ref.size_bytes for ref in place.refs if not terms.on_disk(ref))
+    away_bytes, prefill_tokens_s = sum(group_bytes), tokens / beliefs.prefill.seconds(0, tokens)
+    need = Need(tokens, away_bytes, prefill_tokens_s, terms.prompt_s, tuple(group_bytes))
     link = beliefs.last_link or Link(0.0, beliefs.rtt_s)
     return _ABOVE_FLOOR * (floor_in_order_s(need, link) if away_bytes else terms.prompt_s)
 

@@ -78,6 +78,8 @@ class Loaded:
         seen_bytes: of all that arrived, unfinished segments included.
         computed_tokens, computed_s: what was computed here, and how long that took; a token of which only some layers
             were counts as that share of one.
+        layered_tokens: of these, those that were computed through some layers only.
+        predicted_s: seconds to the first token that the plan expected when it began; None: it has not.
         decoded_bytes, decoded_s: what was decoded, and how much processor time that took.
         origins: where the cells that are in place came from: a source's name; None: they were computed here.
         failure: the last thing that went wrong, if anything did.
@@ -88,7 +90,9 @@ class Loaded:
     received_bytes: int = 0
     seen_bytes: int = 0
     computed_tokens: int = 0
+    layered_tokens: int = 0
     computed_s: float = 0.0
+    predicted_s: float | None = None
     decoded_bytes: int = 0
     decoded_s: float = 0.0
     origins: dict[Cell, str | None] = field(default_factory=dict)
@@ -198,6 +202,7 @@ class Loading:
         if self._failure is None:
             for instruction in self.plan.step(event, time.monotonic()):
                 self._perform(instruction)
+            self._done.predicted_s = self.plan.predicted_s
             self._changed.set()
 
     def _perform(self, instruction: Instruction) -> None:
@@ -317,7 +322,9 @@ class Loading:
             self._tell(events.Crowded())
             return
         every = len(self._what.manifest.model.layers)
-        self._done.computed_tokens += round((last - first) * (every if layers is None else layers) / every)
+        tokens = round((last - first) * (every if layers is None else layers) / every)
+        self._done.computed_tokens += tokens
+        self._done.layered_tokens += 0 if layers is None else tokens
         self._done.computed_s += seconds
         cells = {(chunk, group) for chunk in range(start, stop) for group in range(len(groups))}
         self._done.origins |= dict.fromkeys(cells)

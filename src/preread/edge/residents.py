@@ -26,10 +26,11 @@ from preread.edge.understand import Question
 from preread.engine.cache import Rows
 from preread.errors import EngineError, PrereadError, TransportError
 from preread.plan.beliefs import CLOUD, Heard
-from preread.plan.legality import is_in_order
-from preread.plan.plan import INJECTIONS
+from preread.plan.legality import is_in_order, spare_cells
+from preread.plan.plan import INJECTIONS, LONGEST_BATCH_TOKENS
 from preread.plan.task import Task
 from preread.values import ContextId, KVBlock
+from preread.wire import manifest as manifests
 
 _MOST_SETTLE_S, _SETTLE_SHARE = 3.0, 0.3
 """For so long at most a context waits for the first answer of the cloud, and for this share of what computing takes."""
@@ -52,7 +53,11 @@ class Compute:
 
 
 class Residents:
-    """Belongs to the event loop. See `Bringer` in `core.py` for what the engine's loop calls."""
+    """Belongs to the event loop. See `Bringer` in `core.py` for what the engine's loop calls.
+
+    Attributes:
+        last_load: the last one that began; None: none has.
+    """
 
     def __init__(self, node: Node) -> None:
         self.node = node
@@ -61,6 +66,7 @@ class Residents:
         self._tasks: dict[ContextId, asyncio.Task[None]] = {}
         self._decoders = asyncio.Semaphore(INJECTIONS)
         self._unanswered = 0
+        self.last_load: Loaded | None = None
         node.core.begin(self)
         self.metrics = Metrics(node.core.stats, self._memory)
         self.history = History(node.engine.spec.geometry.layers)
@@ -191,6 +197,7 @@ class Residents:
         """
         node, done = self.node, Loaded()
         coming.spec, coming.loaded = spec, done
+        self.last_load = done
         supplies = node.sources.supplies() if question.named else node.sources.here()
         task = _task(question, spec, supplies, node)
         loading = Loading(spec, known.tokens, task, supplies, node.core, self._decoders, done)
@@ -239,8 +246,26 @@ def _task(question: Question, what: LoadSpec, supplies: tuple[Supply, ...], node
     decode_bytes_s = min(INJECTIONS, limits.cpus()) * beliefs.decode_bytes_s(what.rung)
     sources = tuple(beliefs.source(supply.name, at_s) for supply in supplies)
     first = what.grid(lambda place: holder(place, supplies))
-    in_order = is_in_order(sum(chunks), node.engine.spec.sight)
-    return Task(chunks, what.cells, beliefs.prefill, prompt_s, decode_bytes_s, sources, first, in_order)
+    in_order = is_in_order(sum(chunks), node.engine.spec.windows)
+    shares = _shares(what, sum(chunks), node)
+    return Task(chunks, what.cells, beliefs.prefill, prompt_s, decode_bytes_s, sources, first, in_order, shares)
+
+
+def _shares(what: LoadSpec, tokens: int, node: Node) -> tuple[float, ...]:
+    """What the first groups of layers take of computing; nothing, where they cannot be computed by themselves.
+
+    Infinitely much, where a later group has something of the same layers.
+    """
+    engine, groups = node.engine, what.manifest.groups
+    spare = spare_cells(tokens, LONGEST_BATCH_TOKENS, engine.spec.windows)
+    if not engine.runner.splits_layers or tokens + spare > engine.cells:
+        return ()
+    shares = []
+    for count in range(1, len(groups) + 1):
+        through = max(group.layers[1] for group in groups[:count])
+        apart = manifests.open_layers(what.manifest, count) >= through
+        shares.append(through / len(what.manifest.model.layers) if apart else float("inf"))
+    return tuple(shares)
 
 
 def refinement(known: Known, loaded: LoadSpec, node: Node, rows: Rows) -> Refinement | None:

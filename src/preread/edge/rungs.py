@@ -45,6 +45,14 @@ class Streamable:
     decoder: Decoder | str
     foreign_dloss: float = 0.0
 
+    @property
+    def group_bytes(self) -> tuple[int, ...]:
+        """Of the places' bytes, those of each group of layers."""
+        sizes = [0] * len(self.manifest.groups)
+        for place in self.places:
+            sizes[place.group] += place.size_bytes
+        return tuple(sizes)
+
     def offer(self, first_s: float = float("inf")) -> Offer:
         """The rung to choose from; `first_s`: seconds until the first token that are expected with it."""
         return Offer(self.name, self.size_bytes, self.stated_dloss, first_s)

@@ -23,12 +23,15 @@ class Need:
         context_bytes: N·b, its size on the wire at the rung in question.
         prefill_tokens_s: S, how fast this machine prefills.
         prompt_s: P, time to first token of the prompt when the context is resident.
+        group_bytes: of the context's bytes, those of each group of layers, in order; groups take the same time to
+            compute. Empty: all have the same.
     """
 
     context_tokens: int
     context_bytes: int
     prefill_tokens_s: float
     prompt_s: float
+    group_bytes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,17 +99,35 @@ def floor_s(need: Need, link: Link) -> float:
     T = min over h in 0 … N of max(h/S + P, RTT + (N − h)·b/B). The first term rises with h and the second falls, so the
     minimum is where they cross, or at an end. Of a model with windows the tail has more than its share of the bytes, so
     no less than (N − h)·b is on the wire there: the floor stays one.
+
+    Or the first k of L layers are computed of all tokens: T = min over k of max(k/L·N/S + P, RTT + others' bytes/B).
+    Where all layers have the same bytes, that is the same again. Where the first ones have more (`group_bytes`), it is
+    less, and least of all with h tokens computed through the others as well.
     """
     if need.context_tokens == 0:
         return need.prompt_s
-    token_s = 1 / need.prefill_tokens_s
-    wire_s = (load_s(need, link) - link.rtt_s) / need.context_tokens
+    groups, floor, bytes_left = (
+        len(need.group_bytes),
+        _meeting_s(need, link, 0.0, need.context_bytes),
+        need.context_bytes,
+    )
+    for count, group_bytes in enumerate(need.group_bytes[:-1], 1):
+        bytes_left -= group_bytes
+        floor = min(floor, _meeting_s(need, link, count / groups, bytes_left))
+    return floor
+
+
+def _meeting_s(need: Need, link: Link, share: float, bytes_left: int) -> float:
+    """The least time where a share of the layers is computed, and of the others, which have so many bytes, a head."""
+    compute_s = need.context_tokens / need.prefill_tokens_s
+    wire_s = bytes_left / link.bytes_s if link.bytes_s > 0 else float("inf")
     if wire_s == float("inf"):
         return local_s(need)
-    # h = N means that nothing is loaded, so no round trip is paid either
-    crossing = (link.rtt_s + need.context_tokens * wire_s - need.prompt_s) / (token_s + wire_s)
-    head = min(max(crossing, 0.0), float(need.context_tokens))
-    both = max(head * token_s + need.prompt_s, link.rtt_s + (need.context_tokens - head) * wire_s)
+    own_s, left_s = share * compute_s, (1 - share) * compute_s
+    # All computed means that nothing is loaded, so no round trip is paid either
+    crossing = (link.rtt_s + wire_s - own_s - need.prompt_s) / (left_s + wire_s)
+    head = min(max(crossing, 0.0), 1.0)
+    both = max(own_s + head * left_s + need.prompt_s, link.rtt_s + (1 - head) * wire_s)
     return min(both, local_s(need))
 
 

@@ -4,7 +4,7 @@ Pure: a grid, what computing takes and what links will bring go in, seconds come
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from preread.plan.cost import Coming
 from preread.plan.grid import Grid
@@ -27,6 +27,7 @@ class Outlook:
         spent: and what will be, `busy_s` from now, when the engine is free.
         prompt_s: what the prompt takes then.
         coming: what links bring.
+        asked_bytes: of each group, of cells that are under way.
         chunk_s: what computing each chunk takes.
         shares: of that, what the first so many groups take; empty: no chunk is computed but through all of them.
         in_order: chunks can be computed only one by one from the start.
@@ -37,6 +38,7 @@ class Outlook:
     busy_s: float
     prompt_s: float
     coming: Coming
+    asked_bytes: Sequence[int]
     chunk_s: Sequence[float]
     shares: Sequence[float]
     in_order: bool
@@ -74,14 +76,19 @@ class Outlook:
                 away_bytes[cell[1]] -= grid.bytes(cell) if cell in grid.away else 0
         finishes = []
         for count, whole_s in enumerate(self._through_s(left), 1):
-            compute_s = self.busy_s + self.shares[count - 1] * whole_s
+            compute_s = self.busy_s + (self.shares[count - 1] * whole_s if whole_s else 0.0)
             rest = sum(left_bytes[count:groups]), sum(away_bytes[count:groups]), sum(spoilt[count:groups])
-            finishes.append(self._finish_s(compute_s, *rest))
+            # Of what is under way some is given up: it may be just what has come.
+            partly_bytes = max(0, self.coming.partly_bytes - sum(self.asked_bytes[:count]))
+            coming = replace(self.coming, partly_bytes=partly_bytes)
+            finishes.append(self._finish_s(compute_s, *rest, coming))
         return finishes
 
-    def _finish_s(self, computed_s: float, left_bytes: int, away_bytes: int, spoilt: int) -> float:
+    def _finish_s(
+        self, computed_s: float, left_bytes: int, away_bytes: int, spoilt: int, coming: Coming | None = None
+    ) -> float:
         """Seconds until the first token, of which so many are for computing, with these bytes still to be placed."""
-        load_s = float("inf") if spoilt else self.coming.seconds(left_bytes, away_bytes)
+        load_s = float("inf") if spoilt else (coming or self.coming).seconds(left_bytes, away_bytes)
         # Computing takes every processor that there is, and so does decoding: neither is for nothing.
         busy_s = computed_s + self.prompt_s + left_bytes / self.coming.decode_bytes_s
         return max(busy_s, load_s + self.prompt_s / self.grid.groups)

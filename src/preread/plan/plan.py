@@ -82,7 +82,11 @@ class Engine(Enum):
 
 
 class Plan:
-    """One load of one context. It begins with the first `step`, and is over when `complete`."""
+    """One load of one context. It begins with the first `step`, and is over when `complete`.
+
+    Attributes:
+        predicted_s: seconds to the first token that were expected when it began; None: it has not.
+    """
 
     def __init__(self, task: Task, at_s: float) -> None:
         self._task, self._now_s, self.grid = task, at_s, Grid(task.cells, in_order=task.in_order)
@@ -95,6 +99,7 @@ class Plan:
         local_s = sum(self._believed_s)
         self._sources = Sources(task, self.grid, at_s, local_s)
         self._opened = self._interrupts = 0
+        self.predicted_s: float | None = None
 
     @property
     def complete(self) -> bool:
@@ -157,6 +162,7 @@ class Plan:
             busy_s=0.0 if afresh else self._computing_s,
             prompt_s=self._task.prompt_s,
             coming=self._coming(),
+            asked_bytes=self._sources.asked_bytes(),
             chunk_s=[slower * chunk_s for chunk_s in self._believed_s],
             shares=self._shares,
             in_order=self._task.in_order,
@@ -249,6 +255,7 @@ class Plan:
         finishes = outlook.chunks(left)
         count, groups = self._choice(outlook, left, finishes)
         best_s = outlook.layers(left)[groups - 1] if groups else finishes[count]
+        self.predicted_s = best_s if self.predicted_s is None else self.predicted_s
         if (count or groups) and best_s < (1 - _WORTH) * finishes[0] - _WORTH_S:
             if groups:
                 self._compute_layers(left, groups, out)
@@ -331,7 +338,7 @@ class Plan:
         rest = left if partly else [c for c in left if c not in self._span]
         goes_on, instead = self._outlook(), self._outlook(afresh=True)
         goes_on_s = min(*goes_on.chunks(rest), *goes_on.layers(rest), float("inf"))
-        instead_s = min(*instead.chunks(left), *instead.layers(left), float("inf"))
+        instead_s = min(instead.chunks(left))
         here = not any(self.grid.away_bytes[c] for c in left)
         enough = here or self._interrupts < _MOST_INTERRUPTS
         return enough and instead_s < _INTERRUPT * goes_on_s - _INTERRUPT_S
@@ -376,7 +383,7 @@ class Plan:
         while tail and wave_bytes > 0:
             wave_bytes -= grid.away_bytes[tail[0]]
             wave.append(tail.pop(0))
-        order = [cell for c in reversed(tail) for cell in grid.cells(c)]
+        order = [cell for c in reversed(tail) for cell in reversed([*grid.cells(c)])]
         order += [(c, g) for g in range(grid.groups) for c in reversed(wave)]
         order += [cell for c in reversed(computed) for cell in grid.cells(c)]
         order.sort(key=lambda cell: cell[1] < groups)  # stable: what is to be computed comes last

@@ -110,6 +110,14 @@ class Sources:
         """Of all cells that are waited for."""
         return sum(seen.owed_bytes for seen in self._usable())
 
+    def asked_bytes(self) -> list[int]:
+        """Of each group, of all cells that are under way."""
+        asked = [0] * self._grid.groups
+        for seen in self.each:
+            for cell in seen.asked:
+                asked[cell[1]] += self._grid.bytes(cell)
+        return asked
+
     def may_ask(self) -> bool:
         """Whether there is a cell to ask for, and somebody to ask."""
         return not all(self._awaited(cell) for cell in self._grid.away) and self.has_room()

@@ -40,7 +40,7 @@ class Task:
             the last is asked only where that one fails or is overdue. Empty: every source has everything.
         in_order: a chunk can be computed only behind chunks that were computed, one by one; see `legality.py`.
         shares: of what computing a chunk takes, what its first group of layers takes, the first two, and so on. Empty:
-            it cannot be computed but through all of them.
+            it cannot be computed but through all of them. Infinite: not through just so many.
     """
 
     chunks: tuple[int, ...]

@@ -18,7 +18,7 @@ from preread.engine.cache import COMPUTED, UNPLACED, Rows
 from preread.engine.model import Spec
 from preread.engine.sampling import Sampled, Sampling, log_probabilities, reported_probabilities
 from preread.errors import Cancelled, CorruptData, EngineError
-from preread.values import Fingerprint, Geometry, KVBlock, Span, StateBlock, alike
+from preread.values import Fingerprint, Geometry, KVBlock, Span, alike
 
 STEP_TOKENS: Final = 512
 """Tokens of the largest step."""
@@ -139,14 +139,6 @@ class FakeCache:
         k, v = (np.ascontiguousarray(rows[:, :, which].transpose(0, 2, 1, 3)) for which in (0, 1))
         return KVBlock(tokens, layers, k, v)
 
-    def inject_state(self, rows: Rows, block: StateBlock) -> None:
-        """See `Cache`."""
-        raise EngineError("this model keeps no states")
-
-    def export_state(self, sequence: int, layers: Sequence[int]) -> StateBlock:
-        """See `Cache`."""
-        raise EngineError("this model keeps no states")
-
     # For the runner
 
     def allocated(self, wanted: Sequence[tuple[int, int, int]]) -> list[npt.NDArray[np.int64]]:
@@ -209,6 +201,8 @@ class FakeRunner:
             around, or raise EngineError. Until it returns, `cancel` waits too.
         steps: how many were computed to their end.
     """
+
+    splits_layers = True
 
     def __init__(self, cache: FakeCache) -> None:
         self._cache, self._changed = cache, threading.Condition()
@@ -359,6 +353,7 @@ if TYPE_CHECKING:
 
 def _spec(window_tokens: int) -> Spec:
     none = Fingerprint("0" * 64)
+    sizes = {"window_tokens": window_tokens, "trained_tokens": window_tokens, "vocab_size": _VOCABULARY}
     return Spec(
         name="fake",
         architecture="fake",
@@ -370,9 +365,7 @@ def _spec(window_tokens: int) -> Spec:
         token_characters=1,
         rope_near=True,
         no_injection=None,
-        window_tokens=window_tokens,
-        trained_tokens=window_tokens,
-        vocab_size=_VOCABULARY,
+        **sizes,
     )
 
 
