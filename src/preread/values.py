@@ -170,6 +170,11 @@ class StateBlock:
     r: Single
     s: Single
 
+    @property
+    def shape(self) -> StateShape:
+        """Of each layer."""
+        return StateShape(self.r.shape[1], self.s.shape[1], self.s.shape[2])
+
 
 @dataclass(frozen=True, slots=True)
 class ObjectRef:

@@ -12,7 +12,7 @@ import pytest
 from preread.engine import gguf, model
 from preread.engine.ggml import Tensor
 from preread.engine.gguf import Header
-from preread.engine.memory import Memory, Rows, verdict
+from preread.engine.memory import Memory, Rows, layers_of, verdict
 from preread.testing.families import FAMILIES, write_family
 
 CACHE = re.compile(rb"cache_([kvrs])_l(\d+)$")
@@ -87,8 +87,11 @@ def test_the_header_says_what_the_loaded_model_says(family: Path) -> None:
         said = model.spec(loaded, family, "tiny", 0)
     finally:
         loaded.close()
-    assert found.why == (said.no_injection or "")
-    assert found.way == ("computed" if said.no_injection else "streams")
+    assert found.why == (said.no_streaming or "")
+    assert found.way == ("computed" if said.no_streaming else "streams")
+    if said.no_injection is None:
+        assert said.layers == layers_of(found.memory)
+        assert said.state_bytes == found.memory.state_bytes
 
 
 def widths(memory: Memory) -> dict[tuple[str, int], int]:

@@ -169,9 +169,10 @@ def possible(question: Question, node: Node, record: Record) -> Question:
     if node.engine.no_injection:
         record.note(way="computed", reason=node.engine.no_injection)
         return question.alone()
-    if not goes_on(question.reuse, len(question.known.tokens), node.engine.spec.windows):
-        # What windows have left behind is not kept: the prompt goes on before the context's end, or is all of it.
-        record.note(way="computed", reason="the model has windows, and the prompt goes on before the context's end")
+    if not goes_on(question.reuse, len(question.known.tokens), node.engine.spec.sight):
+        # Of what is before the end too little is kept: the prompt goes on there, or is all of the context.
+        what = "is recurrent" if node.engine.spec.recurrent else "has windows"
+        record.note(way="computed", reason=f"the model {what}, and the prompt goes on before the context's end")
         return question.alone()
     if question.named or usable(question.known, node):
         return question

@@ -159,7 +159,7 @@ class Core:
             }
             running, waiting, loading = plan.running, plan.waiting, plan.loading
         engine = self._engine
-        free, kv_bytes = self._sequences.free, 2 * engine.cells * engine.spec.geometry.values_per_token
+        free, kv_bytes = self._sequences.free, engine.cells * engine.spec.token_bytes
         return Stats(running, waiting, loading, free, cells, kv_bytes, self._steps, dict(self._tokens))
 
     @property
@@ -331,10 +331,14 @@ class Core:
 
         def begin() -> bool:
             at_s, most_tokens = time.monotonic(), max(LONGEST_BATCH_TOKENS, len(tokens))
-            spare_cells = 0 if layers is None else self._sequences.spare_cells(context, most_tokens)
+            aside = self._sequences.aside(context, layers)
+            spare_cells = 0 if aside is None else self._sequences.spare_cells(context, most_tokens)
             with self._lock:
-                if not self._plan.spare(context, spare_cells, at_s):
-                    return False
+                room = self._plan.spare(context, spare_cells, at_s)
+            if not room and layers is None:
+                raise EngineError("there is no room to compute a part of the context beside what comes of it")
+            if not room:
+                return False
             self._fills[id] = self._sequences.fill(context, tokens, start, done, layers)
             with self._lock:
                 self._plan.fill(id, context, len(tokens), at_s)
@@ -599,7 +603,7 @@ class Core:
     def _goes_on(self, at: int, key: str) -> bool:
         """Whether a request may go on at a position from what is kept of a conversation."""
         kept = self._conversations[key]
-        return goes_on(at, kept.position + len(kept.tokens), self._engine.spec.windows)
+        return goes_on(at, kept.position + len(kept.tokens), self._engine.spec.sight)
 
     def _begin(self, id: int) -> None:
         self._sequences.begin(self._live[id])
@@ -674,7 +678,8 @@ class Core:
         place = self._sequences.place(context)
         assert place is not None and bringer is not None
         block = None
-        if bringer.keeps(context, 2 * place.tokens * self._engine.spec.geometry.values_per_token):
+        spec = self._engine.spec
+        if not spec.recurrent and bringer.keeps(context, place.tokens * spec.token_bytes):
             try:
                 block = self._sequences.export(context)
             except EngineError as error:

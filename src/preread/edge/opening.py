@@ -23,7 +23,7 @@ from preread.engine.worker import Worker
 from preread.fit import decisions, family
 from preread.plan.beliefs import Beliefs
 from preread.plan.residency import Residency
-from preread.plan.schedule import MOST_ANSWERS, Schedule
+from preread.plan.schedule import LOADS, MOST_ANSWERS, Schedule
 from preread.plan.step_cost import StepCost
 from preread.store.egress import CloudLink
 
@@ -65,8 +65,8 @@ async def open_node(
         readers.close()
         worker.close()
         raise
-    if engine.no_injection:
-        _log.warning("contexts are computed here, not streamed: %s", engine.no_injection)
+    if engine.no_streaming:
+        _log.warning("contexts are computed here, not streamed: %s", engine.no_streaming)
     if link is not None and link.exposed:
         _log.warning("contexts come without TLS: whoever is on the way to the cloud can read them, and change them")
     spec = engine.spec
@@ -81,7 +81,7 @@ async def open_node(
         engine,
         worker,
         _schedule(engine, tested.prefill_tokens_s, options.keep_conversations_s),
-        drafts=options.drafts and engine.no_injection is None,  # a draft that is refused is taken back row by row
+        drafts=options.drafts and engine.in_part,  # a draft that is refused is taken back row by row
     )
     node = Node(engine, worker, core, readers, link, contexts, beliefs, offload, options, calibration)
     residents = Residents(node)
@@ -114,8 +114,9 @@ def _engine(model: Path, name: str, options: Options) -> LlamaCpp:
 
 def _schedule(engine: LlamaCpp, prefill_tokens_s: float, keep_s: float) -> Schedule:
     """Of sequences, answers get what they may need, and contexts and conversations the rest."""
-    sequences = len(engine.sequences) - _SPARE
-    answers = min(MOST_ANSWERS, max(1, sequences))
+    in_part = engine.in_part
+    sequences = len(engine.sequences) - (_SPARE if in_part else LOADS)
+    answers = min(MOST_ANSWERS, max(1, sequences if in_part or engine.no_injection else sequences // 2))
     residency = Residency(engine.cells, max(0, sequences - answers))
-    kept_s = keep_s if engine.no_injection is None else 0.0  # what is no row per token cannot be shared from a middle
-    return Schedule(residency, StepCost.guessed(prefill_tokens_s), answers, kept_s)
+    cost, kept_s = StepCost.guessed(prefill_tokens_s), keep_s if in_part else 0.0
+    return Schedule(residency, cost, answers, kept_s, MOST_ANSWERS if in_part else 1)

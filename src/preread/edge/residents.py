@@ -246,7 +246,7 @@ def _task(question: Question, what: LoadSpec, supplies: tuple[Supply, ...], node
     decode_bytes_s = min(INJECTIONS, limits.cpus()) * beliefs.decode_bytes_s(what.rung)
     sources = tuple(beliefs.source(supply.name, at_s) for supply in supplies)
     first = what.grid(lambda place: holder(place, supplies))
-    in_order = is_in_order(sum(chunks), node.engine.spec.windows)
+    in_order = is_in_order(sum(chunks), node.engine.spec.sight)
     shares = _shares(what, sum(chunks), node)
     return Task(chunks, what.cells, beliefs.prefill, prompt_s, decode_bytes_s, sources, first, in_order, shares)
 
@@ -257,7 +257,7 @@ def _shares(what: LoadSpec, tokens: int, node: Node) -> tuple[float, ...]:
     Infinitely much, where a later group has something of the same layers.
     """
     engine, groups = node.engine, what.manifest.groups
-    spare = spare_cells(tokens, LONGEST_BATCH_TOKENS, engine.spec.windows)
+    spare = spare_cells(tokens, LONGEST_BATCH_TOKENS, engine.spec.sight)
     if not engine.runner.splits_layers or tokens + spare > engine.cells:
         return ()
     shares = []

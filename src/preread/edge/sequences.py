@@ -16,7 +16,7 @@ from preread.engine.cache import Rows
 from preread.engine.sampling import Sampled, Sampling
 from preread.errors import EngineError
 from preread.plan.drafts import MOST_DRAFTS, RUN, Drafts, Runs
-from preread.plan.legality import goes_on, is_in_order, spare_cells
+from preread.plan.legality import goes_on, is_in_order, is_whole, spare_cells
 from preread.plan.step import Part, Request
 from preread.plan.step_cost import StepCost
 from preread.values import ContextId, KVBlock, Span
@@ -248,10 +248,13 @@ class Sequences:
         place = self._places[context]
         if place.rows is None:
             return Fill(context, tokens, start, done, place.sequence, reserved=False)
+        layers = self.aside(context, layers)
         beginning = self._beginning(place, start, self._layers if layers is None else layers)
         fill = Fill(context, tokens, start, done, self._free.pop(), reserved=True, layers=layers)
         if layers is not None:
             kept = start if beginning is None else max(0, start - self._window_tokens)
+            if beginning is not None and self._whole:
+                kept = 0
             self._cache.share(place.sequence, fill.sequence, Span(0, kept))
             if beginning is not None:
                 self._cache.share(beginning.sequence, fill.sequence, Span(kept, start))
@@ -278,9 +281,17 @@ class Sequences:
             raise EngineError("a stretch was to be computed behind rows that are not kept: this is a bug in preread")
         return beginning
 
+    def aside(self, context: ContextId, layers: int | None) -> int | None:
+        """In how many layers a stretch of a context is computed in cells of its own, and copied; None: it is not.
+
+        Where sequences are whole, all that is computed is: the context has a state that must stay.
+        """
+        reserved = self._places[context].rows is not None
+        return self._layers if layers is None and reserved and self._whole else layers
+
     def spare_cells(self, context: ContextId, tokens: int) -> int:
         """Cells that stretches of so many tokens take besides a context's, of which only some layers are computed."""
-        return spare_cells(self._places[context].tokens, tokens, self._engine.spec.windows)
+        return spare_cells(self._places[context].tokens, tokens, self._engine.spec.sight)
 
     def filled(self, fill: Fill) -> None:
         """All of a stretch is computed: it becomes part of the context."""
@@ -339,7 +350,7 @@ class Sequences:
         """
         assert live.sequence is not None
         position, own = len(live.context_tokens), self._free.pop()
-        if not goes_on(position + tokens, position + live.done, self._engine.spec.windows):
+        if not goes_on(position + tokens, position + live.done, self._engine.spec.sight):
             tokens = 0
         self._cache.share(live.sequence, own, Span(position, position + tokens))
         self.stop(live)
@@ -356,6 +367,10 @@ class Sequences:
             place.beginning = None
 
     @property
+    def _whole(self) -> bool:
+        return is_whole(self._engine.spec.sight)
+
+    @property
     def _layers(self) -> int:
         return self._engine.spec.geometry.layers
 
@@ -365,7 +380,7 @@ class Sequences:
         return max((window for window in self._engine.spec.windows if window is not None), default=0)
 
     def _in_order(self, place: Place) -> bool:
-        return is_in_order(place.tokens, self._engine.spec.windows)
+        return is_in_order(place.tokens, self._engine.spec.sight)
 
     def _give_back(self, sequence: int) -> None:
         self._cache.free(sequence)

@@ -206,9 +206,7 @@ def _matched(ask: Ask, tokens: Tokens, contexts: list[Known], engine: LlamaCpp) 
     index, window = prefix_index((id, known.tokens) for id, known in by_id.items()), engine.spec.window_tokens
     for prompt in (tokens, *_with_text_as_text(ask, tokens, contexts, engine)):
         match, whole = index.nearest(prompt, by_id), index.longest(prompt)
-        if match is not None and match.serves(
-            len(by_id[match.context].tokens), len(prompt), window, engine.spec.windows
-        ):
+        if match is not None and match.serves(len(by_id[match.context].tokens), len(prompt), window, engine.spec.sight):
             reuse = min(match.shared, len(prompt) - 1)
             return Question(by_id[match.context], reuse, prompt[reuse:], ask)
         if whole is not None:

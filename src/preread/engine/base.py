@@ -13,7 +13,7 @@ import numpy.typing as npt
 from preread.engine.cache import Rows
 from preread.engine.model import Spec
 from preread.engine.sampling import Sampled, Sampling
-from preread.values import KVBlock, Span
+from preread.values import KVBlock, Span, StateBlock
 
 Tokens = npt.NDArray[np.int32]
 
@@ -87,6 +87,8 @@ class Steps(Protocol):
         Raises:
             Cancelled: somebody called `cancel`. Nothing of the step stays in the cache.
             EngineError: the engine failed. Nothing of the step stays in the cache.
+                Of a model that is `whole`, nothing may stay at all of a sequence that the step was to go on with,
+                unless the step was to wait for layers.
         """
         ...
 
@@ -113,7 +115,10 @@ class Runner(Steps, Held, Protocol):
 
 
 class Shared(Protocol):
-    """Which sequences see which cells. On the engine's thread."""
+    """Which sequences see which cells. On the engine's thread.
+
+    Sequences of a model that is `whole` are shared whole and cut nowhere; EngineError says where that is not so.
+    """
 
     def share(self, source: int, target: int, tokens: Span) -> None:
         """Let `target` see what `source` has at these positions."""
@@ -169,6 +174,23 @@ class Exchange(Protocol):
 
         Raises:
             EngineError: it lacks some of them.
+        """
+        ...
+
+    def inject_state(self, rows: Rows, block: StateBlock) -> None:
+        """Write the states of some layers of a reserved sequence. Thread-safe for different layers.
+
+        Raises:
+            EngineError: the block is not of these rows.
+            CorruptData: it has numbers that are not finite.
+        """
+        ...
+
+    def export_state(self, sequence: int, layers: Sequence[int]) -> StateBlock:
+        """Copy the states that some recurrent layers have of a sequence. On the engine's thread.
+
+        Raises:
+            EngineError: it is empty, or the model has none.
         """
         ...
 

@@ -8,11 +8,16 @@ Of a model with windows llama.cpp has two caches, whose cells of one token lie a
 windows have left behind is nobody's there: it is never written, and read as zeros. So a sequence may be gone on with
 behind its end only, or where its windows begin at the start; `plan/legality.py` says where.
 
+Of a model with recurrent layers a sequence has a state besides, which stands for all of its tokens. llama.cpp shares
+and forgets it whole, whatever positions it is told: so a sequence of such a model is shared whole, and cut nowhere.
+Where that is not asked for, the answers would be wrong without an error: it is refused.
+
 It must not know what a context is called, or why one makes room for another.
 """
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import llama_cpp
@@ -21,8 +26,9 @@ import numpy as np
 from preread.engine import cells
 from preread.engine.cells import Cells, Layout
 from preread.engine.ggml import CacheTensors
+from preread.engine.states import StateTensors
 from preread.errors import CorruptData, EngineError
-from preread.values import KVBlock, Span
+from preread.values import KVBlock, Span, StateBlock
 
 COMPUTED: Final = -1
 """In place of a cell: what was computed into a reserved context lies where llama.cpp put it."""
@@ -31,6 +37,15 @@ UNPLACED: Final = -3
 """In place of a cell: nothing has been computed for this position yet, or not where it was seen."""
 
 _INFINITE: Final = np.uint16(0x7C00)
+_STATES_ONLY: Final = 1  # LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
+
+
+@dataclass(frozen=True, slots=True)
+class Tensors:
+    """Where rows are, and states, if there are any."""
+
+    rows: CacheTensors
+    states: StateTensors | None
 
 
 class Rows:
@@ -38,10 +53,11 @@ class Rows:
 
     Attributes:
         cells: in llama.cpp's first cache; `windowed`: in the second one, where there is one.
+        state: which of llama.cpp's states is the sequence's, in a model that has recurrent layers.
     """
 
-    def __init__(self, sequence: int, cells: Cells, windowed: Cells | None = None) -> None:
-        self.sequence, self.cells, self.windowed = sequence, cells, windowed
+    def __init__(self, sequence: int, cells: Cells, windowed: Cells | None = None, state: int | None = None) -> None:
+        self.sequence, self.cells, self.windowed, self.state = sequence, cells, windowed, state
 
     @property
     def parts(self) -> list[Cells]:
@@ -70,18 +86,19 @@ class Cache:
         layout: of its cache.
         tensors: the cache's, or why there are none.
         scratch: a sequence that nobody else uses.
+        whole: sequences are shared whole, and cut nowhere; see `plan/legality.py`.
     """
 
-    def __init__(self, context: object, layout: Layout, tensors: CacheTensors | str, scratch: int) -> None:
-        self._context, self._layout, self._scratch = context, layout, scratch
+    def __init__(self, context: object, layout: Layout, tensors: Tensors | str, scratch: int, *, whole: bool) -> None:
+        self._context, self._layout, self._scratch, self._whole = context, layout, scratch, whole
         self.closed = tensors if isinstance(tensors, str) else None
         self._tensors = None if isinstance(tensors, str) else tensors
         self._memory = llama_cpp.llama_get_memory(context)
         self._allocations = 0
 
     @property
-    def tensors(self) -> CacheTensors:
-        """The cache's tensors.
+    def tensors(self) -> Tensors:
+        """Of the cache, and of states.
 
         Raises:
             EngineError: nothing can be read of this model's cache.
@@ -97,14 +114,24 @@ class Cache:
             EngineError: llama.cpp gave no cells, or others than can be told; the sequence is empty then.
         """
         try:
-            return Rows(sequence, *self._allocated(sequence, Span(0, tokens)))
+            found = self._allocated(sequence, Span(0, tokens))
+            states = self.tensors.states
+            state = None if states is None else states.marked(tokens - 1, self._allocations)
+            first, *others = found or [_nowhere(tokens)]
+            return Rows(sequence, first, others[0] if others else None, state)
         except EngineError:
             self.free(self._scratch)
             self.free(sequence)
             raise
 
     def take(self, rows: Rows, tokens: Span) -> None:
-        """Free the cells of some reserved rows: these positions are going to be computed."""
+        """Free the cells of some reserved rows: these positions are going to be computed.
+
+        Raises:
+            EngineError: the model's sequences are whole or nothing.
+        """
+        if self._whole:
+            raise EngineError("a part of a sequence was to be computed that is whole or nothing: a bug in preread")
         llama_cpp.llama_memory_seq_rm(self._memory, rows.sequence, tokens.start, tokens.stop)
         for part in rows.parts:
             part[tokens.start : tokens.stop] = COMPUTED
@@ -125,16 +152,22 @@ class Cache:
 
     def unplaced(self, sequence: int, tokens: int) -> Rows:
         """Rows for positions 0 … tokens−1 of a sequence, of which the runner notes where they lie."""
-        return Rows(sequence, *(np.full(tokens, UNPLACED, np.int32) for _ in self._layout.parts))
+        first, *others = [np.full(tokens, UNPLACED, np.int32) for _ in self._layout.parts] or [_nowhere(tokens)]
+        return Rows(sequence, first, others[0] if others else None)
 
     def copy(self, source: Rows, target: Rows, tokens: Span, layers: int) -> None:
         """Write to reserved rows what the first so many layers have at these positions where they were computed.
 
-        Those that were computed into the reserved context itself, or left behind by a window, stay as they are.
+        Those that were computed into the reserved context itself, or left behind by a window, stay as they are. Where
+        these are the last positions, states are copied too.
 
         Raises:
             EngineError: it is not known where some of them lie.
         """
+        states = self._layout.states
+        if states is not None and tokens.stop == len(target.cells):
+            these = [layer for layer in states.layers if layer < layers]
+            self.inject_state(target, self.export_state(source.sequence, these))
         for number, part in enumerate(self._layout.parts):
             these = [layer for layer in part.layers if layer < layers]
             for position, cell, count in target.runs(tokens, number) if these else ():
@@ -143,15 +176,31 @@ class Cache:
                     raise EngineError("the cells that layers were computed into cannot be told")
                 for first, from_cell, some in source.runs(Span(position, position + count), number):
                     for layer in these:
-                        k, v = self.tensors.read(layer, from_cell, some)
-                        self.tensors.write(layer, cell + first - position, k, v)
+                        k, v = self.tensors.rows.read(layer, from_cell, some)
+                        self.tensors.rows.write(layer, cell + first - position, k, v)
 
     def share(self, source: int, target: int, tokens: Span) -> None:
-        """Let `target` see what `source` has at these positions."""
+        """Let `target` see what `source` has at these positions.
+
+        Raises:
+            EngineError: the model's sequences are shared whole, and these are not all that `source` has.
+        """
+        if not len(tokens):
+            return  # a state would be shared all the same
+        if self._whole and tokens != Span(0, self._length(source)):
+            raise EngineError("a part of a sequence was to be shared that is whole or nothing: a bug in preread")
         llama_cpp.llama_memory_seq_cp(self._memory, source, target, tokens.start, tokens.stop)
 
     def cut(self, sequence: int, position: int) -> None:
-        """Take from a sequence what it has at `position` and beyond."""
+        """Take from a sequence what it has at `position` and beyond.
+
+        Raises:
+            EngineError: it has something there, and the model's sequences are cut nowhere.
+        """
+        if not position:
+            return self.free(sequence)
+        if self._whole and position < self._length(sequence):
+            raise EngineError("a sequence was to be cut that is whole or nothing: a bug in preread")
         llama_cpp.llama_memory_seq_rm(self._memory, sequence, position, -1)
 
     def free(self, sequence: int) -> None:
@@ -168,21 +217,40 @@ class Cache:
             CorruptData: "values": it has numbers that are not finite. Attention would spread them to whoever shares a
                 tile of the cache.
         """
-        tensors, shape = self.tensors, self._layout.geometry
-        expected = (len(block.layers), shape.kv_heads, len(block.tokens), shape.head_dim)
-        inside = 0 <= block.layers.start and block.layers.stop <= shape.layers and block.tokens.stop <= len(rows.cells)
-        if block.k.shape != expected or block.v.shape != expected or not inside:
+        tensors, layers = self.tensors, self._layout.layers
+        inside = 0 <= block.layers.start and block.layers.stop <= len(layers) and block.tokens.stop <= len(rows.cells)
+        expected = cells.shapes_of(layers, len(block.tokens), block.layers) if inside else None
+        if (block.k.shape, block.v.shape) != expected:
             raise EngineError(f"a KV block of shape {block.k.shape} does not fit the reserved {expected}")
         for half in (block.k, block.v):
             if ((half.view(np.uint16) & _INFINITE) == _INFINITE).any():
                 raise CorruptData("values", "a KV block has numbers that are not finite")
+        numbers = cells.having_rows(layers, block.layers)
         for number, part in enumerate(self._layout.parts):
-            layers = [layer for layer in part.layers if block.layers.start <= layer < block.layers.stop]
-            for position, cell, count in rows.runs(block.tokens, number) if layers else ():
+            these = [layer for layer in part.layers if block.layers.start <= layer < block.layers.stop]
+            for position, cell, count in rows.runs(block.tokens, number) if these else ():
                 at = slice(position - block.tokens.start, position - block.tokens.start + count)
-                for layer in layers:
-                    i = layer - block.layers.start
-                    tensors.write(layer, cell, block.k[i, :, at], block.v[i, :, at])
+                for layer in these:
+                    i = numbers.index(layer)
+                    tensors.rows.write(layer, cell, block.k[i, :, at], block.v[i, :, at])
+
+    def inject_state(self, rows: Rows, block: StateBlock) -> None:
+        """Write the states of some layers of a reserved sequence. Thread-safe for different layers, as `inject` is.
+
+        Raises:
+            EngineError: the block is not of these rows.
+            CorruptData: "values": it has numbers that are not finite.
+        """
+        tensors, states = self.tensors.states, self._layout.states
+        fits = states is not None and block.shape == states.shape and {*block.layers} <= {*states.layers}
+        if not fits or tensors is None or rows.state is None or block.position != len(rows.cells):
+            raise EngineError(f"states of {len(block.layers)} layers at {block.position} do not fit what was reserved")
+        if len(block.r) != len(block.layers) or len(block.s) != len(block.layers):
+            raise EngineError("a block of states has others than it says")
+        if not (np.isfinite(block.r).all() and np.isfinite(block.s).all()):
+            raise CorruptData("values", "a state has numbers that are not finite")
+        for layer, r, s in zip(block.layers, block.r, block.s, strict=True):
+            tensors.write(layer, rows.state, r, s)
 
     def export(self, sequence: int, tokens: Span, layers: Span) -> KVBlock:
         """Copy what a sequence has at these positions; zeros where a window has left it behind.
@@ -191,14 +259,38 @@ class Cache:
             EngineError: it lacks some of them, or this model's cache cannot be read.
         """
         _ = self.tensors  # or it cannot be read
-        size = llama_cpp.llama_state_seq_get_size(self._context, sequence)
+        if not 0 <= tokens.start <= tokens.stop <= self._length(sequence):
+            raise EngineError(f"tokens {tokens.start} to {tokens.stop} are not all in the cache")
+        return cells.rows_of(self._saved(sequence), self._layout, tokens, layers)
+
+    def export_state(self, sequence: int, layers: Sequence[int]) -> StateBlock:
+        """Copy the states that some recurrent layers have of a sequence.
+
+        Raises:
+            EngineError: it is empty, or this model's states cannot be read.
+        """
+        if self.tensors.states is None:
+            raise EngineError("this model keeps no states")
+        return cells.states_in(self._saved(sequence, _STATES_ONLY), self._layout, layers)
+
+    def _saved(self, sequence: int, flags: int = 0) -> cells.Bytes:
+        """What llama.cpp saves of a sequence."""
+        size = llama_cpp.llama_state_seq_get_size_ext(self._context, sequence, flags)
         saved = np.empty(size, np.uint8)
-        llama_cpp.llama_state_seq_get_data(
-            self._context, saved.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8)), size, sequence
-        )
-        return cells.rows_of(saved, self._layout, tokens, layers)
+        at = saved.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        llama_cpp.llama_state_seq_get_data_ext(self._context, at, size, sequence, flags)
+        return saved
+
+    def _length(self, sequence: int) -> int:
+        """How many tokens a sequence has, from its first on."""
+        return int(llama_cpp.llama_memory_seq_pos_max(self._memory, sequence)) + 1
 
     def _allocated(self, sequence: int, tokens: Span) -> list[Cells]:
         self._allocations += 1
-        context, tensors = self._context, self.tensors
-        return cells.allocate(context, self._layout, tensors, tokens, sequence, self._scratch, self._allocations)
+        context, rows = self._context, self.tensors.rows
+        return cells.allocate(context, self._layout, rows, tokens, sequence, self._scratch, self._allocations)
+
+
+def _nowhere(tokens: int) -> Cells:
+    """In place of cells, of a model that is recurrent throughout: its tokens have none."""
+    return np.full(tokens, cells.LEFT_BEHIND, np.int32)

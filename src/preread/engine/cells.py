@@ -4,14 +4,18 @@ The form, as `llama_state_seq_get_data` writes it (llama-kv-cache.cpp, `state_wr
 
     u32 magic, i32 sequence, and then each cache's block:
     u32 streams (1), u32 cells; where there are none, the block ends here
-    per cell: i32 position, u32 sequences (1), i32 sequence
+    per cell: i32 position, u32 sequences (1), [i32 x, i32 y, i32 token,] i32 sequence
     u32 V transposed (0 with flash attention), u32 layers
-    per layer: i32 type, u64 row bytes, a row of K per cell;  then the same for V
+    per layer: i32 type, u64 row bytes, a row of K per cell;  then the same for V, of layers that have one
+    and at last what recurrent layers keep, see `states.py`
+
+What is in brackets is there in models whose positions have several axes, which are all the same for text.
 
 A model whose layers all attend to all tokens has one cache. One with windows has two, of the layers without a window
 and of those with one (llama-kv-cache-iswa.cpp), each with cells of its own: one token's may lie at different places in
 the two. In the second one llama.cpp gives to others, whenever it likes, cells of a single sequence that its window has
-left behind, and it writes none of them into a state. Such rows are *left behind* here.
+left behind, and it writes none of them into a state. Such rows are *left behind* here. A model whose layers are all
+recurrent has no cache.
 """
 
 import ctypes
@@ -23,10 +27,12 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
+from preread.engine import states
 from preread.engine.ggml import CacheTensors
+from preread.engine.states import States, states_of
 from preread.errors import EngineError
 from preread.plan.legality import first_seen
-from preread.values import Geometry, KVBlock, Span
+from preread.values import KVBlock, Layer, RowShape, Span, StateBlock
 
 Bytes = npt.NDArray[np.uint8]
 Cells = npt.NDArray[np.int32]
@@ -36,9 +42,10 @@ LEFT_BEHIND = -2
 
 _HEAD = struct.Struct("<Ii")
 _BLOCK = struct.Struct("<II")
-_CELL = struct.Struct("<iIi")
 _LAYERS = struct.Struct("<II")
 _ROWS = struct.Struct("<iQ")
+_CELL, _PLANES_CELL = 3, 6
+"""Values of 32 bits that a cell's form has."""
 _F16 = 1
 _MARK = 4
 """Values of a row that a mark takes."""
@@ -57,22 +64,46 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How llama.cpp keeps a model's KV: the shape of all of it, and its caches in the order of their blocks."""
+    """How llama.cpp keeps what a model's layers keep.
 
-    geometry: Geometry
+    Attributes:
+        layers: what each of them keeps.
+        parts: the caches, in the order of their blocks.
+        states: what recurrent layers keep; None: there are none.
+        planes: positions have several axes.
+    """
+
+    layers: tuple[Layer, ...]
     parts: tuple[Part, ...]
+    states: States | None
+    planes: bool = False
 
     @property
-    def row_bytes(self) -> int:
-        """Of one token's K, or V, in one layer."""
-        return 2 * self.geometry.kv_heads * self.geometry.head_dim
+    def token_bytes(self) -> int:
+        """Of one token's K and V in all layers."""
+        return sum(row_bytes for part in self.parts for _, _, row_bytes in self.rows(part))
+
+    @property
+    def cell_values(self) -> int:
+        """Values of 32 bits that a cell's form has."""
+        return _PLANES_CELL if self.planes else _CELL
+
+    def rows(self, part: Part) -> list[tuple[int, int, int]]:
+        """What a part's block has rows of, in order: half (K, V), layer, and a row's bytes."""
+        found = []
+        for layer in part.layers:
+            shape = self.layers[layer].rows
+            assert shape is not None
+            found += [(0, layer, 2 * shape.kv_heads * shape.k_dim), (1, layer, 2 * shape.kv_heads * shape.v_dim)]
+        return sorted(((half, layer, size) for half, layer, size in found if size), key=lambda row: row[0])
 
 
-def layout(geometry: Geometry, windows: Sequence[int | None]) -> Layout:
-    """The layout of a model whose layers have these windows."""
-    kinds = sorted(set(windows), key=lambda window: window is not None)
-    parts = (Part(tuple(i for i, window in enumerate(windows) if window == kind), kind) for kind in kinds)
-    return Layout(geometry, tuple(parts))
+def layout(layers: Sequence[Layer], *, planes: bool = False) -> Layout:
+    """The layout of a model of such layers."""
+    rows = {i: layer.window_tokens for i, layer in enumerate(layers) if layer.rows is not None}
+    kinds = sorted(set(rows.values()), key=lambda window: window is not None)
+    parts = (Part(tuple(i for i, window in rows.items() if window == kind), kind) for kind in kinds)
+    return Layout(tuple(layers), tuple(parts), states_of(layers), planes)
 
 
 def check_form(context: object, layout: Layout) -> None:
@@ -112,13 +143,15 @@ def allocate(
 
     Returns:
         For each part the cell (tokens,) of each position; `LEFT_BEHIND` where a window has and it cannot be told.
+        What recurrent layers keep is marked with `number`.
 
     Raises:
         EngineError: llama.cpp refused, or its cells cannot be found again.
     """
     memory = llama_cpp.llama_get_memory(context)
     magic = _magic(context, scratch)
-    step = max(1, _BLOB_BYTES // (layout.geometry.values_per_token * 2))
+    states_bytes = layout.states.rows_bytes if layout.states else 0  # each step has them all
+    step = max(1, max(_BLOB_BYTES, states_bytes) // layout.token_bytes) if layout.parts else len(tokens)
     for start in range(tokens.start, tokens.stop, step):
         count = min(step, tokens.stop - start)
         blob = _state(magic, start, count, layout, scratch, number)
@@ -143,9 +176,8 @@ def rows_of(saved: Bytes, layout: Layout, tokens: Span, layers: Span) -> KVBlock
     Raises:
         EngineError: it lacks some of them, or has another form.
     """
-    shape, blocks = layout.geometry, _blocks(saved, layout)
-    k = np.zeros((len(layers), shape.kv_heads, len(tokens), shape.head_dim), np.float16)
-    v = np.zeros_like(k)
+    blocks, numbers = _blocks(saved, layout), having_rows(layout.layers, layers)
+    k, v = (np.zeros(shape, np.float16) for shape in shapes_of(layout.layers, len(tokens), layers))
     length = 1 + max((int(block.positions.max()) for block in blocks if len(block.positions)), default=-1)
     for part, block in zip(layout.parts, blocks, strict=True):
         seen = Span(max(tokens.start, min(tokens.stop, first_seen(length, part.window_tokens))), tokens.stop)
@@ -155,26 +187,54 @@ def rows_of(saved: Bytes, layout: Layout, tokens: Span, layers: Span) -> KVBlock
         if not np.array_equal(block.positions[order], np.arange(seen.start, seen.stop)):
             raise EngineError(f"tokens {tokens.start} to {tokens.stop} are not all in the cache")
         straight = len(order) and bool((np.diff(order) == 1).all())
-        at, count, layer_bytes = seen.start - tokens.start, len(block.positions), block.layer_bytes
-        for i, layer in enumerate(part.layers):
-            if not layers.start <= layer < layers.stop:
-                continue
-            for half, out in enumerate((k, v)):
-                start = block.rows_at + (half * len(part.layers) + i) * layer_bytes + _ROWS.size
-                rows = saved[start : start + layout.row_bytes * count].view(np.float16)
-                rows = rows.reshape(count, shape.kv_heads, shape.head_dim)
+        at, count, start = seen.start - tokens.start, len(block.positions), block.rows_at
+        for half, layer, row_bytes in layout.rows(part):
+            start += _ROWS.size
+            if layer in numbers:
+                out = (k, v)[half][numbers.index(layer)]
+                rows = saved[start : start + row_bytes * count].view(np.float16)
+                rows = rows.reshape(count, out.shape[0], out.shape[2])
                 these = rows[order[0] : order[-1] + 1] if straight else rows[order]
-                out[layer - layers.start, :, at:] = these.transpose(1, 0, 2)
+                out[:, at:] = these.transpose(1, 0, 2)
+            start += row_bytes * count
     return KVBlock(tokens, layers, k, v)
+
+
+def having_rows(layers: Sequence[Layer], span: Span) -> list[int]:
+    """The layers of a span that have rows."""
+    return [layer for layer in range(span.start, span.stop) if layers[layer].rows is not None]
+
+
+def shapes_of(layers: Sequence[Layer], tokens: int, span: Span) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The shapes of a block's K and V.
+
+    Raises:
+        EngineError: the layers of the span differ in that.
+    """
+    shapes = {layers[layer].rows for layer in having_rows(layers, span)}
+    if len(shapes) > 1:
+        raise EngineError(f"layers {span.start} to {span.stop} differ in the size of their rows")
+    usual = next((layer.rows for layer in layers if layer.rows is not None), None)
+    shape, count = (*shapes, usual, RowShape(0, 0, 0))[0] or RowShape(0, 0, 0), len(having_rows(layers, span))
+    return (count, shape.kv_heads, tokens, shape.k_dim), (count, shape.kv_heads, tokens, shape.v_dim)
+
+
+def states_in(saved: Bytes, layout: Layout, layers: Sequence[int]) -> StateBlock:
+    """The states of some layers, in what a sequence saves of its states alone.
+
+    Raises:
+        EngineError: it has none, or another form.
+    """
+    assert layout.states is not None
+    return states.block_of(saved[_HEAD.size :], layout.states, layers)
 
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """A cache's block of a state: of each cell the position, where its rows begin, and their bytes in one layer."""
+    """A cache's block of a state: of each cell the position, and where its rows begin."""
 
     positions: Cells
     rows_at: int
-    layer_bytes: int
 
 
 def _blocks(saved: Bytes, layout: Layout) -> list[_Block]:
@@ -183,19 +243,19 @@ def _blocks(saved: Bytes, layout: Layout) -> list[_Block]:
     Raises:
         EngineError: it has another form.
     """
-    blocks, at = [], _HEAD.size
+    blocks, at, width = [], _HEAD.size, 4 * layout.cell_values
     for part in layout.parts:
         if at + _BLOCK.size > len(saved):
             break
         streams, count = _BLOCK.unpack_from(saved.data, at)
-        cells_at, layer_bytes = at + _BLOCK.size, _ROWS.size + layout.row_bytes * count
-        rows_at = cells_at + (_CELL.size * count + _LAYERS.size if count else 0)
-        at = rows_at + (2 * len(part.layers) * layer_bytes if count else 0)
+        cells_at, rows_at = at + _BLOCK.size, at + _BLOCK.size + (width * count + _LAYERS.size if count else 0)
+        at = rows_at + (sum(_ROWS.size + size * count for _, _, size in layout.rows(part)) if count else 0)
         if streams != 1 or at > len(saved):
             break
-        positions = saved[cells_at : cells_at + _CELL.size * count].view("<i4").reshape(count, 3)[:, 0]
-        blocks.append(_Block(positions, rows_at, layer_bytes))
-    if len(blocks) != len(layout.parts) or at != len(saved):
+        positions = saved[cells_at : cells_at + width * count].view("<i4").reshape(count, layout.cell_values)[:, 0]
+        blocks.append(_Block(positions, rows_at))
+    ends = {at} if layout.states is None else {at + states.size_bytes(layout.states, count) for count in (0, 1)}
+    if len(blocks) != len(layout.parts) or len(saved) not in ends:
         raise EngineError("this llama.cpp saves a sequence in a form that preread does not know")
     return blocks
 
@@ -239,42 +299,54 @@ def _found(values: npt.NDArray[np.uint16], tokens: Span, number: int, seen: int)
 
 
 def _state(magic: int, start: int, count: int, layout: Layout, sequence: int = 2, number: int = 0) -> Bytes:
-    """State of a sequence of `count` cells from position `start`, rows zeroed but for marks in each part's first keys.
+    """State of a sequence of `count` cells from position `start`, zero but for marks in each part's first keys, and in
+    the first recurrent layer.
 
     The zeros come from the system as pages that nobody touched yet, so that they cost next to nothing.
     """
-    layer_bytes = _ROWS.size + layout.row_bytes * count
-    form_bytes = _BLOCK.size + _CELL.size * count + _LAYERS.size
-    size = _HEAD.size + sum(form_bytes + 2 * len(part.layers) * layer_bytes for part in layout.parts)
-    state = np.zeros(size, np.uint8)
-    frame, at = state.data, _HEAD.size
+    values = layout.cell_values
+    form_bytes = _BLOCK.size + 4 * values * count + _LAYERS.size
+    size = _HEAD.size + sum(
+        form_bytes + sum(_ROWS.size + row_bytes * count for _, _, row_bytes in layout.rows(part))
+        for part in layout.parts
+    )
+    state = np.zeros(size + (states.size_bytes(layout.states) if layout.states else 0), np.uint8)
+    frame, at, positions = state.data, _HEAD.size, np.arange(start, start + count)
     _HEAD.pack_into(frame, 0, magic, sequence)
     for part in layout.parts:
-        rows_at = at + form_bytes
+        rows_at, rows = at + form_bytes, layout.rows(part)
         _BLOCK.pack_into(frame, at, 1, count)
-        cells = state[at + _BLOCK.size : rows_at - _LAYERS.size].view("<i4").reshape(count, 3)
-        cells[:] = 1, 1, sequence
-        cells[:, 0] = np.arange(start, start + count)
+        cells = state[at + _BLOCK.size : rows_at - _LAYERS.size].view("<i4").reshape(count, values)
+        cells[:, 0], cells[:, 1], cells[:, -1] = positions, 1, sequence
+        if layout.planes:
+            cells[:, 2], cells[:, 3] = positions, positions
         _LAYERS.pack_into(frame, rows_at - _LAYERS.size, 0, len(part.layers))
-        for half in range(2 * len(part.layers)):
-            _ROWS.pack_into(frame, rows_at + half * layer_bytes, _F16, layout.row_bytes)
-        marks = _marks(np.arange(start, start + count), number).view(np.uint8).reshape(count, 2 * _MARK)
-        marked = state[rows_at + _ROWS.size : rows_at + layer_bytes].reshape(count, layout.row_bytes)
-        marked[:, : 2 * _MARK] = marks
-        at = rows_at + 2 * len(part.layers) * layer_bytes
+        marked = state[rows_at + _ROWS.size : rows_at + _ROWS.size + rows[0][2] * count].reshape(count, rows[0][2])
+        marked[:, : 2 * _MARK] = _marks(positions, number).view(np.uint8).reshape(count, 2 * _MARK)
+        at = rows_at
+        for _, _, row_bytes in rows:
+            _ROWS.pack_into(frame, at, _F16, row_bytes)
+            at += _ROWS.size + row_bytes * count
+    if layout.states is not None:
+        states.put(state[at:], layout.states, start + count - 1, number)
     return state
 
 
-def _frame(layout: Layout) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Which bytes of a one-cell state are form: neither rows nor sequence ids, which differ from call to call."""
+def _frame(layout: Layout) -> npt.NDArray[np.bool_]:
+    """Which bytes of a one-cell state are form.
+
+    Neither rows are, nor sequence ids, which differ from call to call, nor a cell's token.
+    """
     form = np.ones(len(_state(0, 0, 1, layout)), bool)
     form[4:8] = False
     at = _HEAD.size
     for part in layout.parts:
-        form[at + _BLOCK.size + 8 : at + _BLOCK.size + _CELL.size] = False
-        at += _BLOCK.size + _CELL.size + _LAYERS.size
-        for _ in range(2 * len(part.layers)):
+        form[at + _BLOCK.size + 8 : at + _BLOCK.size + 4 * layout.cell_values] = False
+        at += _BLOCK.size + 4 * layout.cell_values + _LAYERS.size
+        for _, _, row_bytes in layout.rows(part):
             at += _ROWS.size
-            form[at : at + layout.row_bytes] = False
-            at += layout.row_bytes
+            form[at : at + row_bytes] = False
+            at += row_bytes
+    if layout.states is not None:
+        form[at:] = states.form(layout.states)
     return form

@@ -11,14 +11,22 @@ from preread.errors import EngineError
 
 CacheType = Literal["f16", "q8_0", "q4_0"]
 
+CONTEXT, REQUEST, SCRATCH = 0, 1, 2
+"""The sequences of whoever has one context at a time, and one that is empty between two calls."""
+
 SEQUENCES, WINDOWS = 3, 8
 """Sequences of every engine, and how many more there are for windows that are scored."""
+
+_TESTED: Final = 3
+"""Sequences that the engine's self-test takes."""
 
 MOST_SEQUENCES: Final = llama_cpp.llama_max_parallel_sequences()
 MOST_OUTPUTS: Final = 128
 """Tokens of a step whose logits may be wanted in any case."""
-_FEW_SEQUENCES: Final = SEQUENCES + 5
-"""A model whose state is no row per token has one for each sequence, used or not."""
+_FEW_SEQUENCES: Final = SEQUENCES + 6
+"""Of an engine that many share, at least."""
+_STATES_SHARE: Final = 0.25
+"""So much of a cache's memory may be states: one for each sequence."""
 
 _PADDED: Final = 256
 """Cells of a cache are a multiple of so many."""
@@ -50,7 +58,8 @@ def open_context(
     parameters = llama_cpp.llama_context_default_params()
     parameters.n_ctx = cells_of(spec, kv_memory_bytes)
     parameters.n_batch = parameters.n_ubatch = batch_tokens
-    parameters.n_seq_max = SEQUENCES + WINDOWS if kv_memory_bytes is None else sequences_of(spec)
+    few = SEQUENCES + (_TESTED if spec.recurrent else WINDOWS)
+    parameters.n_seq_max = few if kv_memory_bytes is None else sequences_of(spec, kv_memory_bytes)
     parameters.n_outputs_max = outputs_of(parameters.n_seq_max, scored_tokens)
     parameters.type_k = parameters.type_v = _CACHE_TYPES[cache]
     parameters.n_threads = parameters.n_threads_batch = threads
@@ -69,13 +78,19 @@ def open_context(
 
 def cells_of(spec: Spec, kv_memory_bytes: int | None) -> int:
     """How many tokens the cache of an engine has room for."""
-    if kv_memory_bytes is None or not spec.geometry.values_per_token:  # a hybrid's first layer may have no rows
+    if kv_memory_bytes is None:
         return spec.window_tokens
-    return max(spec.window_tokens, kv_memory_bytes // (2 * spec.geometry.values_per_token) // _PADDED * _PADDED)
+    if not spec.token_bytes:  # or it keeps states only, and tokens take nothing
+        return _FEW_SEQUENCES * spec.window_tokens if spec.recurrent else spec.window_tokens
+    rows_bytes = max(0, kv_memory_bytes - spec.state_bytes * sequences_of(spec, kv_memory_bytes))
+    return max(spec.window_tokens, rows_bytes // spec.token_bytes // _PADDED * _PADDED)
 
 
-def sequences_of(spec: Spec) -> int:
-    """How many sequences an engine has that many share."""
+def sequences_of(spec: Spec, kv_memory_bytes: int) -> int:
+    """How many sequences an engine has that many share. Of a model with states each takes one, used or not."""
+    if spec.state_bytes:
+        most = SEQUENCES + int(_STATES_SHARE * kv_memory_bytes) // spec.state_bytes
+        return int(min(MOST_SEQUENCES, max(_FEW_SEQUENCES, most)))
     return MOST_SEQUENCES if spec.no_injection is None else _FEW_SEQUENCES
 
 

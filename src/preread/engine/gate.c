@@ -2,7 +2,8 @@
  *
  * llama.cpp calls it for every node of the compute graph, first with ask=true. While the gate is armed it asks to stop
  * after the nodes named "l_out-<layer>", that is, at the end of each layer; when such a node has been computed (ask=false)
- * it blocks until the next layer may be computed. Disarmed, it answers false at once and the graph runs in one piece.
+ * it blocks until the memory of all layers is in place that are read before the next such node: by default that of the
+ * next layer, or what `preread_gate_order` was told. Disarmed, it answers false at once and the graph runs in one piece.
  * A Python callback in this place costs about 0.5 ms a token; this one cannot be measured.
  *
  * Where only the first layers are wanted, it ends the evaluation behind these: llama.cpp takes that for success, and has
@@ -39,14 +40,21 @@ struct gate {
     const void *targets[MOST_TARGETS];
     bool armed;
     bool cancelled;
-    int open;    /* layers 0 .. open-1 may be computed */
+    int open;    /* the memory of layers 0 .. open-1 is in place */
     int last;    /* behind so many layers the evaluation ends; 0: at its end */
-    int waiting; /* the layer that the engine waits to compute, -1 when it does not wait */
+    int waiting; /* the layer whose memory the engine waits for, -1 when it does not wait */
+    char end[64]; /* what the last node of a layer is named, before its number */
+    int *needed;  /* behind so many layers (0 .. count-1), of how many layers the memory has to be in place */
+    int count;
 };
 
-static int layer_after(const char *name) {
-    if (strncmp(name, "l_out-", 6) != 0) return -1;
-    return atoi(name + 6) + 1;
+/* How many layers have ended with the node of this name, or -1. Views of that node have longer names. */
+static int layers_until(const struct gate *gate, const char *name) {
+    size_t length = strlen(gate->end);
+    if (strncmp(name, gate->end, length) != 0) return -1;
+    char *rest;
+    long layer = strtol(name + length, &rest, 10);
+    return *rest || rest == name + length ? -1 : (int)layer + 1;
 }
 
 struct gate *preread_gate_new(name_of name) {
@@ -56,6 +64,7 @@ struct gate *preread_gate_new(name_of name) {
     pthread_cond_init(&gate->changed, NULL);
     gate->name = name;
     gate->waiting = -1;
+    strcpy(gate->end, "l_out-");
     return gate;
 }
 
@@ -63,14 +72,32 @@ void preread_gate_free(struct gate *gate) {
     if (!gate) return;
     pthread_cond_destroy(&gate->changed);
     pthread_mutex_destroy(&gate->mutex);
+    free(gate->needed);
     free(gate);
 }
 
-/* Block until layer `layer` may be computed; false when cancelled. */
-static bool wait_for(struct gate *gate, int layer) {
+/* What is known of the model's graphs: the name of a layer's last node before its number, and `needed` (above), which is
+ * copied. False when memory is wanting. Before the first graph that waits. */
+bool preread_gate_order(struct gate *gate, const char *end, const int *needed, int count) {
+    int *copy = malloc(count * sizeof *copy);
+    if (!copy || strlen(end) >= sizeof gate->end) {
+        free(copy);
+        return false;
+    }
+    memcpy(copy, needed, count * sizeof *copy);
+    free(gate->needed);
+    gate->needed = copy;
+    gate->count = count;
+    strcpy(gate->end, end);
+    return true;
+}
+
+/* Block until what is read next, behind `ended` layers, is in place; false when cancelled. */
+static bool wait_for(struct gate *gate, int ended) {
+    int needed = ended < gate->count ? gate->needed[ended] : ended + 1;
     pthread_mutex_lock(&gate->mutex);
-    while (gate->armed && !gate->cancelled && gate->open <= layer) {
-        gate->waiting = layer;
+    while (gate->armed && !gate->cancelled && gate->open < needed) {
+        gate->waiting = needed - 1;
         pthread_cond_wait(&gate->changed, &gate->mutex);
     }
     gate->waiting = -1;
@@ -98,13 +125,13 @@ bool preread_gate_eval(void *tensor, bool ask, void *user_data) {
     if (ask && gate->note && is_noted(gate, tensor)) gate->note(tensor);
     if (gate->observe) return gate->observe(tensor, ask);
     if (!gate->armed) return false;
-    int next = layer_after(gate->name(tensor));
-    if (ask) return next > 0;
-    return (!gate->last || next < gate->last) && wait_for(gate, next);
+    int ended = layers_until(gate, gate->name(tensor));
+    if (ask) return ended > 0;
+    return (!gate->last || ended < gate->last) && wait_for(gate, ended);
 }
 
-/* Called before the graph runs, for its first layer, which no node precedes. */
-bool preread_gate_pass(struct gate *gate, int layer) { return wait_for(gate, layer); }
+/* Called before the graph runs, with 0, for what is read before any layer ends. */
+bool preread_gate_pass(struct gate *gate, int ended) { return wait_for(gate, ended); }
 
 void preread_gate_observe(struct gate *gate, observer observe) { gate->observe = observe; }
 

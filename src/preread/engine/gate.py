@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 from preread.compiled import library as compiled
 from preread.engine.attention import Attention
+from preread.engine.graph import Order
 from preread.errors import EngineError
 
 _ALL_LAYERS = 1 << 30
@@ -22,6 +23,7 @@ def _library() -> ctypes.CDLL:
     library.preread_gate_new.restype = ctypes.c_void_p
     library.preread_gate_pass.restype = ctypes.c_bool
     library.preread_gate_cancelled.restype = ctypes.c_bool
+    library.preread_gate_order.restype = ctypes.c_bool
     for name, arguments in {
         "new": [ctypes.c_void_p],
         "free": [ctypes.c_void_p],
@@ -35,6 +37,7 @@ def _library() -> ctypes.CDLL:
         "open": [ctypes.c_void_p, ctypes.c_int],
         "cancel": [ctypes.c_void_p],
         "pass": [ctypes.c_void_p, ctypes.c_int],
+        "order": [ctypes.c_void_p, ctypes.c_char_p, ctypes.POINTER(ctypes.c_int), ctypes.c_int],
         "waiting": [ctypes.c_void_p],
         "cancelled": [ctypes.c_void_p],
     }.items():
@@ -43,7 +46,7 @@ def _library() -> ctypes.CDLL:
 
 
 class Gate:
-    """Holds the engine back before layers whose KV has not arrived. `open`, `cancel` and `waiting` are thread-safe."""
+    """Holds the engine back before it reads what has not arrived. `open`, `cancel` and `waiting` are thread-safe."""
 
     def __init__(self, name_of: int) -> None:
         """`name_of`: address of `ggml_get_name`."""
@@ -85,6 +88,16 @@ class Gate:
         finally:
             self._library.preread_gate_observe(self._gate, None)
 
+    def follow(self, order: Order) -> None:
+        """When the model's memory is read: from now on the gate waits accordingly. No graph may be under way.
+
+        Raises:
+            EngineError: out of memory.
+        """
+        needed = (ctypes.c_int * len(order.needed))(*order.needed)
+        if not self._library.preread_gate_order(self._gate, order.end, needed, len(order.needed)):
+            raise EngineError("out of memory: the layer gate could not be told the model's layers")
+
     def prepare(self, attention: Attention) -> None:
         """From now on attention is computed by `attention`, which must live as long as the gate."""
         self._library.preread_gate_prepare(self._gate, attention.take, attention.operations)
@@ -117,11 +130,11 @@ class Gate:
         self._library.preread_gate_end(self._gate, layers)
 
     def arm(self, layers: int = 0) -> None:
-        """From now on only layers below `layers` may be computed, and a pending cancellation is forgotten."""
+        """From now on the memory of layers below `layers` is in place, and a pending cancellation is forgotten."""
         self._library.preread_gate_arm(self._gate, layers)
 
     def arm_open(self) -> None:
-        """Every layer may be computed; the gate only listens for `cancel`."""
+        """All is in place; the gate only listens for `cancel`."""
         self.arm(_ALL_LAYERS)
 
     def disarm(self) -> None:
@@ -129,7 +142,7 @@ class Gate:
         self._library.preread_gate_disarm(self._gate)
 
     def open(self, layers: int, of: int) -> None:
-        """Layers below `layers` (of `of` in the model) may be computed. Never closes what is open."""
+        """The memory of layers below `layers` (of `of` in the model) is in place. Never closes what is open."""
         self._library.preread_gate_open(self._gate, layers if layers < of else _ALL_LAYERS)
 
     def cancel(self) -> None:
@@ -137,12 +150,12 @@ class Gate:
         self._library.preread_gate_cancel(self._gate)
 
     def wait_for_first_layer(self) -> bool:
-        """Block until layer 0 may be computed. False when cancelled."""
+        """Block until what is read first is in place. False when cancelled."""
         return bool(self._library.preread_gate_pass(self._gate, 0))
 
     @property
     def waiting(self) -> int:
-        """The layer that the engine waits to compute; -1 when it does not wait, or when the gate is closed for good."""
+        """The layer whose memory the engine waits for; -1: it does not wait, or the gate is closed for good."""
         return int(self._library.preread_gate_waiting(self._gate)) if self._gate else -1
 
     @property

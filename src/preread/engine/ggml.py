@@ -1,14 +1,14 @@
 """The KV cache's tensors inside llama.cpp: where they are, and reading and writing rows of them.
 
 llama.cpp has no API for single layers of its cache. But its graph nodes are `ggml_tensor` structs, and those of the
-cache are named `cache_k_l<layer>` and `cache_v_l<layer>`; their addresses do not change while the context lives. Row
-*i* of such a tensor holds cell *i*: the K (after RoPE) or V of one token, `kv_heads · head_dim` float16 values. That V
-lies that way too needs flash attention.
+cache are named `cache_k_l<layer>` and `cache_v_l<layer>`; their addresses do not change while the context lives, and
+`graph.py` finds them. Row *i* of such a tensor holds cell *i*: the K (after RoPE) or V of one token, float16, a vector
+for each head. That V lies that way too needs flash attention.
 """
 
 import ctypes
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import llama_cpp
@@ -16,14 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from preread.errors import EngineError
-from preread.values import Geometry, Half
+from preread.values import Geometry, Half, Layer
 
 _SLAB_CELLS = 4096
 _MOST_OPERATIONS, _LAST_OPERATION = 256, b"GLU"
 _F32, _F16 = 0, 1  # GGML_TYPE_F32, GGML_TYPE_F16
 _EMBEDDINGS = b"token_embd.weight"
 CACHED_KEY = re.compile(rb"cache_k_l(\d+)$")
-_CACHE = re.compile(rb"cache_(k|v)_l(\d+)$")
 _QUERY = re.compile(rb"Qcur-(\d+)$")
 _END = re.compile(rb"l_out-(\d+)$")
 
@@ -121,93 +120,79 @@ class Embeddings:
 
 
 class CacheTensors:
-    """K and V tensors of every layer. Reading and writing rows is thread-safe as long as the rows differ."""
+    """K and V tensors of the layers that have rows. Reading and writing is thread-safe as long as the rows differ.
 
-    def __init__(self, ggml: ctypes.CDLL, k: list[int], v: list[int], geometry: Geometry, cells: int) -> None:
-        self._ggml, self._k, self._v, self._geometry, self._cells = ggml, k, v, geometry, cells
-        self._row_bytes = 2 * geometry.kv_heads * geometry.head_dim
+    Args:
+        ggml: the library.
+        found: addresses of the tensors, by half ("k" or "v") and layer.
+        layers: what each of the model's layers keeps.
+
+    Raises:
+        EngineError: a tensor is missing, or is not what this class knows how to write.
+    """
+
+    def __init__(self, ggml: ctypes.CDLL, found: Mapping[tuple[str, int], int], layers: Sequence[Layer]) -> None:
+        self._ggml, self._found, self._layers = ggml, found, layers
+        counts = set[int]()
+        for layer, kept in enumerate(layers):
+            for half, width in zip("kv", _widths(kept), strict=True):
+                if width and (half, layer) not in found:
+                    raise EngineError(f"the graph of this model shows no cache tensor for {half} of layer {layer}")
+                if width:
+                    counts.add(_cells(ggml, found[half, layer], width))
+        if len(counts) > 1:
+            raise EngineError("the cache's layers differ in size")
+        self._cells = max(counts, default=0)
 
     def write(self, layer: int, first_cell: int, k: Half, v: Half) -> None:
-        """Write rows of one layer; `k` and `v` have shape (kv_heads, tokens, head_dim)."""
-        for tensor, rows in ((self._k[layer], k), (self._v[layer], v)):
-            # (kv_heads, tokens, head_dim) -> a row per token, as the cache has it
+        """Write rows of one layer; `k` has shape (kv_heads, tokens, k_dim), and `v` (kv_heads, tokens, v_dim)."""
+        for half, rows, width in zip("kv", (k, v), _widths(self._layers[layer]), strict=True):
+            # (kv_heads, tokens, dim) -> a row per token, as the cache has it
             flat = np.ascontiguousarray(rows.transpose(1, 0, 2))
-            offset, size = self._extent(first_cell, flat.shape[0])
+            offset, size = self._extent(first_cell, flat.shape[0], width)
             if flat.nbytes != size or flat.dtype != np.float16:
                 raise EngineError(
                     f"rows of {flat.nbytes} bytes do not fit {size} bytes of cache: this is a bug in preread"
                 )
-            self._ggml.ggml_backend_tensor_set(tensor, flat.ctypes.data, offset, size)
+            if size:
+                self._ggml.ggml_backend_tensor_set(self._found[half, layer], flat.ctypes.data, offset, size)
 
     def read(self, layer: int, first_cell: int, tokens: int) -> tuple[Half, Half]:
-        """K and V rows of one layer, each of shape (kv_heads, tokens, head_dim)."""
-        offset, size = self._extent(first_cell, tokens)
-        halves = []
-        for tensor in (self._k[layer], self._v[layer]):
-            flat = np.empty((tokens, self._geometry.kv_heads, self._geometry.head_dim), np.float16)
-            self._ggml.ggml_backend_tensor_get(tensor, flat.ctypes.data, offset, size)
+        """K and V rows of one layer: (kv_heads, tokens, k_dim) and (kv_heads, tokens, v_dim)."""
+        shape, halves = self._layers[layer].rows, []
+        assert shape is not None
+        for half, dim in (("k", shape.k_dim), ("v", shape.v_dim)):
+            flat = np.empty((tokens, shape.kv_heads, dim), np.float16)
+            offset, size = self._extent(first_cell, tokens, shape.kv_heads * dim)
+            if size:
+                self._ggml.ggml_backend_tensor_get(self._found[half, layer], flat.ctypes.data, offset, size)
             halves.append(flat.transpose(1, 0, 2))
         return halves[0], halves[1]
 
     def first_values(self, layer: int, count: int) -> npt.NDArray[np.uint16]:
         """The first `count` values (cells, count) of every cell's key in a layer, as bits."""
-        found = np.empty((self._cells, count), np.uint16)
+        found, (width, _) = np.empty((self._cells, count), np.uint16), _widths(self._layers[layer])
         for start in range(0, self._cells, _SLAB_CELLS):
             cells = min(_SLAB_CELLS, self._cells - start)
-            offset, size = self._extent(start, cells)
-            rows = np.empty((cells, self._row_bytes // 2), np.uint16)
-            self._ggml.ggml_backend_tensor_get(self._k[layer], rows.ctypes.data, offset, size)
+            offset, size = self._extent(start, cells, width)
+            rows = np.empty((cells, width), np.uint16)
+            self._ggml.ggml_backend_tensor_get(self._found["k", layer], rows.ctypes.data, offset, size)
             found[start : start + cells] = rows[:, :count]
         return found
 
     @property
     def cells(self) -> int:
-        """How many there are."""
+        """How many there are; 0: no layer has rows."""
         return self._cells
 
     def key_at(self, layer: int) -> int:
         """The address of a layer's K tensor."""
-        return self._k[layer]
+        return self._found["k", layer]
 
-    def _extent(self, first_cell: int, tokens: int) -> tuple[int, int]:
+    def _extent(self, first_cell: int, tokens: int, width: int) -> tuple[int, int]:
         if first_cell < 0 or first_cell + tokens > self._cells:
             raise EngineError(f"cells {first_cell} to {first_cell + tokens} are outside the cache of {self._cells}")
-        return first_cell * self._row_bytes, tokens * self._row_bytes
-
-
-def find_cache(ggml: ctypes.CDLL, observe: Callable[[Callable[[int], None]], None], geometry: Geometry) -> CacheTensors:
-    """Find the cache's tensors among the nodes of one evaluated graph and what these view.
-
-    Args:
-        observe: runs a small decode and calls its argument with the address of every node.
-        geometry: what the model's metadata says; tensors of another shape are refused.
-
-    Raises:
-        EngineError: a tensor is missing or is not what this module knows how to write.
-    """
-    found: dict[tuple[str, int], int] = {}
-    nodes: list[int] = []
-
-    def see(address: int) -> None:
-        nodes.append(address)
-        tensor = Tensor.from_address(address)
-        for candidate in (tensor.view_src, *tensor.src):
-            _note(candidate, found)
-            if candidate:
-                _note(Tensor.from_address(candidate).view_src, found)
-
-    observe(see)
-    missing = [f"{half} of layer {i}" for half in "kv" for i in range(geometry.layers) if (half, i) not in found]
-    if missing:
-        raise EngineError(f"the graph of this model shows no cache tensor for {missing[0]}")
-    ends = {bytes(ggml.ggml_get_name(node)) for node in nodes}
-    if absent := [i for i in range(geometry.layers) if b"l_out-%d" % i not in ends]:
-        raise EngineError(f"the graph of this model does not name the end of layer {absent[0]}")
-    cells = {_cells(ggml, address, geometry) for address in found.values()}
-    if len(cells) != 1:
-        raise EngineError("the cache's layers differ in size")
-    k, v = ([found[half, i] for i in range(geometry.layers)] for half in "kv")
-    return CacheTensors(ggml, k, v, geometry, cells.pop())
+        return 2 * first_cell * width, 2 * tokens * width
 
 
 def find_embeddings(ggml: ctypes.CDLL, observe: Callable[[Callable[[int], None]], None], vocab_size: int) -> Embeddings:
@@ -296,14 +281,15 @@ class Residuals:
         return np.concatenate(rows)
 
 
-def _note(address: int | None, found: dict[tuple[str, int], int]) -> None:
-    if address and (match := _CACHE.match(Tensor.from_address(address).name)):
-        found[match[1].decode(), int(match[2])] = address
+def _widths(layer: Layer) -> tuple[int, int]:
+    """Values of a row of K, and of V."""
+    shape = layer.rows
+    return (0, 0) if shape is None else (shape.kv_heads * shape.k_dim, shape.kv_heads * shape.v_dim)
 
 
-def _cells(ggml: ctypes.CDLL, address: int, geometry: Geometry) -> int:
+def _cells(ggml: ctypes.CDLL, address: int, width: int) -> int:
     """Number of rows of a cache tensor, after checking that the struct is read right and the rows are as expected."""
-    tensor, width = Tensor.from_address(address), geometry.kv_heads * geometry.head_dim
+    tensor = Tensor.from_address(address)
     ne, nb = list(tensor.ne), list(tensor.nb)
     if bytes(ggml.ggml_get_name(address)) != tensor.name or ggml.ggml_nbytes(address) != nb[1] * ne[1]:
         raise EngineError("this llama.cpp lays out ggml_tensor in a way that preread does not know")

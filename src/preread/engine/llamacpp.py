@@ -19,14 +19,15 @@ from preread.codec.rope import Ropes
 from preread.compiled import vector_bits
 from preread.engine import cells, model
 from preread.engine.attention import Attention, attends_in_tiles
-from preread.engine.cache import Cache
+from preread.engine.cache import Cache, Tensors
 from preread.engine.chat import ChatTemplate
 from preread.engine.chooser import Chooser
-from preread.engine.context import SEQUENCES, cells_of, open_context, outputs_of
+from preread.engine.context import SCRATCH, SEQUENCES, cells_of, open_context, outputs_of
 from preread.engine.context import CacheType as CacheType
 from preread.engine.gate import Gate
-from preread.engine.ggml import CacheTensors, Embeddings, find_cache, find_embeddings, library
+from preread.engine.ggml import CacheTensors, Embeddings, find_embeddings, library
 from preread.engine.grammar import Grammars
+from preread.engine.graph import Graph
 from preread.engine.infill import FimTokens
 from preread.engine.marks import Prompt
 from preread.engine.model import Spec
@@ -37,8 +38,13 @@ from preread.engine.placement import Placement
 from preread.engine.rotation import find_ropes, for_short_contexts
 from preread.engine.runner import Runner
 from preread.engine.sampling import Sampling, usual
-from preread.engine.session import ECHO_TOKENS, SCRATCH, Session
+from preread.engine.session import ECHO_TOKENS, Session
+from preread.engine.states import StateTensors
 from preread.errors import EngineError, UsageError
+from preread.plan.legality import is_whole
+
+_SEEN_TOKENS = (8, 1)
+"""Graphs of so many tokens are looked at as an engine starts: recurrent layers have one way for a single token."""
 
 BATCH_TOKENS = 512
 """Prefill goes in batches of so many tokens from the context's start; the same split gives bit-identical KV."""
@@ -67,14 +73,15 @@ class LlamaCpp:
         self._embeddings: Embeddings | None = None
         why_not = spec.no_injection if cache == "f16" else f"its cache is kept as {cache}"
         tensors = why_not or self._opened()
-        outputs = outputs_of(native.sequences, scored_tokens)
-        layout = cells.layout(spec.geometry, spec.windows)
-        self.cache = Cache(native.context, layout, tensors, SCRATCH)
+        outputs, whole = outputs_of(native.sequences, scored_tokens), is_whole(spec.sight)
+        layout = cells.layout(spec.layers, planes=spec.planes)
+        self.cache = Cache(native.context, layout, tensors, SCRATCH, whole=whole)
         placement = None
         if not isinstance(tensors, str):
-            keys = [tensors.key_at(part.layers[0]) for part in layout.parts]
+            keys = [tensors.rows.key_at(part.layers[0]) for part in layout.parts]
             placement = Placement(library(), native.gate, keys)
-        self.runner = Runner(native.context, native.gate, native.batch, spec.geometry.layers, outputs, placement)
+        layers, spare = spec.geometry.layers, SCRATCH if whole else None
+        self.runner = Runner(native.context, native.gate, native.batch, layers, outputs, placement, spare)
         self.session = Session(spec, native, self.runner, self.cache, self.chooser)
 
     @classmethod
@@ -120,18 +127,25 @@ class LlamaCpp:
         context = open_context(loaded, spec, gate, BATCH_TOKENS, threads, scored, cache, kv_memory_bytes)
         return cls(spec, loaded, Native(context, gate, BATCH_TOKENS, spec.vocab_size), threads, scored_tokens, cache)
 
-    def _opened(self) -> CacheTensors | str:
-        """The cache's tensors, found in a warm-up decode, or why they cannot be used.
+    def _opened(self) -> Tensors | str:
+        """The cache's tensors, found in warm-up decodes, or why they cannot be used.
 
-        The form of a sequence's saved state is learnt as well.
+        When they are read, and the form of a sequence's saved state, is learnt as well.
         """
-        native, ggml = self.native, library()
-        tensors: CacheTensors | str
+        native, ggml, spec = self.native, library(), self.spec
+        layout, graph = cells.layout(spec.layers, planes=spec.planes), Graph(ggml, spec.geometry.layers)
+        tensors: Tensors | str
         try:
-            tensors = find_cache(ggml, native.observe, self.spec.geometry)
-            self.ropes = find_ropes(ggml, native.observe, self.spec.geometry)
-            self._embeddings = find_embeddings(ggml, native.observe, self.spec.vocab_size)
-            cells.check_form(native.context, cells.layout(self.spec.geometry, self.spec.windows))
+            for tokens in _SEEN_TOKENS:
+                graph.begin()
+                native.observe(graph.see, tokens)
+            rows = CacheTensors(ggml, graph.found, spec.layers)
+            states = None if layout.states is None else StateTensors(ggml, graph.found, layout.states)
+            tensors = Tensors(rows, states)
+            native.gate.follow(graph.order())
+            self.ropes = find_ropes(ggml, native.observe, spec.geometry)
+            self._embeddings = find_embeddings(ggml, native.observe, spec.vocab_size)
+            cells.check_form(native.context, layout)
             if attends_in_tiles(bits := vector_bits()):
                 self.attention = Attention(ggml, bits)
                 native.gate.prepare(self.attention)
@@ -232,6 +246,16 @@ class LlamaCpp:
         self.cache.closed = why
 
     @property
+    def no_streaming(self) -> str | None:
+        """Why contexts are neither published nor streamed; None: they are."""
+        return self.no_injection or self.spec.no_streaming
+
+    @property
+    def in_part(self) -> bool:
+        """Whether a part of a sequence can be shared, and its end be taken back."""
+        return self.no_injection is None and not is_whole(self.spec.sight)
+
+    @property
     def cells(self) -> int:
         """How many tokens the KV cache has room for."""
         return self.native.cells
@@ -239,7 +263,7 @@ class LlamaCpp:
     @property
     def kv_memory_bytes(self) -> int:
         """Memory of the KV cache, as far as it is rows of tokens."""
-        return 2 * self.cells * self.spec.geometry.values_per_token
+        return self.cells * self.spec.token_bytes
 
     @property
     def sequences(self) -> range:

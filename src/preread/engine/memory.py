@@ -12,6 +12,10 @@ from typing import Final, Literal
 
 from preread.engine.gguf import Header, Long
 from preread.errors import CorruptData
+from preread.values import Layer, RowShape, StateShape
+
+STATES_STAY: Final = "the model is recurrent: its state is not a KV row per token"
+"""Why contexts of models are computed that could be streamed but for their states."""
 
 _MOST_LAYERS: Final = 1024
 
@@ -23,11 +27,13 @@ class Rows:
     Attributes:
         k_values, v_values: of a row; no V where K's latent rows stand for both (MLA).
         window_tokens: only so many tokens before the next one are looked at; None: all.
+        heads: that either is of.
     """
 
     k_values: int
     v_values: int
     window_tokens: int | None = None
+    heads: int = 1
 
     def bytes_of(self, tokens: int) -> int:
         """What has to be there to go on behind so many tokens: of a window its last W - 1 rows."""
@@ -37,10 +43,14 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What a recurrent layer keeps, float32: the convolution's last inputs (R) and the state itself (S)."""
+    """What a recurrent layer keeps, float32: the convolution's last inputs (R) and the state itself (S).
+
+    `s_row_values`: of one of the state's rows, which lie one behind the other.
+    """
 
     r_values: int
     s_values: int
+    s_row_values: int = 1
 
     def bytes_of(self, tokens: int) -> int:
         """The same behind any number of tokens."""
@@ -180,7 +190,7 @@ def verdict(header: Header) -> Verdict:
 def _obstacle(header: Header, name: str, memory: Memory) -> str:
     """Why KV is neither exported nor injected, in the words of `engine/model.py`; "" where it is."""
     if memory.state_bytes:
-        return "the model is recurrent: its state is not a KV row per token"
+        return recurrent_obstacle(memory) or STATES_STAY
     if memory.windows and (why := windowed_obstacle(name, memory)):
         return why
     if any(isinstance(part, Rows) and part.k_values != part.v_values for layer in memory.layers for part in layer):
@@ -188,6 +198,17 @@ def _obstacle(header: Header, name: str, memory: Memory) -> str:
     if name in _UNROTATED or name in _PLANES or (name in _PERHAPS_PLANES and _sections(header, name)):
         return "the model's position encoding is not plain RoPE"
     return ""
+
+
+def recurrent_obstacle(memory: Memory) -> str:
+    """Why what a model with recurrent layers keeps is neither exported nor injected; "" where it is."""
+    if memory.windows:
+        return "the model has both windows and recurrent layers"
+    rows = {(part.k_values, part.v_values) for layer in memory.layers for part in layer if isinstance(part, Rows)}
+    if len(rows) > 1 or memory.shared_layers:
+        return "the model's layers differ in the size of their KV"
+    states = [part for layer in memory.layers for part in layer if isinstance(part, State)]
+    return "" if all(state.r_values for state in states) else "the model's states are of a kind that is not known here"
 
 
 def windowed_obstacle(name: str, memory: Memory) -> str:
@@ -205,6 +226,27 @@ def windowed_obstacle(name: str, memory: Memory) -> str:
     if len({row.window_tokens for row in rows}) != 2 or all(row.window_tokens is not None for row in rows):
         return "no layer of the model attends to all tokens"
     return ""
+
+
+def layers_of(memory: Memory) -> tuple[Layer, ...]:
+    """The same, as everybody else says it."""
+    return tuple(_layer(parts) for parts in memory.layers)
+
+
+def _layer(parts: tuple[Part, ...]) -> Layer:
+    rows = next((part for part in parts if isinstance(part, Rows)), None)
+    state = next((part for part in parts if isinstance(part, State)), None)
+    return Layer(
+        None if rows is None else RowShape(rows.heads, rows.k_values // rows.heads, rows.v_values // rows.heads),
+        None if rows is None else rows.window_tokens,
+        None if state is None else _state_shape(state),
+    )
+
+
+def _state_shape(state: State) -> StateShape:
+    """A layer that has no S has no row of it."""
+    rows, row_values = state.s_values // state.s_row_values, state.s_row_values
+    return StateShape(state.r_values, rows, row_values if rows else 0)
 
 
 def windows_of(memory: Memory) -> tuple[int | None, ...]:
@@ -319,13 +361,13 @@ def _rows(header: Header, name: str, layers: int, layer: int, window: int | None
         k = header.number(f"{name}.attention.key_length_swa", k)
         v = header.number(f"{name}.attention.value_length_swa", v)
     latent = header.number(f"{name}.attention.key_length_mla") > 0
-    return Rows(k * heads, 0 if latent else v * heads, window)
+    return Rows(k * heads, 0 if latent else v * heads, window, heads)
 
 
 def _state(header: Header, name: str) -> State:
     width = header.number(f"{name}.embedding_length")
     if head := header.number(f"{name}.wkv.head_size"):
-        return State(header.number(f"{name}.token_shift_count", 2) * width, width * head)
+        return State(header.number(f"{name}.token_shift_count", 2) * width, width * head, head)
     if steps := header.number(f"{name}.shortconv.l_cache"):
         return State(width * (steps - 1), 0)
     kernel, inner, size, groups, heads, head = (
@@ -336,5 +378,5 @@ def _state(header: Header, name: str) -> State:
         )
     )  # fmt: skip
     if head:
-        return State(3 * (max(kernel, 1) - 1 if kernel else 3) * heads * head, head * head * heads)
-    return State(max(kernel - 1, 0) * (inner + 2 * groups * size), size * inner)
+        return State(3 * (max(kernel, 1) - 1 if kernel else 3) * heads * head, head * head * heads, head)
+    return State(max(kernel - 1, 0) * (inner + 2 * groups * size), size * inner, max(size, 1))

@@ -21,12 +21,21 @@ from preread.engine.gguf import Header
 from preread.engine.grammar import Words
 from preread.engine.infill import FimTokens
 from preread.engine.marks import Controls
-from preread.engine.memory import memory_of, windowed_obstacle, windows_of
+from preread.engine.memory import (
+    STATES_STAY,
+    layers_of,
+    memory_of,
+    recurrent_obstacle,
+    windowed_obstacle,
+    windows_of,
+)
 from preread.engine.registry import part_paths
 from preread.errors import EngineError, UsageError
+from preread.plan.legality import STATE, Window
 from preread.values import Family, Fingerprint, Geometry, Layer, alike
 
 _DEFAULT_WINDOW = 8192
+_PLANES = (llama_cpp.LLAMA_ROPE_TYPE_MROPE, llama_cpp.LLAMA_ROPE_TYPE_IMROPE)
 _UNKNOWN, _CONTROL = 1 << 0, 1 << 3  # LLAMA_TOKEN_ATTR_…
 _log = logging.getLogger("preread.llama.cpp")
 
@@ -48,6 +57,8 @@ class Spec:
         vocab_size: number of token ids.
         token_characters: no token stands for more characters of text.
         rope_near: whether the two halves of a rotated pair lie side by side (llama.cpp's NORM) or not (NEOX).
+        planes: positions have several axes.
+        recurrent: some layers keep a state, which stands for all tokens.
         no_injection: why its KV can be neither exported nor injected; None when it can.
     """
 
@@ -64,6 +75,30 @@ class Spec:
     token_characters: int
     rope_near: bool
     no_injection: str | None
+    planes: bool = False
+    recurrent: bool = False
+
+    @property
+    def token_bytes(self) -> int:
+        """What one more token adds to the cache."""
+        rows = (layer.rows for layer in self.layers if layer.rows is not None)
+        return sum(2 * shape.kv_heads * (shape.k_dim + shape.v_dim) for shape in rows)
+
+    @property
+    def state_bytes(self) -> int:
+        """What recurrent layers keep of a sequence, however long it is; 0: there are none."""
+        states = (layer.state for layer in self.layers if layer.state is not None)
+        return sum(4 * (shape.r_values + shape.s_values) for shape in states)
+
+    @property
+    def no_streaming(self) -> str | None:
+        """Why contexts are neither published nor streamed; None: they are."""
+        return self.no_injection or (STATES_STAY if self.recurrent else None)
+
+    @property
+    def sight(self) -> tuple[Window, ...]:
+        """What `plan/legality.py` has to know: the windows, and that there is a state where there is one."""
+        return (*self.windows, STATE) if self.recurrent else self.windows
 
     @property
     def windows(self) -> tuple[int | None, ...]:
@@ -235,10 +270,16 @@ def spec(loaded: Loaded, path: Path, name: str, window_tokens: int) -> Spec:
     width = llama_cpp.llama_model_n_embd(model)
     head_dim = int(loaded.metadata(f"{architecture}.attention.key_length") or width // max(heads, 1))
     vocabulary, token_characters = _vocabulary(loaded)
-    geometry = Geometry(llama_cpp.llama_model_n_layer(model), llama_cpp.llama_model_n_head_kv(model), head_dim)
-    near = llama_cpp.llama_model_rope_type(model) == llama_cpp.LLAMA_ROPE_TYPE_NORM
     files = tensors.parts(path)
+    geometry = Geometry(llama_cpp.llama_model_n_layer(model), llama_cpp.llama_model_n_head_kv(model), head_dim)
+    recurrent = llama_cpp.llama_model_is_recurrent(model) or llama_cpp.llama_model_is_hybrid(model)
+    layers, no_states = _recurrent(files[0][1], geometry.layers) if recurrent else (alike(geometry), "")
+    if rows := next((layer.rows for layer in layers if layer.rows is not None), None):
+        geometry = Geometry(geometry.layers, rows.kv_heads, rows.k_dim)
+    near = llama_cpp.llama_model_rope_type(model) == llama_cpp.LLAMA_ROPE_TYPE_NORM
     windows, no_windows = _windows(loaded, files[0][1], geometry.layers)
+    if not recurrent:
+        layers = tuple(replace(layer, window_tokens=one) for layer, one in zip(layers, windows, strict=True))
     return Spec(
         name=name,
         architecture=architecture,
@@ -246,16 +287,24 @@ def spec(loaded: Loaded, path: Path, name: str, window_tokens: int) -> Spec:
         vocabulary=vocabulary,
         family=family(traits_of(files, geometry, vocabulary, rope_near=near)),
         geometry=geometry,
-        layers=tuple(
-            replace(layer, window_tokens=window) for layer, window in zip(alike(geometry), windows, strict=True)
-        ),
+        layers=layers,
         window_tokens=window_tokens or min(trained, _DEFAULT_WINDOW),
         trained_tokens=trained,
         vocab_size=llama_cpp.llama_vocab_n_tokens(loaded.vocab),
         token_characters=token_characters,
         rope_near=near,
-        no_injection=_no_injection(loaded, architecture, head_dim, no_windows),
+        no_injection=no_states if recurrent else _no_injection(loaded, architecture, head_dim, no_windows),
+        planes=llama_cpp.llama_model_rope_type(model) in _PLANES,
+        recurrent=recurrent,
     )
+
+
+def _recurrent(header: Header, layers: int) -> tuple[tuple[Layer, ...], str | None]:
+    """What each layer of a model with recurrent layers keeps, and why it cannot be exchanged; None: it can."""
+    kept = memory_of(header)
+    if kept is None or not kept.state_bytes or len(kept.layers) != layers:
+        return (Layer(),) * layers, "the model is recurrent, and its file's header does not tell what its layers keep"
+    return layers_of(kept), recurrent_obstacle(kept) or None
 
 
 def _windows(loaded: Loaded, header: Header, layers: int) -> tuple[tuple[int | None, ...], str]:
@@ -276,8 +325,6 @@ def _windows(loaded: Loaded, header: Header, layers: int) -> tuple[tuple[int | N
 
 def _no_injection(loaded: Loaded, architecture: str, head_dim: int, no_windows: str) -> str | None:
     model = loaded.model
-    if llama_cpp.llama_model_is_recurrent(model) or llama_cpp.llama_model_is_hybrid(model):
-        return "the model is recurrent: its state is not a KV row per token"
     if no_windows:
         return no_windows
     if llama_cpp.llama_model_has_encoder(model):

@@ -66,10 +66,10 @@ class Native:
         if status:
             raise EngineError(f"llama_decode failed with status {status} at position {self.batch.native.pos[0]}")
 
-    def observe(self, see: Callable[[int], None]) -> None:
-        """Decode one token, and call `see` with the address of every node of the graph. The cache is empty before."""
+    def observe(self, see: Callable[[int], None], tokens: int = 1) -> None:
+        """Decode some tokens, and call `see` with the address of every node of the graph. The cache is empty before."""
         llama_cpp.llama_memory_clear(self.memory, False)
-        self.gate.observe(lambda: self.decode(np.zeros(1, np.int32), 0, 0), see)
+        self.gate.observe(lambda: self.decode(np.zeros(tokens, np.int32), 0, 0), see)
 
     def last_row(self) -> npt.NDArray[np.float32]:
         """Logits (vocab,) of the last decoded position: llama.cpp's own memory, until the next batch."""

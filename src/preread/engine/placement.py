@@ -43,7 +43,7 @@ class Placement:
 
     def cells(self, part: int) -> Cells:
         """The cells in one of llama.cpp's caches of what was computed, in order; none where no layer of it was."""
-        return np.concatenate([np.empty(0, np.int64), *self._found[part]])
+        return np.concatenate([np.empty(0, np.int64), *(self._found[part] if part < len(self._found) else ())])
 
     def _note(self, node: int) -> None:
         tensor = Tensor.from_address(node)

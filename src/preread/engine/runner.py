@@ -9,6 +9,7 @@ It must not know why a slice is in a step. All of it belongs to the engine's thr
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import llama_cpp
 import numpy as np
@@ -35,13 +36,21 @@ class Runner:
         layers: of the model.
         outputs: tokens whose logits one step may give.
         placement: shows where tokens lie; None: that cannot be told, and no slice has `rows`.
+        spare: a sequence that nobody has, of a model whose sequences are whole; None: of any other.
     """
 
     def __init__(
-        self, context: object, gate: Gate, batch: Batch, layers: int, outputs: int, placement: Placement | None = None
+        self,
+        context: object,
+        gate: Gate,
+        batch: Batch,
+        layers: int,
+        outputs: int,
+        placement: Placement | None = None,
+        spare: int | None = None,
     ) -> None:
         self._context, self._gate, self._batch, self._layers = context, gate, batch, layers
-        self._outputs, self._placement = outputs, placement
+        self._outputs, self._placement, self._spare, self._waits = outputs, placement, spare, False
         self.splits_layers = placement is not None
         self._memory = llama_cpp.llama_get_memory(context)
 
@@ -50,6 +59,7 @@ class Runner:
 
         open_layers: so many are open already; None: all.
         """
+        self._waits = open_layers is not None
         if open_layers is None:
             self._gate.arm_open()
         else:
@@ -69,20 +79,53 @@ class Runner:
         Raises:
             Cancelled: somebody called `cancel`. Nothing of the step stays in the cache.
             EngineError: llama.cpp failed. Nothing of the step stays in the cache.
+                Of a model whose sequences are whole, either may leave nothing at all of the slices' sequences, where
+                the step does not wait for layers.
         """
         try:
-            self._fill(slices)
-            if len(slices) == 1 and slices[0].layers is not None and slices[0].layers < self._layers:
-                self._gate.end_behind(slices[0].layers)
-            with self._placed(slices):
-                self._decode()
-            return self._chosen(slices)
+            if self._spare is not None:
+                return self._one_by_one(slices)
+            return self._computed(slices)
         except (Cancelled, EngineError):
-            for one in slices:
+            for one in slices if self._spare is None else ():
                 llama_cpp.llama_memory_seq_rm(self._memory, one.sequence, one.position, -1)
             raise
         finally:
             self._gate.disarm()
+
+    def _computed(self, slices: Sequence[Slice]) -> list[list[Sampled]]:
+        self._fill(slices)
+        if len(slices) == 1 and slices[0].layers is not None and slices[0].layers < self._layers:
+            self._gate.end_behind(slices[0].layers)
+        with self._placed(slices):
+            self._decode()
+        return self._chosen(slices)
+
+    def _one_by_one(self, slices: Sequence[Slice]) -> list[list[Sampled]]:
+        """Compute slices of a model whose sequences are whole, each alone: where several are in a batch, llama.cpp
+        moves states, also those of other sequences, which somebody may be writing.
+        """
+        if any(one.drafts for one in slices) or (self._waits and len(slices) > 1):
+            raise EngineError("guesses, or several prompts that wait, were to be computed of a model with states")
+        self._check(slices)
+        if len(slices) > 1:
+            slices = [replace(one, layers=None) for one in slices]  # the gate is armed once for all
+        return [steps for one in slices for steps in self._alone(one, slices)]
+
+    def _alone(self, one: Slice, slices: Sequence[Slice]) -> list[list[Sampled]]:
+        """Compute one of these slices. No state can be taken back: what a step may be made to give up is kept."""
+        if self._waits:
+            llama_cpp.llama_memory_seq_cp(self._memory, one.sequence, self._spare, -1, -1)
+        try:
+            return self._computed([one])
+        except (Cancelled, EngineError):
+            for each in slices:
+                llama_cpp.llama_memory_seq_rm(self._memory, each.sequence, -1, -1)
+            if self._waits:
+                llama_cpp.llama_memory_seq_cp(self._memory, self._spare, one.sequence, -1, -1)
+            raise
+        finally:
+            llama_cpp.llama_memory_seq_rm(self._memory, self._spare, -1, -1)
 
     def open(self, layers: int) -> None:
         """Let the step that waits compute the first `layers` layers. Thread-safe."""
@@ -97,16 +140,20 @@ class Runner:
         """Whether a step waits for a layer. Thread-safe."""
         return self._gate.waiting >= 0
 
-    def _fill(self, slices: Sequence[Slice]) -> None:
-        """Put slices into the batch. Of too many, llama.cpp would end the process."""
+    def _check(self, slices: Sequence[Slice]) -> None:
+        """Raises EngineError where slices are too many for one batch: llama.cpp would end the process."""
         every = [_wanted(one) for one in slices]
         count, outputs = sum(map(len, every)), sum(int(wanted.sum()) for wanted in every)
         if count > self._batch.size_tokens or outputs > self._outputs:
             most = f"{self._batch.size_tokens} and {self._outputs} go at once"
             raise EngineError(f"a step of {count} tokens, and logits of {outputs}, was made: at most {most}")
+
+    def _fill(self, slices: Sequence[Slice]) -> None:
+        """Put slices into the batch."""
+        self._check(slices)
         self._batch.clear()
-        for one, wanted in zip(slices, every, strict=True):
-            self._batch.add(one.tokens, one.position, one.sequence, wanted)
+        for one in slices:
+            self._batch.add(one.tokens, one.position, one.sequence, _wanted(one))
 
     def _decode(self) -> None:
         if not self._gate.wait_for_first_layer():

@@ -1,29 +1,32 @@
 """Does injection reproduce what this engine computes itself? Asked once, at start, of the engine that will serve.
 
-A context is prefilled and a prompt decoded; then the cache is emptied, the same KV streamed in layer by layer from
-another thread, each layer only once the engine waits for it, and the prompt decoded again. The logits must be the same
-bits. So must the rows of a context whose beginning is computed after its end was injected, and, where a model has
-windows, those of one whose cells lie elsewhere in each of llama.cpp's two caches. Where what the first layers compute
-by themselves is something else, contexts come without that. Before all this, attention in tiles must give what
-llama.cpp's own does, but for rounding.
+A context is prefilled and a prompt decoded; then the cache is emptied, the same KV and states streamed in layer by
+layer from another thread, each layer only once the engine waits for it, and the prompt decoded again. The logits must
+be the same bits. So must the rows of a context whose beginning is computed after its end was injected, and, where a
+model has windows, those of one whose cells lie elsewhere in each of llama.cpp's two caches. Where what the
+first layers compute by themselves is something else, contexts come without that. Before all this, attention in tiles
+must give what llama.cpp's own does, but for rounding.
 """
 
 import logging
-import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from preread.engine.base import Slice
+from preread.engine.base import Engine, Slice
 from preread.engine.cache import Rows
+from preread.engine.cells import having_rows
 from preread.engine.llamacpp import LlamaCpp, Tokens
 from preread.engine.sampling import Sampling
+from preread.engine.states import having_state
 from preread.errors import EngineError, PrereadError
-from preread.values import KVBlock, Span
+from preread.plan.legality import is_whole
+from preread.values import KVBlock, Layer, Span, StateBlock
 
 Logits = npt.NDArray[np.float32]
 
@@ -80,6 +83,8 @@ def _check_attention(engine: LlamaCpp, context: Tokens) -> None:
     """Switch attention in tiles off where it is not what llama.cpp computes."""
     if engine.attention is None or engine.no_injection is not None:  # then nothing can be read of the cache either
         return
+    if not engine.spec.token_bytes:  # no layer attends
+        return
     values = []
     for tiles in (False, True):
         engine.attention.on = tiles
@@ -99,22 +104,30 @@ def _differs(engine: LlamaCpp, context: Tokens, prompt: Tokens) -> str | None:
     own, request, scratch, *_ = engine.sequences
     everything = Span(0, len(context)), Span(0, engine.spec.geometry.layers)
     local = _logits(engine, own, request, len(context), prompt)
-    block = engine.cache.export(own, *everything)
+    block, state = engine.cache.export(own, *everything), _state(engine, own)
     engine.cache.free(own)
     rows, late = engine.cache.reserve(own, len(context)), list[int]()
-    feeder = threading.Thread(target=_feed, args=(engine, rows, block, late))
     engine.runner.arm(0)
-    feeder.start()
-    try:
-        streamed = _logits(engine, own, request, len(context), prompt, armed=True)
-    finally:
-        feeder.join()
+    with ThreadPoolExecutor(1) as pool:
+        feeding = pool.submit(_feed, engine, rows, block, state, late)
+        try:
+            streamed = _logits(engine, own, request, len(context), prompt, armed=True)
+        finally:
+            feeding.result()
     if late:
         return f"the engine's self-test failed: the engine did not wait for layer {late[0]}"
     if not np.array_equal(local, streamed):
         return f"the engine's self-test failed: logits differ by up to {np.abs(local - streamed).max():.3g}"
+    if is_whole(engine.spec.sight):  # then nothing is computed before injected rows
+        engine.runner.splits_layers = False
+        return None
     _check_layers(engine, context, block, rows, scratch)
     return _misplaced(engine, context, block, rows, scratch) or _displaced(engine, block, rows, request, scratch)
+
+
+def _state(engine: LlamaCpp, sequence: int) -> StateBlock | None:
+    layers = having_state(engine.spec.layers)
+    return engine.cache.export_state(sequence, layers) if layers else None
 
 
 def _check_layers(engine: LlamaCpp, context: Tokens, block: KVBlock, rows: Rows, scratch: int) -> None:
@@ -166,19 +179,36 @@ def _displaced(engine: LlamaCpp, block: KVBlock, rows: Rows, request: int, scrat
     return None
 
 
-def _feed(engine: LlamaCpp, rows: Rows, block: KVBlock, late: list[int]) -> None:
-    """Inject layer after layer, each only when the engine has come to wait for it."""
+def _feed(engine: LlamaCpp, rows: Rows, block: KVBlock, state: StateBlock | None, late: list[int]) -> None:
+    """Inject layer after layer, each only when the engine has come to wait for it, or for one behind it."""
+    try:
+        _fed(engine, rows, block, state, late)
+    except BaseException:
+        engine.session.cancel()
+        raise
+
+
+def _fed(engine: LlamaCpp, rows: Rows, block: KVBlock, state: StateBlock | None, late: list[int]) -> None:
     for layer in range(engine.spec.geometry.layers):
         deadline = time.monotonic() + _PATIENCE_S
-        while engine.session.waiting_for_layer != layer:
+        while engine.session.waiting_for_layer < layer and engine.spec.layers[layer] != Layer():
             if time.monotonic() > deadline:
                 late.append(layer)
                 engine.session.cancel()
                 return
             time.sleep(1e-4)
-        one = slice(layer, layer + 1)
-        engine.cache.inject(rows, KVBlock(block.tokens, Span(layer, layer + 1), block.k[one], block.v[one]))
+        inject_layers(engine, rows, block, state, Span(layer, layer + 1))
         engine.runner.open(layer + 1)
+
+
+def inject_layers(engine: Engine, rows: Rows, block: KVBlock, state: StateBlock | None, layers: Span) -> None:
+    """Write some layers of all that a sequence had."""
+    wanted = range(layers.start, layers.stop)
+    if these := [i for i, layer in enumerate(having_rows(engine.spec.layers, block.layers)) if layer in wanted]:
+        engine.cache.inject(rows, KVBlock(block.tokens, layers, block.k[these], block.v[these]))
+    if state is not None and (these := [i for i, layer in enumerate(state.layers) if layer in wanted]):
+        numbers = tuple(state.layers[i] for i in these)
+        engine.cache.inject_state(rows, StateBlock(numbers, state.position, state.r[these], state.s[these]))
 
 
 def _compute(engine: LlamaCpp, one: Slice) -> None:

@@ -15,22 +15,21 @@ import numpy.typing as npt
 
 from preread.engine import cells
 from preread.engine.base import Slice
-from preread.engine.cache import Cache
+from preread.engine.cache import Cache, Rows
 from preread.engine.chooser import Chooser
-from preread.engine.context import SEQUENCES
+from preread.engine.context import CONTEXT as CONTEXT
+from preread.engine.context import REQUEST, SEQUENCES
 from preread.engine.model import Spec
 from preread.engine.native import Native
 from preread.engine.runner import Runner
 from preread.engine.sampling import Sampled, Sampling
 from preread.errors import Cancelled, EngineError, UsageError
-from preread.values import KVBlock, Span
+from preread.values import KVBlock, Span, StateBlock
 
 Tokens = npt.NDArray[np.int32]
 
 ECHO_TOKENS: Final = 16
 """A prompt whose own log-probabilities are wanted goes in batches of so many: each row of logits takes memory."""
-
-CONTEXT, _REQUEST, SCRATCH = 0, 1, 2
 
 
 class Session:
@@ -53,6 +52,7 @@ class Session:
     ) -> None:
         self._spec, self._native, self._runner, self._cache, self._chooser = spec, native, runner, cache, chooser
         self._context_tokens, self._loading, self._open_layers = 0, False, 0
+        self._rows: Rows | None = None
         self._opening = threading.Lock()
 
     @property
@@ -63,7 +63,7 @@ class Session:
     def clear(self, *, wipe: bool = False) -> None:
         """Forget everything in the cache; with `wipe`, zero its bytes too, as after any failure."""
         self._native.clear(wipe=wipe)
-        self._context_tokens, self._loading, self._open_layers = 0, False, 0
+        self._context_tokens, self._loading, self._open_layers, self._rows = 0, False, 0, None
 
     def prefill(
         self,
@@ -124,12 +124,19 @@ class Session:
         """
         if tokens.stop > self._context_tokens:
             raise EngineError(f"only {self._context_tokens} tokens of context are in the cache")
-        tensors, shape = self._cache.tensors, self._spec.geometry
-        k = np.empty((len(layers), shape.kv_heads, len(tokens), shape.head_dim), np.float16)
-        v = np.empty_like(k)
-        for i, layer in enumerate(range(layers.start, layers.stop)):
-            k[i], v[i] = tensors.read(layer, tokens.start, len(tokens))
+        rows = self._cache.tensors.rows
+        k, v = (np.empty(shape, np.float16) for shape in cells.shapes_of(self._spec.layers, len(tokens), layers))
+        for i, layer in enumerate(cells.having_rows(self._spec.layers, layers)):
+            k[i], v[i] = rows.read(layer, tokens.start, len(tokens))
         return KVBlock(tokens, layers, k, v)
+
+    def export_state(self, layers: Sequence[int]) -> StateBlock:
+        """Copy the states that some recurrent layers have of the context.
+
+        Raises:
+            EngineError: this model's states cannot be read, or it has none; or there is no context.
+        """
+        return self._cache.export_state(CONTEXT, layers)
 
     def reserve(self, tokens: int) -> None:
         """Make room for a context that is going to be injected: cells and positions, without computing anything.
@@ -141,11 +148,10 @@ class Session:
             EngineError: llama.cpp did not give the cells that were asked for; nothing is held then.
         """
         self.check_room(tokens)
-        tensors = self._cache.tensors
         self.clear()
         try:
-            layout = cells.layout(self._spec.geometry, self._spec.windows)
-            for found in cells.allocate(self._native.context, layout, tensors, Span(0, tokens), CONTEXT, SCRATCH):
+            self._rows = self._cache.reserve(CONTEXT, tokens)
+            for found in self._rows.parts:
                 if not np.array_equal(found[found >= 0], np.flatnonzero(found >= 0)):
                     raise EngineError("llama.cpp did not allocate the cells in order")
         except EngineError:
@@ -160,15 +166,23 @@ class Session:
         Raises:
             EngineError: the block does not fit what was reserved.
         """
-        tensors, shape = self._cache.tensors, self._spec.geometry
-        expected = (len(block.layers), shape.kv_heads, len(block.tokens), shape.head_dim)
-        inside = (
-            0 <= block.layers.start and block.layers.stop <= shape.layers and block.tokens.stop <= self._context_tokens
-        )
-        if block.k.shape != expected or block.v.shape != expected or not inside:
+        rows, layers = self._cache.tensors.rows, self._spec.layers
+        inside = 0 <= block.layers.start and block.layers.stop <= len(layers)
+        expected = cells.shapes_of(layers, len(block.tokens), block.layers) if inside else None
+        if (block.k.shape, block.v.shape) != expected or block.tokens.stop > self._context_tokens:
             raise EngineError(f"a KV block of shape {block.k.shape} does not fit the reserved {expected}")
-        for i, layer in enumerate(range(block.layers.start, block.layers.stop)):
-            tensors.write(layer, block.tokens.start, block.k[i], block.v[i])
+        for i, layer in enumerate(cells.having_rows(layers, block.layers)):
+            rows.write(layer, block.tokens.start, block.k[i], block.v[i])
+
+    def inject_state(self, block: StateBlock) -> None:
+        """Write states of the context, as `inject` does KV.
+
+        Raises:
+            EngineError: the block does not fit what was reserved.
+        """
+        if self._rows is None:
+            raise EngineError("states were to be written, and nothing was reserved")
+        self._cache.inject_state(self._rows, block)
 
     def open_layers(self, layers: int) -> None:
         """All KV of the first `layers` layers is in place. Thread-safe."""
@@ -204,7 +218,7 @@ class Session:
         if not len(prompt):
             raise UsageError("the prompt is empty")
         self.check_room(self._context_tokens + len(prompt), "the prompt")
-        self._cache.share(CONTEXT, _REQUEST, Span(0, reuse))
+        self._cache.share(CONTEXT, REQUEST, Span(0, reuse))
         echo = sampling.prompt_logprobs and sampling.top_logprobs is not None
         chooser = self._chooser(sampling, prompt)
         count = min(sampling.max_tokens, self._spec.window_tokens - self._context_tokens - len(prompt))
@@ -217,10 +231,10 @@ class Session:
                     break
                 self._native.gate.arm_open()
                 last = np.array([steps[-1].token], np.int32)
-                (steps,) = self._runner.run([Slice(_REQUEST, last, position, chooser)])
+                (steps,) = self._runner.run([Slice(REQUEST, last, position, chooser)])
         finally:
             chooser.close()
-            self._cache.free(_REQUEST)
+            self._cache.free(REQUEST)
 
     def _prompted(
         self, prompt: Tokens, position: int, chooser: Chooser, *, echo: bool
@@ -231,7 +245,7 @@ class Session:
             batch, rest = prompt[start : start + size], prompt[start + size :]
             after, echoed = int(rest[0]) if len(rest) else None, start if echo else None
             self._arm()
-            (steps,) = self._runner.run([Slice(_REQUEST, batch, position + start, chooser, after=after, echoed=echoed)])
+            (steps,) = self._runner.run([Slice(REQUEST, batch, position + start, chooser, after=after, echoed=echoed)])
             yield from (step for step in steps if step.given)
         return [step for step in steps if not step.given]
 
@@ -248,16 +262,15 @@ class Session:
         """
         held = self._context_tokens if reuse is None else reuse
         self.check_room(self._context_tokens + len(tokens), "the text")
-        if held:
-            llama_cpp.llama_memory_seq_cp(self._native.memory, CONTEXT, _REQUEST, 0, held)
+        self._cache.share(CONTEXT, REQUEST, Span(0, held))
         self._arm()
         try:
-            self._native.decode(tokens, held, _REQUEST, gated=True, logits=len(tokens))
+            self._native.decode(tokens, held, REQUEST, gated=True, logits=len(tokens))
             self._native.gate.disarm()
             self._loading = False
             return self._native.rows(len(tokens)).copy()
         finally:
-            llama_cpp.llama_memory_seq_rm(self._native.memory, _REQUEST, -1, -1)
+            llama_cpp.llama_memory_seq_rm(self._native.memory, REQUEST, -1, -1)
 
     def score_windows(self, tokens: Tokens, windows: Sequence[Span]) -> npt.NDArray[np.float32]:
         """Logits (tokens of `windows`, vocab) after each token of some windows of a context, in one batch.
@@ -277,7 +290,7 @@ class Session:
         self.check_room(self._context_tokens + total, "the text")
         self._native.batch.clear()
         for sequence, span in enumerate(windows, SEQUENCES):
-            llama_cpp.llama_memory_seq_cp(self._native.memory, CONTEXT, sequence, 0, span.start)
+            self._cache.share(CONTEXT, sequence, Span(0, span.start))
             self._native.batch.add(tokens[span.start : span.stop], span.start, sequence, np.ones(len(span), bool))
         self._arm()
         try:

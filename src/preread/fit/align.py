@@ -89,8 +89,8 @@ def check(small: LlamaCpp) -> None:
     Raises:
         EngineError: it is so.
     """
-    if small.no_injection:
-        raise EngineError(f"KV of {small.spec.name} cannot be read: {small.no_injection}")
+    if small.no_streaming:
+        raise EngineError(f"KV of {small.spec.name} cannot be read: {small.no_streaming}")
 
 
 def large_layers(engine: LlamaCpp) -> range:

@@ -3,14 +3,21 @@
 A layer with a window of W tokens looks, for the token at position p, at the rows from p - W + 1 to p. So behind a
 context of N tokens nothing looks at its rows before N - W + 1 any more: they need not be fetched, and llama.cpp may
 give their cells to others. But whoever goes on from a middle needs the rows before that one.
+
+A recurrent layer has a state, which stands for all tokens that were read, and for none less: one goes on behind the
+last of them, or from nothing. It cannot be taken back, and a part of it means nothing.
 """
 
 from collections.abc import Iterable
+from typing import Final
 
 from preread.values import Span
 
 Window = int | None
 """Tokens that a layer looks back at, the one that looks included; None: at all."""
+
+STATE: Final = 1
+"""Among the windows of a model with states: one goes on at the end, as behind a layer that looks back at nothing."""
 
 
 def first_seen(tokens: int, window: Window) -> int:
@@ -31,9 +38,12 @@ def goes_on(at: int, tokens: int, windows: Iterable[Window]) -> bool:
 def spare_cells(tokens: int, stretch_tokens: int, windows: Iterable[Window]) -> int:
     """Cells that stretches of a context take besides its own, while they are computed through their first layers only.
 
-    In order, the stretch before one stays until that is computed, with what its windows look at.
+    In order, the stretch before one stays until that is computed, with what its windows look at; of what is whole, all
+    stretches before.
     """
     of = [*windows]
+    if is_whole(of):
+        return tokens
     widest = max((window for window in of if window is not None), default=0)
     return 2 * stretch_tokens + widest if is_in_order(tokens, of) else stretch_tokens
 
@@ -44,3 +54,12 @@ def is_in_order(tokens: int, windows: Iterable[Window]) -> bool:
     Rows that are injected, and that nothing behind the context sees, do not stay for what is computed before its end.
     """
     return any(first_seen(tokens, window) > 0 for window in windows)
+
+
+def is_whole(windows: Iterable[Window]) -> bool:
+    """Whether a sequence is shared whole, or not at all, and nothing is ever taken from its end.
+
+    A context of such a model comes whole, or is computed whole: what would be computed behind its middle needs a state
+    that nobody has, and sharing a stretch that was computed would put another state in the context's place.
+    """
+    return any(window == STATE for window in windows)

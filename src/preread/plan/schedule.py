@@ -106,12 +106,19 @@ class Schedule:
         cost: what steps take, as far as is known.
         most_answers: requests that are computed at once.
         keep_s: for so long conversations are kept at most.
+        most_gated: prompts that are computed at once behind the gate.
     """
 
     def __init__(
-        self, residency: Residency, cost: StepCost, most_answers: int = MOST_ANSWERS, keep_s: float = 0.0
+        self,
+        residency: Residency,
+        cost: StepCost,
+        most_answers: int = MOST_ANSWERS,
+        keep_s: float = 0.0,
+        most_gated: int = MOST_ANSWERS,
     ) -> None:
         self.residency, self.cost, self._most_answers, self._keep_s = residency, cost, most_answers, keep_s
+        self._most_gated = most_gated
         self._jobs: dict[int, _Job] = {}
         self._fills: dict[int, _Job] = {}
         self._served = Served()
@@ -581,7 +588,7 @@ class Schedule:
             parts: list[Part] = []
             for job in self._in_turn(self._asking(context)) if answerable else ():
                 left = STEP_TOKENS - sum(part.tokens for part in parts)
-                if left <= 0 or (parts and job.left > left):
+                if left <= 0 or len(parts) == self._most_gated or (parts and job.left > left):
                     break
                 if (job.running or self._start(job, now_s, out)) and job.left:
                     parts.append(self._part(job, left))

@@ -18,7 +18,7 @@ from preread.engine.cache import COMPUTED, UNPLACED, Rows
 from preread.engine.model import Spec
 from preread.engine.sampling import Sampled, Sampling, log_probabilities, reported_probabilities
 from preread.errors import Cancelled, CorruptData, EngineError
-from preread.values import Fingerprint, Geometry, KVBlock, Span, alike
+from preread.values import Fingerprint, Geometry, KVBlock, Span, StateBlock, alike
 
 STEP_TOKENS: Final = 512
 """Tokens of the largest step."""
@@ -138,6 +138,14 @@ class FakeCache:
         rows = self._rows[layers.start : layers.stop, cells].reshape(shape).view(np.float16)
         k, v = (np.ascontiguousarray(rows[:, :, which].transpose(0, 2, 1, 3)) for which in (0, 1))
         return KVBlock(tokens, layers, k, v)
+
+    def inject_state(self, rows: Rows, block: StateBlock) -> None:
+        """See `Cache`."""
+        raise EngineError("this model keeps no states")
+
+    def export_state(self, sequence: int, layers: Sequence[int]) -> StateBlock:
+        """See `Cache`."""
+        raise EngineError("this model keeps no states")
 
     # For the runner
 
@@ -353,7 +361,6 @@ if TYPE_CHECKING:
 
 def _spec(window_tokens: int) -> Spec:
     none = Fingerprint("0" * 64)
-    sizes = {"window_tokens": window_tokens, "trained_tokens": window_tokens, "vocab_size": _VOCABULARY}
     return Spec(
         name="fake",
         architecture="fake",
@@ -365,7 +372,9 @@ def _spec(window_tokens: int) -> Spec:
         token_characters=1,
         rope_near=True,
         no_injection=None,
-        **sizes,
+        window_tokens=window_tokens,
+        trained_tokens=window_tokens,
+        vocab_size=_VOCABULARY,
     )
 
 

@@ -87,7 +87,7 @@ async def decide(
     try:
         stem = possible(stem, node, record)
         with node.core.family(family), residents.asking(stem) as asking:
-            if node.engine.no_injection is None:  # else nothing can go on from a middle
+            if node.engine.in_part:  # else nothing can go on from a middle
                 stem = await _read_stem(stem, asking, record, node, caller, family)
             every = [reading for of_one in readings for reading in of_one]
             with span("decide", prompts=len(every)):
