@@ -23,30 +23,31 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Final
 
-from preread.errors import CorruptData, Full, RemoteError, Unavailable, UsageError
+from preread.errors import CorruptData, RemoteError, Unavailable, UsageError
 from preread.store import former, live
 from preread.store.blobs import Blobs, open_blobs
 from preread.store.claims import Claims
 from preread.store.drafts import Drafts
-from preread.store.fit_list import FitList, utc
+from preread.store.fit_list import FitList
+from preread.store.listings import Listings
 from preread.store.live import Key
 from preread.store.names import Alone, Names
+from preread.store.slots import Slots
 from preread.tasks import running, undisturbed
 from preread.values import ContextId, Fingerprint, Kind, ObjectId, ObjectRef
-from preread.wire import canonical, catalogue
+from preread.wire import catalogue
 from preread.wire.catalogue import Entry
 from preread.wire.digest import object_id
-from preread.wire.fields import MAX_PROFILE_BYTES, SizedId
+from preread.wire.fields import MAX_PROFILE_BYTES
 from preread.wire.fits import Fit
 from preread.wire.log import Dated, Edit, State
-from preread.wire.pages import Listing, room_for
+from preread.wire.pages import Listing
 
 FOLDER_POLL_S: Final = 0.5
 BUCKET_POLL_S: Final = 1.0
 """Whether others have changed the names is looked for so often: in a bucket by one GET, 2.6 million a month."""
 
 _TROUBLE_S: Final = 10.0
-_SLOT_BYTES: Final = 256
 _AT_ONCE: Final = 64
 """So many small requests are under way at a time: a bucket takes milliseconds for each."""
 _MOST_SEEN: Final = 200_000
@@ -83,16 +84,10 @@ class Objects:
         self.drafts, self.claims = Drafts(blobs), Claims(blobs)
         self.blobs, self._where = blobs, blobs.where
         self.log = Names(blobs, partial(former.read, blobs), blobs.shut_older_out)
-        self._listed = State()
-        """The names that `_listing` was made of."""
-        self._listing: Listing | None = None
-        self._noted: State | None = None
-        """The names that whoever waits for a change was woken for."""
-        self._change = asyncio.Event()
-        self._written: dict[str, tuple[Entry, bytes]] = {}
+        self._listings = Listings()
         self._following = False
         self._poll_s = BUCKET_POLL_S if blobs.folder is None else FOLDER_POLL_S
-        self._fits = FitList(blobs)
+        self._slots, self._fits = Slots(blobs), FitList(blobs)
         self._seen: set[Key] = set()
         """Objects that were there when deleting had begun, or ended, for the `_seen_at`th time."""
         self._seen_at = 0
@@ -117,7 +112,7 @@ class Objects:
     async def look(self) -> None:
         """Learn what others have changed. It is done by itself while the store is held, some moments later."""
         await self.log.look()
-        self._note_change()
+        self._listings.note(self.log.known)
 
     async def _follow(self) -> None:
         trouble = False
@@ -179,7 +174,7 @@ class Objects:
         Raises:
             Full: there are as many contexts as a catalogue holds.
         """
-        _refuse_unless_room(self._lines(await self._state()), name, _LARGEST_ENTRY_BYTES)
+        self._listings.refuse_unless_room(await self._state(), name, _LARGEST_ENTRY_BYTES)
 
     async def put_name(self, entry: Entry) -> None:
         """Publish under a name, as the last step; objects that only the name's former manifest needed are removed.
@@ -192,23 +187,20 @@ class Objects:
         written, before, needed = catalogue.write(entry), list[Dated](), set[Key]()
 
         async def decide(state: State) -> Edit:
-            _refuse_unless_room(self._lines(state), entry.name, len(written))
+            self._listings.refuse_unless_room(state, entry.name, len(written))
             needed.update(await self._whole(entry, state))
             before[:] = [one for one in [state.contexts.get(entry.name)] if one is not None]
             return Edit(publish=Dated(entry, int(time.time())))
 
         await self.log.change(decide)
-        self._note_change()
+        self._listings.note(self.log.known)
         self._seen -= needed
         for one in before:
             await undisturbed(self._sweep(one.entry))
 
     async def listing(self) -> Listing:
         """Every published context, as a catalogue is served."""
-        state = await self._state()
-        if self._listing is None or self._listed is not state:
-            self._listing, self._listed = Listing(self._lines(state), state.removed, self._listing), state
-        return self._listing
+        return self._listings.of(await self._state())
 
     async def changed(self, version: str) -> Listing:
         """The listing, as soon as it is another one than that of this version.
@@ -216,21 +208,11 @@ class Objects:
         Of what other processes change, only while the store is held.
         """
         while True:
-            change = self._change  # before looking, so that none is missed
+            change = self._listings.coming()  # before looking
             listing = await self.listing()
             if listing.version != version:
                 return listing
             await change.wait()
-
-    def _note_change(self) -> None:
-        """Where the names are others than before, whoever waits for that looks.
-
-        Some may have asked for the listing meanwhile, and know: that does not wake those who wait.
-        """
-        if self.log.known is not self._noted:
-            self._noted = self.log.known
-            change, self._change = self._change, asyncio.Event()
-            change.set()
 
     async def names(self) -> list[Entry]:
         """The same as the listing, sorted by name."""
@@ -256,7 +238,7 @@ class Objects:
             return Edit(remove=name) if gone else None
 
         await self.log.change(decide)
-        self._note_change()
+        self._listings.note(self.log.known)
         for one in gone:
             await undisturbed(self._sweep(one.entry))
         return bool(gone)
@@ -271,17 +253,6 @@ class Objects:
         if known is not None and (self._following or self.log.known_for_s < self._poll_s):
             return known
         return await self.log.look()
-
-    def _lines(self, state: State) -> dict[str, bytes]:
-        """Each context's line of the catalogue; written once."""
-        known = self._written
-        self._written = {
-            name: known[name]
-            if name in known and known[name][0] == one.entry
-            else (one.entry, canonical.dumps(one.entry))
-            for name, one in state.contexts.items()
-        }
-        return {name: line for name, (_, line) in self._written.items()}
 
     def _see(self, keys: Iterable[Key]) -> None:
         """Remember what is there, so that it need not be looked for when a name is put."""
@@ -322,15 +293,7 @@ class Objects:
 
     async def profile_of(self, fingerprint: Fingerprint) -> ObjectRef | None:
         """The profile that contexts of this model are published with; None if there is none, or its slot is broken."""
-        data = await self.blobs.read(_slot_key(fingerprint))
-        if data is None:
-            return None
-        try:
-            slot = canonical.loads(data, SizedId, _SLOT_BYTES)
-        except CorruptData as error:
-            _log.warning("store %s: the profile of model %s… is forgotten: %s", self._where, fingerprint[:12], error)
-            return None
-        return ObjectRef("profiles", slot.id, slot.size_bytes)
+        return await self._slots.of(fingerprint)
 
     async def put_profile_of(self, fingerprint: Fingerprint, ref: ObjectRef) -> None:
         """Remember a stored profile for this model; the former one is removed unless a published context needs it.
@@ -348,20 +311,14 @@ class Objects:
             if await self.size("profiles", ref.id) is None:
                 raise Unavailable(f"profile {ref.id[:12]}… is not in store {self._where} any more: put it again")
             former = await self.profile_of(fingerprint)
-            await self.blobs.put_pointer(_slot_key(fingerprint), canonical.dumps(SizedId(ref.id, ref.size_bytes)))
+            await self._slots.put(fingerprint, ref)
             if former is not None and former.id != ref.id:
                 what = f"the former profile of model {fingerprint[:12]}…"
                 await self._remove_unneeded(alone, {("profiles", former.id)}, what)
 
     async def profiles(self) -> list[tuple[Fingerprint, ObjectRef, str]]:
         """Models, the profiles that their contexts are published with, and since when (UTC, RFC 3339)."""
-        found = []
-        for key in await self.blobs.keys_in("fitted"):
-            of = Fingerprint(key.rpartition("/")[2].removesuffix(".json"))
-            ref, at = await self.profile_of(of), await self.blobs.changed(key)
-            if ref is not None and at is not None:
-                found.append((of, ref, utc(at)))
-        return found
+        return await self._slots.all()
 
     async def put_fit(self, fit: Fit) -> None:
         """List a stored object of the kind "fits". One that is listed already stays as it is.
@@ -416,18 +373,6 @@ class Objects:
         return {("profiles", ref.id) for _, ref, _ in await self.profiles()}
 
 
-def _refuse_unless_room(lines: dict[str, bytes], name: str, size_bytes: int) -> None:
-    if not room_for(b"x" * size_bytes, [line for known, line in lines.items() if known != name]):
-        raise Full(
-            f"this cloud has {len(lines)} contexts, which is all that its catalogue holds: remove one with "
-            "`preread contexts rm NAME`, or start another cloud on a store of its own"
-        )
-
-
 def object_key(kind: Kind, id: ObjectId) -> str:
     """Where an object is."""
     return f"{kind}/{id[:2]}/{id}"
-
-
-def _slot_key(fingerprint: Fingerprint) -> str:
-    return f"fitted/{fingerprint}.json"
