@@ -62,10 +62,11 @@ def test_who_never_answered_is_not_waited_for_but_who_said_that_he_stops_is() ->
         assert again is not None and pause_s(silent, again[1]) is not None
 
 
-def test_each_wait_is_told_and_the_last_error_is_the_answer(
+def test_why_it_waits_is_told_once_and_the_last_error_is_the_answer(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    slept, errors = list[float](), [Unavailable("it stops"), TransportError("nobody"), UsageError("too long")]
+    away: list[PrereadError] = [Unavailable("it stops"), TransportError("nobody"), TransportError("nobody")]
+    slept, errors = list[float](), [*away, UsageError("too long")]
     monkeypatch.setattr(patience.time, "sleep", slept.append)
 
     def call() -> None:
@@ -73,5 +74,5 @@ def test_each_wait_is_told_and_the_last_error_is_the_answer(
 
     with pytest.raises(UsageError, match="too long"):
         patiently(call)
-    assert slept == [1, 2]
+    assert slept == [1, 2, 4]
     assert capsys.readouterr().err == "it stops; again in 1 s\nnobody; again in 2 s\n"

@@ -54,12 +54,12 @@ def pause_s(error: PrereadError, waited: Waited) -> tuple[float, Waited] | None:
 
 
 def patiently(call: Callable[[], T]) -> T:
-    """What a call gives; it is made again while a cloud is busy or away, and each time is told.
+    """What a call gives; it is made again while a cloud is busy or away, and why is told once.
 
     Raises:
         PrereadError: what the last call raised.
     """
-    waited = Waited()
+    waited, told = Waited(), ""
     while True:
         try:
             return call()
@@ -68,5 +68,7 @@ def patiently(call: Callable[[], T]) -> T:
             if again is None:
                 raise
             pause, waited = again
-            note(f"{error}; again in {pause:.0f} s")
+            if str(error) != told:
+                note(f"{error}; again in {pause:.0f} s")
+            told = str(error)
         time.sleep(pause)
