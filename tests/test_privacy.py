@@ -482,7 +482,7 @@ async def _asked(url: str, edge: AsyncEdge, key: SiteKey) -> bytes:
 def test_nothing_private_goes_to_neighbours_or_over_the_local_network(
     cloud: Any, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("zeroconf", reason="zeroconf is not installed: scripts/install lan")
+    pytest.importorskip("zeroconf", reason="zeroconf is not installed: pip install 'preread[lan]'")
     cloud.publish("leaflet", LEAFLET)
     with multicast() as heard:
         said, texts, ids = asyncio.run(near_scene(cloud.url, tiny_model, tmp_path, SiteKey(SITE_KEY), Tap(monkeypatch)))

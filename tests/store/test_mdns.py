@@ -8,7 +8,7 @@ import pytest
 from preread.store.mdns import Announced, discovering
 from preread.values import Fingerprint
 
-zeroconf = pytest.importorskip("zeroconf", reason="zeroconf is not installed: scripts/install lan")
+zeroconf = pytest.importorskip("zeroconf", reason="zeroconf is not installed: pip install 'preread[lan]'")
 MODEL, OTHER = Fingerprint("ab" * 32), Fingerprint("cd" * 32)
 
 
