@@ -6,9 +6,12 @@ import logging
 import platform
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -221,3 +224,33 @@ def edge(smollm_cloud: Cloud, tmp_path_factory: pytest.TempPathFactory) -> Itera
     )
     with serving(edge_app(opened)) as url:
         yield Edge(url, opened)
+
+
+@pytest.fixture(scope="session")
+def hybrid() -> Any:
+    """scripts/hybrid as a module."""
+    pytest.importorskip("torch", reason="needs torch: scripts/install dev")
+    loader = SourceFileLoader("hybrid", str(Path(__file__).parents[1] / "scripts/hybrid"))
+    spec = spec_from_loader("hybrid", loader)
+    assert spec is not None
+    module = module_from_spec(spec)
+    wrote, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    loader.exec_module(module)
+    sys.dont_write_bytecode = wrote
+    return module
+
+
+@pytest.fixture(scope="session")
+def untrained(hybrid: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A hybrid of scripts/hybrid's shape and with a tokenizer of its own, which knows nothing."""
+    import torch
+
+    torch.manual_seed(0)
+    model = hybrid.Hybrid()
+    for weight in model.parameters():
+        if not weight.any():  # what is silent until it has learnt
+            torch.nn.init.normal_(weight, std=0.03)
+    path = tmp_path_factory.mktemp("hybrid") / "untrained.gguf"
+    words = " and ".join(f"A {part} is moved by a {other}." for part in PARTS for other in PARTS)
+    hybrid.write(model, hybrid.trained_tokenizer([words]), path)
+    return path

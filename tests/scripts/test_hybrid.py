@@ -1,8 +1,5 @@
 """scripts/hybrid: what it trains is what llama.cpp computes. It is trained by hand, in a quarter of an hour."""
 
-import sys
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +8,9 @@ import pytest
 
 from preread.engine.llamacpp import LlamaCpp
 
-ROOT = Path(__file__).parents[2]
 TEXT = "A pump moves water through a hose. A fan moves air through a filter, and a valve stops it.\n\n" * 40
 
 torch = pytest.importorskip("torch", reason="needs torch: scripts/install dev")
-
-
-@pytest.fixture(scope="module")
-def hybrid() -> Any:
-    """The script as a module."""
-    loader = SourceFileLoader("hybrid", str(ROOT / "scripts/hybrid"))
-    spec = spec_from_loader("hybrid", loader)
-    assert spec is not None
-    module = module_from_spec(spec)
-    wrote, sys.dont_write_bytecode = sys.dont_write_bytecode, True
-    loader.exec_module(module)
-    sys.dont_write_bytecode = wrote
-    return module
 
 
 def test_chunks_of_a_delta_net_are_the_same_as_token_after_token(hybrid: Any) -> None:

@@ -259,6 +259,33 @@ def codec(
     bench_codec(path, options.shown_name(model, path), chosen, Console(width=_WIDTH), token_progress())
 
 
+@bench.command("states")
+def states(
+    model: options.Model = DEFAULT,
+    text: Annotated[
+        list[Path] | None, typer.Option("--text", metavar="FILE", help="Texts to measure on; by default preread's own.")
+    ] = None,
+    rungs: Annotated[
+        str | None, typer.Option("--rungs", metavar="LIST", help="Codecs of states; by default all.")
+    ] = None,
+    windows: Annotated[int, typer.Option("--windows", min=1, help="Pieces of the text.")] = 20,
+    context_tokens: Annotated[str, typer.Option("--context-tokens", metavar="LIST")] = "512,1024",
+    tail: Annotated[int, typer.Option("--tail", min=2, help="Tokens predicted after each context.")] = 128,
+) -> None:
+    """Bytes against quality of recurrent states, in every codec that they have."""
+    from rich.console import Console
+
+    from preread.bench.states import Options
+    from preread.bench.states import bench as bench_states
+    from preread.fit.text import evaluation, read
+
+    lengths = tuple(dict.fromkeys(arguments.counts("--context-tokens", context_tokens)))
+    names = tuple(dict.fromkeys(name.strip() for name in (rungs or "").split(",") if name.strip()))
+    path = options.pulled(model)
+    chosen = Options(read(text) if text else evaluation(), names, windows, lengths, tail)
+    bench_states(path, options.shown_name(model, path), chosen, Console(width=_WIDTH), token_progress())
+
+
 @bench.command("publish")
 def publish(
     model: options.Model = DEFAULT,

@@ -93,14 +93,14 @@ class StateChain:
 
 _LOSSLESS, _USUAL = "f32", "s4"
 
-# A rung of steps is called by the bits that a value of a gated delta net takes in it, about. All are read alike. Higher
-# levels of zstd gain nothing: there is nothing to find but how frequent symbols are.
+# A rung of steps is called by the bits that a value of a gated delta net takes in it, about. All are read alike.
+# Nothing can be found in symbols but how frequent they are: low levels of zstd see repetitions, and lose 5 to 20 %.
 _CODECS: Final[tuple[StateCodec, ...]] = (
     StateChain("f32", "state-f32/1", Planes(), Zstd(level=3)),
-    StateChain("s5", "state-steps/1", Steps(1 / 8), Zstd(level=3)),
-    StateChain("s4", "state-steps/1", Steps(1 / 4), Zstd(level=3)),
-    StateChain("s3", "state-steps/1", Steps(1 / 2), Zstd(level=3)),
-    StateChain("s2", "state-steps/1", Steps(1.0), Zstd(level=3)),
+    StateChain("s5", "state-steps/1", Steps(1 / 8), Zstd(level=16)),
+    StateChain("s4", "state-steps/1", Steps(1 / 4), Zstd(level=16)),
+    StateChain("s3", "state-steps/1", Steps(1 / 2), Zstd(level=16)),
+    StateChain("s2", "state-steps/1", Steps(1.0), Zstd(level=16)),
 )
 
 

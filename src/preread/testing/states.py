@@ -70,6 +70,14 @@ class StateCodecContract:
             self._assert_close(block.s, back.s)
             self._assert_close(block.r, back.r)
 
+    def test_a_value_that_is_far_larger_than_all_others_comes_back(self, codec: StateCodec) -> None:
+        shape = StateShape(64, 64, 64)
+        block = sample_state(1, shape)
+        block.s[0, 5, 7], block.r[0, 3] = 1000, -1000
+        back = codec.decode(codec.encode(block), block.layers, block.position, shape)
+        self._assert_close(block.s, back.s)
+        self._assert_close(block.r, back.r)
+
     def test_strides_do_not_matter(self, codec: StateCodec) -> None:
         block = sample_state(*SMALL)
         strided = replace(block, r=np.asfortranarray(block.r), s=np.repeat(block.s, 2, axis=1)[:, ::2])
