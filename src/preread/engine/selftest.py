@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -118,10 +118,9 @@ def _differs(engine: LlamaCpp, context: Tokens, prompt: Tokens) -> str | None:
         return f"the engine's self-test failed: the engine did not wait for layer {late[0]}"
     if not np.array_equal(local, streamed):
         return f"the engine's self-test failed: logits differ by up to {np.abs(local - streamed).max():.3g}"
+    _check_layers(engine, context, block, state, rows, scratch)
     if is_whole(engine.spec.sight):  # then nothing is computed before injected rows
-        engine.runner.splits_layers = False
         return None
-    _check_layers(engine, context, block, rows, scratch)
     return _misplaced(engine, context, block, rows, scratch) or _displaced(engine, block, rows, request, scratch)
 
 
@@ -130,23 +129,33 @@ def _state(engine: LlamaCpp, sequence: int) -> StateBlock | None:
     return engine.cache.export_state(sequence, layers) if layers else None
 
 
-def _check_layers(engine: LlamaCpp, context: Tokens, block: KVBlock, rows: Rows, scratch: int) -> None:
-    """Compute the context's beginning anew through its first layers; have none computed so if that makes other rows."""
+def _check_layers(
+    engine: LlamaCpp, context: Tokens, block: KVBlock, state: StateBlock | None, rows: Rows, scratch: int
+) -> None:
+    """Compute the context's beginning anew through its first layers; have none computed so if that makes another.
+
+    Where sequences are whole, that is all of it: the states of its end are copied.
+    """
     if not engine.runner.splits_layers:
         return
-    cache, beginning, layers = engine.cache, Span(0, _COMPUTED_TOKENS), (len(block.layers) + 1) // 2
-    lower, nothing = cache.unplaced(scratch, _COMPUTED_TOKENS), np.zeros_like(block.k[:layers, :, :_COMPUTED_TOKENS])
-    cache.inject(rows, KVBlock(beginning, Span(0, layers), nothing, nothing))
+    cache, count = engine.cache, len(context) if is_whole(engine.spec.sight) else _COMPUTED_TOKENS
+    beginning, layers = Span(0, count), (len(engine.spec.layers) + 1) // 2
+    lower, first = cache.unplaced(scratch, count), Span(0, layers)
+    nothing = replace(block, tokens=beginning, k=0 * block.k[:, :, :count], v=0 * block.v[:, :, :count])
+    inject_layers(engine, rows, nothing, state and replace(state, r=0 * state.r, s=0 * state.s), first)
     try:
-        _compute(engine, Slice(scratch, context[:_COMPUTED_TOKENS], 0, layers=layers, rows=lower))
+        _compute(engine, Slice(scratch, context[:count], 0, layers=layers, rows=lower))
         cache.copy(lower, rows, beginning, layers)
-        found = cache.export(rows.sequence, block.tokens, block.layers)
-        engine.runner.splits_layers = np.array_equal(found.k, block.k) and np.array_equal(found.v, block.v)
+        found, states = cache.export(rows.sequence, block.tokens, block.layers), _state(engine, rows.sequence)
+        same = np.array_equal(found.k, block.k) and np.array_equal(found.v, block.v)
+        if state is not None and states is not None:
+            same &= np.array_equal(states.r, state.r) and np.array_equal(states.s, state.s)
+        engine.runner.splits_layers = same
     except EngineError as error:
         engine.runner.splits_layers = False
         _log.warning("the first layers of %s cannot be computed by themselves: %s", engine.spec.name, error)
     cache.free(scratch)
-    cache.inject(rows, block)
+    inject_layers(engine, rows, block, state, Span(0, len(engine.spec.layers)))
 
 
 def _misplaced(engine: LlamaCpp, context: Tokens, block: KVBlock, rows: Rows, scratch: int) -> str | None:
