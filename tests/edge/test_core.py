@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from preread.edge.core import Core, Generation
+from preread.edge.offload import Blocks
 from preread.engine.base import Slice, Tokens
 from preread.engine.sampling import Sampled, Sampling
 from preread.engine.worker import Worker
@@ -22,7 +23,7 @@ from preread.plan.step import Request
 from preread.plan.step_cost import StepCost
 from preread.testing.engine import read, same, step
 from preread.testing.fake_engine import FakeEngine
-from preread.values import ContextId, KVBlock, Span
+from preread.values import ContextId, KVBlock, Span, StateBlock
 
 CELLS, WINDOW = 256, 192
 LAYERS = FakeEngine().spec.geometry.layers
@@ -118,7 +119,7 @@ class Bench:
         self.plan = Schedule(Residency(cells, contexts), StepCost.guessed(2000.0), answers)
         self.core = Core(self.engine, self.worker, self.plan)
         self.way: Callable[[ContextId], Coroutine[Any, Any, None]] = self.computed
-        self.offload: dict[ContextId, KVBlock] = {}
+        self.offload: dict[ContextId, KVBlock | StateBlock] = {}
         self.brought: list[ContextId] = []
         self.evictions: list[ContextId] = []
         self.keeping, self.crowded = False, 0
@@ -135,10 +136,10 @@ class Bench:
             return
         self._tasks[context] = asyncio.create_task(self._brought(context))
 
-    def evicted(self, context: ContextId, block: KVBlock | None) -> None:
+    def evicted(self, context: ContextId, blocks: Blocks) -> None:
         self.evictions.append(context)
-        if block is not None:
-            self.offload[context] = block
+        if blocks:
+            (self.offload[context],) = blocks
 
     def keeps(self, context: ContextId, size_bytes: int) -> bool:
         return self.keeping

@@ -87,8 +87,8 @@ def test_the_header_says_what_the_loaded_model_says(family: Path) -> None:
         said = model.spec(loaded, family, "tiny", 0)
     finally:
         loaded.close()
-    assert found.why == (said.no_streaming or "")
-    assert found.way == ("computed" if said.no_streaming else "streams")
+    assert found.why == (said.no_injection or "")
+    assert found.way == ("computed" if said.no_injection else "streams")
     if said.no_injection is None:
         assert said.layers == layers_of(found.memory)
         assert said.state_bytes == found.memory.state_bytes

@@ -115,8 +115,8 @@ class Trust:
         properties = await server.properties()
         if any(engine.spec.windows):
             raise EngineError(f"{engine.spec.name} has sliding windows, whose saved slots are not written here yet")
-        if engine.no_streaming:
-            raise EngineError(f"{engine.spec.name} has no KV that can be restored: {engine.no_streaming}")
+        if engine.no_rows:
+            raise EngineError(f"{engine.spec.name} has no KV that can be restored: {engine.no_rows}")
         if await server.adapters():
             raise EngineError("the server applies LoRA adapters, and the cloud's KV is of the plain model")
         tokens = np.array(await server.tokens(_TEXT), np.int32)

@@ -112,9 +112,9 @@ def _open(model: Path, name: str, options: Options, cache: CacheType) -> LlamaCp
     need = max(max(options.context_tokens) + scored, _COUNTED_TOKENS, WINDOW_TOKENS + scored)
     window_tokens = (need + 255) // 256 * 256
     engine = LlamaCpp.open(model, name=name, window_tokens=window_tokens, scored_tokens=scored, cache=cache)
-    if cache == "f16" and engine.no_streaming:
+    if cache == "f16" and engine.no_rows:
         engine.close()
-        raise UsageError(f"KV of {name} cannot be streamed: {engine.no_streaming}")
+        raise UsageError(f"KV of {name} cannot be streamed: {engine.no_rows}")
     return engine
 
 

@@ -32,8 +32,8 @@ def engine_for(model: str, ctx_size: int, threads: int, *, streamed: bool = True
     engine = LlamaCpp.open(path, name=name, window_tokens=ctx_size, threads=threads, scored_tokens=TAIL_TOKENS)
     try:
         self_test(engine)
-        if streamed and engine.no_streaming:
-            raise UsageError(f"{name} cannot be streamed: {engine.no_streaming}; choose another --model")
+        if streamed and engine.no_injection:
+            raise UsageError(f"{name} cannot be streamed: {engine.no_injection}; choose another --model")
         yield engine
     finally:
         engine.close()

@@ -224,7 +224,11 @@ def _break_even(memory: Memory, prefill_rate: float) -> dict[str, float]:
     tokens = LENGTHS[0]
     mbps = memory.bytes_of(tokens) * 8 / 1e6 / (tokens / prefill_rate)
     plain = {"float16": round(mbps, 3)}
-    return plain if memory.windows else plain | {"fitted": round(mbps * _FITTED_BITS / _HALF_BITS, 3)}
+    return (
+        plain
+        if memory.windows or memory.state_bytes
+        else plain | {"fitted": round(mbps * _FITTED_BITS / _HALF_BITS, 3)}
+    )
 
 
 def _lines(told: Checked) -> Iterator[str]:

@@ -67,8 +67,8 @@ def check(engine: LlamaCpp, name: str, tokens: int) -> None:
     """
     if unfit := why_unfit(name):
         raise UsageError(f"{name!r} cannot name a context: {unfit}")
-    if engine.no_streaming:
-        raise UsageError(f"KV of {engine.spec.name} cannot be streamed: {engine.no_streaming}")
+    if engine.no_injection:
+        raise UsageError(f"KV of {engine.spec.name} cannot be streamed: {engine.no_injection}")
     _check_room(engine, tokens)
 
 

@@ -1,4 +1,4 @@
-"""KV of a chunk becomes stored segments, one for each rung and group of layers.
+"""KV of a chunk, and states behind it, become stored segments, one for each rung and group of layers.
 
 Whoever has KV can have it stored so, whatever read the context; what comes before and after is not known here.
 """
@@ -10,15 +10,20 @@ from functools import partial
 
 from preread.codec.base import Codec
 from preread.codec.fitted import Fitted, encoded
+from preread.codec.state import state_codec_beside
 from preread.store.objects import Objects
-from preread.values import ContextId, KVBlock, ObjectRef
+from preread.values import ContextId, KVBlock, ObjectRef, Span, StateBlock
 from preread.wire import segment
 from preread.wire.draft import Row
 from preread.wire.fields import SizedId
 
 
 async def stored(
-    store: Objects, pool: Executor, context: ContextId, codecs: tuple[Codec, ...], blocks: Sequence[KVBlock]
+    store: Objects,
+    pool: Executor,
+    context: ContextId,
+    codecs: tuple[Codec, ...],
+    blocks: Sequence[KVBlock | StateBlock],
 ) -> Row:
     """Encode one chunk in every rung, and store it.
 
@@ -26,13 +31,13 @@ async def stored(
         store, pool: where to; threads that encode.
         context: that the chunk is of.
         codecs: the rungs'.
-        blocks: the chunk's KV, one block for each group of layers, in order.
+        blocks: the chunk's KV, or states behind it, one block for each group of layers, in order.
 
     Returns:
         The segments: [rung][group], as a record notes them.
 
     Raises:
-        UsageError: the KV holds values that are not finite.
+        UsageError: the KV, or a state, holds values that are not finite.
         RemoteError: the store cannot be written.
     """
     loop = asyncio.get_running_loop()
@@ -49,8 +54,17 @@ def sized(ref: ObjectRef) -> SizedId:
     return SizedId(ref.id, ref.size_bytes)
 
 
-def _frames(context: ContextId, codecs: tuple[Codec, ...], block: KVBlock) -> dict[str, bytes]:
+def _frames(context: ContextId, codecs: tuple[Codec, ...], block: KVBlock | StateBlock) -> dict[str, bytes]:
     """A block's segment at each rung."""
+    if isinstance(block, StateBlock):
+        tokens, layers = Span(0, block.position), Span(block.layers[0], block.layers[-1] + 1)
+        return {
+            step.rung: segment.pack(
+                segment.SegmentHeader(context, step.rung, tokens, layers, block.shape),
+                state_codec_beside(step.rung).encode(block),
+            )
+            for step in codecs
+        }
     fitted = [step for step in codecs if isinstance(step, Fitted)]
     payloads = {step.rung: step.encode(block) for step in codecs if not isinstance(step, Fitted)}
     if fitted:

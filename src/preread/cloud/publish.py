@@ -30,6 +30,7 @@ from preread.codec.groups import grouped
 from preread.codec.ladder import codec, ladder, needs_profile
 from preread.codec.profile import Prepared, prepare
 from preread.codec.profile import Quality as Measured
+from preread.codec.state import state_codec_beside
 from preread.engine.llamacpp import BATCH_TOKENS, LlamaCpp
 from preread.engine.model import engine_version
 from preread.engine.session import batches
@@ -37,7 +38,7 @@ from preread.engine.worker import Worker
 from preread.errors import UsageError
 from preread.store.claims import Claimed
 from preread.store.objects import Objects
-from preread.values import Fingerprint, Form, ObjectRef, Span, alike
+from preread.values import Fingerprint, Form, KVBlock, ObjectRef, Span, StateBlock, alike
 from preread.wire import draft as drafts
 from preread.wire import manifest as manifests
 from preread.wire import tokens as token_objects
@@ -45,7 +46,8 @@ from preread.wire.catalogue import Entry
 from preread.wire.digest import context_id
 from preread.wire.draft import Row, RungCodec, Work
 from preread.wire.fields import SizedId
-from preread.wire.manifest import LOSSLESS, Manifest, Model, Origin, Quality, Rung
+from preread.wire.manifest import LOSSLESS, Group, Manifest, Model, Origin, Quality, Rung
+from preread.wire.parts import groups_of, numbers
 
 Report = Callable[[str, int, int], None]
 """Told a stage ("prefill" or "encode"), how many tokens of it are done, and how many there are; from any thread."""
@@ -129,8 +131,10 @@ async def make(
     started = time.monotonic()
     check(engine, name, len(tokens))
     codecs = await asyncio.to_thread(codecs_for, engine.embeddings, tokens, rungs, profile)
-    model = Model(engine.spec.name, engine.spec.fingerprint, alike(engine.spec.geometry))
-    work = work_of(model, tokens, form, codecs, profile, engine_version(), engine.spec.windows)
+    spec = engine.spec
+    layers = spec.layers if spec.recurrent else alike(spec.geometry)  # windows are each reader's own to know
+    model = Model(spec.name, spec.fingerprint, layers)
+    work = work_of(model, tokens, form, codecs, profile, engine_version(), spec.windows)
     spans = windows(len(tokens), engine.spec.window_tokens, engine.scored_tokens) if needed(rungs) else []
     making = _Making(store, engine, worker, tokens, codecs, work, profile, spans, progress)
     if mode != "exact" and help != NO_HELP:
@@ -204,9 +208,16 @@ class _Making:
         return np.concatenate(logits) if logits else None
 
     async def _stored(self, pool: Executor, chunk: Span) -> Row:
-        export = self.engine.session.export
-        blocks = [await self.worker.run(partial(export, chunk, Span(*group.layers))) for group in self.work.groups]
+        at = self.work.chunks.index((chunk.start, chunk.stop))
+        groups = [self.work.groups[group] for group in self.work.groups_at(at)]
+        blocks = [await self.worker.run(partial(self._exported, chunk, group)) for group in groups]
         return await stored(self.store, pool, self.work.context, self.codecs, blocks)
+
+    def _exported(self, chunk: Span, group: Group) -> KVBlock | StateBlock:
+        session = self.engine.session
+        if group.kind == "rows":
+            return session.export(chunk, Span(*group.layers))
+        return session.export_state(numbers(self.work.model.layers, group))
 
     async def _measured(self, pool: ThreadPoolExecutor, rows: Sequence[Row], reading: Reading) -> Manifest:
         """The manifest of what is stored, which says what each rung costs."""
@@ -245,13 +256,19 @@ def work_of(
         layer_windows: of each layer, if any has one.
     """
     bases = _bases(profile)
-    cut = grouped(layer_windows or (None,) * len(model.layers), GROUP_LAYERS)
-    groups = manifests.rows_of(cut if profile is None else profile.profile.groups)
+    states = any(layer.state for layer in model.layers)
+    if profile is not None:
+        groups = manifests.rows_of(profile.profile.groups)
+    elif states:
+        groups = groups_of(model.layers, GROUP_LAYERS)
+    else:
+        groups = manifests.rows_of(grouped(layer_windows or (None,) * len(model.layers), GROUP_LAYERS))
     chunks = manifests.pairs(chunked(len(tokens)))
 
     def rung(step: Codec) -> RungCodec:
         id = profile.ref.id if profile is not None and needs_profile(step.version) else None
-        return RungCodec(step.rung, step.version, id, bases.get(step.rung))
+        beside = state_codec_beside(step.rung).version if states else None
+        return RungCodec(step.rung, step.version, id, bases.get(step.rung), beside)
 
     return Work(
         context=context_id(model.fingerprint, tokens),

@@ -87,8 +87,8 @@ async def restored(store: Objects, engine: LlamaCpp, worker: Worker, pool: Execu
         EngineError, RemoteError: the engine or the store failed.
     """
     names = [rung.name for rung in work.rungs]
-    if LOSSLESS not in names or not record.rows:
-        return 0
+    if LOSSLESS not in names or not record.rows or any(layer.state for layer in work.model.layers):
+        return 0  # behind a chunk in the middle there is no state
     tokens = work.chunks[len(record.rows) - 1][1]
     await worker.run(lambda: engine.session.reserve(tokens))
     at = names.index(LOSSLESS)

@@ -27,7 +27,7 @@ def usable(known: Known, node: Node) -> bool:
 
 def on_disk(known: Known, node: Node) -> bool:
     """Whether the disk alone has a rung that this edge would stream."""
-    if node.engine.no_streaming or known.manifest is None or node.sources.held is None:
+    if node.engine.no_injection or known.manifest is None or node.sources.held is None:
         return False
     try:
         chosen(known, node.terms(), here=True)

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol, TypeVar
 
 from preread.edge.conversations import Conversations
+from preread.edge.offload import Blocks
 from preread.edge.sequences import Fill, Live, Sequences
 from preread.edge.spans import span
 from preread.engine.base import Engine, Slice, Tokens
@@ -30,7 +31,7 @@ from preread.plan.legality import goes_on
 from preread.plan.plan import LONGEST_BATCH_TOKENS
 from preread.plan.schedule import MOST_WAIT_S, Schedule
 from preread.plan.step import Part, Request, Resumed, Step
-from preread.values import ContextId, KVBlock
+from preread.values import ContextId, KVBlock, StateBlock
 
 T = TypeVar("T")
 
@@ -46,8 +47,8 @@ class Bringer(Protocol):
         """It has room in the cache, and somebody waits for it."""
         ...
 
-    def evicted(self, context: ContextId, block: KVBlock | None) -> None:
-        """It has left the cache; its KV, if `keeps` wanted it."""
+    def evicted(self, context: ContextId, blocks: Blocks) -> None:
+        """It has left the cache; all that it had, if `keeps` wanted it."""
         ...
 
     def keeps(self, context: ContextId, size_bytes: int) -> bool:
@@ -273,13 +274,16 @@ class Core:
         """
         return await self.call(lambda: self._sequences.reserve(context))
 
-    def inject(self, rows: Rows, block: KVBlock) -> None:
-        """Write KV of a context that is being brought. Thread-safe for different rows.
+    def inject(self, rows: Rows, block: KVBlock | StateBlock) -> None:
+        """Write KV, or states, of a context that is being brought. Thread-safe for different rows, or layers.
 
         Raises:
             CorruptData: it has numbers that are none.
             EngineError: it is not of these rows, or they are being computed.
         """
+        if isinstance(block, StateBlock):
+            self._engine.cache.inject_state(rows, block)
+            return
         if (rows.cells[block.tokens.start : block.tokens.stop] == COMPUTED).any():
             raise EngineError("rows were to be written that are being computed: this is a bug in preread")
         self._engine.cache.inject(rows, block)
@@ -677,15 +681,15 @@ class Core:
         context, bringer = ContextId(key), self._bringer
         place = self._sequences.place(context)
         assert place is not None and bringer is not None
-        block = None
+        blocks: Blocks = ()
         spec = self._engine.spec
-        if not spec.recurrent and bringer.keeps(context, place.tokens * spec.token_bytes):
+        if bringer.keeps(context, place.tokens * spec.token_bytes + spec.state_bytes):
             try:
-                block = self._sequences.export(context)
+                blocks = self._sequences.all_of(context)
             except EngineError as error:
                 _log.warning("a context that leaves the cache is not kept: %s", error)
         self._drop(context)
-        self._tell(bringer.evicted, context, block)
+        self._tell(bringer.evicted, context, blocks)
 
     def _drop(self, context: ContextId) -> None:
         self._sequences.drop(context)  # first: rows of a context that goes are not reserved again

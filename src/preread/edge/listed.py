@@ -51,7 +51,7 @@ def _described(entry: Entry, node: Node) -> dict[str, Any]:
         "tokens": entry.token_count,
         "model": entry.model,
         "usable": entry.vocabulary == own.vocabulary,
-        "streamable": node.contexts.own_model.streams(entry.fingerprint) and own.no_streaming is None,
+        "streamable": node.contexts.own_model.streams(entry.fingerprint) and own.no_injection is None,
     }
 
 

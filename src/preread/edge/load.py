@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from preread.codec.fitted import joined
+from preread.codec.state import state_codec_by_version
 from preread.edge.core import Core
 from preread.edge.profiles import Preparations, Reader
 from preread.edge.rungs import NotStreamable, Streamable
@@ -25,7 +26,7 @@ from preread.plan.events import Cell, Event, Instruction
 from preread.plan.plan import Plan
 from preread.plan.task import Task
 from preread.store.fetch import Source
-from preread.values import KVBlock, KVShape, ObjectRef
+from preread.values import KVBlock, KVShape, ObjectRef, StateBlock, StateShape
 from preread.wire import manifest as manifests
 from preread.wire import segment
 from preread.wire.manifest import Manifest, SegmentPlace
@@ -337,10 +338,20 @@ class Loading:
         """
         began_s = time.thread_time()
         with span("decode", chunk=cell[0], group=cell[1]):
-            block = decoded(self._what, self._places[cell], frames)
+            block = decoded_part(self._what, self._places[cell], frames)
         with span("inject", chunk=cell[0], group=cell[1]):
             self._core.inject(rows, block)
         return time.thread_time() - began_s
+
+
+def decoded_part(what: LoadSpec, place: SegmentPlace, frames: list[bytes]) -> KVBlock | StateBlock:
+    """The rows, or states, of a segment whose digest is right; arguments and errors as of `decoded`."""
+    if not isinstance(place.shape, StateShape):
+        return decoded(what, place, frames)
+    payload = segment.unpack(frames[0], manifests.header(what.manifest, what.rung, place))
+    version = manifests.rung_named(what.manifest, what.rung).states or ""
+    codec = state_codec_by_version(version, what.rung)
+    return codec.decode(payload, place.numbers, place.tokens.stop, place.shape)
 
 
 def decoded(what: LoadSpec, place: SegmentPlace, frames: list[bytes]) -> KVBlock:

@@ -65,8 +65,8 @@ async def open_node(
         readers.close()
         worker.close()
         raise
-    if engine.no_streaming:
-        _log.warning("contexts are computed here, not streamed: %s", engine.no_streaming)
+    if engine.no_injection:
+        _log.warning("contexts are computed here, not streamed: %s", engine.no_injection)
     if link is not None and link.exposed:
         _log.warning("contexts come without TLS: whoever is on the way to the cloud can read them, and change them")
     spec = engine.spec

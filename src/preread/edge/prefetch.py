@@ -121,7 +121,7 @@ class Prefetch:
     def _streamable(self) -> dict[ContextId, tuple[Known, Streamable]]:
         """The contexts that this edge could stream, at the rung that it would."""
         node, found = self._node, dict[ContextId, tuple[Known, Streamable]]()
-        if node.engine.no_streaming:
+        if node.engine.no_injection:
             return found
         for known in node.contexts.own():
             if known.manifest is None:

@@ -16,6 +16,7 @@ from preread.codec import profile_bytes as codec_profiles
 from preread.codec.base import Codec, Payload
 from preread.codec.ladder import by_version, check_name, needs_profile
 from preread.codec.profile import Prepared, Profile, prepare
+from preread.codec.state import state_codec_by_version
 from preread.edge.published import OwnModel
 from preread.errors import CorruptData
 from preread.plan.match import Tokens
@@ -74,6 +75,8 @@ class Profiles:
             CorruptData: "codec", "profile": this edge cannot read it.
         """
         check_name(rung.codec, rung.name)
+        if rung.states is not None:
+            state_codec_by_version(rung.states, rung.name)  # or it is one that this release does not know
         if not needs_profile(rung.codec):
             by_version(rung.codec, rung.name)  # or it is one that this release does not know
             return Decoder(rung.codec, rung.name)

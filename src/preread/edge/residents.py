@@ -19,6 +19,7 @@ from preread.edge.known import Known
 from preread.edge.load import Loaded, Loading, LoadSpec, load_spec
 from preread.edge.metrics import Memory, Metrics
 from preread.edge.node import Node
+from preread.edge.offload import Blocks
 from preread.edge.refine import Refinement
 from preread.edge.sources import Supply, holder
 from preread.edge.spans import story
@@ -29,7 +30,7 @@ from preread.plan.beliefs import CLOUD, Heard
 from preread.plan.legality import is_in_order, spare_cells
 from preread.plan.plan import INJECTIONS, LONGEST_BATCH_TOKENS
 from preread.plan.task import Task
-from preread.values import ContextId, KVBlock
+from preread.values import ContextId
 from preread.wire import manifest as manifests
 
 _MOST_SETTLE_S, _SETTLE_SHARE = 3.0, 0.3
@@ -130,9 +131,9 @@ class Residents:
     def keeps(self, context: ContextId, size_bytes: int) -> bool:
         return self.node.offload.takes(size_bytes)
 
-    def evicted(self, context: ContextId, block: KVBlock | None) -> None:
-        if block is not None:
-            self.node.offload.put(context, block)
+    def evicted(self, context: ContextId, blocks: Blocks) -> None:
+        if blocks:
+            self.node.offload.put(context, *blocks)
         refinement = self.node.refinement
         if refinement is not None and refinement.context == context:
             refinement.stop()
@@ -160,10 +161,10 @@ class Residents:
         """From memory, or as the plan says, or all of it computed here."""
         node, known = self.node, question.known
         assert known is not None
-        block = node.offload.take(context)
-        if block is not None:
+        if blocks := node.offload.take(context):
             rows = await node.core.reserve(context)
-            await asyncio.to_thread(node.core.inject, rows, block)
+            for block in blocks:
+                await asyncio.to_thread(node.core.inject, rows, block)
             return
         await self._first_sync(question, known)
         way = _way(question, known, node)
@@ -275,6 +276,8 @@ def refinement(known: Known, loaded: LoadSpec, node: Node, rows: Rows) -> Refine
     """
     names = [rung.name for rung in loaded.manifest.rungs]  # best first
     if node.link is None or node.refine not in names or names.index(node.refine) >= names.index(loaded.rung):
+        return None
+    if node.engine.spec.recurrent:  # each answer has gone on from its own copy of the state
         return None
     try:
         what = load_spec(known.rung(node.refine), known.tokens, node.preparations)

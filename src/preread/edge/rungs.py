@@ -13,6 +13,7 @@ from preread.errors import CorruptData, PrereadError
 from preread.fit.family import HALF, LOSSLESS, Gate
 from preread.plan.choose import Offer
 from preread.plan.legality import is_seen
+from preread.values import StateShape
 from preread.wire import manifest as manifests
 from preread.wire.manifest import Manifest, Rung, SegmentPlace
 
@@ -84,6 +85,8 @@ def _resolved(manifest: Manifest, rung: Rung, profiles: Profiles, own: OwnModel)
 
 
 def _is_seen(place: SegmentPlace, manifest: Manifest, own: OwnModel) -> bool:
+    if isinstance(place.shape, StateShape):
+        return place.tokens.stop == manifest.tokens.count
     windows = (own.layers[layer].window_tokens for layer in place.numbers)
     return is_seen(manifest.tokens.count, place.tokens, windows)
 

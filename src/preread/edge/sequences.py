@@ -11,9 +11,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from preread.edge.conversations import Conversation
+from preread.edge.offload import Blocks
 from preread.engine.base import Chooser, Engine, Slice, Tokens
 from preread.engine.cache import Rows
 from preread.engine.sampling import Sampled, Sampling
+from preread.engine.states import having_state
 from preread.errors import EngineError
 from preread.plan.drafts import MOST_DRAFTS, RUN, Drafts, Runs
 from preread.plan.legality import goes_on, is_in_order, is_whole, spare_cells
@@ -222,6 +224,12 @@ class Sequences:
         """A copy of all KV of a context."""
         place, layers = self._places[context], self._engine.spec.geometry.layers
         return self._cache.export(place.sequence, Span(0, place.tokens), Span(0, layers))
+
+    def all_of(self, context: ContextId) -> Blocks:
+        """A copy of all that a context has."""
+        states = having_state(self._engine.spec.layers)
+        state = (self._cache.export_state(self._places[context].sequence, states),) if states else ()
+        return (self.export(context), *state)
 
     def runs(self, live: Live) -> Runs:
         """Of the tokens that a request begins with; made once for all requests about a context."""

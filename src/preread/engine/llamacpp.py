@@ -246,9 +246,9 @@ class LlamaCpp:
         self.cache.closed = why
 
     @property
-    def no_streaming(self) -> str | None:
-        """Why contexts are neither published nor streamed; None: they are."""
-        return self.no_injection or self.spec.no_streaming
+    def no_rows(self) -> str | None:
+        """Why a context is not a KV row per token, or these can be neither exported nor injected; None: it is."""
+        return self.no_injection or self.spec.no_rows
 
     @property
     def in_part(self) -> bool:

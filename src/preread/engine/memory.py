@@ -14,9 +14,6 @@ from preread.engine.gguf import Header, Long
 from preread.errors import CorruptData
 from preread.values import Layer, RowShape, StateShape
 
-STATES_STAY: Final = "the model is recurrent: its state is not a KV row per token"
-"""Why contexts of models are computed that could be streamed but for their states."""
-
 _MOST_LAYERS: Final = 1024
 
 
@@ -190,7 +187,7 @@ def verdict(header: Header) -> Verdict:
 def _obstacle(header: Header, name: str, memory: Memory) -> str:
     """Why KV is neither exported nor injected, in the words of `engine/model.py`; "" where it is."""
     if memory.state_bytes:
-        return recurrent_obstacle(memory) or STATES_STAY
+        return recurrent_obstacle(memory)
     if memory.windows and (why := windowed_obstacle(name, memory)):
         return why
     if any(isinstance(part, Rows) and part.k_values != part.v_values for layer in memory.layers for part in layer):

@@ -22,7 +22,6 @@ from preread.engine.grammar import Words
 from preread.engine.infill import FimTokens
 from preread.engine.marks import Controls
 from preread.engine.memory import (
-    STATES_STAY,
     layers_of,
     memory_of,
     recurrent_obstacle,
@@ -36,6 +35,7 @@ from preread.values import Family, Fingerprint, Geometry, Layer, alike
 
 _DEFAULT_WINDOW = 8192
 _PLANES = (llama_cpp.LLAMA_ROPE_TYPE_MROPE, llama_cpp.LLAMA_ROPE_TYPE_IMROPE)
+_NO_ROWS = "the model is recurrent: its state is not a KV row per token"
 _UNKNOWN, _CONTROL = 1 << 0, 1 << 3  # LLAMA_TOKEN_ATTR_…
 _log = logging.getLogger("preread.llama.cpp")
 
@@ -91,9 +91,9 @@ class Spec:
         return sum(4 * (shape.r_values + shape.s_values) for shape in states)
 
     @property
-    def no_streaming(self) -> str | None:
-        """Why contexts are neither published nor streamed; None: they are."""
-        return self.no_injection or (STATES_STAY if self.recurrent else None)
+    def no_rows(self) -> str | None:
+        """Why a context is not a KV row per token, or these can be neither exported nor injected; None: it is."""
+        return self.no_injection or (_NO_ROWS if self.recurrent else None)
 
     @property
     def sight(self) -> tuple[Window, ...]:

@@ -89,8 +89,8 @@ def check(small: LlamaCpp) -> None:
     Raises:
         EngineError: it is so.
     """
-    if small.no_streaming:
-        raise EngineError(f"KV of {small.spec.name} cannot be read: {small.no_streaming}")
+    if small.no_rows:
+        raise EngineError(f"KV of {small.spec.name} cannot be read: {small.no_rows}")
 
 
 def large_layers(engine: LlamaCpp) -> range:

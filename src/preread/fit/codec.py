@@ -110,8 +110,8 @@ def fit(engine: LlamaCpp, text: Text, progress: Report) -> Profile:
         EngineError: the model's KV cannot be exchanged, or the engine failed.
         Cancelled: somebody called `engine.session.cancel`.
     """
-    if engine.no_streaming:
-        raise EngineError(f"KV of {engine.spec.name} cannot be coded: {engine.no_streaming}")
+    if engine.no_rows:
+        raise EngineError(f"KV of {engine.spec.name} cannot be coded: {engine.no_rows}")
     chosen = windows(engine, text, FIT_WINDOWS + HELD_OUT_WINDOWS)
     kept = max(1, len(chosen) * HELD_OUT_WINDOWS // (FIT_WINDOWS + HELD_OUT_WINDOWS))
     total = len(chosen) * WINDOW_TOKENS

@@ -254,8 +254,8 @@ def identified(folder: Path, gguf: Path, dtype: str) -> Identity:
         texts = loaded.texts()
     finally:
         loaded.close()
-    if spec.no_streaming:
-        raise UsageError(f"KV of {gguf.name} cannot be streamed: {spec.no_streaming}")
+    if spec.no_rows:
+        raise UsageError(f"KV of {gguf.name} cannot be streamed: {spec.no_rows}")
     if differ := _differing(checkpoint.words(), texts):
         raise UsageError(f"{folder.name} and {gguf.name} differ in token {differ[0]}: they are not of one tokenizer")
     ours = family(checkpoint.traits(spec.vocabulary))

@@ -6,7 +6,7 @@ written, and what is stored of them, it must not know.
 """
 
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Annotated, Literal
 
 import msgspec
@@ -38,6 +38,18 @@ def pairs(spans: Iterable[Span]) -> tuple[Pair, ...]:
 def rows_of(spans: Iterable[Span]) -> tuple[Group, ...]:
     """Groups of rows."""
     return tuple(Group("rows", pair) for pair in pairs(spans))
+
+
+def groups_of(layers: Sequence[Layer], size: int) -> tuple[Group, ...]:
+    """All that layers keep, in groups of at most so many of these that keep the same."""
+    found = list[Group]()
+    for every in (Group("rows", (0, len(layers))), Group("states", (0, len(layers)))):
+        kept = {number: _kept(layers[number], every) for number in numbers(layers, every)}
+        for _, run in groupby(kept, key=lambda number, kept=kept: kept[number]):  # type: ignore[misc]
+            these = [*run]
+            cut = [these[at : at + size] for at in range(0, len(these), size)]
+            found += [Group(every.kind, (some[0], some[-1] + 1)) for some in cut]
+    return tuple(sorted(found, key=lambda group: (group.layers[0], group.kind)))
 
 
 def all_parts(groups: Sequence[Group], chunks: int) -> tuple[Part, ...]:

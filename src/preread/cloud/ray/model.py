@@ -41,8 +41,8 @@ class EngineModel:
             path, name=self.name, window_tokens=self.window_tokens, threads=self.threads, scored_tokens=TAIL_TOKENS
         )
         self_test(engine)
-        if engine.no_streaming:
-            raise UsageError(f"{self.name} cannot be streamed: {engine.no_streaming}; choose another --model")
+        if engine.no_injection:
+            raise UsageError(f"{self.name} cannot be streamed: {engine.no_injection}; choose another --model")
         worker, reader = Worker(), Worker("reader")
 
         def close() -> None:
