@@ -5,6 +5,7 @@ moto comes with the tests. Ceph and Azurite take a minute, and are tried where t
 
 import asyncio
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import obstore
@@ -58,6 +59,11 @@ class TestBucket(StoreContract):
         assert said.sign is not None and said.origins.signed
         signed = asyncio.run(said.sign(segment_path(ref.id).removeprefix("/")))
         assert within(signed, said.origins) and httpx2.get(signed).content == b"a segment"
+
+
+def test_several_processes_open_a_store_at_the_same_moment(address: str) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        assert len(list(threads.map(open_store, [address] * 40))) == 40
 
 
 def test_of_many_who_create_one_key_one_succeeds(address: str) -> None:

@@ -59,8 +59,9 @@ def open_blobs(url_or_path: str) -> "Blobs":
             folder = Path(url_or_path).expanduser().absolute()
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             backend = LocalStore(folder)
-        obstore.put(backend, _PROBE, b"can be written")
-        obstore.delete(backend, _PROBE)
+        probe = _probe()  # its own: others may open the same store at this moment
+        obstore.put(backend, probe, b"can be written")
+        obstore.delete(backend, probe)
     except (BaseError, OSError, ValueError) as error:
         raise UsageError(
             f"store {url_or_path} cannot be written: {_cause(error)}; choose another, or check its permissions"
@@ -148,10 +149,10 @@ class Blobs:
 
     async def now(self) -> datetime:
         """The time, by the clock of who keeps this store."""
-        key = f"{_PROBE}-{secrets.token_hex(8)}"
+        key = _probe()
         await self.put_note(key, b"what is the time?")
         at = await self.changed(key)
-        await self._guard("written", obstore.delete_async(self._backend, key))
+        await self._delete([key])
         if at is None:
             raise RemoteError(f"store {self.where} lacks what was just put there: look at its service")
         return at
@@ -241,14 +242,27 @@ class Blobs:
         """
         self._check_held()
         if self.folder is None:
-            await self._guard("written", obstore.delete_async(self._backend, key))
+            await self._delete([key])
         else:
             await self._guard("written", asyncio.to_thread(durable.remove, self.folder / key))
 
     async def delete_objects(self, keys: Sequence[str]) -> None:
-        """Forget objects that no pointer leads to; all must be there."""
+        """Forget objects that no pointer leads to, as far as they are there."""
         for start in range(0, len(keys), _MOST_AT_ONCE):
-            await self._guard("written", obstore.delete_async(self._backend, keys[start : start + _MOST_AT_ONCE]))
+            await self._delete(keys[start : start + _MOST_AT_ONCE])
+
+    async def _delete(self, keys: Sequence[str]) -> None:
+        """Azure's service and a folder say what was not there, which another may have deleted, or a try before this.
+
+        What comes after that may not have been reached.
+        """
+        try:
+            await obstore.delete_async(self._backend, keys)
+        except FileNotFoundError:
+            for key in keys if len(keys) > 1 else ():
+                await self._delete([key])
+        except (BaseError, OSError) as error:
+            self._fail("written", error)
 
     async def below(self, folder: str) -> list[str]:
         """The folders in a folder, sorted."""
@@ -268,12 +282,12 @@ class Blobs:
         """Whether of two who create what is under a key one is refused: some services do not know how."""
         if self.folder is not None:
             return True
-        key = f"{_PROBE}-{secrets.token_hex(8)}"
+        key = _probe()
         try:
             await self.create_pointer(key, b"one")
             return not await self.create_pointer(key, b"two")
         finally:
-            await self._guard("written", obstore.delete_async(self._backend, key))
+            await self._delete([key])
 
     def _check_held(self) -> None:
         if self._lease is not None:
@@ -298,6 +312,10 @@ class Blobs:
 
     def _fail(self, done: _Done, error: Exception) -> NoReturn:
         raise RemoteError(f"store {self.where} cannot be {done}: {_cause(error)}; {_ADVICE[done]}") from error
+
+
+def _probe() -> str:
+    return f"{_PROBE}-{secrets.token_hex(8)}"
 
 
 def _cause(error: Exception) -> str:

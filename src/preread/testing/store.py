@@ -8,7 +8,7 @@ import pytest
 
 from preread.cloud.events import Request
 from preread.errors import UsageError
-from preread.store.objects import Objects, open_store
+from preread.store.objects import Objects, object_key, open_store
 from preread.testing.cloud import FINGERPRINT, RandomPublisher
 from preread.values import Fingerprint, ObjectId, ObjectRef
 from preread.wire import manifest
@@ -177,6 +177,13 @@ class StoreContract:
         entry = publish(store, "manual", "the text")
         assert publish(store, "manual", "the text") == entry
         assert present(store, objects_of(store, entry)) == objects_of(store, entry)
+
+    def test_of_what_is_to_be_deleted_some_may_be_gone(self, store: Objects) -> None:
+        keys = [object_key("tokens", asyncio.run(store.put("tokens", b"%d" % number)).id) for number in range(5)]
+        asyncio.run(store.blobs.delete_objects([keys[0]]))
+        asyncio.run(store.blobs.delete_objects([keys[0]]))
+        asyncio.run(store.blobs.delete_objects(keys))
+        assert [asyncio.run(store.blobs.size(key)) for key in keys] == [None] * 5
 
     def test_the_profile_of_a_model_outlives_the_process(self, store: Objects, address: str) -> None:
         ref = put_profile_of(store, FINGERPRINT, b"habits")
