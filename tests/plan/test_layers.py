@@ -75,9 +75,10 @@ def test_without_room_for_that_chunks_are_computed_whole_or_not_at_all() -> None
     assert Plan(replace(task(link), shares=()), 0.0).step(events.Tick(), 0.0)[0] == events.Compute(0, 1)
 
 
-def test_chunks_that_are_to_be_divided_evenly_are_computed_whole() -> None:
+@pytest.mark.parametrize("chunks", [12, 40])
+def test_chunks_that_can_be_divided_evenly_are_computed_whole(chunks: int) -> None:
     """That is no later, and can be taken back chunk by chunk when the link turns out to be slower."""
-    out = tell(Plan(task(replace(LINK, bytes_s=4e5), chunks=12), 0.0), 0.0, events.Tick())
+    out = tell(Plan(task(replace(LINK, bytes_s=4e5), chunks=chunks), 0.0), 0.0, events.Tick())
     (compute,) = (one for one in out if isinstance(one, events.Compute))
     assert compute.groups is None and compute.start == 0
 

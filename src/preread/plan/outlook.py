@@ -5,9 +5,13 @@ Pure: a grid, what computing takes and what links will bring go in, seconds come
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 from preread.plan.cost import Coming
 from preread.plan.grid import Grid
+
+_MANY: Final = 32
+"""So many chunks divide the work well enough, where they need not be computed in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,25 +50,27 @@ class Outlook:
     def chunks(self, left: Sequence[int]) -> list[float]:
         """Seconds until the first token if the first 0, 1, … of these chunks are computed, and the others fetched."""
         grid, less = self.grid, self._less()
-        left_bytes = sum(grid.left_bytes[c] - less.get(c, (0, 0))[0] for c in left)
-        away_bytes = sum(grid.away_bytes[c] - less.get(c, (0, 0))[1] for c in left)
-        spoilt, computed_s, finishes = sum(c in grid.spoilt for c in left), self.busy_s, list[float]()
-        for chunk, compute_s in zip([*left, None], [*self._each_s(left), 0.0], strict=True):
+        each_left, each_away = ([of[c] for c in left] for of in (grid.left_bytes, grid.away_bytes))
+        for number, chunk in enumerate(left) if less else ():
+            less_left, less_away = less.get(chunk, (0, 0))
+            each_left[number] -= less_left
+            each_away[number] -= less_away
+        left_bytes, away_bytes, spoilt = sum(each_left), sum(each_away), len(grid.spoilt.intersection(left))
+        computed_s = self.busy_s
+        finishes = [self._finish_s(computed_s, left_bytes, away_bytes, spoilt)]
+        for chunk, compute_s, its_left, its_away in zip(left, self._each_s(left), each_left, each_away, strict=True):
+            computed_s, left_bytes, away_bytes = computed_s + compute_s, left_bytes - its_left, away_bytes - its_away
+            spoilt -= chunk in grid.spoilt
             finishes.append(self._finish_s(computed_s, left_bytes, away_bytes, spoilt))
-            if chunk is not None:
-                computed_s += compute_s
-                less_left, less_away = less.get(chunk, (0, 0))
-                left_bytes -= grid.left_bytes[chunk] - less_left
-                away_bytes -= grid.away_bytes[chunk] - less_away
-                spoilt -= chunk in grid.spoilt
         return finishes
 
     def layers(self, left: Sequence[int]) -> list[float]:
         """Seconds until the first token if the first 1, 2, … groups of all that is left are computed.
 
-        The others are fetched. Not all groups are computed: that would be to compute every chunk.
+        The others are fetched. Not all groups are computed: that would be to compute every chunk. None, where that is
+        not worth a look.
         """
-        if not self.shares:
+        if not self.shares or (not self.in_order and len(left) > _MANY):
             return []
         grid, groups = self.grid, self.grid.groups
         left_bytes, away_bytes, spoilt = (

@@ -371,10 +371,11 @@ class Plan:
         """
         grid, outlook = self.grid, self._outlook()
         partly = self._depth < grid.groups
-        todo = [c for c in left if grid.away_bytes[c] and (partly or c not in self._span)]
-        count, groups = self._choice(outlook, left, outlook.chunks(left if partly else self._not_computed(left)))
-        if not groups:
-            todo = [c for c in todo if c not in grid.spoilt]
+        others = left if partly else [c for c in left if c not in self._span]
+        finishes = outlook.chunks(others)
+        count, groups = self._choice(outlook, left, finishes)
+        todo = [c for c in others if grid.away_bytes[c] and (groups or c not in grid.spoilt)]
+        if not groups and todo != others:
             finishes = outlook.chunks(todo)
             count = finishes.index(min(finishes))
         computed, wave, tail = todo[:count], [], todo[count:]
@@ -394,10 +395,6 @@ class Plan:
             order += lower if partly else [cell for c in self._span for cell in grid.cells(c)]
         begins = not (tail or computed or groups or grid.groups_in_place)
         return [cell for cell in order if cell in grid.away], begins
-
-    def _not_computed(self, left: list[int]) -> list[int]:
-        """Chunks of these of which nothing is being computed."""
-        return [c for c in left if c not in self._span]
 
     def _rest(self, left: list[int]) -> tuple[int, int]:
         """Bytes of these chunks that are not in place, and not here."""
