@@ -18,6 +18,7 @@ from preread.codec import profile_bytes as profile
 from preread.codec.base import Codec, Payload
 from preread.codec.fitted import Fitted, apart
 from preread.codec.groups import layer_groups
+from preread.codec.lossless_rows import find_late
 from preread.codec.product import synthesised
 from preread.codec.profile import Basis, FittedRung, Prepared, Profile, Steps, prepare, synthesis
 from preread.codec.rope import Rope, rotate, unrotate
@@ -164,6 +165,53 @@ def test_in_a_long_context_a_part_is_recent(tokens: int) -> None:
     profile_ = replace(prepared(GEOMETRY, 2, 0.5).profile, recent_part=10)
     ready = prepare(profile_, np.random.default_rng(1).normal(size=(tokens, 16)).astype(np.float32))
     assert ready.recent == {3: 4, 64: 64 - 8, 200: 200 - 20}[tokens]
+
+
+def _with_late_sinks(at: dict[int, float]) -> tuple[Prepared, KVBlock]:
+    """A context whose V is small at some tokens, and a profile that lets two of a block be lossless."""
+    ready = prepared(GEOMETRY, 2, 0.5)
+    block = sample_block((2, 2, 64, 8))
+    v = np.where(np.abs(block.v) < 1, 1, block.v).astype(np.float16)
+    for token, share in at.items():
+        v[:, :, token] = share
+    return replace(ready, profile=replace(ready.profile, late_sinks=2)), replace(block, v=v)
+
+
+@pytest.mark.parametrize("index", [0, 1], ids=["refining", "alone"])
+def test_late_sinks_come_back_exactly_and_cost_their_own_bytes_only(index: int) -> None:
+    ready, block = _with_late_sinks({2: 0.01, 20: 0.02, 40: 0.03, 50: 0.01})
+    codec = Fitted(ready, index)
+    payload = codec.encode(block)
+    back = codec.decode(payload, block.tokens, block.layers, GEOMETRY)
+    exact = [t for t in range(64) if np.array_equal(back.k[:, :, t], block.k[:, :, t])]
+    assert exact == [0, 1, 2, 3, 20, 50], "the context's first four, and the two smallest of the others"
+    assert np.array_equal(back.v[:, :, exact], block.v[:, :, exact])
+    plain = Fitted(replace(ready, profile=replace(ready.profile, late_sinks=0)), index).encode(block)
+    assert len(payload) < len(plain) + 200
+
+
+def test_blocks_without_late_sinks_say_so_in_a_byte() -> None:
+    ready, block = _with_late_sinks({})
+    plain = Fitted(replace(ready, profile=replace(ready.profile, late_sinks=0)), 1).encode(block)
+    assert len(Fitted(ready, 1).encode(block)) == len(plain) + 1
+    assert find_late(np.zeros((1, 1, 5, 4), np.float16), 0, 2).tolist() == [0, 1], "a V of zeros is no error"
+
+
+@pytest.mark.parametrize(
+    "places", [[3, 20], [20, 20], [50, 20], [20, 64], [20, 30, 40], [65535, 1]], ids=lambda places: str(places)
+)
+def test_late_sinks_where_none_can_be_are_corrupt(places: list[int]) -> None:
+    ready, block = _with_late_sinks({20: 0.02, 50: 0.01})
+    codec = Fitted(ready, 1)
+    payload = codec.encode(block)
+    right = b"\x02" + np.array([20, 50], "<u2").tobytes()
+    wrong = bytes([len(places)]) + np.array(places, "<u2").tobytes()
+    assert payload.count(right) == 1
+    with pytest.raises(CorruptData):
+        codec.decode(payload.replace(right, wrong), block.tokens, block.layers, GEOMETRY)
+    for stop in range(payload.index(right), payload.index(right) + 12):
+        with pytest.raises(CorruptData):
+            codec.decode(payload[:stop], block.tokens, block.layers, GEOMETRY)
 
 
 @pytest.mark.parametrize(("repeated", "sinks"), [(1, 4), (4, 4), (9, 9), (80, 64)])
@@ -429,13 +477,14 @@ def test_golden_profile() -> None:
     assert isinstance(known, Profile) and known.geometry == Geometry(2, 1, 4) and known.rungs[1].name == "thin"
 
 
-def test_golden_profile_of_several_rotations(vector_bits: int) -> None:
-    data = (VECTORS / "profile-4.bin").read_bytes()
+@pytest.mark.parametrize(("name", "late_sinks"), [("4", 0), ("late", 2)])
+def test_golden_profiles_of_several_rotations(name: str, late_sinks: int, vector_bits: int) -> None:
+    data = (VECTORS / f"profile-{name}.bin").read_bytes()
     known = profile.loads(data)
     assert profile.dumps(known) == data and known.groups == (Span(0, 1), Span(1, 3))
-    assert [len(rope.frequencies) for rope in known.ropes] == [2, 1, 0]
+    assert [len(rope.frequencies) for rope in known.ropes] == [2, 1, 0] and known.late_sinks == late_sinks
     ready = prepare(known, np.linspace(-1, 1, 6 * 16, dtype=np.float32).reshape(6, 16))
-    coded, *halves = (VECTORS / "rows-4.txt").read_text().splitlines()
+    coded, *halves = (VECTORS / f"rows-{name}.txt").read_text().splitlines()
     back = Fitted(ready, 1).decode(bytes.fromhex(coded), Span(0, 6), Span(1, 3), known.geometry)
     for half, expected in zip((back.k, back.v), halves, strict=True):
         assert np.allclose(half.ravel(), np.array(expected.split(), np.float32), atol=2e-3, rtol=2e-3)
@@ -515,9 +564,12 @@ def test_a_profile_of_several_rotations_is_of_version_4() -> None:
     for mine, its in zip(back.ropes, known.ropes, strict=True):
         assert np.array_equal(mine.frequencies, its.frequencies) and mine.near == its.near
     assert back.ropes[0] is back.ropes[1] is back.ropes[4] and back.ropes[2] is not back.ropes[3]
+    late = profile.dumps(replace(prepared(GEOMETRY, 2, 0.5).profile, late_sinks=3))
+    assert b'"version":4}' in late and profile.loads(late).late_sinks == 3
     for older in (b"2", b"3"):
-        with pytest.raises(CorruptData, match="version"):
-            profile.loads(data.replace(b'"version":4', b'"version":' + older))
+        for newer in (data, late):
+            with pytest.raises(CorruptData, match="version"):
+                profile.loads(newer.replace(b'"version":4', b'"version":' + older))
 
 
 @pytest.mark.parametrize(

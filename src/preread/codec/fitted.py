@@ -1,7 +1,8 @@
 """The fitted rungs: K un-rotated, predicted from the token, brought into the profile's basis, quantised, coded.
 
 Payload of a rung that stands alone: if the block holds any of the context's sink tokens, u32 length and then these
-tokens losslessly; then the coded symbols of all others, token after token, each token's components by descending
+tokens losslessly; where the profile knows late sinks, which ones the block has, and these losslessly (their symbols are
+zeros); then the coded symbols of all others, token after token, each token's components by descending
 variance. The context's last tokens are quantised more finely: where a block holds both these and older ones, they are
 coded apart, and what comes first is preceded by its u32 length. A rung that refines another one codes what that one
 leaves, in the same way; its sinks are that one's. What is encoded and decoded here then is both: `joined` and `apart`
@@ -15,12 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from preread.codec.base import Payload, block_shape, check_block
+from preread.codec.lossless_rows import find_late, pack_late, packed, unpack_late, unpacked
 from preread.codec.product import analysed, compiled, padded_depth, padded_rows, synthesised
 from preread.codec.profile import FittedRung, Prepared, Steps
 from preread.codec.rope import Single, alike, unrotate
-from preread.codec.shuffle import Shuffle
 from preread.codec.symbols import Coder, Symbols, read, write
-from preread.codec.zstd import Zstd
 from preread.compiled import vector_bits
 from preread.errors import CorruptData, UsageError
 from preread.values import Geometry, Half, KVBlock, KVShape, Span
@@ -82,26 +82,20 @@ class Fitted:
         sinks, base = _sinks(self.prepared, tokens), self._base
         view, finer = apart(payload) if base else (memoryview(payload), memoryview(b""))
         if sinks:
-            view = self._read_sinks(view, k[:, :, :sinks], v[:, :, :sinks])
+            view = unpacked(view, k[:, :, :sinks], v[:, :, :sinks])
         if sinks < len(tokens):
+            late = None
+            if profile.late_sinks:
+                late, view = unpack_late(view, k, v, sinks, profile.late_sinks)
             rest = Span(tokens.start + sinks, tokens.stop)
             parts = [(base, view), (self._rung, finer)] if base else [(self._rung, view)]
             x = self._synthesise(parts, rest, group)
             _rows(x, k, v, sinks, self.prepared, rest, layers)
+            if late:
+                late.write(k, v)
         elif len(view) or (base and finer != _NOTHING):
             raise CorruptData("length", "payload has bytes too many")
         return KVBlock(tokens, layers, k, v)
-
-    def _read_sinks(self, view: memoryview, k: Half, v: Half) -> memoryview:
-        if len(view) < 4:
-            raise CorruptData("length", "payload ends before its first tokens")
-        (length,) = struct.unpack_from("<I", view)
-        if length > len(view) - 4:
-            raise CorruptData("length", f"payload states {length} bytes for its first tokens, it has {len(view) - 4}")
-        shape = k.shape[0], k.shape[1], k.shape[2], k.shape[3], v.shape[3]
-        data = Zstd(level=3).decompress(view[4 : 4 + length], Shuffle().size_bytes(shape))
-        k[:], v[:] = Shuffle().unpack(data, shape)
-        return view[4 + length :]
 
     def _synthesise(self, parts: list[tuple[FittedRung, memoryview]], tokens: Span, group: int) -> Single:
         """Vectors (tokens, padded N) from the coded symbols of one rung, or of a base and what refines it."""
@@ -139,16 +133,17 @@ def encoded(prepared: Prepared, block: KVBlock, rungs: Sequence[str]) -> dict[st
     group, sinks = _group(prepared, block.tokens, block.layers), _sinks(prepared, block.tokens)
     if group is None or block.k.shape[1::2] != (profile.geometry.kv_heads, profile.geometry.head_dim):
         raise UsageError(f"{block.layers} with K of shape {block.k.shape} is not a layer group of the profile")
-    head = b""
-    if sinks:
-        packed = Zstd(level=3).compress(Shuffle().pack(block.k[:, :, :sinks], block.v[:, :, :sinks]))
-        head = struct.pack("<I", len(packed)) + packed
+    head = packed(block.k[:, :, :sinks], block.v[:, :, :sinks]) if sinks else b""
     wanted = [profile.rung(name) for name in rungs]
     refining = [rung for rung in wanted if rung.base]
     alone = dict.fromkeys(rung.base or rung.name for rung in wanted)
     if sinks == len(block.tokens):
         return dict.fromkeys(alone, head) | {rung.name: _NOTHING for rung in refining}
     y = coefficients(prepared, block, group, sinks)
+    if profile.late_sinks:
+        late = find_late(block.v, sinks, profile.late_sinks)
+        head += pack_late(block.k, block.v, late)
+        y[late - sinks] = 0
     older = _older(prepared, block.tokens) - sinks
     found: dict[str, bytes] = {}
     for name in alone:

@@ -25,6 +25,16 @@ def grouped(windows: Sequence[int | None], group_layers: int) -> tuple[Span, ...
     return tuple(groups)
 
 
+def evenly_grouped(windows: Sequence[int | None], group_layers: int) -> tuple[Span, ...]:
+    """The same, but that neighbours whose windows are alike are shared out evenly: five in groups of three and two."""
+    groups: list[Span] = []
+    for run in grouped(windows, len(windows)):
+        count = -(-len(run) // group_layers)
+        stops = [run.start + -(-len(run) * (number + 1) // count) for number in range(count)]
+        groups += [Span(start, stop) for start, stop in zip([run.start, *stops], stops, strict=False)]
+    return tuple(groups)
+
+
 def sized(counts: Sequence[int]) -> tuple[Span, ...]:
     """Groups of so many layers each, in order."""
     groups, first = [], 0

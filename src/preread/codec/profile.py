@@ -130,6 +130,8 @@ class Profile:
         recent_part: one in so many tokens is recent, in a long context; 0: no more than recent_tokens.
         sink_runs: whether tokens that repeat the context's first one, without a gap, are sinks too: what they attend to
             is the same token over and over, so their KV (before rotation) is the same.
+        late_sinks: of a block so many more tokens may be lossless, which it names itself: where windows lose sight of a
+            context's start, tokens in its middle are sinks, and which ones nobody knows before it is read.
     """
 
     fingerprint: Fingerprint
@@ -146,6 +148,7 @@ class Profile:
     rungs: tuple[FittedRung, ...]
     recent_part: int = 0
     sink_runs: bool = False
+    late_sinks: int = 0
     _synthesis: dict[int, Synthesis] = field(default_factory=dict, compare=False, repr=False)
     _analysis: dict[int, Single] = field(default_factory=dict, compare=False, repr=False)
 

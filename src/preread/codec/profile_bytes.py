@@ -40,7 +40,7 @@ class _Stamp(msgspec.Struct, frozen=True):
 class _Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The head's fields; arrays follow it. Numbers with fractions are in the arrays.
 
-    Version 2 lacks the last five, and version 3 the last three.
+    Version 2 lacks the last six, and version 3 the last four.
     """
 
     format: Literal["preread-profile"]
@@ -62,6 +62,7 @@ class _Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     groups: tuple[Count, ...] = ()
     rotations: tuple[Count, ...] = ()
     layer_rotations: tuple[Count, ...] = ()
+    late_sinks: Annotated[int, msgspec.Meta(ge=0, le=255)] = 0
 
 
 def dumps(profile: Profile) -> bytes:
@@ -69,7 +70,7 @@ def dumps(profile: Profile) -> bytes:
     layers, group_layers = profile.geometry.layers, max(map(len, profile.groups))
     regular = profile.groups == layer_groups(layers, group_layers)
     rotations, of_layers = _different(profile.ropes)
-    of_one_kind = regular and len(rotations) == 1
+    of_one_kind = regular and len(rotations) == 1 and not profile.late_sinks
     version: Version = 4 if not of_one_kind else 3 if profile.recent_part or profile.sink_runs else 2
     head = _Head(
         "preread-profile",
@@ -91,6 +92,7 @@ def dumps(profile: Profile) -> bytes:
         () if regular else tuple(map(len, profile.groups)),
         tuple(len(rope.frequencies) for rope in rotations) if len(rotations) > 1 else (),
         of_layers if len(rotations) > 1 else (),
+        profile.late_sinks,
     )
     text = msgspec.json.encode(head, order="sorted")
     parts = [MAGIC, struct.pack("<I", len(text)), text]
@@ -153,6 +155,7 @@ def loads(data: bytes) -> Profile:
         rungs,
         head.recent_part,
         head.sink_runs,
+        head.late_sinks,
     )
 
 
@@ -172,8 +175,8 @@ def _head(data: bytes) -> tuple[_Head, memoryview]:
         head = msgspec.json.decode(data[8 : 8 + length], type=_Head)
         if version == 2 and (head.recent_part or head.sink_runs):
             raise CorruptData("schema", "profile's head: version 2 has neither `recent_part` nor `sink_runs`")
-        if version < 4 and (head.groups or head.rotations or head.layer_rotations):
-            raise CorruptData("schema", f"profile's head: version {version} has one rotation, and groups of one size")
+        if version < 4 and (head.groups or head.rotations or head.layer_rotations or head.late_sinks):
+            raise CorruptData("schema", f"profile's head: version {version} has fewer fields")
     except msgspec.ValidationError as error:
         raise CorruptData("schema", f"profile's head: {error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

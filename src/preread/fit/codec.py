@@ -15,7 +15,7 @@ import numpy.typing as npt
 from preread import limits
 from preread.codec import fitted
 from preread.codec.fitted import Fitted
-from preread.codec.groups import grouped, layer_groups
+from preread.codec.groups import evenly_grouped, layer_groups
 from preread.codec.profile import FittedRung, Prepared, Profile, Quality, Steps, normalised, prepare
 from preread.codec.rope import Ropes, Single, unrotate
 from preread.codec.symbols import CLASSES, Coder
@@ -29,7 +29,8 @@ from preread.fit.queries import channel_shares
 from preread.fit.sample import WINDOW_TOKENS, Window, hold, take, windows
 from preread.fit.sensitivity import sensitivity
 from preread.fit.text import Text
-from preread.values import KVBlock, Span
+from preread.values import Geometry, KVBlock, Span
+from preread.wire.fields import MAX_PROFILE_BYTES
 
 Report = Callable[[str, int, int], None]
 """Told a stage ("read", "sense", "fit", "measure"), how much of it is done, and how much there is."""
@@ -60,13 +61,19 @@ _OTHER_TEXT = 0.92
 and headers 13 % more at 512 tokens, 3 % at 2,048."""
 
 GROUP_LAYERS = 4
-WINDOWED_LAYERS, LONG_WINDOW = 6, 2048
-"""Of a model with windows: most layers coded together, and from which window on they are so with layers without one."""
+_MOST_BASES_BYTES = MAX_PROFILE_BYTES - (1 << 22)
+"""Of all bases and predictions: the rest of a profile is small."""
+
+LONG_WINDOW = 2048
+"""Layers with a longer window than this are coded together with those that have none."""
 
 USUAL_TOKENS = 2048
 """Of a context, where some layers look back a window only: the longer it is, the more rows the others look at."""
 
 SINK_TOKENS = 1
+LATE_SINKS = 8
+"""Of a block, in models with windows; gemma-3-270m has one in a few hundred tokens."""
+
 RECENT_TOKENS, RECENT_PART, RECENT_STEP = 64, 16, 0.5
 """How many of the context's last tokens, or which part of a long one, are quantised how much more finely."""
 
@@ -107,11 +114,12 @@ def fit(engine: LlamaCpp, text: Text, progress: Report) -> Profile:
 
     Raises:
         UsageError: the text is too short.
-        EngineError: the model's KV cannot be exchanged, or the engine failed.
+        EngineError: the model's KV cannot be exchanged, is too wide for a profile, or the engine failed.
         Cancelled: somebody called `engine.session.cancel`.
     """
     if engine.no_rows:
         raise EngineError(f"KV of {engine.spec.name} cannot be coded: {engine.no_rows}")
+    groups_of(engine.spec.windows, engine.spec.geometry)  # or it fails after minutes
     chosen = windows(engine, text, FIT_WINDOWS + HELD_OUT_WINDOWS)
     kept = max(1, len(chosen) * HELD_OUT_WINDOWS // (FIT_WINDOWS + HELD_OUT_WINDOWS))
     total = len(chosen) * WINDOW_TOKENS
@@ -122,7 +130,12 @@ def fit(engine: LlamaCpp, text: Text, progress: Report) -> Profile:
     sample = [window for n, window in enumerate(sample) if n not in held_out_at]
     variances = _variances(sample[:8], engine.ropes)
     costs = sensitivity(
-        engine, sample[:SENSE_WINDOWS], variances, SINK_TOKENS, lambda done, of: progress("sense", done, of)
+        engine,
+        sample[:SENSE_WINDOWS],
+        variances,
+        SINK_TOKENS,
+        late_sinks(engine.spec.windows),
+        lambda done, of: progress("sense", done, of),
     )
     progress("fit", 0, 1)
     costs = costs * usual_costs(engine.spec.windows)[None, :, None]
@@ -136,15 +149,30 @@ def fit(engine: LlamaCpp, text: Text, progress: Report) -> Profile:
     return _measured(engine, replace(profile, rungs=rungs), held_out, progress)
 
 
-def groups_of(windows: Sequence[int | None]) -> tuple[Span, ...]:
-    """Which layers of a model with these windows are coded together.
+def groups_of(windows: Sequence[int | None], geometry: Geometry) -> tuple[Span, ...]:
+    """Which layers of a model with these windows are coded together: as many as can be published, up to `GROUP_LAYERS`.
 
     What a short window has left behind need not be sent, so its layers are apart from those that look at everything.
     With a long window few contexts leave anything behind, and layers that lie together are coded better together.
+
+    Raises:
+        EngineError: even layer by layer a profile would be larger than an edge takes.
     """
-    if any(window is not None and window <= LONG_WINDOW for window in windows):
-        return grouped(windows, WINDOWED_LAYERS)
-    return layer_groups(len(windows), GROUP_LAYERS)
+    apart = any(window is not None and window <= LONG_WINDOW for window in windows)
+    for count in range(GROUP_LAYERS, 0, -1):
+        groups = evenly_grouped(windows, count) if apart else layer_groups(len(windows), count)
+        widths = [geometry.values_per_token * len(group) // geometry.layers for group in groups]
+        if sum(width * (width + FEATURES) for width in widths) <= _MOST_BASES_BYTES:
+            return groups
+    raise EngineError(
+        f"a profile for {geometry.layers} layers of {geometry.kv_heads} heads of {geometry.head_dim} values would be "
+        "larger than an edge takes: publish in rungs that need none, with preread cloud --rungs lossless,q8"
+    )
+
+
+def late_sinks(windows: Sequence[int | None]) -> int:
+    """How many tokens of a block may be late sinks: only models some of whose layers look back a window have any."""
+    return LATE_SINKS if any(window is not None for window in windows) else 0
 
 
 def usual_costs(windows: Sequence[int | None]) -> npt.NDArray[np.float64]:
@@ -190,7 +218,7 @@ def _bases(engine: LlamaCpp, text: Text, sample: list[Window], costs: npt.NDArra
     frame = Profile(
         spec.fingerprint,
         spec.geometry,
-        groups_of(spec.windows),
+        groups_of(spec.windows, spec.geometry),
         SINK_TOKENS,
         RECENT_TOKENS,
         text.label,
@@ -202,6 +230,7 @@ def _bases(engine: LlamaCpp, text: Text, sample: list[Window], costs: npt.NDArra
         (),
         RECENT_PART,
         sink_runs=True,
+        late_sinks=late_sinks(spec.windows),
     )
     means, weights, weighted = [], [], []
     for layers in frame.groups:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from preread.codec.lossless_rows import Places, find_late
 from preread.engine.llamacpp import LlamaCpp, Tokens
 from preread.fit.quality import Single, compare, reference
 from preread.fit.sample import Window, hold
@@ -24,7 +25,12 @@ heads that seem to cost nothing do cost something together."""
 
 
 def sensitivity(
-    engine: LlamaCpp, windows: list[Window], variances: Double, sinks: int, progress: Callable[[int, int], None]
+    engine: LlamaCpp,
+    windows: list[Window],
+    variances: Double,
+    sinks: int,
+    late_sinks: int,
+    progress: Callable[[int, int], None],
 ) -> Double:
     """KL divergence for each unit of squared error in a value of K and of V of each head, (2, layers, kv_heads).
 
@@ -34,13 +40,14 @@ def sensitivity(
         windows: at least one.
         variances: of the values of each head, (2, layers, kv_heads).
         sinks: tokens at the start that stay as they are.
+        late_sinks: so many others at most stay so.
     """
     source, (_, layers, heads) = np.random.default_rng(0), variances.shape
     measured, done, total = np.zeros(variances.shape), 0, layers * (heads + 1)
     for half, window in enumerate((windows[0], windows[-1])):
         hold(engine, window.block)
         tail = window.tail[: SCORED_TOKENS[half]]
-        exact = reference(engine, tail)
+        exact, late = reference(engine, tail), find_late(window.block.v, sinks, late_sinks)
 
         def divergence(
             half: int,
@@ -50,9 +57,10 @@ def sensitivity(
             window: Window = window,
             tail: Tokens = tail,
             exact: Single = exact,
+            late: Places = late,
         ) -> float:
             kept = _layer(window.block, layer)
-            engine.session.inject(_noisy(kept, half, some, share * variances[half, layer, some], sinks, source))
+            engine.session.inject(_noisy(kept, half, some, share * variances[half, layer, some], sinks, late, source))
             try:
                 return float(compare(engine.session.score(tail), tail, exact).kl.mean())
             finally:
@@ -76,12 +84,13 @@ def _layer(block: KVBlock, layer: int) -> KVBlock:
 
 
 def _noisy(
-    layer: KVBlock, half: int, some: slice, variances: Double, sinks: int, source: np.random.Generator
+    layer: KVBlock, half: int, some: slice, variances: Double, sinks: int, late: Places, source: np.random.Generator
 ) -> KVBlock:
-    """A layer with noise in `some` heads of K or V, of these `variances`."""
+    """A layer with noise in `some` heads of K or V, of these `variances`, but for sinks and `late` ones."""
     name = "kv"[half]
     values = getattr(layer, name).copy()
     rows = values[0, some, sinks:]
     # Noise of the same size in all channels is the same before and after rotation.
     rows += (source.standard_normal(rows.shape) * np.sqrt(variances)[:, None, None]).astype(np.float16)
+    values[:, :, late] = getattr(layer, name)[:, :, late]
     return replace(layer, **{name: values})
