@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import obstore
 import pytest
-from obstore.store import MemoryStore
+from obstore.store import LocalStore, MemoryStore
 
 from preread.cloud.events import Request
 from preread.errors import Unavailable, UsageError
@@ -237,3 +237,18 @@ def test_a_bucket_that_is_left_is_left_to_no_older_release() -> None:
 def test_who_only_reads_needs_no_lease(tmp_path: Path, older: subprocess.Popen[str]) -> None:
     publish(open_store(str(tmp_path)), "manual", "text")  # a test's own; nobody asked for the lease
     assert [entry.name for entry in asyncio.run(open_store(str(tmp_path)).names())] == ["manual"]
+
+
+def test_who_shuts_older_releases_out_at_the_same_moment_as_another_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder of names is there when it is looked for, and gone, or a file already, when it is moved."""
+    (tmp_path / "names").mkdir()
+    (tmp_path / "names" / "one.json").touch()
+    older = leases.Older(LocalStore(tmp_path), "the store", tmp_path)
+    asyncio.run(older.shut_out())
+    monkeypatch.setattr(Path, "is_dir", lambda self: True)
+    asyncio.run(older.shut_out())
+    (tmp_path / "names").unlink()
+    asyncio.run(older.shut_out())
+    assert (tmp_path / "names").is_file() and (tmp_path / "names.old" / "one.json").is_file()

@@ -127,7 +127,8 @@ class Older:
         assert self._folder is not None
         names = self._folder / _NAMES
         if names.is_dir():
-            names.rename(self._folder / f"{_NAMES}.old")
+            with suppress(FileNotFoundError, IsADirectoryError):  # another process has done so just now
+                names.rename(self._folder / f"{_NAMES}.old")
         durable.replace(names, _FENCE)
 
 
