@@ -35,6 +35,8 @@ from preread.testing.engine import answer, read, step, text
 from preread.testing.families import LAYERS, VOCABULARY, write_family
 from preread.values import ContextId, KVBlock, Span
 
+TRIED = ("falcon-h1", "lfm2", "mamba2", "qwen35")
+OTHERS = ("granitehybrid", "jamba", "mamba", "nemotron_h", "qwen3next", "rwkv7")
 ANSWER = 8
 NAMES = ("one", "two", "three")
 ROUNDING_NATS = 0.02
@@ -57,7 +59,7 @@ class Cloud:
     store: Objects
 
 
-@pytest.fixture(scope="module", params=["lfm2", "qwen35", "falcon-h1", "mamba2"])
+@pytest.fixture(scope="module", params=[*TRIED, *(pytest.param(name, marks=pytest.mark.long) for name in OTHERS)])
 def cloud(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
     if not hasattr(llama_cpp, "llama_model_init_from_user"):
         pytest.skip("this build of llama.cpp makes no models")
