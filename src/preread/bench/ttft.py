@@ -221,7 +221,7 @@ async def stored_profile(
     rungs: tuple[str, ...], file: Path | None, objects: Objects, engine: LlamaCpp, worker: Worker
 ) -> Stored | None:
     """The profile that the rungs need, if any: from a file, or fitted now."""
-    if not needed(rungs):
+    if not needed(rungs, engine.spec.layers):
         return None
     if file is None:
         return await profile_for(objects, engine, worker, lambda *_: None)

@@ -75,7 +75,7 @@ class EngineCounter:
 
     async def _has_rungs_of_today(self, found: Manifest) -> bool:
         wanted = set(self._rungs or (LOSSLESS,))
-        if needed(self._rungs):
+        if needed(self._rungs, self._engine.spec.layers):
             ref = await self._store.profile_of(self._engine.spec.fingerprint)
             if self._profile is None or self._profile.ref != ref:
                 self._profile = await kept_profile(self._store, self._engine)

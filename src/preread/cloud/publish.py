@@ -26,7 +26,6 @@ from preread.cloud.quality import Found, as_stated, measure, measured_rung, stat
 from preread.cloud.reading import NO_HELP, Help, Reading, read_context
 from preread.cloud.resume import Record, restored, taken_up
 from preread.codec.base import Codec
-from preread.codec.groups import grouped
 from preread.codec.ladder import codec, ladder, needs_profile
 from preread.codec.profile import Prepared, prepare
 from preread.codec.profile import Quality as Measured
@@ -38,7 +37,7 @@ from preread.engine.worker import Worker
 from preread.errors import UsageError
 from preread.store.claims import Claimed
 from preread.store.objects import Objects
-from preread.values import Fingerprint, Form, KVBlock, ObjectRef, Span, StateBlock, alike
+from preread.values import Fingerprint, Form, KVBlock, Layer, ObjectRef, Span, StateBlock, geometry_of
 from preread.wire import draft as drafts
 from preread.wire import manifest as manifests
 from preread.wire import tokens as token_objects
@@ -131,11 +130,9 @@ async def make(
     started = time.monotonic()
     check(engine, name, len(tokens))
     codecs = await asyncio.to_thread(codecs_for, engine.embeddings, tokens, rungs, profile)
-    spec = engine.spec
-    layers = spec.layers if spec.recurrent else alike(spec.geometry)  # windows are each reader's own to know
-    model = Model(spec.name, spec.fingerprint, layers)
-    work = work_of(model, tokens, form, codecs, profile, engine_version(), spec.windows)
-    spans = windows(len(tokens), engine.spec.window_tokens, engine.scored_tokens) if needed(rungs) else []
+    model = Model(engine.spec.name, engine.spec.fingerprint, engine.spec.layers)
+    work = work_of(model, tokens, form, codecs, profile, engine_version())
+    spans = windows(len(tokens), engine.spec.window_tokens, engine.scored_tokens) if needed(rungs, model.layers) else []
     making = _Making(store, engine, worker, tokens, codecs, work, profile, spans, progress)
     if mode != "exact" and help != NO_HELP:
         manifest, notes = await making.with_help(help, mode)
@@ -235,9 +232,11 @@ async def refuse(ask: Request, progress: Report) -> Published:
     raise UsageError("this cloud only serves what was published before: it runs no model")
 
 
-def needed(rungs: tuple[str, ...] | None) -> bool:
-    """Whether publishing in these rungs (None: as `make` says) takes a profile."""
-    return rungs is None or not set(rungs) <= set(ladder())
+def needed(rungs: tuple[str, ...] | None, layers: Sequence[Layer]) -> bool:
+    """Whether publishing in these rungs (None: as `make` says) takes a profile; where layers differ there is none."""
+    if rungs is None:
+        return geometry_of(layers) is not None
+    return not set(rungs) <= set(ladder())
 
 
 def work_of(
@@ -247,22 +246,11 @@ def work_of(
     codecs: tuple[Codec, ...],
     profile: Stored | None,
     engine: str,
-    layer_windows: Sequence[int | None] = (),
 ) -> Work:
-    """What is made, if the model reads it alone.
-
-    Args:
-        engine: name and version of what reads.
-        layer_windows: of each layer, if any has one.
-    """
+    """What is made, if the model reads it alone; `engine`: name and version of what reads."""
     bases = _bases(profile)
     states = any(layer.state for layer in model.layers)
-    if profile is not None:
-        groups = manifests.rows_of(profile.profile.groups)
-    elif states:
-        groups = groups_of(model.layers, GROUP_LAYERS)
-    else:
-        groups = manifests.rows_of(grouped(layer_windows or (None,) * len(model.layers), GROUP_LAYERS))
+    groups = groups_of(model.layers, GROUP_LAYERS) if profile is None else manifests.rows_of(profile.profile.groups)
     chunks = manifests.pairs(chunked(len(tokens)))
 
     def rung(step: Codec) -> RungCodec:
@@ -273,7 +261,7 @@ def work_of(
     return Work(
         context=context_id(model.fingerprint, tokens),
         form=form,
-        model=model,
+        model=msgspec.structs.replace(model, layers=_told(model.layers)),
         token_count=len(tokens),
         chunks=chunks,
         groups=groups,
@@ -281,6 +269,13 @@ def work_of(
         rungs=tuple(map(rung, codecs)),
         origin=Origin(engine, f"preread {version('preread')}", BATCH_TOKENS),
     )
+
+
+def _told(layers: Sequence[Layer]) -> tuple[Layer, ...]:
+    """What a manifest says of layers: of those that are alike no windows, which are each reader's own to know."""
+    if geometry_of(layers) is None:
+        return tuple(layers)
+    return tuple(Layer(layer.rows) for layer in layers)
 
 
 def _cancel(*engines: LlamaCpp | None) -> None:
@@ -344,7 +339,7 @@ def codecs_for(
         rungs = (LOSSLESS, *fitted)
     bases = _bases(profile)
     rungs = tuple(dict.fromkeys([*rungs, *(bases[rung] for rung in rungs if rung in bases)]))
-    if profile is not None and needed(rungs):
+    if profile is not None and not set(rungs) <= set(ladder()):
         prepared = prepare(profile.profile, embed(tokens))
     codecs = [codec(rung, prepared) for rung in rungs]
     return tuple(sorted(codecs, key=lambda step: known.index(step.rung)))

@@ -66,6 +66,6 @@ class EnginePublisher:
         ids = None if ask.tokens is None else np.array(ask.tokens, np.int32)
         tokens, form = await self._worker.run(lambda: read_document(self._engine, ask.text, ids, ask.form))
         check(self._engine, ask.name, len(tokens))
-        if not needed(self._rungs):
+        if not needed(self._rungs, self._engine.spec.layers):
             return tokens, form, None
         return tokens, form, await profile_for(self._store, self._engine, self._worker, progress)

@@ -31,11 +31,12 @@ from preread.engine.memory import (
 from preread.engine.registry import part_paths
 from preread.errors import EngineError, UsageError
 from preread.plan.legality import STATE, Window
-from preread.values import Family, Fingerprint, Geometry, Layer, alike
+from preread.values import Family, Fingerprint, Geometry, Layer, alike, geometry_of
 
 _DEFAULT_WINDOW = 8192
 _PLANES = (llama_cpp.LLAMA_ROPE_TYPE_MROPE, llama_cpp.LLAMA_ROPE_TYPE_IMROPE)
 _NO_ROWS = "the model is recurrent: its state is not a KV row per token"
+_DIFFERENT_ROWS = "the model's layers differ in what they keep of a token"
 _UNKNOWN, _CONTROL = 1 << 0, 1 << 3  # LLAMA_TOKEN_ATTR_…
 _log = logging.getLogger("preread.llama.cpp")
 
@@ -92,8 +93,10 @@ class Spec:
 
     @property
     def no_rows(self) -> str | None:
-        """Why a context is not a KV row per token, or these can be neither exported nor injected; None: it is."""
-        return self.no_injection or (_NO_ROWS if self.recurrent else None)
+        """Why a context is not a KV row per token, of one size in all layers, that can be exchanged; None: it is."""
+        if self.no_injection or self.recurrent:
+            return self.no_injection or _NO_ROWS
+        return None if geometry_of(self.layers) is not None else _DIFFERENT_ROWS
 
     @property
     def sight(self) -> tuple[Window, ...]:

@@ -41,10 +41,11 @@ def rows_of(spans: Iterable[Span]) -> tuple[Group, ...]:
 
 
 def groups_of(layers: Sequence[Layer], size: int) -> tuple[Group, ...]:
-    """All that layers keep, in groups of at most so many of these that keep the same."""
+    """All that layers keep, in groups of at most so many of these that keep the same and have the same window."""
     found = list[Group]()
     for every in (Group("rows", (0, len(layers))), Group("states", (0, len(layers)))):
-        kept = {number: _kept(layers[number], every) for number in numbers(layers, every)}
+        those = numbers(layers, every)
+        kept = {number: (_kept(layers[number], every), layers[number].window_tokens) for number in those}
         for _, run in groupby(kept, key=lambda number, kept=kept: kept[number]):  # type: ignore[misc]
             these = [*run]
             cut = [these[at : at + size] for at in range(0, len(these), size)]
