@@ -6,6 +6,7 @@ Spans are half-open, `start` inclusive and `stop` exclusive. Arrays of KV are al
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, NewType
 
 import numpy as np
@@ -114,6 +115,17 @@ def geometry_of(layers: Sequence[Layer]) -> Geometry | None:
         return None
     same = all(layer.rows == first and layer.state is None for layer in layers)
     return Geometry(len(layers), first.kv_heads, first.k_dim) if same else None
+
+
+def runs_of(layers: Sequence[Layer]) -> tuple[Span, ...]:
+    """All layers in as few runs as there can be of layers whose rows are alike, or that have none."""
+    runs, shape = [0], None
+    for number, layer in enumerate(layers):
+        if layer.rows is not None:
+            if shape is not None and layer.rows != shape:
+                runs.append(number)
+            shape = layer.rows
+    return tuple(Span(start, stop) for start, stop in pairwise([*runs, len(layers)]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,12 @@
 """`preread contexts`: what a cloud has read."""
 
-from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 from preread import loop
 from preread.cli import keys, options
+from preread.cli.layers import told
 from preread.cli.terminal import (
     QUALITY_HEADINGS,
     print_json,
@@ -16,7 +16,6 @@ from preread.cli.terminal import (
     size,
 )
 from preread.errors import UnknownContext
-from preread.values import Layer, geometry_of
 from preread.wire import catalogue as catalogues
 from preread.wire import manifest as manifests
 from preread.wire.catalogue import Catalogue, Entry
@@ -67,7 +66,7 @@ def show(
     say(f"id        {entry.context}")
     say(f"form      {entry.form}")
     say(f"tokens    {entry.token_count:,}")
-    say(f"model     {entry.model}: {_shape(manifest.model.layers)}")
+    say(f"model     {entry.model}: {told(manifest.model.layers)}")
     say(f"made by   {origin.software}, {origin.engine}")
     say(f"read      {origin.mode}")
     say(f"segments  {len(manifest.chunks)} chunks × {len(manifest.groups)} layer groups for each rung")
@@ -97,13 +96,6 @@ def remove(
 
     remove_at(cloud, name, api_key=keys.own(api_key, api_key_file, cloud), via=options.via())
     say(f"removed {name!r}")
-
-
-def _shape(layers: Sequence[Layer]) -> str:
-    if (shape := geometry_of(layers)) is not None:
-        return f"{shape.layers} layers, {shape.kv_heads} KV heads of {shape.head_dim}"
-    rows, states = sum(layer.rows is not None for layer in layers), sum(layer.state is not None for layer in layers)
-    return f"{len(layers)} layers, {rows} with KV and {states} with a state"
 
 
 async def _described(name: str, cloud: str, api_key: str | None) -> tuple[Entry, Manifest]:

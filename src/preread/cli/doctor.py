@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from preread.cli import checkout, keys, options
+from preread.cli.layers import told
 from preread.cli.terminal import QUALITY_HEADINGS, print_json, print_table, quality_cells, rate, say, size
 from preread.engine.registry import DEFAULT
 from preread.errors import UsageError
@@ -94,13 +95,12 @@ def _prebuilt(machine: "Machine") -> str:
 
 
 def _engine(engine: "Engine") -> list[tuple[str, str]]:
-    spec, shape = engine.model, engine.model.geometry
+    spec = engine.model
     tested = f"off: {engine.no_injection}" if engine.no_injection else "works: logits are bit-identical"
     return [
         (
             "model",
-            f"{spec.name} ({spec.architecture}): {shape.layers} layers, {shape.kv_heads} KV heads of {shape.head_dim}, "
-            f"trained for {spec.trained_tokens:,} tokens",
+            f"{spec.name} ({spec.architecture}): {told(spec.layers)}, trained for {spec.trained_tokens:,} tokens",
         ),
         ("injection", tested),
         (

@@ -11,8 +11,9 @@ from preread.cli import options
 from preread.cli.terminal import print_json, print_table, say, size
 from preread.engine.download import installed
 from preread.engine.known import known
-from preread.engine.memory import Memory, Rows, State, Verdict, Way, verdict
+from preread.engine.memory import Memory, Rows, State, Verdict, Way, layers_of, verdict
 from preread.engine.peek import Peeked, peek
+from preread.values import geometry_of
 
 app = typer.Typer(help="List, check and fetch models.", no_args_is_help=True)
 
@@ -224,11 +225,9 @@ def _break_even(memory: Memory, prefill_rate: float) -> dict[str, float]:
     tokens = LENGTHS[0]
     mbps = memory.bytes_of(tokens) * 8 / 1e6 / (tokens / prefill_rate)
     plain = {"float16": round(mbps, 3)}
-    return (
-        plain
-        if memory.windows or memory.state_bytes
-        else plain | {"fitted": round(mbps * _FITTED_BITS / _HALF_BITS, 3)}
-    )
+    if geometry_of(layers_of(memory)) is None:  # then there is no fitted rung
+        return plain
+    return plain | {"fitted": round(mbps * _FITTED_BITS / _HALF_BITS, 3)}
 
 
 def _lines(told: Checked) -> Iterator[str]:

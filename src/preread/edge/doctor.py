@@ -235,5 +235,5 @@ def _published_cost(rung: Rung, engine: Engine, manifest: Manifest) -> RungCost:
 
 
 def _estimate(rung: str, engine: Engine) -> RungCost:
-    per_token = _BITS[rung] / 8 * engine.model.geometry.values_per_token
+    per_token = _BITS[rung] / 8 * engine.model.token_bytes / 2
     return RungCost(rung, per_token, False, break_even_bytes_s(engine.prefill_tokens_s, per_token))

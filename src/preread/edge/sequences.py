@@ -21,7 +21,7 @@ from preread.plan.drafts import MOST_DRAFTS, RUN, Drafts, Runs
 from preread.plan.legality import goes_on, is_in_order, is_whole, spare_cells
 from preread.plan.step import Part, Request
 from preread.plan.step_cost import StepCost
-from preread.values import ContextId, KVBlock, Span
+from preread.values import ContextId, KVBlock, Span, runs_of
 
 
 @dataclass(slots=True)
@@ -228,8 +228,9 @@ class Sequences:
     def all_of(self, context: ContextId) -> Blocks:
         """A copy of all that a context has."""
         states = having_state(self._engine.spec.layers)
-        state = (self._cache.export_state(self._places[context].sequence, states),) if states else ()
-        return (self.export(context), *state)
+        place, runs = self._places[context], runs_of(self._engine.spec.layers)
+        state = (self._cache.export_state(place.sequence, states),) if states else ()
+        return (*(self._cache.export(place.sequence, Span(0, place.tokens), run) for run in runs), *state)
 
     def runs(self, live: Live) -> Runs:
         """Of the tokens that a request begins with; made once for all requests about a context."""

@@ -142,11 +142,9 @@ _PLAIN: Final = {
     "paddleocr", "xverse",
 }  # fmt: skip
 """Every layer attends to all tokens."""
+UNROTATED: Final = "the model's position encoding is not plain RoPE"
 _UNROTATED: Final = {"bloom", "gpt2", "gptj", "jais", "mpt", "refact"}
 """Positions are told in another way than by rotating K."""
-_PLANES: Final = {"qwen2vl", "qwen3vl", "qwen3vlmoe", "paddleocr", "qwen35", "qwen35moe"}
-_PERHAPS_PLANES: Final = {"glm4", "glm4moe", "hunyuan_vl"}
-"""Positions have several axes (M-RoPE): always, or where the file has sections."""
 
 Way = Literal["streams", "computed", "unknown", "none"]
 
@@ -190,11 +188,7 @@ def _obstacle(header: Header, name: str, memory: Memory) -> str:
         return recurrent_obstacle(memory)
     if memory.windows and (why := windowed_obstacle(name, memory)):
         return why
-    if any(isinstance(part, Rows) and part.k_values != part.v_values for layer in memory.layers for part in layer):
-        return "the model's keys and values differ in size"
-    if name in _UNROTATED or name in _PLANES or (name in _PERHAPS_PLANES and _sections(header, name)):
-        return "the model's position encoding is not plain RoPE"
-    return ""
+    return UNROTATED if name in _UNROTATED else ""
 
 
 def recurrent_obstacle(memory: Memory) -> str:
@@ -209,17 +203,10 @@ def recurrent_obstacle(memory: Memory) -> str:
 
 
 def windowed_obstacle(name: str, memory: Memory) -> str:
-    """Why KV of a model with windows is neither exported nor injected; "" where it is.
-
-    Its layers have to be alike but for their windows, and some must attend fully.
-    """
+    """Why KV of a model with windows is neither exported nor injected; "" where it is: all are of one size."""
     rows = [part for layer in memory.layers for part in layer if isinstance(part, Rows)]
     if _WINDOWS.get(name, _Windows(0)).fixed:
         return "the model's windows lie side by side: only those that move with each token are known here"
-    if memory.shared_layers or any(len(layer) != 1 for layer in memory.layers):
-        return "some of the model's layers have no KV of their own"
-    if len({(row.k_values, row.v_values) for row in rows}) != 1:
-        return "the model's layers differ in the size of their KV"
     if len({row.window_tokens for row in rows}) != 2 or all(row.window_tokens is not None for row in rows):
         return "no layer of the model attends to all tokens"
     return ""
@@ -244,18 +231,6 @@ def _state_shape(state: State) -> StateShape:
     """A layer that has no S has no row of it."""
     rows, row_values = state.s_values // state.s_row_values, state.s_row_values
     return StateShape(state.r_values, rows, row_values if rows else 0)
-
-
-def windows_of(memory: Memory) -> tuple[int | None, ...]:
-    """The window of each layer, of a model whose layers each have rows."""
-    return tuple(
-        next((part.window_tokens for part in layer if isinstance(part, Rows)), None) for layer in memory.layers
-    )
-
-
-def _sections(header: Header, name: str) -> bool:
-    found = header.metadata.get(f"{name}.rope.dimension_sections")
-    return isinstance(found, tuple) and all(found[:2])
 
 
 def memory_of(header: Header) -> Memory | None:

@@ -22,11 +22,11 @@ from preread.engine.grammar import Words
 from preread.engine.infill import FimTokens
 from preread.engine.marks import Controls
 from preread.engine.memory import (
+    UNROTATED,
     layers_of,
     memory_of,
     recurrent_obstacle,
     windowed_obstacle,
-    windows_of,
 )
 from preread.engine.registry import part_paths
 from preread.errors import EngineError, UsageError
@@ -35,6 +35,7 @@ from preread.values import Family, Fingerprint, Geometry, Layer, alike, geometry
 
 _DEFAULT_WINDOW = 8192
 _PLANES = (llama_cpp.LLAMA_ROPE_TYPE_MROPE, llama_cpp.LLAMA_ROPE_TYPE_IMROPE)
+_ROTATED = (llama_cpp.LLAMA_ROPE_TYPE_NORM, llama_cpp.LLAMA_ROPE_TYPE_NEOX, *_PLANES)
 _NO_ROWS = "the model is recurrent: its state is not a KV row per token"
 _DIFFERENT_ROWS = "the model's layers differ in what they keep of a token"
 _UNKNOWN, _CONTROL = 1 << 0, 1 << 3  # LLAMA_TOKEN_ATTR_…
@@ -275,14 +276,11 @@ def spec(loaded: Loaded, path: Path, name: str, window_tokens: int) -> Spec:
     vocabulary, token_characters = _vocabulary(loaded)
     files = tensors.parts(path)
     geometry = Geometry(llama_cpp.llama_model_n_layer(model), llama_cpp.llama_model_n_head_kv(model), head_dim)
-    recurrent = llama_cpp.llama_model_is_recurrent(model) or llama_cpp.llama_model_is_hybrid(model)
-    layers, no_states = _recurrent(files[0][1], geometry.layers) if recurrent else (alike(geometry), "")
+    layers, no_injection = _kept(loaded, files[0][1], geometry)
     if rows := next((layer.rows for layer in layers if layer.rows is not None), None):
         geometry = Geometry(geometry.layers, rows.kv_heads, rows.k_dim)
-    near = llama_cpp.llama_model_rope_type(model) == llama_cpp.LLAMA_ROPE_TYPE_NORM
-    windows, no_windows = _windows(loaded, files[0][1], geometry.layers)
-    if not recurrent:
-        layers = tuple(replace(layer, window_tokens=one) for layer, one in zip(layers, windows, strict=True))
+    rope_type = llama_cpp.llama_model_rope_type(model)
+    near = rope_type == llama_cpp.LLAMA_ROPE_TYPE_NORM
     return Spec(
         name=name,
         architecture=architecture,
@@ -296,47 +294,47 @@ def spec(loaded: Loaded, path: Path, name: str, window_tokens: int) -> Spec:
         vocab_size=llama_cpp.llama_vocab_n_tokens(loaded.vocab),
         token_characters=token_characters,
         rope_near=near,
-        no_injection=no_states if recurrent else _no_injection(loaded, architecture, head_dim, no_windows),
-        planes=llama_cpp.llama_model_rope_type(model) in _PLANES,
-        recurrent=recurrent,
+        no_injection=no_injection,
+        planes=rope_type in _PLANES,
+        recurrent=_is_recurrent(model),
     )
 
 
-def _recurrent(header: Header, layers: int) -> tuple[tuple[Layer, ...], str | None]:
-    """What each layer of a model with recurrent layers keeps, and why it cannot be exchanged; None: it can."""
-    kept = memory_of(header)
-    if kept is None or not kept.state_bytes or len(kept.layers) != layers:
-        return (Layer(),) * layers, "the model is recurrent, and its file's header does not tell what its layers keep"
-    return layers_of(kept), recurrent_obstacle(kept) or None
+def _kept(loaded: Loaded, header: Header, geometry: Geometry) -> tuple[tuple[Layer, ...], str | None]:
+    """What each layer keeps of a context, and why that cannot be exchanged; None: it can.
 
-
-def _windows(loaded: Loaded, header: Header, layers: int) -> tuple[tuple[int | None, ...], str]:
-    """The window of each layer, and why KV of a model that has windows cannot be exchanged; "": it can.
-
-    llama.cpp tells whether there are any, and the file's header in which layers.
+    llama.cpp tells of which kind a model is, and the file's header what its layers keep. Where the header is of a kind
+    that is not known here, they are taken to be alike; whether they are is looked at in the graph (`ggml.py`).
     """
-    full = (None,) * layers
-    if llama_cpp.llama_model_n_swa(loaded.model) <= 0:
-        return full, ""
-    kept = memory_of(header)
-    if kept is None or not kept.windows or len(kept.layers) != layers:
-        return full, "the model has sliding-window attention, in layers that its file's header does not tell"
-    if why := windowed_obstacle(header.text("general.architecture"), kept):
-        return full, why
-    return windows_of(kept), ""
+    kept, model = memory_of(header), loaded.model
+    if kept is not None and len(kept.layers) != geometry.layers:
+        kept = None
+    if _is_recurrent(model):
+        if kept is None or not kept.state_bytes:
+            return (Layer(),) * geometry.layers, "the model is recurrent, and its header does not tell what layers keep"
+        return layers_of(kept), recurrent_obstacle(kept) or None
+    layers = alike(geometry) if kept is None else layers_of(kept)
+    if llama_cpp.llama_model_n_swa(model) <= 0:
+        layers = tuple(replace(layer, window_tokens=None) for layer in layers)
+    elif kept is None or not kept.windows:
+        return layers, "the model has sliding-window attention, in layers that its file's header does not tell"
+    elif why := windowed_obstacle(header.text("general.architecture"), kept):
+        return tuple(replace(layer, window_tokens=None) for layer in layers), why
+    return layers, _obstacle(loaded, geometry, known=kept is not None)
 
 
-def _no_injection(loaded: Loaded, architecture: str, head_dim: int, no_windows: str) -> str | None:
-    model = loaded.model
-    if no_windows:
-        return no_windows
-    if llama_cpp.llama_model_has_encoder(model):
+def _is_recurrent(model: object) -> bool:
+    return bool(llama_cpp.llama_model_is_recurrent(model) or llama_cpp.llama_model_is_hybrid(model))
+
+
+def _obstacle(loaded: Loaded, geometry: Geometry, *, known: bool) -> str | None:
+    architecture = loaded.metadata("general.architecture")
+    if llama_cpp.llama_model_has_encoder(loaded.model):
         return "the model has an encoder: its decoder's KV is not all there is"
-    if int(loaded.metadata(f"{architecture}.attention.value_length") or head_dim) != head_dim:
-        return "the model's keys and values differ in size"
-    if llama_cpp.llama_model_rope_type(model) not in (llama_cpp.LLAMA_ROPE_TYPE_NORM, llama_cpp.LLAMA_ROPE_TYPE_NEOX):
-        return "the model's position encoding is not plain RoPE"
-    return None
+    v_dim = int(loaded.metadata(f"{architecture}.attention.value_length") or geometry.head_dim)
+    if not known and v_dim != geometry.head_dim:
+        return "the model's keys and values differ in size, in a way that is not known here"
+    return None if llama_cpp.llama_model_rope_type(loaded.model) in _ROTATED else UNROTATED
 
 
 def apart(spec: Spec) -> Spec:

@@ -26,7 +26,7 @@ from preread.engine.sampling import Sampling
 from preread.engine.states import having_state
 from preread.errors import EngineError, PrereadError
 from preread.plan.legality import is_whole
-from preread.values import KVBlock, Layer, Span, StateBlock
+from preread.values import KVBlock, Layer, Span, StateBlock, runs_of
 
 Logits = npt.NDArray[np.float32]
 
@@ -90,9 +90,9 @@ def _check_attention(engine: LlamaCpp, context: Tokens) -> None:
         engine.attention.on = tiles
         engine.session.prefill(context[:8])  # of another size, so that llama.cpp does not use its last graph again
         engine.session.prefill(context)
-        values.append(
-            engine.session.export(Span(0, len(context)), Span(0, engine.spec.geometry.layers)).v.astype(np.float32)
-        )
+        blocks = [engine.session.export(Span(0, len(context)), run) for run in runs_of(engine.spec.layers)]
+        halves = [block.v if block.v.size else block.k for block in blocks]
+        values.append(np.concatenate([half.reshape(-1) for half in halves]).astype(np.float32))
     off = np.abs(values[1] - values[0]).mean() / np.abs(values[0]).mean()
     if not off < _MOST_ROUNDING:
         engine.attention.on = False
@@ -102,14 +102,13 @@ def _check_attention(engine: LlamaCpp, context: Tokens) -> None:
 def _differs(engine: LlamaCpp, context: Tokens, prompt: Tokens) -> str | None:
     """What injection does otherwise than computing, if anything; the context is computed in the first sequence."""
     own, request, scratch, *_ = engine.sequences
-    everything = Span(0, len(context)), Span(0, engine.spec.geometry.layers)
     local = _logits(engine, own, request, len(context), prompt)
-    block, state = engine.cache.export(own, *everything), _state(engine, own)
+    blocks, state = exported(engine, own, len(context)), _state(engine, own)
     engine.cache.free(own)
     rows, late = engine.cache.reserve(own, len(context)), list[int]()
     engine.runner.arm(0)
     with ThreadPoolExecutor(1) as pool:
-        feeding = pool.submit(_feed, engine, rows, block, state, late)
+        feeding = pool.submit(_feed, engine, rows, blocks, state, late)
         try:
             streamed = _logits(engine, own, request, len(context), prompt, armed=True)
         finally:
@@ -118,10 +117,22 @@ def _differs(engine: LlamaCpp, context: Tokens, prompt: Tokens) -> str | None:
         return f"the engine's self-test failed: the engine did not wait for layer {late[0]}"
     if not np.array_equal(local, streamed):
         return f"the engine's self-test failed: logits differ by up to {np.abs(local - streamed).max():.3g}"
-    _check_layers(engine, context, block, state, rows, scratch)
+    _check_layers(engine, context, blocks, state, rows, scratch)
     if is_whole(engine.spec.sight):  # then nothing is computed before injected rows
         return None
-    return _misplaced(engine, context, block, rows, scratch) or _displaced(engine, block, rows, request, scratch)
+    return _misplaced(engine, context, blocks, rows, scratch) or _displaced(engine, blocks, rows, request, scratch)
+
+
+def exported(engine: Engine, sequence: int, tokens: int) -> list[KVBlock]:
+    """All rows of a sequence, a block for each run of layers that are alike."""
+    return [engine.cache.export(sequence, Span(0, tokens), run) for run in runs_of(engine.spec.layers)]
+
+
+def _same(engine: Engine, sequence: int, blocks: Sequence[KVBlock]) -> bool:
+    """Whether a sequence has these bits."""
+    found = exported(engine, sequence, len(blocks[0].tokens))
+    pairs = zip(found, blocks, strict=True)
+    return all(one.k.tobytes() == other.k.tobytes() and one.v.tobytes() == other.v.tobytes() for one, other in pairs)
 
 
 def _state(engine: LlamaCpp, sequence: int) -> StateBlock | None:
@@ -130,7 +141,7 @@ def _state(engine: LlamaCpp, sequence: int) -> StateBlock | None:
 
 
 def _check_layers(
-    engine: LlamaCpp, context: Tokens, block: KVBlock, state: StateBlock | None, rows: Rows, scratch: int
+    engine: LlamaCpp, context: Tokens, blocks: Sequence[KVBlock], state: StateBlock | None, rows: Rows, scratch: int
 ) -> None:
     """Compute the context's beginning anew through its first layers; have none computed so if that makes another.
 
@@ -141,13 +152,13 @@ def _check_layers(
     cache, count = engine.cache, len(context) if is_whole(engine.spec.sight) else _COMPUTED_TOKENS
     beginning, layers = Span(0, count), (len(engine.spec.layers) + 1) // 2
     lower, first = cache.unplaced(scratch, count), Span(0, layers)
-    nothing = replace(block, tokens=beginning, k=0 * block.k[:, :, :count], v=0 * block.v[:, :, :count])
-    inject_layers(engine, rows, nothing, state and replace(state, r=0 * state.r, s=0 * state.s), first)
+    for block in blocks:
+        nothing = replace(block, tokens=beginning, k=0 * block.k[:, :, :count], v=0 * block.v[:, :, :count])
+        inject_layers(engine, rows, nothing, state and replace(state, r=0 * state.r, s=0 * state.s), first)
     try:
         _compute(engine, Slice(scratch, context[:count], 0, layers=layers, rows=lower))
         cache.copy(lower, rows, beginning, layers)
-        found, states = cache.export(rows.sequence, block.tokens, block.layers), _state(engine, rows.sequence)
-        same = np.array_equal(found.k, block.k) and np.array_equal(found.v, block.v)
+        same, states = _same(engine, rows.sequence, blocks), _state(engine, rows.sequence)
         if state is not None and states is not None:
             same &= np.array_equal(states.r, state.r) and np.array_equal(states.s, state.s)
         engine.runner.splits_layers = same
@@ -155,49 +166,51 @@ def _check_layers(
         engine.runner.splits_layers = False
         _log.warning("the first layers of %s cannot be computed by themselves: %s", engine.spec.name, error)
     cache.free(scratch)
-    inject_layers(engine, rows, block, state, Span(0, len(engine.spec.layers)))
+    for block in blocks:
+        inject_layers(engine, rows, block, state, Span(0, len(engine.spec.layers)))
 
 
-def _misplaced(engine: LlamaCpp, context: Tokens, block: KVBlock, rows: Rows, scratch: int) -> str | None:
+def _misplaced(engine: LlamaCpp, context: Tokens, blocks: Sequence[KVBlock], rows: Rows, scratch: int) -> str | None:
     """Compute the context's beginning anew, in a sequence of its own, where its end is there already."""
     cache, beginning = engine.cache, Span(0, _COMPUTED_TOKENS)
     cache.take(rows, beginning)
     _compute(engine, Slice(scratch, context[:_COMPUTED_TOKENS], 0))
     cache.share(scratch, rows.sequence, beginning)
-    mixed = cache.export(rows.sequence, block.tokens, block.layers)
-    if not (np.array_equal(mixed.k, block.k) and np.array_equal(mixed.v, block.v)):
+    if not _same(engine, rows.sequence, blocks):
         return "the engine's self-test failed: what is computed before injected rows is not what is computed alone"
     return None
 
 
-def _displaced(engine: LlamaCpp, block: KVBlock, rows: Rows, request: int, scratch: int) -> str | None:
+def _displaced(engine: LlamaCpp, blocks: Sequence[KVBlock], rows: Rows, request: int, scratch: int) -> str | None:
     """Inject the context where another one's windows have left cells behind: only one of the two caches gives them."""
     if rows.windowed is None:
         return None
-    cache, count = engine.cache, len(block.tokens)
+    cache, count = engine.cache, len(blocks[0].tokens)
     cache.free(rows.sequence)
     cache.reserve(request, _PROMPT_TOKENS)
     cache.reserve(scratch, count)
     cache.free(request)  # what comes next looks for cells from here on
-    cache.inject(cache.reserve(rows.sequence, count), block)
-    found = cache.export(rows.sequence, block.tokens, block.layers)
+    again = cache.reserve(rows.sequence, count)
+    for block in blocks:
+        cache.inject(again, block)
+    same = _same(engine, rows.sequence, blocks)
     for sequence in (rows.sequence, scratch):
         cache.free(sequence)
-    if not (np.array_equal(found.k, block.k) and np.array_equal(found.v, block.v)):
+    if not same:
         return "the engine's self-test failed: rows are not where the model's windows look for them"
     return None
 
 
-def _feed(engine: LlamaCpp, rows: Rows, block: KVBlock, state: StateBlock | None, late: list[int]) -> None:
+def _feed(engine: LlamaCpp, rows: Rows, blocks: Sequence[KVBlock], state: StateBlock | None, late: list[int]) -> None:
     """Inject layer after layer, each only when the engine has come to wait for it, or for one behind it."""
     try:
-        _fed(engine, rows, block, state, late)
+        _fed(engine, rows, blocks, state, late)
     except BaseException:
         engine.session.cancel()
         raise
 
 
-def _fed(engine: LlamaCpp, rows: Rows, block: KVBlock, state: StateBlock | None, late: list[int]) -> None:
+def _fed(engine: LlamaCpp, rows: Rows, blocks: Sequence[KVBlock], state: StateBlock | None, late: list[int]) -> None:
     for layer in range(engine.spec.geometry.layers):
         deadline = time.monotonic() + _PATIENCE_S
         while engine.session.waiting_for_layer < layer and engine.spec.layers[layer] != Layer():
@@ -206,15 +219,17 @@ def _fed(engine: LlamaCpp, rows: Rows, block: KVBlock, state: StateBlock | None,
                 engine.session.cancel()
                 return
             time.sleep(1e-4)
+        block = next(block for block in blocks if layer < block.layers.stop)
         inject_layers(engine, rows, block, state, Span(layer, layer + 1))
         engine.runner.open(layer + 1)
 
 
 def inject_layers(engine: Engine, rows: Rows, block: KVBlock, state: StateBlock | None, layers: Span) -> None:
-    """Write some layers of all that a sequence had."""
+    """Write some layers of what a sequence had: of a block of its rows, and of its states."""
     wanted = range(layers.start, layers.stop)
     if these := [i for i, layer in enumerate(having_rows(engine.spec.layers, block.layers)) if layer in wanted]:
-        engine.cache.inject(rows, KVBlock(block.tokens, layers, block.k[these], block.v[these]))
+        some = Span(max(layers.start, block.layers.start), min(layers.stop, block.layers.stop))
+        engine.cache.inject(rows, KVBlock(block.tokens, some, block.k[these], block.v[these]))
     if state is not None and (these := [i for i, layer in enumerate(state.layers) if layer in wanted]):
         numbers = tuple(state.layers[i] for i in these)
         engine.cache.inject_state(rows, StateBlock(numbers, state.position, state.r[these], state.s[these]))

@@ -78,6 +78,10 @@ FAMILIES: Final[Mapping[str, Mapping[str, _Field]]] = MappingProxyType(
             "wkv.head_size": 64, "attention.decay_lora_rank": 64, "attention.iclr_lora_rank": 64,
             "attention.value_residual_mix_lora_rank": 64, "attention.gate_lora_rank": 128, "token_shift_count": 2,
         },
+        "minicpm3": {
+            "attention.q_lora_rank": 64, "attention.kv_lora_rank": 64, "attention.key_length": 96,
+            "attention.value_length": 64, "rope.dimension_count": 32, "rope.scaling.original_context_length": 16,
+        },
         "deepseek2": _EXPERTS | {
             "leading_dense_block_count": 1, "attention.kv_lora_rank": 64, "attention.q_lora_rank": 64,
             "attention.head_count_kv": 1, "attention.key_length": 96, "attention.value_length": 64,

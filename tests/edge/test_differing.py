@@ -1,0 +1,132 @@
+"""Models whose layers keep different things, from end to end: cloud, wire, edge, and local prefill's very bits."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import llama_cpp
+import numpy as np
+import pytest
+
+from preread.cloud import client
+from preread.cloud.app import create_app
+from preread.cloud.events import Published
+from preread.cloud.serve import EnginePublisher
+from preread.edge.edge import AsyncEdge
+from preread.edge.request import Ask, Piece, Timings
+from preread.engine.llamacpp import LlamaCpp
+from preread.engine.sampling import Sampling
+from preread.engine.worker import Worker
+from preread.store.objects import Objects, open_store
+from preread.testing.beliefs import slow_machine
+from preread.testing.cloud import serving
+from preread.testing.families import VOCABULARY, write_family
+from preread.wire import manifest as manifests
+
+KINDS = {
+    "gemma4": "windows, two sizes of heads, half of the layers without KV of their own",
+    "gemma3n": "windows, and layers that read another's KV",
+    "minicpm3": "K wider than V",
+    "deepseek2": "latent rows, which stand for K and V (MLA)",
+    "qwen2vl": "positions of several axes (M-RoPE)",
+}
+RUNGS = ("lossless", "q8", "q4")
+ANSWER = 6
+
+
+def words(count: int, seed: int) -> tuple[int, ...]:
+    """Random tokens."""
+    return tuple(np.random.default_rng(seed).integers(1, VOCABULARY, count).tolist())
+
+
+DOCUMENT, QUESTION = words(230, 1), words(9, 2)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    if not hasattr(llama_cpp, "llama_model_init_from_user"):
+        pytest.skip("this build of llama.cpp makes no models")
+    path = write_family(tmp_path_factory.mktemp("families") / f"{request.param}.gguf", request.param)
+    yield path
+    path.unlink()
+
+
+@pytest.fixture(scope="module")
+def store(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Objects:
+    return open_store(str(tmp_path_factory.mktemp("store")))
+
+
+@pytest.fixture(scope="module")
+def url(model: Path, store: Objects) -> Iterator[str]:
+    with closing(LlamaCpp.open(model, window_tokens=512, trusted=True)) as engine:
+        worker = Worker()
+        with serving(create_app(store, EnginePublisher(engine, worker, store, RUNGS))) as url:
+            *_, last = client.publish(url, "document", tokens=[*DOCUMENT], form="text")
+            assert isinstance(last, Published) and set(last.rung_bytes) == {*RUNGS}
+            yield url
+        worker.close()
+
+
+Said = tuple[list[int], list[float | None], Timings]
+
+
+async def ask(edge: AsyncEdge, *, local: bool = False) -> Said:
+    sampling = Sampling(max_tokens=ANSWER, min_tokens=ANSWER, top_logprobs=0)
+    tokens, logprobs = list[int](), list[float | None]()
+    async for piece in edge.answer(Ask(prompt=QUESTION, context="document", sampling=sampling, local=local)):
+        if not isinstance(piece, Piece):
+            return tokens, logprobs, piece.timings
+        tokens += [odds.id for odds in piece.odds]
+        logprobs += [odds.logprob for odds in piece.odds]
+    raise AssertionError("the answer does not end")
+
+
+def opened(model: Path, url: str, folder: Path, rung: str) -> AsyncEdge:
+    return AsyncEdge(str(model), url, rung=rung, window_tokens=512, folder=folder)
+
+
+def test_a_streamed_context_gives_the_very_bits_of_local_prefill(model: Path, url: str, tmp_path: Path) -> None:
+    async def story() -> None:
+        async with opened(model, url, tmp_path / "one", "lossless") as edge:
+            assert edge.node.engine.no_injection is None
+            edge.node.beliefs = slow_machine()
+            streamed = await ask(edge)
+        async with opened(model, url, tmp_path / "other", "lossless") as edge:  # whose cells lie as the first one's did
+            local = await ask(edge, local=True)
+            assert (streamed[2].way, local[2].way) == ("streamed", "computed")
+            assert streamed[:2] == local[:2] and None not in streamed[1]
+
+    asyncio.run(story())
+
+
+def test_coarser_rungs_come_and_are_near(model: Path, url: str, tmp_path: Path) -> None:
+    async def story() -> None:
+        for rung, most in (("q8", 0.02), ("q4", 0.2)):
+            async with opened(model, url, tmp_path / rung, rung) as edge:
+                edge.node.beliefs = slow_machine()
+                _, logprobs, timings = await ask(edge)
+                await edge.node.forget()
+                _, exact, _ = await ask(edge, local=True)
+                assert (timings.way, timings.rung) == ("streamed", rung)
+                if (
+                    model.stem == "gemma4"
+                ):  # its attention is not scaled: with random weights it looks at one token only
+                    continue
+                assert abs((logprobs[0] or 0.0) - (exact[0] or 0.0)) < most
+
+    asyncio.run(story())
+
+
+def test_manifests_say_layer_by_layer_what_they_must(model: Path, url: str, store: Objects) -> None:
+    async def read() -> manifests.Manifest:
+        (entry,) = await store.names()
+        data = await store.read("manifests", entry.manifest.id)
+        assert data is not None and (b'"version":2' in data) == (model.stem != "qwen2vl")
+        return manifests.loads(data)
+
+    manifest = asyncio.run(read())
+    with closing(LlamaCpp.open(model, window_tokens=512, trusted=True)) as engine:
+        assert [layer.rows for layer in manifest.model.layers] == [layer.rows for layer in engine.spec.layers]
+    if model.stem == "gemma4":
+        assert {layer.rows and layer.rows.k_dim for layer in manifest.model.layers} == {128, 256, None}
