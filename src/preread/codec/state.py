@@ -94,7 +94,7 @@ class StateChain:
 _LOSSLESS, _USUAL = "f32", "s4"
 
 # A rung of steps is called by the bits that a value of a gated delta net takes in it, about. All are read alike.
-# Nothing can be found in symbols but how frequent they are: low levels of zstd see repetitions, and lose 5 to 20 %.
+# Nothing can be found in symbols but how frequent they are: low levels see repetitions, and take up to a quarter more.
 _CODECS: Final[tuple[StateCodec, ...]] = (
     StateChain("f32", "state-f32/1", Planes(), Zstd(level=3)),
     StateChain("s5", "state-steps/1", Steps(1 / 8), Zstd(level=16)),
