@@ -11,7 +11,8 @@ import pytest
 
 from preread.cloud import client
 from preread.cloud.app import create_app
-from preread.cloud.events import Published
+from preread.cloud.events import Published, Request
+from preread.cloud.publish import needed
 from preread.cloud.serve import EnginePublisher
 from preread.edge.edge import AsyncEdge
 from preread.edge.request import Ask, Piece, Timings
@@ -130,3 +131,18 @@ def test_manifests_say_layer_by_layer_what_they_must(model: Path, url: str, stor
         assert [layer.rows for layer in manifest.model.layers] == [layer.rows for layer in engine.spec.layers]
     if model.stem == "gemma4":
         assert {layer.rows and layer.rows.k_dim for layer in manifest.model.layers} == {128, 256, None}
+
+
+def test_without_rungs_to_choose_a_context_is_published_losslessly(model: Path) -> None:
+    with closing(LlamaCpp.open(model, window_tokens=512, trusted=True)) as engine:
+        assert needed(None, engine.spec.layers) == (model.stem == "qwen2vl"), "a profile would be fitted"
+        assert needed(("b2",), engine.spec.layers) and not needed(RUNGS, engine.spec.layers)
+        if needed(None, engine.spec.layers):
+            return
+        worker, store = Worker(), open_store("memory:")
+        try:
+            ask = Request(name="plain", tokens=[*DOCUMENT[:80]], form="text")
+            published = asyncio.run(EnginePublisher(engine, worker, store, None)(ask, lambda *_: None))
+        finally:
+            worker.close()
+    assert [*published.rung_bytes] == ["lossless"]

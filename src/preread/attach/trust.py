@@ -115,6 +115,10 @@ class Trust:
         properties = await server.properties()
         if any(engine.spec.windows):
             raise EngineError(f"{engine.spec.name} has sliding windows, whose saved slots are not written here yet")
+        if engine.spec.planes:
+            raise EngineError(
+                f"{engine.spec.name} has positions of several axes, whose saved slots are not written yet"
+            )
         if engine.no_rows:
             raise EngineError(f"{engine.spec.name} has no KV that can be restored: {engine.no_rows}")
         if await server.adapters():
