@@ -53,6 +53,6 @@ def test_chunks_are_computed_in_any_order_only_where_one_can_go_on_from_every_pl
 
 
 def test_stretches_of_first_layers_need_room_for_one_and_in_order_for_what_they_go_on_from() -> None:
-    assert spare_cells(1000, 512, (None, None)) == 512 == spare_cells(300, 512, (None, 301))
-    assert spare_cells(1000, 512, (None, 300)) == 1024 + 300
+    assert spare_cells(1000, 512, (None, None)) == 512 and spare_cells(300, 512, (None, 301)) == 300
+    assert spare_cells(2000, 512, (None, 300)) == 1024 + 300 and spare_cells(1000, 512, (None, 300)) == 1000
     assert spare_cells(1000, 512, (None, STATE)) == 1000, "all that was computed stays, until the end has come"

@@ -45,7 +45,7 @@ def spare_cells(tokens: int, stretch_tokens: int, windows: Iterable[Window]) -> 
     if is_whole(of):
         return tokens
     widest = max((window for window in of if window is not None), default=0)
-    return 2 * stretch_tokens + widest if is_in_order(tokens, of) else stretch_tokens
+    return min(tokens, 2 * stretch_tokens + widest if is_in_order(tokens, of) else stretch_tokens)
 
 
 def is_in_order(tokens: int, windows: Iterable[Window]) -> bool:
