@@ -141,6 +141,30 @@ def test_all_parts_are_rows_everywhere_and_states_at_the_end() -> None:
     assert parts.needed(LAYERS, GROUPS, CHUNKS) == set(PARTS) - {(0, 1)}
 
 
+def test_rows_that_no_window_reaches_are_not_needed() -> None:
+    layers, groups = (Layer(WIDE, 3),), (Group("rows", (0, 1)),)
+    assert parts.needed(layers, groups, CHUNKS) == {(0, 2)}, "behind 10 tokens it looks at 8 and 9"
+    assert parts.needed((Layer(WIDE, 4),), groups, CHUNKS) == {(0, 1), (0, 2)}
+
+
+@pytest.mark.parametrize("groups", [(GROUPS[1], GROUPS[0], *GROUPS[2:]), GROUPS[:-1], GROUPS[1:]])
+def test_groups_are_in_order_and_all_there(groups: tuple[Group, ...]) -> None:
+    with pytest.raises(CorruptData) as caught:
+        parts.check_groups(LAYERS, groups)
+    assert caught.value.reason == "shape"
+
+
+def without(tree: Any, part: list[int]) -> None:
+    """Leave a part out, and all of its segments."""
+    at = tree["parts"].index(part)
+    for of in (tree["parts"], *(rung["segments"] for rung in tree["rungs"])):
+        del of[at]
+
+
+def test_a_state_in_the_middle_may_be_missing() -> None:
+    assert len(manifests.loads(changed(lambda tree: without(tree, [0, 1]))).parts) == len(PARTS) - 1
+
+
 LAYER, GROUP, RUNG = (lambda t: t["model"]["layers"]), (lambda t: t["groups"]), (lambda t: t["rungs"][0])
 CHANGES: list[tuple[str, str, Callable[[Any], object]]] = [
     ("version 1", "json", lambda t: t.update(version=1)),
@@ -176,9 +200,9 @@ CHANGES: list[tuple[str, str, Callable[[Any], object]]] = [
     ("part of no group", "shape", lambda t: t["parts"].append([4, 0])),
     ("part of no chunk", "shape", lambda t: t["parts"].append([3, 3])),
     ("part negative", "schema", lambda t: t["parts"].insert(0, [-1, 0])),
-    ("state missing", "shape", lambda t: t["parts"].remove([0, 2])),
-    ("window rows missing", "shape", lambda t: t["parts"].remove([2, 1])),
-    ("rows missing", "shape", lambda t: t["parts"].remove([1, 0])),
+    ("state missing", "shape", lambda t: without(t, [0, 2])),
+    ("window rows missing", "shape", lambda t: without(t, [2, 1])),
+    ("rows missing", "shape", lambda t: without(t, [1, 0])),
     ("segment missing", "shape", lambda t: RUNG(t)["segments"].pop()),
     ("segment too many", "shape", lambda t: RUNG(t)["segments"].append(RUNG(t)["segments"][0])),
     ("segments by chunk", "schema", lambda t: RUNG(t).update(segments=[RUNG(t)["segments"]])),
