@@ -122,13 +122,17 @@ class Grid:
         self._at[cell] = At.SPOILT
         self.spoilt.add(cell[0])
 
+    def begin_anew(self) -> None:
+        """The first chunk is going to be computed: nothing goes on any more behind what was, one by one."""
+        self.beginning, self.depth = 0, self.groups
+
     def compute(self, chunk: int, groups: int | None = None) -> None:
         """The first so many groups of a chunk were computed, or all, whatever had arrived of them."""
         depth = self.groups if groups is None else groups
         if depth == self.groups:
             self.computed.add(chunk)
         if not chunk:
-            self.beginning = 0
+            self.begin_anew()
         if chunk == self.beginning:
             self.beginning, self.depth = chunk + 1, depth
         for cell in [*self.cells(chunk)][:depth]:

@@ -310,6 +310,8 @@ class Plan:
 
     def _go(self, span: range, groups: int, out: list[Instruction]) -> None:
         self._engine, self._span, self._depth = Engine.COMPUTING, span, groups
+        if not span.start:
+            self.grid.begin_anew()
         slower = self._share(groups) * self._speed
         self._began_s = self._until_s = self._now_s
         self._until_s += slower * sum(self._believed_s[chunk] for chunk in span)
