@@ -104,6 +104,19 @@ def test_fewer_layers_are_computed_of_the_next_chunks_only_where_that_is_much_be
     assert tell(plan, 3.1, events.Computed(3.07))[0] == events.Compute(4, 8, groups)
 
 
+def test_behind_what_was_begun_anew_nothing_goes_on_though_that_was_given_up() -> None:
+    """The engine keeps one beginning, and gives it up for the next."""
+    plan = Plan(windowed(replace(LINK, bytes_s=1e6), 8), 0.0)
+    assert tell(plan, 0.0, events.Tick())[0] == events.Compute(0, 4, 1)
+    slow(plan, 1.5e5)
+    assert tell(plan, 1.0, events.Computed(1.0))[0] == events.Compute(0, 4, 4), "more layers"
+    slow(plan, 1e7)
+    assert events.Interrupt() in tell(plan, 1.1, events.Tick())
+    slow(plan, 1e6)
+    (compute,) = (one for one in tell(plan, 1.2, events.Interrupted()) if isinstance(one, events.Compute))
+    assert (compute.start, compute.groups) == (0, 1)
+
+
 def test_what_is_being_injected_is_not_computed_meanwhile() -> None:
     plan = Plan(task(replace(LINK, bytes_s=1e7)), 0.0)
     asked = fetched(tell(plan, 0.0, events.Tick()))

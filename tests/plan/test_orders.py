@@ -76,6 +76,8 @@ class World:
                     if self.task.in_order and start:
                         assert self.chain[0].stop == start, "what windows look at is not there"
                         assert self.chain[1] >= depth, "what windows look at in upper layers is not there"
+                    if not start:
+                        self.chain = range(0), self.groups  # the engine keeps but one
                     self.span, self.depth = range(start, stop), depth
                 case events.Interrupt():
                     assert self.span or self.answering
@@ -192,5 +194,5 @@ def ended(world: World) -> World:
             break
         world.happens()
     assert world.plan.complete, "it does not end"
-    return world
     assert world.answering and world.opened == world.groups
+    return world

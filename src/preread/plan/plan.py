@@ -393,11 +393,8 @@ class Plan:
         lower = [cell for cell in order if self._is_computed(cell)]
         order = [cell for cell in order if not self._is_computed(cell)]
         unknown = not coming.bytes_s  # it may well be the faster way
-        if unknown or coming.seconds(*self._rest(left)) < self._computing_s - _INTERRUPT_S:
+        rest_bytes = (sum(of[c] for c in left) for of in (grid.left_bytes, grid.away_bytes))
+        if unknown or coming.seconds(*rest_bytes) < self._computing_s - _INTERRUPT_S:
             order += lower if partly else [cell for c in self._span for cell in grid.cells(c)]
         begins = not (tail or computed or groups or grid.groups_in_place)
         return [cell for cell in order if cell in grid.away], begins
-
-    def _rest(self, left: list[int]) -> tuple[int, int]:
-        """Bytes of these chunks that are not in place, and not here."""
-        return sum(self.grid.left_bytes[c] for c in left), sum(self.grid.away_bytes[c] for c in left)
