@@ -13,10 +13,11 @@ import pytest
 
 from preread.edge.core import Core, Generation
 from preread.edge.offload import Blocks
+from preread.edge.sequences import Fill
 from preread.engine.base import Slice, Tokens
 from preread.engine.sampling import Sampled, Sampling
 from preread.engine.worker import Worker
-from preread.errors import Cancelled, EngineError, PrereadError
+from preread.errors import Cancelled, CorruptData, EngineError, PrereadError
 from preread.plan.residency import Residency
 from preread.plan.schedule import Schedule
 from preread.plan.step import Request
@@ -710,6 +711,57 @@ def test_a_stretch_that_cannot_be_reserved_again_fails_its_load_and_nothing_else
             await bench.ask(Question(context=CONTEXTS[0]))
         bench.way = bench.computed
         await bench.ask(Question(context=CONTEXTS[0]))
+
+    run(story)
+
+
+@pytest.mark.parametrize("error", [EngineError("nobody knows where it is"), CorruptData("values", "it is not finite")])
+def test_layers_that_cannot_be_copied_fail_their_load_and_nothing_else(
+    error: PrereadError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(bench: Bench) -> None:
+        def refuse(*_: object) -> None:
+            raise error
+
+        monkeypatch.setattr(bench.engine.cache, "copy", refuse)
+        bench.way = bench.layered
+        with pytest.raises(type(error)):
+            await bench.ask(Question(context=CONTEXTS[0]))
+        bench.way = bench.computed
+        await bench.ask(Question(context=CONTEXTS[0]))
+
+    run(story)
+
+
+@pytest.mark.parametrize("layers", [None, 2])
+def test_a_stretch_that_begins_while_its_load_is_stopped_is_not_computed_into_the_next_one(
+    layers: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(bench: Bench) -> None:
+        begun, go, fill = asyncio.Event(), threading.Event(), bench.core._sequences.fill
+        loop = asyncio.get_running_loop()
+
+        def held(*of: Any) -> Fill:
+            loop.call_soon_threadsafe(begun.set)
+            assert go.wait(30)
+            return fill(*of)
+
+        async def stopped(context: ContextId) -> None:
+            await bench.core.reserve(context)
+            monkeypatch.setattr(bench.core._sequences, "fill", held)
+            computing = asyncio.ensure_future(bench.core.compute(context, context_tokens(context), 0, layers))
+            await begun.wait()
+            monkeypatch.setattr(bench.core._sequences, "fill", fill)
+            computing.cancel()
+            await asyncio.wait([computing])
+            restarting = asyncio.ensure_future(bench.core.restart(context))
+            await asyncio.sleep(0)
+            go.set()
+            await restarting
+            await bench.core.compute(context, context_tokens(context), 0)
+
+        bench.way = stopped
+        await bench.ask(Question(context=CONTEXTS[1]))
 
     run(story)
 

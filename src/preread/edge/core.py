@@ -316,7 +316,12 @@ class Core:
     async def restart(self, context: ContextId) -> None:
         """Forget what was loaded of a context: it is going to be computed from its start."""
         self.answerable(context, now=False)
-        await self.call(lambda: self._sequences.clear(context))
+
+        def forget() -> None:  # and what began just when whoever wanted it was stopped
+            self._sequences.clear(context)
+            self._give_up_fills([id for id, fill in self._fills.items() if fill.context == context])
+
+        await self.call(forget)
 
     async def compute(self, context: ContextId, tokens: Tokens, start: int, layers: int | None = None) -> float | None:
         """Compute tokens of a context that is being brought, of which all earlier ones are in place.
@@ -697,11 +702,15 @@ class Core:
 
     def _filled(self, id: int, fill: Fill) -> None:
         """All of a stretch is computed."""
+        try:
+            self._sequences.filled(fill)
+        except PrereadError as error:
+            self._give_up_fills([id], error)
+            return
         del self._fills[id]
-        self._sequences.filled(fill)
         fill.done.set_result(None)
 
-    def _give_up_fills(self, ids: Sequence[int], error: EngineError | None = None) -> None:
+    def _give_up_fills(self, ids: Sequence[int], error: PrereadError | None = None) -> None:
         """Undo what is computed of stretches that are not wanted: their rows are as reserved again."""
         for id in ids:
             fill = self._fills.pop(id, None)
