@@ -6,10 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preread.cloud.chunks import CHUNK_TOKENS, MOST_CHUNKS, SHORT_TOKENS, SMALLEST_CHUNK_TOKENS, chunked
-from preread.codec.groups import grouped
+from preread.codec.groups import evenly_grouped
 from preread.engine.llamacpp import BATCH_TOKENS
 from preread.engine.session import batches
-from preread.values import Span
+from preread.values import Layer, RowShape, Span
+from preread.wire.parts import groups_of
 
 
 @given(st.integers(1, 20_000))
@@ -48,8 +49,19 @@ def test_whoever_goes_on_at_a_chunk_computes_in_batches_that_give_the_same_bits(
 
 @given(st.lists(st.sampled_from([None, 32]), min_size=1, max_size=20), st.integers(1, 5))
 def test_layers_of_one_group_have_windows_that_are_alike(windows: list[int | None], most: int) -> None:
-    groups = grouped(windows, most)
+    rows = RowShape(1, 8, 8)
+    groups = [Span(*group.layers) for group in groups_of([Layer(rows, window) for window in windows], most)]
     assert [layer for group in groups for layer in range(group.start, group.stop)] == [*range(len(windows))]
     assert all(len(group) <= most and len(set(windows[group.start : group.stop])) == 1 for group in groups)
     for left, right in pairwise(groups):
         assert len(left) == most or windows[left.start] != windows[right.start], "one that could be longer"
+
+
+@given(st.lists(st.sampled_from([None, 32]), min_size=1, max_size=20), st.integers(1, 5))
+def test_layers_whose_windows_are_alike_are_shared_out_evenly(windows: list[int | None], most: int) -> None:
+    groups = evenly_grouped(windows, most)
+    assert [layer for group in groups for layer in range(group.start, group.stop)] == [*range(len(windows))]
+    assert all(len(group) <= most and len(set(windows[group.start : group.stop])) == 1 for group in groups)
+    for left, right in pairwise(groups):
+        if windows[left.start] == windows[right.start]:
+            assert abs(len(left) - len(right)) <= 1 and len(left) + len(right) > most

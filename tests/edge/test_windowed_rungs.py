@@ -19,7 +19,7 @@ from preread.edge.request import Ask, Piece, Timings
 from preread.engine.llamacpp import LlamaCpp
 from preread.engine.sampling import Sampling
 from preread.engine.worker import Worker
-from preread.fit.codec import groups_of
+from preread.fit.codec import profile_groups
 from preread.store.objects import open_store
 from preread.testing.beliefs import slow_machine
 from preread.testing.cloud import serving
@@ -58,7 +58,7 @@ def cloud(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tup
     store = open_store(str(tmp_path_factory.mktemp("store")))
     with closing(LlamaCpp.open(model, name="gemma3", window_tokens=1024, trusted=True)) as engine:
         width = engine.embeddings(np.zeros(1, np.int32)).shape[1]
-        spec, groups = engine.spec, groups_of(engine.spec.windows, engine.spec.geometry)
+        spec, groups = engine.spec, profile_groups(engine.spec.windows, engine.spec.geometry)
         assert spec.windows == WINDOWS and len({id(rope) for rope in engine.ropes}) == 2
         profile = plain_profile(spec.fingerprint, spec.geometry, width, RUNGS, groups, engine.ropes)
         asyncio.run(keep(store, profile))

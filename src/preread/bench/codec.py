@@ -22,7 +22,6 @@ from preread.bench.through import cached, contexts, cut, export, sample
 from preread.cloud.chunks import GROUP_LAYERS
 from preread.codec import ladder
 from preread.codec.base import Codec
-from preread.codec.groups import grouped
 from preread.codec.profile import Prepared, Profile, prepare
 from preread.codec.profile_bytes import loads
 from preread.edge.machine import machine
@@ -32,6 +31,7 @@ from preread.fit.codec import fit
 from preread.fit.sample import TAIL_TOKENS, WINDOW_TOKENS
 from preread.fit.text import Text, calibration
 from preread.values import Span
+from preread.wire.parts import groups_of
 
 Report = Callable[[str, int, int], None]
 """Told what is being done, how much of it is done, and how much there is."""
@@ -167,7 +167,9 @@ def _prepared(engine: LlamaCpp, profile: Profile | None, tokens: Tokens) -> tupl
 
 
 def _groups(engine: LlamaCpp, profile: Profile | None) -> tuple[Span, ...]:
-    return grouped(engine.spec.windows, GROUP_LAYERS) if profile is None else profile.groups
+    if profile is not None:
+        return profile.groups
+    return tuple(Span(*group.layers) for group in groups_of(engine.spec.layers, GROUP_LAYERS))
 
 
 def _show(

@@ -6,7 +6,7 @@ import typer
 
 from preread import loop
 from preread.cli import keys, options
-from preread.cli.layers import told
+from preread.cli.layers import in_words
 from preread.cli.terminal import (
     QUALITY_HEADINGS,
     print_json,
@@ -66,7 +66,7 @@ def show(
     say(f"id        {entry.context}")
     say(f"form      {entry.form}")
     say(f"tokens    {entry.token_count:,}")
-    say(f"model     {entry.model}: {told(manifest.model.layers)}")
+    say(f"model     {entry.model}: {in_words(manifest.model.layers)}")
     say(f"made by   {origin.software}, {origin.engine}")
     say(f"read      {origin.mode}")
     say(f"segments  {len(manifest.chunks)} chunks × {len(manifest.groups)} layer groups for each rung")

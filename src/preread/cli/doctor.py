@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from preread.cli import checkout, keys, options
-from preread.cli.layers import told
+from preread.cli.layers import in_words
 from preread.cli.terminal import QUALITY_HEADINGS, print_json, print_table, quality_cells, rate, say, size
 from preread.engine.registry import DEFAULT
 from preread.errors import UsageError
@@ -100,7 +100,7 @@ def _engine(engine: "Engine") -> list[tuple[str, str]]:
     return [
         (
             "model",
-            f"{spec.name} ({spec.architecture}): {told(spec.layers)}, trained for {spec.trained_tokens:,} tokens",
+            f"{spec.name} ({spec.architecture}): {in_words(spec.layers)}, trained for {spec.trained_tokens:,} tokens",
         ),
         ("injection", tested),
         (

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from preread.values import Layer, geometry_of
 
 
-def told(layers: Sequence[Layer]) -> str:
-    """For people."""
+def in_words(layers: Sequence[Layer]) -> str:
+    """What they keep, for people."""
     if (shape := geometry_of(layers)) is not None:
         return f"{shape.layers} layers, {shape.kv_heads} KV heads of {shape.head_dim}"
     rows, states = sum(layer.rows is not None for layer in layers), sum(layer.state is not None for layer in layers)

@@ -1,6 +1,7 @@
 """Which layers are coded together."""
 
 from collections.abc import Sequence
+from itertools import groupby, pairwise
 
 from preread.values import Span
 
@@ -10,29 +11,18 @@ def layer_groups(layers: int, group_layers: int) -> tuple[Span, ...]:
     return tuple(Span(first, min(first + group_layers, layers)) for first in range(0, layers, group_layers))
 
 
-def grouped(windows: Sequence[int | None], group_layers: int) -> tuple[Span, ...]:
+def evenly_grouped(windows: Sequence[int | None], group_layers: int) -> tuple[Span, ...]:
     """Groups of at most so many layers whose windows are alike, so that what windows leave behind is whole segments.
 
-    windows: of each layer.
+    Neighbours that are alike are shared out evenly: five in groups of three and two. windows: of each layer.
     """
-    groups: list[Span] = []
-    for layer, window in enumerate(windows):
-        last = groups[-1] if groups else None
-        if last is not None and len(last) < group_layers and windows[last.start] == window:
-            groups[-1] = Span(last.start, layer + 1)
-        else:
-            groups.append(Span(layer, layer + 1))
-    return tuple(groups)
-
-
-def evenly_grouped(windows: Sequence[int | None], group_layers: int) -> tuple[Span, ...]:
-    """The same, but that neighbours whose windows are alike are shared out evenly: five in groups of three and two."""
-    groups: list[Span] = []
-    for run in grouped(windows, len(windows)):
-        count = -(-len(run) // group_layers)
-        stops = [run.start + -(-len(run) * (number + 1) // count) for number in range(count)]
-        groups += [Span(start, stop) for start, stop in zip([run.start, *stops], stops, strict=False)]
-    return tuple(groups)
+    counts = list[int]()
+    for _, run in groupby(windows):
+        layers = len(list(run))
+        groups = -(-layers // group_layers)
+        stops = [-(-layers * number // groups) for number in range(groups + 1)]
+        counts += [stop - start for start, stop in pairwise(stops)]
+    return sized(counts)
 
 
 def sized(counts: Sequence[int]) -> tuple[Span, ...]:

@@ -119,7 +119,7 @@ def fit(engine: LlamaCpp, text: Text, progress: Report) -> Profile:
     """
     if engine.no_rows:
         raise EngineError(f"KV of {engine.spec.name} cannot be coded: {engine.no_rows}")
-    groups_of(engine.spec.windows, engine.spec.geometry)  # or it fails after minutes
+    profile_groups(engine.spec.windows, engine.spec.geometry)  # or it fails after minutes
     chosen = windows(engine, text, FIT_WINDOWS + HELD_OUT_WINDOWS)
     kept = max(1, len(chosen) * HELD_OUT_WINDOWS // (FIT_WINDOWS + HELD_OUT_WINDOWS))
     total = len(chosen) * WINDOW_TOKENS
@@ -149,7 +149,7 @@ def fit(engine: LlamaCpp, text: Text, progress: Report) -> Profile:
     return _measured(engine, replace(profile, rungs=rungs), held_out, progress)
 
 
-def groups_of(windows: Sequence[int | None], geometry: Geometry) -> tuple[Span, ...]:
+def profile_groups(windows: Sequence[int | None], geometry: Geometry) -> tuple[Span, ...]:
     """Which layers of a model with these windows are coded together: as many as can be published, up to `GROUP_LAYERS`.
 
     What a short window has left behind need not be sent, so its layers are apart from those that look at everything.
@@ -218,7 +218,7 @@ def _bases(engine: LlamaCpp, text: Text, sample: list[Window], costs: npt.NDArra
     frame = Profile(
         spec.fingerprint,
         spec.geometry,
-        groups_of(spec.windows, spec.geometry),
+        profile_groups(spec.windows, spec.geometry),
         SINK_TOKENS,
         RECENT_TOKENS,
         text.label,
