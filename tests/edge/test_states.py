@@ -169,6 +169,27 @@ def test_a_fast_machine_computes_and_a_slow_link_is_not_waited_for(
     asyncio.run(story())
 
 
+def test_where_what_is_copied_would_be_something_else_nothing_is_computed_beside_what_comes(
+    cloud: Cloud, engine: LlamaCpp, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with opened(cloud, tmp_path) as edge:
+            edge.node.engine.runner.splits_layers = False
+            for name in NAMES:
+                said = await ask(edge, QUESTION, name)
+                assert said.timings.way in ("streamed", "computed")
+                check(engine, said, DOCUMENTS[name] + QUESTION)
+            core, context = edge.node.core, edge.node.contexts.named("one").entry.context
+            await edge.node.forget()
+            core._sequences.bring(context, 350)
+            await core.reserve(context)
+            with pytest.raises(EngineError, match="cannot be computed here"):
+                await core.compute(context, np.array(DOCUMENTS["one"][:128], np.int32), 0)
+            core._sequences.drop(context)
+
+    asyncio.run(story())
+
+
 def test_contexts_come_back_from_the_disk_and_prompts_that_leave_one_early_are_computed_alone(
     cloud: Cloud, engine: LlamaCpp, tmp_path: Path
 ) -> None:

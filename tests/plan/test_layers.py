@@ -104,6 +104,18 @@ def test_fewer_layers_are_computed_of_the_next_chunks_only_where_that_is_much_be
     assert tell(plan, 3.1, events.Computed(3.07))[0] == events.Compute(4, 8, groups)
 
 
+def test_where_nothing_can_be_computed_beside_what_comes_all_is_waited_for_or_all_computed() -> None:
+    link = replace(LINK, bytes_s=5e5)
+    part = replace(task(link, chunks=4), in_order=True, shares=())
+    assert events.Compute(0, 1) in tell(Plan(part, 0.0), 0.0, events.Tick()), "if it could be"
+    plan = Plan(replace(part, alone=True), 0.0)
+    assert not any(isinstance(one, events.Compute) for one in tell(plan, 0.0, events.Tick()))
+    slow(plan, 4.5e5)
+    assert not any(isinstance(one, events.Compute) for one in tell(plan, 0.1, events.Tick())), "5.1 s, and 4.4 s"
+    slow(plan, 3e5)
+    assert any(isinstance(one, events.Compute) for one in tell(plan, 0.2, events.Tick())), "5.1 s, and 6.6 s"
+
+
 def test_behind_what_was_begun_anew_nothing_goes_on_though_that_was_given_up() -> None:
     """The engine keeps one beginning, and gives it up for the next."""
     plan = Plan(windowed(replace(LINK, bytes_s=1e6), 8), 0.0)

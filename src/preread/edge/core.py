@@ -342,10 +342,11 @@ class Core:
             at_s, most_tokens = time.monotonic(), max(LONGEST_BATCH_TOKENS, len(tokens))
             aside = self._sequences.aside(context, layers)
             spare_cells = 0 if aside is None else self._sequences.spare_cells(context, most_tokens)
+            able = aside is None or (self._engine.runner.splits_layers and self._sequences.free > 0)
             with self._lock:
-                room = self._plan.spare(context, spare_cells, at_s)
+                room = able and self._plan.spare(context, spare_cells, at_s)
             if not room and layers is None:
-                raise EngineError("there is no room to compute a part of the context beside what comes of it")
+                raise EngineError("a part of the context cannot be computed here beside what comes of it")
             if not room:
                 return False
             self._fills[id] = self._sequences.fill(context, tokens, start, done, layers)

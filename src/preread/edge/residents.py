@@ -25,9 +25,10 @@ from preread.edge.sources import Supply, holder
 from preread.edge.spans import story
 from preread.edge.understand import Question
 from preread.engine.cache import Rows
+from preread.engine.llamacpp import LlamaCpp
 from preread.errors import EngineError, PrereadError, TransportError
 from preread.plan.beliefs import CLOUD, Heard
-from preread.plan.legality import is_in_order, spare_cells
+from preread.plan.legality import is_in_order, is_whole, spare_cells
 from preread.plan.plan import INJECTIONS, LONGEST_BATCH_TOKENS
 from preread.plan.task import Task
 from preread.values import ContextId
@@ -248,20 +249,20 @@ def _task(question: Question, what: LoadSpec, supplies: tuple[Supply, ...], node
     sources = tuple(beliefs.source(supply.name, at_s) for supply in supplies)
     first = what.grid(lambda place: holder(place, supplies))
     in_order = is_in_order(sum(chunks), node.engine.spec.sight)
-    shares = _shares(what, sum(chunks), node)
-    return Task(chunks, what.cells, beliefs.prefill, prompt_s, decode_bytes_s, sources, first, in_order, shares)
+    splits = _splits(sum(chunks), node.engine)
+    shares, alone = _shares(what) if splits else (), not splits and is_whole(node.engine.spec.sight)
+    return Task(chunks, what.cells, beliefs.prefill, prompt_s, decode_bytes_s, sources, first, in_order, shares, alone)
 
 
-def _shares(what: LoadSpec, tokens: int, node: Node) -> tuple[float, ...]:
-    """What the first groups of layers take of computing; nothing, where they cannot be computed by themselves.
-
-    Infinitely much, where a later group has something of the same layers.
-    """
-    engine, groups = node.engine, what.manifest.groups
+def _splits(tokens: int, engine: LlamaCpp) -> bool:
+    """Whether stretches of a context can be computed in cells of their own, to be copied into the context's."""
     spare = spare_cells(tokens, LONGEST_BATCH_TOKENS, engine.spec.sight)
-    if not engine.runner.splits_layers or tokens + spare > engine.cells:
-        return ()
-    shares = []
+    return engine.runner.splits_layers and tokens + spare <= engine.cells
+
+
+def _shares(what: LoadSpec) -> tuple[float, ...]:
+    """What the first groups of layers take of computing; infinitely much, where a later one has some of the same."""
+    groups, shares = what.manifest.groups, list[float]()
     for count in range(1, len(groups) + 1):
         through = max(group.layers[1] for group in groups[:count])
         apart = manifests.open_layers(what.manifest, count) >= through

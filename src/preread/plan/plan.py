@@ -90,8 +90,7 @@ class Plan:
 
     def __init__(self, task: Task, at_s: float) -> None:
         self._task, self._now_s, self.grid = task, at_s, Grid(task.cells, in_order=task.in_order)
-        starts = [sum(task.chunks[:c]) for c in range(len(task.chunks))]
-        self._believed_s = [task.prefill.seconds(start, size) for start, size in zip(starts, task.chunks, strict=True)]
+        self._believed_s = task.chunk_s
         self._engine, self._began_s, self._until_s = Engine.IDLE, at_s, at_s
         self._span, self._depth = range(0), self.grid.groups  # chunks that are being computed, and in how many groups
         self._shares = task.shares

@@ -1,6 +1,7 @@
 """What a plan is told of a load before it begins."""
 
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from preread.plan.cost import Prefill
 from preread.plan.health import Breaker
@@ -41,6 +42,7 @@ class Task:
         in_order: a chunk can be computed only behind chunks that were computed, one by one; see `legality.py`.
         shares: of what computing a chunk takes, what its first group of layers takes, the first two, and so on. Empty:
             it cannot be computed but through all of them. Infinite: not through just so many.
+        alone: nothing can be computed beside what comes: whoever computes anything computes all.
     """
 
     chunks: tuple[int, ...]
@@ -52,3 +54,11 @@ class Task:
     first: tuple[tuple[int, ...], ...] = ()
     in_order: bool = False
     shares: tuple[float, ...] = ()
+    alone: bool = False
+
+    @property
+    def chunk_s(self) -> list[float]:
+        """What computing each chunk is believed to take, behind those before it."""
+        starts = accumulate(self.chunks, initial=0)
+        each_s = [self.prefill.seconds(start, size) for start, size in zip(starts, self.chunks, strict=False)]
+        return [sum(each_s), *(0.0 for _ in each_s[1:])] if self.alone else each_s
