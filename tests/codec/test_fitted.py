@@ -190,6 +190,12 @@ def test_late_sinks_come_back_exactly_and_cost_their_own_bytes_only(index: int) 
     assert len(payload) < len(plain) + 200
 
 
+def test_late_sinks_lie_where_their_places_can_be_written() -> None:
+    v = np.ones((1, 1, (1 << 16) + 9, 1), np.float16)
+    v[:, :, [5, (1 << 16) - 1, (1 << 16) + 5]] = 0.01
+    assert find_late(v, 0, 8).tolist() == [5, (1 << 16) - 1], "the last would be taken for 5"
+
+
 def test_blocks_without_late_sinks_say_so_in_a_byte() -> None:
     ready, block = _with_late_sinks({})
     plain = Fitted(replace(ready, profile=replace(ready.profile, late_sinks=0)), 1).encode(block)

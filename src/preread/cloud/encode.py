@@ -58,12 +58,11 @@ def _frames(context: ContextId, codecs: tuple[Codec, ...], block: KVBlock | Stat
     """A block's segment at each rung."""
     if isinstance(block, StateBlock):
         tokens, layers = Span(0, block.position), Span(block.layers[0], block.layers[-1] + 1)
+        beside = {step.rung: state_codec_beside(step.rung) for step in codecs}
+        coded = {codec.rung: codec.encode(block) for codec in {of.rung: of for of in beside.values()}.values()}
         return {
-            step.rung: segment.pack(
-                segment.SegmentHeader(context, step.rung, tokens, layers, block.shape),
-                state_codec_beside(step.rung).encode(block),
-            )
-            for step in codecs
+            rung: segment.pack(segment.SegmentHeader(context, rung, tokens, layers, block.shape), coded[codec.rung])
+            for rung, codec in beside.items()
         }
     fitted = [step for step in codecs if isinstance(step, Fitted)]
     payloads = {step.rung: step.encode(block) for step in codecs if not isinstance(step, Fitted)}

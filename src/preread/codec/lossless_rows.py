@@ -16,6 +16,9 @@ _ZSTD = Zstd(level=3)
 _SMALL = 0.5
 """A late sink's V is smaller than this share of what is usual: who has nothing to look at looks there."""
 
+_MOST_TOKENS = 1 << 16
+"""Of a block: a place is written as u16."""
+
 Places = npt.NDArray[np.intp]
 
 
@@ -39,7 +42,7 @@ def find_late(v: Half, first: int, most: int) -> Places:
     of hundreds of them one, whose V is a third of the usual in all layers. An error there is multiplied by most of what
     attention gives away.
     """
-    sizes = np.sqrt(np.square(v[:, :, first:].astype(np.float32)).sum(axis=(1, 3)))
+    sizes = np.sqrt(np.square(v[:, :, first:_MOST_TOKENS].astype(np.float32)).sum(axis=(1, 3)))
     shares = (sizes / np.maximum(np.median(sizes, axis=1, keepdims=True), 1e-12)).mean(axis=0)
     small = np.argsort(shares, kind="stable")[:most]
     places: Places = np.sort(small[shares[small] < _SMALL]) + first
