@@ -1,6 +1,7 @@
 """publish, contexts ls, show and rm, against a cloud without a model."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ def test_published_file_is_named_after_its_stem_listed_shown_and_removed(
     assert listed.out.splitlines()[1].split()[:2] == ["manual", "33"]
     shown = preread("contexts", "show", "manual", "--cloud", quick_cloud)
     assert "tokens    33" in shown.out and "lossless" in shown.out and "q4" in shown.out and "ON TOP OF" in shown.out
+    assert re.search(r"segments  \d+ for each rung, in \d+ chunks and \d+ layer groups", shown.out)
     assert preread("contexts", "rm", "manual", "--cloud", quick_cloud).out == "removed 'manual'\n"
     assert json.loads(preread("contexts", "ls", "--json", "--cloud", quick_cloud).out) == []
 

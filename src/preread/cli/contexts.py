@@ -69,7 +69,8 @@ def show(
     say(f"model     {entry.model}: {in_words(manifest.model.layers)}")
     say(f"made by   {origin.software}, {origin.engine}")
     say(f"read      {origin.mode}")
-    say(f"segments  {len(manifest.chunks)} chunks × {len(manifest.groups)} layer groups for each rung")
+    cut = f"{len(manifest.chunks):,} chunks and {len(manifest.groups):,} layer groups"
+    say(f"segments  {len(manifest.parts):,} for each rung, in {cut}")
     say()
     print_table(
         ("RUNG", "ON TOP OF", "CODEC", "SIZE", "PER TOKEN", *QUALITY_HEADINGS),
