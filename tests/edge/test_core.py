@@ -766,6 +766,17 @@ def test_a_stretch_that_begins_while_its_load_is_stopped_is_not_computed_into_th
     run(story)
 
 
+@pytest.mark.parametrize(("answers", "crowded"), [(8, 0), (12, 2)])
+def test_no_stretch_is_computed_aside_in_a_sequence_that_others_may_want(answers: int, crowded: int) -> None:
+    async def story(bench: Bench) -> None:
+        bench.plan._most_answers = answers
+        bench.way = bench.layered
+        await bench.ask(Question(context=CONTEXTS[1]))
+        assert bench.crowded == crowded
+
+    run(story)
+
+
 def test_what_fails_between_two_steps_ends_no_loop() -> None:
     async def story(bench: Bench) -> None:
         def fail() -> None:

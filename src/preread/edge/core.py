@@ -342,7 +342,7 @@ class Core:
             at_s, most_tokens = time.monotonic(), max(LONGEST_BATCH_TOKENS, len(tokens))
             aside = self._sequences.aside(context, layers)
             spare_cells = 0 if aside is None else self._sequences.spare_cells(context, most_tokens)
-            able = aside is None or (self._engine.runner.splits_layers and self._sequences.free > 0)
+            able = aside is None or (self._engine.runner.splits_layers and self._has_spare_sequence)
             with self._lock:
                 room = able and self._plan.spare(context, spare_cells, at_s)
             if not room and layers is None:
@@ -679,6 +679,12 @@ class Core:
         self._sequences.bring(context, self._plan.residency.sizes[context])
         assert self._bringer is not None
         self._tell(self._bringer.bring, context)
+
+    @property
+    def _has_spare_sequence(self) -> bool:
+        """Whether one is left for a stretch that is computed aside: the others may be wanted at any step."""
+        taken = self._sequences.beginnings + sum(fill.reserved for fill in self._fills.values())
+        return taken < len(self._engine.sequences) - self._plan.sequences
 
     def _evict(self, key: str) -> None:
         if (kept := self._conversations.pop(key)) is not None:

@@ -114,8 +114,9 @@ def _engine(model: Path, name: str, options: Options) -> LlamaCpp:
 
 def _schedule(engine: LlamaCpp, prefill_tokens_s: float, keep_s: float) -> Schedule:
     """Of sequences, answers get what they may need, and contexts and conversations the rest."""
-    in_part = engine.in_part
-    sequences = len(engine.sequences) - (_SPARE if in_part else LOADS)
+    in_part, every = engine.in_part, len(engine.sequences)
+    # A load has one for a stretch, and one for what is before that; with few, two loads share what is left.
+    sequences = every - (_SPARE if in_part else max(LOADS, min(2 * LOADS, every - 2 * LOADS)))
     answers = min(MOST_ANSWERS, max(1, sequences if in_part or engine.no_injection else sequences // 2))
     residency = Residency(engine.cells, max(0, sequences - answers))
     cost, kept_s = StepCost.guessed(prefill_tokens_s), keep_s if in_part else 0.0

@@ -184,6 +184,11 @@ class Sequences:
         """How many nobody has."""
         return len(self._free)
 
+    @property
+    def beginnings(self) -> int:
+        """How many hold the beginning of a context."""
+        return sum(place.beginning is not None for place in self._places.values())
+
     # Contexts
 
     def place(self, context: ContextId) -> Place | None:

@@ -299,6 +299,11 @@ class Schedule:
         return len(self._coming)
 
     @property
+    def sequences(self) -> int:
+        """How many answers, contexts and conversations may have in all."""
+        return self._most_answers + self.residency.most
+
+    @property
     def keeps(self) -> bool:
         """Whether what was computed for a request is kept at all when it ends."""
         return self._keep_s > 0
