@@ -17,7 +17,7 @@ from rich.table import Table
 
 from preread.bench import cachegen, plot
 from preread.bench.baselines import KIVI_BITS, Kivi
-from preread.bench.rates import AtEqualKL, Row, Sample, at_equal_kl, row
+from preread.bench.rates import AtEqualKL, Row, Sample, at_equal_kl, row, with_interval
 from preread.bench.through import cached, contexts, cut, export, sample
 from preread.cloud.chunks import GROUP_LAYERS
 from preread.codec import ladder
@@ -207,14 +207,10 @@ def _table(rows: Sequence[Row], title: str) -> Table:
         table.add_column(heading, no_wrap=True, justify="left" if heading == "rung" else "right")
     for of in rows:
         rates = [f"{rate:,}" if rate else "–" for rate in (of.encode_tokens_s, of.decode_tokens_s)]
-        means = [_with_interval(of.dloss, of.dloss_ci), _with_interval(of.kl, of.kl_ci)]
+        means = [with_interval(of.dloss, of.dloss_ci), with_interval(of.kl, of.kl_ci)]
         bytes_per_token = f"{of.bytes_per_token:,.0f}"
         table.add_row(of.rung, f"{of.bits_per_value:.3f}", bytes_per_token, *means, f"{of.top1:.3f}", *rates)
     return table
-
-
-def _with_interval(mean: float, interval: tuple[float, float]) -> str:
-    return f"{mean:.4f} ± {(interval[1] - interval[0]) / 2:.4f}"
 
 
 def _sentence(found: AtEqualKL) -> str:

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from preread import limits
 from preread.bench.documents import Document
+from preread.bench.rates import with_interval
 from preread.cloud.profiles import Stored, keep
 from preread.cloud.publish import publish
 from preread.cloud.quality import measure, windows
@@ -228,8 +229,8 @@ def _show(name: str, rows: Sequence[Row], console: Console) -> dict[str, object]
             f"{row.bits:.2f}",
             f"{row.stated:.4f}",
             row.measured_on,
-            _with_interval(row.kl, row.kl_ci),
-            _with_interval(row.dloss, row.dloss_ci),
+            with_interval(row.kl, row.kl_ci),
+            with_interval(row.dloss, row.dloss_ci),
             "yes" if row.kept else "no",
         )
     console.print(table)
@@ -249,7 +250,3 @@ def _show(name: str, rows: Sequence[Row], console: Console) -> dict[str, object]
     }
     print(json.dumps(result))
     return result
-
-
-def _with_interval(mean: float, ends: tuple[float, float]) -> str:
-    return f"{mean:.4f} ± {(ends[1] - ends[0]) / 2:.4f}"

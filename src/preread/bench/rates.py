@@ -125,3 +125,8 @@ def _rounded(interval: tuple[float, float]) -> tuple[float, float]:
 def _rate(times: Sequence[tuple[int, float | None]]) -> int | None:
     rates = [tokens / seconds for tokens, seconds in times if seconds]
     return round(statistics.median(rates)) if rates else None
+
+
+def with_interval(mean: float, interval: tuple[float, float], digits: int = 4) -> str:
+    """A mean, and half of what its interval spans, as tables show it."""
+    return f"{mean:.{digits}f} ± {(interval[1] - interval[0]) / 2:.{digits}f}"

@@ -15,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from preread.bench.rates import with_interval
 from preread.bench.through import cut
 from preread.codec.state import state_codec, state_rungs
 from preread.edge.machine import machine
@@ -171,7 +172,7 @@ def _show(name: str, options: Options, rows: list[Row], console: Console) -> dic
     for heading in _HEADINGS:
         table.add_column(heading, no_wrap=True, justify="left" if heading == "states as" else "right")
     for row in rows:
-        means = [_with_interval(row.dloss, row.dloss_ci), _with_interval(row.kl, row.kl_ci)]
+        means = [with_interval(row.dloss, row.dloss_ci, 5), with_interval(row.kl, row.kl_ci, 5)]
         size, rates = f"{row.bytes_per_context / 1e3:,.1f}", (row.encode_mb_s, row.decode_mb_s)
         table.add_row(row.rung, f"{row.bits_per_value:.2f}", size, *means, f"{row.top1:.3f}", *map(str, rates))
     console.print(table)
@@ -187,7 +188,3 @@ def _show(name: str, options: Options, rows: list[Row], console: Console) -> dic
     }
     print(json.dumps(result))
     return result
-
-
-def _with_interval(mean: float, interval: tuple[float, float]) -> str:
-    return f"{mean:.5f} ± {(interval[1] - interval[0]) / 2:.5f}"

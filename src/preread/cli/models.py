@@ -43,7 +43,7 @@ class Checked:
         context_bytes: what contexts of so many tokens take, by their length, as llama.cpp has them.
         windowed_layers, shared_layers: which look back a little only, and which keep nothing of their own.
         break_even_mbps: links above which a context comes sooner than it is computed at `prefill_rate` tokens a second:
-            as float16, and in a fitted rung of 1.2 bits a value, which models with windows have not yet.
+            as float16, and in a fitted rung of 1.2 bits a value, which models whose layers differ do not have.
     """
 
     model: str
