@@ -6,7 +6,8 @@ from typing import Final, Literal
 import llama_cpp
 
 from preread.engine.gate import Gate
-from preread.engine.model import Loaded, Spec
+from preread.engine.loaded import Loaded
+from preread.engine.model import Spec
 from preread.errors import EngineError
 
 CacheType = Literal["f16", "q8_0", "q4_0"]

@@ -29,6 +29,7 @@ from preread.engine.ggml import CacheTensors, Embeddings, find_embeddings, libra
 from preread.engine.grammar import Grammars
 from preread.engine.graph import Graph
 from preread.engine.infill import FimTokens
+from preread.engine.loaded import Loaded
 from preread.engine.marks import Prompt
 from preread.engine.model import Spec
 from preread.engine.native import Native
@@ -64,7 +65,7 @@ class LlamaCpp:
     """
 
     def __init__(
-        self, spec: Spec, loaded: "model.Loaded", native: Native, threads: int, scored_tokens: int, cache: CacheType
+        self, spec: Spec, loaded: Loaded, native: Native, threads: int, scored_tokens: int, cache: CacheType
     ) -> None:
         self.spec, self.threads, self.scored_tokens, self.native = spec, threads, scored_tokens, native
         self._loaded, self._closed = loaded, False
@@ -110,7 +111,7 @@ class LlamaCpp:
             trusted: it need not be tried in another process first; see `trial.py`.
             kv_memory_bytes: of a cache that many sequences share, see `cache` and `runner`; at least a window's. None:
                 there is room for one window.
-            mapped: little is going to be computed: see `model.load`.
+            mapped: little is going to be computed: see `loaded.load`.
 
         Raises:
             UsageError: the file is not a model that llama.cpp can load.
