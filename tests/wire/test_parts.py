@@ -1,6 +1,7 @@
 """Contexts that are no rectangle: manifests of version 2, whose parts are rows of some layers and states of others."""
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -138,16 +139,21 @@ def test_what_version_1_says_is_not_said_by_version_2(manifest: Manifest) -> Non
 def test_all_parts_are_rows_everywhere_and_states_at_the_end() -> None:
     listed = manifests.all_parts(GROUPS, CHUNKS)
     assert [part for part in listed if part[0] == 0] == [(0, 2)] and len(listed) == 1 + 3 * 3
-    assert parts.needed(LAYERS, GROUPS, CHUNKS) == set(PARTS) - {(0, 1)}
+    assert [parts.first_needed(LAYERS, group, CHUNKS) for group in GROUPS] == [2, 0, 1, 0]
+    assert parts.lacking(LAYERS, GROUPS, CHUNKS, PARTS) == 0
+    lacks = [parts.lacking(LAYERS, GROUPS, CHUNKS, PARTS[:at] + PARTS[at + 1 :]) for at in range(len(PARTS))]
+    assert lacks == [0] + [1] * (len(PARTS) - 1), "but for the state in the middle"
 
 
 def test_rows_that_no_window_reaches_are_not_needed() -> None:
     layers, groups = (Layer(WIDE, 3),), (Group("rows", (0, 1)),)
-    assert parts.needed(layers, groups, CHUNKS) == {(0, 2)}, "behind 10 tokens it looks at 8 and 9"
-    assert parts.needed((Layer(WIDE, 4),), groups, CHUNKS) == {(0, 1), (0, 2)}
+    assert parts.first_needed(layers, groups[0], CHUNKS) == 2, "behind 10 tokens it looks at 8 and 9"
+    assert parts.first_needed((Layer(WIDE, 4),), groups[0], CHUNKS) == 1
 
 
-@pytest.mark.parametrize("groups", [(GROUPS[1], GROUPS[0], *GROUPS[2:]), GROUPS[:-1], GROUPS[1:]])
+@pytest.mark.parametrize(
+    "groups", [(GROUPS[1], GROUPS[0], *GROUPS[2:]), GROUPS[:-1], GROUPS[1:], (*GROUPS[:2], Group("rows", (4, 5)))]
+)
 def test_groups_are_in_order_and_all_there(groups: tuple[Group, ...]) -> None:
     with pytest.raises(CorruptData) as caught:
         parts.check_groups(LAYERS, groups)
@@ -250,6 +256,27 @@ def test_a_record_notes_what_a_chunk_has() -> None:
     assert drafts.digest(work) != drafts.digest(msgspec.structs.replace(work, parts=PARTS[1:]))
 
 
+def test_more_groups_and_chunks_than_memory_has_room_for_are_refused_at_once(manifest: Manifest) -> None:
+    chunks = [[at, at + 1] for at in range(2000)]
+
+    def many(tree: Any) -> None:
+        tree["tokens"].update(count=2000)
+        tree.update(chunks=chunks, groups=[{"kind": "rows", "layers": [at, at + 1]} for at in range(1024)])
+        tree["model"]["layers"] = [{"rows": {"kv_heads": 1, "k_dim": 8, "v_dim": 4}}] * 1024
+
+    def many_in_version_1(tree: Any) -> None:
+        tree["tokens"].update(count=2000)
+        tree.update(chunks=chunks, groups=[[at, at + 1] for at in range(1024)], rungs=[])
+        tree["model"]["geometry"].update(layers=1024)
+
+    for data, expected in ((changed(many), "shape"), (changed(many_in_version_1, manifest), "rung")):
+        tracemalloc.start()
+        assert reason(data) == expected
+        _, most_bytes = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert most_bytes < 2**25, "2,048,000 cells, of 16 bytes at least"
+
+
 @st.composite
 def drawn(draw: Any) -> Manifest:
     """A sound manifest of layers of any kind, in groups and chunks of any size."""
@@ -277,8 +304,8 @@ def drawn(draw: Any) -> Manifest:
         groups += [Group(kind, (run[0], run[-1] + 1))] if run else []
     groups.sort(key=lambda group: (group.layers[0], group.kind))
     cells = [(group, chunk) for group in range(len(groups)) for chunk in range(len(chunks))]
-    needed = parts.needed(layers, groups, chunks)
-    listed = tuple(cell for cell in cells if cell in needed or draw(st.booleans()))
+    firsts = [parts.first_needed(layers, group, chunks) for group in groups]
+    listed = tuple((group, chunk) for group, chunk in cells if chunk >= firsts[group] or draw(st.booleans()))
     states = "s/1" if any(group.kind == "states" for group in groups) else None
     model = Model("drawn", Fingerprint("0" * 64), tuple(layers))
     rungs = (Rung("lossless", "lossless/1", some(len(listed)), states=states),)

@@ -91,7 +91,7 @@ def _check_fits(read: Manifest, own: Sequence[Layer]) -> None:
     for number, (layer, mine) in enumerate(zip(theirs, own, strict=True)):
         if (layer.rows, layer.state) != (mine.rows, mine.state):
             raise CorruptData("shape", f"its manifest states {layer} for layer {number}, and the model has {mine}")
-    if not parts.needed(own, read.groups, read.chunks) <= set(read.parts):
+    if parts.lacking(own, read.groups, read.chunks, read.parts):
         raise CorruptData("shape", "its manifest lacks rows that this model looks at")
 
 

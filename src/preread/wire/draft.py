@@ -4,6 +4,7 @@ The record's key is a digest of what is made, so whoever begins the same finds i
 it looks whether the objects are there, and whole. It must not know codecs, stores or engines.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Final, Literal
 
@@ -21,7 +22,6 @@ from preread.wire.manifest import (
     Origin,
     Pair,
     Part,
-    Rung,
     RungName,
     model_form1,
     model_form2,
@@ -131,17 +131,17 @@ def work(manifest: Manifest) -> Work:
 
 def rows(manifest: Manifest) -> tuple[Row, ...]:
     """Its segments, [chunk][rung][group]."""
-
-    def cells(rung: Rung, chunk: int) -> Cells:
-        return tuple(one for one, part in zip(rung.segments, manifest.parts, strict=True) if part[1] == chunk)
-
-    return tuple(tuple(cells(rung, chunk) for rung in manifest.rungs) for chunk in range(len(manifest.chunks)))
+    found: list[list[list[SizedId]]] = [[[] for _ in manifest.rungs] for _ in manifest.chunks]
+    for at, rung in enumerate(manifest.rungs):
+        for one, (_, chunk) in zip(rung.segments, manifest.parts, strict=True):
+            found[chunk][at].append(one)
+    return tuple(tuple(map(tuple, row)) for row in found)
 
 
 def flat(of: Work, noted: Sequence[Row], rung: int) -> Cells:
     """The segments of one rung in a manifest's order, of rows of all chunks."""
-    places = {(group, chunk): at for chunk in range(len(of.chunks)) for at, group in enumerate(of.groups_at(chunk))}
-    return tuple(noted[chunk][rung][places[group, chunk]] for group, chunk in of.parts)
+    left = [iter(row[rung]) for row in noted]
+    return tuple(next(left[chunk]) for _, chunk in of.parts)  # groups ascend, in a manifest as in a row
 
 
 def dumps(draft: Draft) -> bytes:
@@ -168,8 +168,9 @@ def loads(data: bytes, of: Work) -> Draft:
         raise CorruptData("digest", "the record of a publication is that of another one")
     if len(draft.rows) > len(of.chunks):
         raise CorruptData("shape", f"{len(draft.rows)} chunks are noted of {len(of.chunks)}")
+    parts_at = Counter(chunk for _, chunk in of.parts)
     for chunk, row in enumerate(draft.rows):
-        if len(row) != len(of.rungs) or any(len(cells) != len(of.groups_at(chunk)) for cells in row):
+        if len(row) != len(of.rungs) or any(len(cells) != parts_at[chunk] for cells in row):
             raise CorruptData("shape", "a noted chunk does not have a segment for each rung and group")
     return draft
 

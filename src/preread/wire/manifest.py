@@ -272,10 +272,11 @@ def segment_bounds_bytes(manifest: Manifest) -> list[tuple[int, int]]:
     That is a header, and besides that 9/8 of what is uncoded, and 4096.
     """
     layers, found = manifest.model.layers, []
+    groups = [(Span(*of.layers), parts.shape(layers, of), parts.numbers(layers, of)) for of in manifest.groups]
     for group, chunk in manifest.parts:
-        of, span = manifest.groups[group], Span(*manifest.chunks[chunk])
-        head = segment.SegmentHeader(manifest.context, LOSSLESS, span, Span(*of.layers), parts.shape(layers, of))
-        raw_bytes = parts.raw_bytes(layers, of, len(span))
+        (span, shape, numbers), tokens = groups[group], Span(*manifest.chunks[chunk])
+        head = segment.SegmentHeader(manifest.context, LOSSLESS, tokens, span, shape)
+        raw_bytes = parts.raw_bytes(shape, len(numbers), len(tokens))
         found.append((head.size_bytes, head.size_bytes + raw_bytes + raw_bytes // 8 + 4096))
     return found
 
@@ -301,6 +302,8 @@ def _of_form1(form: forms.Manifest1) -> Manifest:
     if not (1 <= shape.layers <= 1024 and 1 <= shape.kv_heads <= 1024 and 1 <= shape.head_dim <= 4096):
         raise CorruptData("shape", f"manifest has an impossible geometry: {shape}")
     parts.check_cover("groups", form.groups, shape.layers)
+    if not form.rungs:  # whose segments are what bounds the number of parts
+        raise CorruptData("rung", "manifest has no rung")
     groups = tuple(Group("rows", pair) for pair in form.groups)
     rungs = tuple(Rung(one.name, one.codec, _flat(one, form), one.profile, one.quality, one.base) for one in form.rungs)
     return Manifest(

@@ -5,6 +5,7 @@ it. Parts are cells of the grid of groups and chunks. This module knows what mak
 written, and what is stored of them, it must not know.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from itertools import groupby, pairwise
 from typing import Annotated, Literal
@@ -78,12 +79,11 @@ def shape(layers: Sequence[Layer], group: Group) -> KVShape | StateShape:
     return kept
 
 
-def raw_bytes(layers: Sequence[Layer], group: Group, tokens: int) -> int:
-    """What a part of so many tokens takes uncoded."""
-    of = shape(layers, group)
+def raw_bytes(of: KVShape | StateShape, layers: int, tokens: int) -> int:
+    """What a part takes uncoded: rows of so many tokens, or the states of so many layers."""
     if isinstance(of, KVShape):
         return 2 * tokens * of.values_per_token
-    return 4 * len(numbers(layers, group)) * (of.r_values + of.s_values)
+    return 4 * layers * (of.r_values + of.s_values)
 
 
 def open_layers(layers: Sequence[Layer], groups: Sequence[Group], in_place: int) -> int:
@@ -137,7 +137,11 @@ def check_groups(layers: Sequence[Layer], groups: Sequence[Group]) -> None:
     if any(left >= right for left, right in pairwise(keys)):
         raise CorruptData("shape", "manifest's groups are not in order")
     found: dict[str, list[int]] = {"rows": [], "states": []}
+    behind = {"rows": 0, "states": 0}
     for group in groups:
+        if group.layers[0] < behind[group.kind]:  # thousands that overlap would take long
+            raise CorruptData("shape", f"manifest's group {group.layers} begins within another one of {group.kind}")
+        behind[group.kind] = group.layers[1]
         those = numbers(layers, group)
         if not those or group.layers != (those[0], those[-1] + 1):
             raise CorruptData("shape", f"manifest's group {group.layers} begins or ends beside its {group.kind}")
@@ -162,22 +166,27 @@ def check_parts(
         raise CorruptData("shape", "manifest's parts are none, or not in order")
     if any(group >= len(groups) or chunk >= len(chunks) for group, chunk in parts):
         raise CorruptData("shape", "manifest has a part of a group or chunk that it lacks")
-    there, missing = set(parts), needed(layers, groups, chunks)
-    if not missing <= there:
-        raise CorruptData("shape", f"manifest lacks {len(missing - there)} parts that an answer would need")
+    if missing := lacking(layers, groups, chunks, parts):
+        raise CorruptData("shape", f"manifest lacks {missing} parts that an answer would need")
 
 
-def needed(layers: Sequence[Layer], groups: Sequence[Group], chunks: Sequence[Pair]) -> set[Part]:
-    """What has to be in place behind the whole context: rows that somebody looks at, and the states at its end."""
-    found, count = set[Part](), chunks[-1][1]
-    for at, group in enumerate(groups):
-        if group.kind == "states":
-            found.add((at, len(chunks) - 1))
-            continue
-        windows = [layers[layer].window_tokens for layer in numbers(layers, group)]
-        first = min(0 if window is None else max(0, count - window + 1) for window in windows)
-        found |= {(at, chunk) for chunk, (_, stop) in enumerate(chunks) if stop > first}
-    return found
+def lacking(layers: Sequence[Layer], groups: Sequence[Group], chunks: Sequence[Pair], parts: Sequence[Part]) -> int:
+    """How many parts are missing of those that have to be in place behind the whole context.
+
+    They are counted, not listed: a small manifest may state more groups and chunks than memory has room for cells.
+    """
+    firsts = [first_needed(layers, group, chunks) for group in groups]
+    there = sum(chunk >= firsts[group] for group, chunk in parts)
+    return len(groups) * len(chunks) - sum(firsts) - there
+
+
+def first_needed(layers: Sequence[Layer], group: Group, chunks: Sequence[Pair]) -> int:
+    """The first chunk of which a group's part has to be there: rows that somebody looks at, or states at the end."""
+    if group.kind == "states":
+        return len(chunks) - 1
+    windows = [layers[layer].window_tokens for layer in numbers(layers, group)]
+    seen = min(0 if window is None else max(0, chunks[-1][1] - window + 1) for window in windows)
+    return bisect_right(chunks, seen, key=lambda chunk: chunk[1])
 
 
 def _kept(layer: Layer, group: Group) -> RowShape | StateShape | None:
