@@ -1,6 +1,7 @@
 """Contexts that nobody waits for any more, whenever that is."""
 
 import asyncio
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -52,5 +53,42 @@ def test_a_context_is_lost_once_nobody_waits_for_it(turns: int, monkeypatch: pyt
         residents.bring(CONTEXT)
         assert core.lost_contexts == [CONTEXT] * 2, "nobody asks"
         assert not residents._tasks and not residents._coming
+
+    asyncio.run(story())
+
+
+def test_a_context_is_lost_only_when_nothing_is_written_into_its_rows_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are another's then."""
+
+    async def story() -> None:
+        core, loop = Core(), asyncio.get_running_loop()
+        writing, go, done = asyncio.Event(), threading.Event(), list[str]()
+
+        def inject(rows: str, block: str) -> None:
+            loop.call_soon_threadsafe(writing.set)
+            assert go.wait(30)
+            done.append(block)
+
+        async def reserve(_: ContextId) -> str:
+            return "rows"
+
+        core.inject, core.reserve = inject, reserve  # type: ignore[attr-defined]
+        node: Any = SimpleNamespace(
+            core=core,
+            engine=SimpleNamespace(spec=SimpleNamespace(geometry=SimpleNamespace(layers=4))),
+            offload=SimpleNamespace(take=lambda _: ("rows of it", "state of it")),
+        )
+        residents = Residents(node)
+        question: Any = SimpleNamespace(known=SimpleNamespace(entry=SimpleNamespace(context=CONTEXT)), named=True)
+        with residents.asking(question):
+            residents.bring(CONTEXT)
+            await writing.wait()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not core.lost_contexts, "something is still written"
+        go.set()
+        while residents._tasks:
+            await asyncio.sleep(0.001)
+        assert core.lost_contexts == [CONTEXT] and done == ["rows of it"]
 
     asyncio.run(story())

@@ -18,6 +18,7 @@ from preread.edge.profiles import Preparations, Reader
 from preread.edge.rungs import NotStreamable, Streamable
 from preread.edge.sources import Supply
 from preread.edge.spans import span
+from preread.edge.threads import in_thread
 from preread.engine.cache import Rows
 from preread.engine.llamacpp import Tokens
 from preread.errors import Cancelled, CorruptData, PrereadError, TransportError, UsageError
@@ -287,14 +288,14 @@ class Loading:
         self._tell(events.Interrupted())
 
     async def _prepare(self) -> None:
-        await _in_thread(self._what.codec.ready)  # while the first segments are on their way
+        await in_thread(self._what.codec.ready)  # while the first segments are on their way
 
     async def _inject(self, cell: Cell, frames: list[bytes], source: str) -> None:
         await asyncio.wait([self._reserved, self._ready])
         rows, _ = self._reserved.result(), self._ready.result()
         try:
             async with self._decoders:
-                took_s = await _in_thread(lambda: self._injected(cell, frames, rows))
+                took_s = await in_thread(lambda: self._injected(cell, frames, rows))
         except CorruptData as error:
             self._done.failure = error
             self._tell(events.Spoilt(cell))
@@ -373,14 +374,3 @@ def decoded(what: LoadSpec, place: SegmentPlace, frames: list[bytes]) -> KVBlock
     payload = joined(*payloads) if what.base else payloads[0]
     assert isinstance(place.shape, KVShape)
     return what.codec.decode(payload, place.tokens, place.layers, place.shape)
-
-
-async def _in_thread(call: Callable[[], T]) -> T:
-    """The result of `call()` in a thread, which has ended when this is over: it may read the model."""
-    calling = asyncio.ensure_future(asyncio.to_thread(call))
-    try:
-        return await asyncio.shield(calling)
-    finally:
-        await asyncio.wait([calling])
-        if not calling.cancelled():
-            calling.exception()  # taken, so that asyncio does not report it

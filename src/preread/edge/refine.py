@@ -8,9 +8,11 @@ whatever goes wrong ends it, and changes nothing else.
 import asyncio
 import logging
 from contextlib import aclosing
+from functools import partial
 
 from preread.edge.core import Core
 from preread.edge.load import LoadSpec, Segments, decoded
+from preread.edge.threads import in_thread
 from preread.engine.cache import Rows
 from preread.errors import PrereadError
 from preread.plan.events import Cell
@@ -97,21 +99,11 @@ class Refinement:
         flight = fetch_all(source, left, in_flight=_IN_FLIGHT, in_flight_bytes=_IN_FLIGHT_BYTES)
         async with aclosing(flight) as arrivals:
             async for index, frames in arrivals:
-                block = await self._decoded(left[index], frames)
+                block = await in_thread(partial(decoded, self._what, left[index], frames))
                 if not await self._written(block):
                     self._over = True  # the context has gone
                     return
                 self._left.remove(left[index])
-
-    async def _decoded(self, place: SegmentPlace, frames: list[bytes]) -> KVBlock:
-        """Decode in a thread, which has ended when this returns or is cancelled: it may read the model."""
-        decoding = asyncio.ensure_future(asyncio.to_thread(decoded, self._what, place, frames))
-        try:
-            return await asyncio.shield(decoding)
-        finally:
-            await asyncio.wait([decoding])
-            if not decoding.cancelled():
-                decoding.exception()  # taken, so that asyncio does not report it
 
     async def _written(self, block: KVBlock) -> bool:
         """Hand a block to the engine, and wait until it is written, which it is between two steps, or when idle."""

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from preread import limits
 from preread.edge.choice import chosen
@@ -23,6 +24,7 @@ from preread.edge.offload import Blocks
 from preread.edge.refine import Refinement
 from preread.edge.sources import Supply, holder
 from preread.edge.spans import story
+from preread.edge.threads import in_thread
 from preread.edge.understand import Question
 from preread.engine.cache import Rows
 from preread.engine.llamacpp import LlamaCpp
@@ -165,7 +167,7 @@ class Residents:
         if blocks := node.offload.take(context):
             rows = await node.core.reserve(context)
             for block in blocks:
-                await asyncio.to_thread(node.core.inject, rows, block)
+                await in_thread(partial(node.core.inject, rows, block))
             return
         await self._first_sync(question, known)
         way = _way(question, known, node)
