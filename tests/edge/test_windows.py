@@ -290,20 +290,20 @@ def test_a_context_is_computed_in_stretches_while_others_take_what_its_windows_l
 
 def test_first_layers_are_computed_in_stretches_while_others_take_what_windows_leave_behind(shared: LlamaCpp) -> None:
     """The same bits, whoever else is in the cache, and whatever comes of the other layers meanwhile."""
-    context, tokens, prompt = ContextId("c"), text(shared, 256), text(shared, 9, seed=1)
+    context, tokens, prompt = ContextId("c"), text(shared, 192), text(shared, 9, seed=1)
     own, user, other = shared.sequences[-3:]
-    read(shared, own, tokens[:128])
-    read(shared, own, tokens[128:], 128)
-    shared.cache.share(own, user, Span(0, 256))
-    block, expected = rows(shared, own, 256), answer(shared, user, prompt, 256)
+    read(shared, own, tokens[:96])
+    read(shared, own, tokens[96:], 96)
+    shared.cache.share(own, user, Span(0, 192))
+    block, expected = rows(shared, own, 192), answer(shared, user, prompt, 192)
     for sequence in (own, user):
         shared.cache.free(sequence)
     sequences, layers = Sequences(shared), 2
     for sequence in (own, user, other):
         sequences._free.remove(sequence)
-    sequences.bring(context, 256)
+    sequences.bring(context, 192)
     into = sequences.reserve(context)
-    for start, stop in ((0, 128), (128, 256)):
+    for start, stop in ((0, 96), (96, 192)):
         fill = sequences.fill(context, tokens[start:stop], start, Future(), layers)
         shared.runner.arm()
         shared.runner.run([fill.slice(Part(0, stop - start, False))])
@@ -313,13 +313,13 @@ def test_first_layers_are_computed_in_stretches_while_others_take_what_windows_l
         read(shared, other, text(shared, 60, seed=start))  # in all cells that it can get
         shared.cache.free(other)
     with pytest.raises(EngineError, match="behind rows that are not kept"):
-        sequences.fill(context, tokens[255:], 255, Future(), layers + 1)
+        sequences.fill(context, tokens[191:], 191, Future(), layers + 1)
     sequences.settle(context)
     place = sequences.place(context)
     assert place is not None
-    assert same(rows(shared, place.sequence, 256), block)
-    shared.cache.share(place.sequence, user, Span(0, 256))
-    assert answer(shared, user, prompt, 256) == expected
+    assert same(rows(shared, place.sequence, 192), block)
+    shared.cache.share(place.sequence, user, Span(0, 192))
+    assert answer(shared, user, prompt, 192) == expected
     free = sequences.free
     sequences.drop(context)
     assert sequences.free == free + 1

@@ -71,7 +71,7 @@ def test_without_room_for_that_chunks_are_computed_whole_or_not_at_all() -> None
     link = replace(LINK, bytes_s=2e5)
     plan = Plan(task(link), 0.0)
     assert tell(plan, 0.0, events.Tick())[0] == events.Compute(0, 1, 3)
-    assert events.Compute(0, 1) in tell(plan, 0.0, events.Crowded())
+    assert events.Compute(0, 1) in tell(plan, 0.0, events.Unsplit())
     assert Plan(replace(task(link), shares=()), 0.0).step(events.Tick(), 0.0)[0] == events.Compute(0, 1)
 
 

@@ -143,7 +143,7 @@ class World:
             return
         if span and self.depth < self.groups and self.draw.random() < self.crowded:
             self.span, self.gave_up = range(0), True
-            self.tell(events.Crowded())
+            self.tell(events.Unsplit())
             return
         if span and span.start in (0, self.chain[0].stop):
             self.chain = range(span.stop), self.depth

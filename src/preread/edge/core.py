@@ -329,14 +329,15 @@ class Core:
         layers: only the first so many layers of them, of whose earlier tokens these are in place; None: all.
 
         Returns:
-            Seconds that it took; None: nothing was computed, since the cache has no room for some layers only.
+            Seconds that it took; None: nothing is computed of some layers only, since the cache has no room for that,
+            or sums would have another order than where all is computed.
 
         Raises:
             Cancelled: `interrupt` came before the end; nothing of it stays.
             EngineError: llama.cpp failed.
         """
         self._count += 1
-        id, done, began_s = self._count, Future[None](), time.monotonic()
+        id, done, began_s = self._count, Future[bool](), time.monotonic()
 
         def begin() -> bool:
             at_s, most_tokens = time.monotonic(), max(LONGEST_BATCH_TOKENS, len(tokens))
@@ -349,7 +350,10 @@ class Core:
                 raise EngineError("a part of the context cannot be computed here beside what comes of it")
             if not room:
                 return False
-            self._fills[id] = self._sequences.fill(context, tokens, start, done, layers)
+            fill = self._sequences.fill(context, tokens, start, done, layers)
+            if fill is None:
+                return False
+            self._fills[id] = fill
             with self._lock:
                 self._plan.fill(id, context, len(tokens), at_s)
             return True
@@ -359,12 +363,12 @@ class Core:
         waiting = asyncio.wrap_future(done)
         try:
             with span("prefill", tokens=len(tokens)):
-                await asyncio.shield(waiting)
+                filled = await asyncio.shield(waiting)
         except asyncio.CancelledError:
             waiting.add_done_callback(lambda future: future.cancelled() or future.exception())  # nobody asks any more
             self.interrupt(context)
             raise
-        return time.monotonic() - began_s
+        return time.monotonic() - began_s if filled else None
 
     def interrupt(self, context: ContextId) -> None:
         """Give up what is being computed of a context."""
@@ -566,8 +570,9 @@ class Core:
             fill, live = self._fills.get(part.id), self._live.get(part.id)
             if fill is not None:
                 self._tokens["context"] += part.tokens
-                fill.computed += part.tokens
-                if fill.computed == len(fill.tokens):
+                if not self._sequences.proceed(fill, part.tokens, step.tokens - part.tokens):
+                    self._in_vain(part.id, fill)
+                elif fill.computed == len(fill.tokens):
                     self._filled(part.id, fill)
             if live is None:
                 continue
@@ -710,12 +715,20 @@ class Core:
     def _filled(self, id: int, fill: Fill) -> None:
         """All of a stretch is computed."""
         try:
-            self._sequences.filled(fill)
+            filled = self._sequences.filled(fill)
         except PrereadError as error:
             self._give_up_fills([id], error)
             return
         del self._fills[id]
-        fill.done.set_result(None)
+        fill.done.set_result(filled)
+
+    def _in_vain(self, id: int, fill: Fill) -> None:
+        """What is computed of a stretch is of no use."""
+        del self._fills[id]
+        with self._lock:
+            self._plan.drop_fill(id)
+        self._sequences.undo(fill)
+        fill.done.set_result(False)
 
     def _give_up_fills(self, ids: Sequence[int], error: PrereadError | None = None) -> None:
         """Undo what is computed of stretches that are not wanted: their rows are as reserved again."""

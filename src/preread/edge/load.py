@@ -321,7 +321,7 @@ class Loading:
             return
         self._computing = False
         if seconds is None:
-            self._tell(events.Crowded())
+            self._tell(events.Unsplit())
             return
         every = len(self._what.manifest.model.layers)
         tokens = round((last - first) * (every if layers is None else layers) / every)

@@ -18,7 +18,7 @@ from preread.engine.sampling import Sampled, Sampling
 from preread.engine.states import having_state
 from preread.errors import EngineError
 from preread.plan.drafts import MOST_DRAFTS, RUN, Drafts, Runs
-from preread.plan.legality import goes_on, is_in_order, is_whole, spare_cells
+from preread.plan.legality import goes_on, is_in_order, is_whole, spare_cells, torn_at
 from preread.plan.step import Part, Request
 from preread.plan.step_cost import StepCost
 from preread.values import ContextId, KVBlock, Span, runs_of
@@ -111,21 +111,23 @@ class Fill:
 
     Attributes:
         context: which one; `tokens`: the stretch, from `start` on.
-        done: told when it is in place, or why it is not.
+        done: told when it is in place (False: it was computed in vain), or why it is not.
         sequence: that it is computed in: the context's, or one of its own where the context's rows were reserved.
         reserved: whether they were.
         layers: only the first so many are computed, and are copied into the context's rows then; None: all.
-        rows: its sequence's, where its layers are copied.
+        exact: its rows are to be of use only with the very bits that an empty cache gives, as those are that come.
+        rows: say where its sequence's cells lie, where the context's rows were reserved.
         computed: so many tokens are.
     """
 
     context: ContextId
     tokens: Tokens
     start: int
-    done: Future[None]
+    done: Future[bool]
     sequence: int
     reserved: bool
     layers: int | None = None
+    exact: bool = False
     rows: Rows | None = None
     computed: int = 0
 
@@ -146,7 +148,7 @@ class Place:
 
     Attributes:
         sequence: its own; `tokens`: its size.
-        rows: if they were reserved.
+        rows: if they were reserved; `computed`: where those lie that were computed since, as far as was seen.
         open_layers: so many are open.
         runs: of its tokens.
         beginning: what was computed of the context from its start on, one stretch behind the other: what windows have
@@ -157,6 +159,7 @@ class Place:
     sequence: int
     tokens: int
     rows: Rows | None = None
+    computed: Rows | None = None
     open_layers: int = 0
     runs: Runs | None = None
     beginning: "Beginning | None" = None
@@ -164,11 +167,15 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Beginning:
-    """The sequence in which a context's beginning was computed, of so many tokens, in the first so many layers."""
+    """The sequence in which a context's beginning was computed, of so many tokens, in the first so many layers.
+
+    rows: say where its cells lie.
+    """
 
     sequence: int
     tokens: int
     layers: int
+    rows: Rows
 
 
 class Sequences:
@@ -210,6 +217,7 @@ class Sequences:
         """Rows for all of a context."""
         place = self._places[context]
         place.rows = self._cache.reserve(place.sequence, place.tokens)
+        place.computed = self._cache.unplaced(place.sequence, place.tokens)
         return place.rows
 
     def clear(self, context: ContextId) -> None:
@@ -217,7 +225,7 @@ class Sequences:
         self.settle(context)
         place = self._places[context]
         self._cache.free(place.sequence)
-        place.rows, place.open_layers = None, 0
+        place.rows, place.computed, place.open_layers = None, None, 0
 
     def settle(self, context: ContextId) -> None:
         """Nothing more is computed of a context."""
@@ -249,12 +257,16 @@ class Sequences:
     # Stretches of contexts
 
     def fill(
-        self, context: ContextId, tokens: Tokens, start: int, done: Future[None], layers: int | None = None
-    ) -> Fill:
+        self, context: ContextId, tokens: Tokens, start: int, done: Future[bool], layers: int | None = None
+    ) -> Fill | None:
         """A stretch of a context is going to be computed, of which all earlier tokens are in place.
 
         layers: only the first so many of it, of whose earlier tokens these layers are in place; None: all. It gets
             cells of its own (`spare_cells`), so that the others' rows may be written meanwhile.
+
+        Returns:
+            None: only some layers were to be computed, and what they look at lies where sums have another order than in
+            an empty cache, or prefill has other batches: the rows would not be those that the cloud computes.
 
         Raises:
             EngineError: windows would look at rows that the context does not keep; `plan/legality.py` forbids it.
@@ -262,22 +274,35 @@ class Sequences:
         place = self._places[context]
         if place.rows is None:
             return Fill(context, tokens, start, done, place.sequence, reserved=False)
-        layers = self.aside(context, layers)
+        exact, layers = layers is not None, self.aside(context, layers)
         beginning = self._beginning(place, start, self._layers if layers is None else layers)
-        fill = Fill(context, tokens, start, done, self._free.pop(), reserved=True, layers=layers)
+        rows = self._cache.unplaced(self._free[-1], start + len(tokens))
+        kept = start if beginning is None else 0 if self._whole else torn_at(start, self._engine.spec.windows)
+        self._note_before(rows, place, beginning, Span(kept, start))
+        stretch = Span(start, start + len(tokens))
+        alike = layers is None or self._cache.is_tiled(rows, Span(start, start), layers)
+        if exact and not (alike and self._cache.is_batched(stretch, 0, place.tokens)):
+            return None
+        fill = Fill(context, tokens, start, done, self._free.pop(), True, layers, exact, rows)
         if layers is not None:
-            kept = start if beginning is None else max(0, start - self._window_tokens)
-            if beginning is not None and self._whole:
-                kept = 0
             self._cache.share(place.sequence, fill.sequence, Span(0, kept))
             if beginning is not None:
                 self._cache.share(beginning.sequence, fill.sequence, Span(kept, start))
-            fill.rows = self._cache.unplaced(fill.sequence, fill.span.stop)
             return fill
         before = place.sequence if beginning is None else beginning.sequence
         self._cache.share(before, fill.sequence, Span(0, start))
         self._cache.take(place.rows, fill.span)
         return fill
+
+    def _note_before(self, rows: Rows, place: Place, beginning: Beginning | None, begun: Span) -> None:
+        """Note where what is before a stretch lies: in the context's cells, and from some position on in others."""
+        assert place.rows is not None and place.computed is not None
+        before = slice(0, begun.start)
+        for into, own, computed in zip(rows.parts, place.rows.parts, place.computed.parts, strict=True):
+            into[before] = np.where(own[before] >= 0, own[before], computed[before])
+        if beginning is not None:
+            for into, of in zip(rows.parts, beginning.rows.parts, strict=True):
+                into[begun.start : begun.stop] = of[begun.start : begun.stop]
 
     def _beginning(self, place: Place, start: int, layers: int) -> Beginning | None:
         """What a stretch goes on behind; None: the context's own rows. Where nothing is before it, nothing is kept.
@@ -307,22 +332,38 @@ class Sequences:
         """Cells that stretches of so many tokens take besides a context's, of which only some layers are computed."""
         return spare_cells(self._places[context].tokens, tokens, self._engine.spec.sight)
 
-    def filled(self, fill: Fill) -> None:
-        """All of a stretch is computed: it becomes part of the context."""
+    def proceed(self, fill: Fill, tokens: int, beside: int) -> bool:
+        """So many tokens of a stretch were computed, in a step with others beside; False: in vain, they have other bits
+        than they are to have.
+        """
+        part = Span(fill.start + fill.computed, fill.start + fill.computed + tokens)
+        fill.computed += tokens
+        return not fill.exact or self._cache.is_batched(part, beside, self._places[fill.context].tokens)
+
+    def filled(self, fill: Fill) -> bool:
+        """All of a stretch is computed: it becomes part of the context. False: it does not, since it has other bits
+        than it is to have: nothing of it stays.
+        """
         if not fill.reserved:
-            return
+            return True
         place = self._places[fill.context]
+        assert place.rows is not None and place.computed is not None and fill.rows is not None
+        if fill.exact and fill.layers is not None and not self._cache.is_tiled(fill.rows, fill.span, fill.layers):
+            self.undo(fill)
+            return False
         if fill.layers is None:
             self._cache.share(fill.sequence, place.sequence, fill.span)
+            for into, of in zip(place.computed.parts, fill.rows.parts, strict=True):
+                into[fill.start : fill.span.stop] = of[fill.start :]
         else:
-            assert place.rows is not None and fill.rows is not None
             self._cache.copy(fill.rows, place.rows, fill.span, fill.layers)
         if self._in_order(place):
             self._end_beginning(place)
             layers = self._layers if fill.layers is None else fill.layers
-            place.beginning = Beginning(fill.sequence, fill.span.stop, layers)
+            place.beginning = Beginning(fill.sequence, fill.span.stop, layers, fill.rows)
         else:
             self._give_back(fill.sequence)
+        return True
 
     def undo(self, fill: Fill) -> None:
         """Nothing of a stretch stays: its rows are as reserved again."""
@@ -387,11 +428,6 @@ class Sequences:
     @property
     def _layers(self) -> int:
         return self._engine.spec.geometry.layers
-
-    @property
-    def _window_tokens(self) -> int:
-        """Of the widest window."""
-        return max((window for window in self._engine.spec.windows if window is not None), default=0)
 
     def _in_order(self, place: Place) -> bool:
         return is_in_order(place.tokens, self._engine.spec.sight)

@@ -52,7 +52,8 @@ class Slice:
         after: the token that follows the last, where it is known; None: it is to be chosen, where there is a chooser.
         echoed: the log-probabilities of the prompt's tokens are wanted: the first of these is number so many of it.
         layers: only the first so many layers need be computed, and no token is chosen; None: all.
-        rows: its sequence's own, of which it is not known yet where they lie: those of its tokens are noted there.
+        rows: its sequence's own, of which it is not known yet where they lie: those of its tokens are noted there. With
+            `layers`, they come to lie where their bits are those that an empty cache gives, if they can.
     """
 
     sequence: int
@@ -154,6 +155,17 @@ class Reserved(Protocol):
 
     def copy(self, source: Rows, target: Rows, tokens: Span, layers: int) -> None:
         """Write to reserved rows what the first so many layers have at these positions where they were computed."""
+        ...
+
+    def is_tiled(self, rows: Rows, tokens: Span, layers: int) -> bool:
+        """Whether the first so many layers of these positions are computed to the very bits that an empty cache gives.
+
+        rows: say where they lie, and what is before them, as far as that is known.
+        """
+        ...
+
+    def is_batched(self, part: Span, beside: int, tokens: int) -> bool:
+        """Whether these positions, of a context of so many tokens, get prefill's bits in a step with others beside."""
         ...
 
 

@@ -17,6 +17,7 @@ It must not know what a context is called, or why one makes room for another.
 
 import ctypes
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -27,7 +28,9 @@ from preread.engine import cells
 from preread.engine.cells import Cells, Layout
 from preread.engine.ggml import CacheTensors
 from preread.engine.states import StateTensors
+from preread.engine.tiles import is_batched, is_tiled, passed_over
 from preread.errors import CorruptData, EngineError
+from preread.plan.legality import PASSED_CELLS, first_seen
 from preread.values import KVBlock, Span, StateBlock
 
 COMPUTED: Final = -1
@@ -35,6 +38,11 @@ COMPUTED: Final = -1
 
 UNPLACED: Final = -3
 """In place of a cell: nothing has been computed for this position yet, or not where it was seen."""
+
+_MOST_LEFT_BEHIND: Final = PASSED_CELLS + 512
+"""Cells that are held, at most, in the cache of windows: what these left behind of the last stretch is free there."""
+_TRIES: Final = 4
+"""Each shows more of the free cells, and freeing some may change which llama.cpp gives next."""
 
 _INFINITE: Final = np.uint16(0x7C00)
 _STATES_ONLY: Final = 1  # LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
@@ -178,6 +186,56 @@ class Cache:
                     for layer in these:
                         k, v = self.tensors.rows.read(layer, from_cell, some)
                         self.tensors.rows.write(layer, cell + first - position, k, v)
+
+    @contextmanager
+    def tiled(self, rows: Rows, position: int) -> Iterator[None]:
+        """What is computed of these rows while this is open, from a position on, comes to lie as `tiles.py` wants it,
+        where cells are free for that: those before are held meanwhile. It must be the first of its batch.
+        """
+        try:
+            self._hold(position, len(rows.cells), [int(at[position - 1]) if position else -1 for at in rows.parts])
+            yield
+        finally:
+            self.free(self._scratch)
+
+    def _hold(self, position: int, stop: int, last: Sequence[int]) -> None:
+        """Hold the free cells that these positions are not to get, as far as this can be done.
+
+        last: the cell of the position before, in each part.
+        """
+        context, parts, rows = self._context, self._layout.parts, self.tensors.rows
+        most = [PASSED_CELLS - cells.SEEN_CELLS if one.window_tokens is None else _MOST_LEFT_BEHIND for one in parts]
+        passed = [0] * len(parts)
+        for _ in range(_TRIES if passed else 0):
+            self._allocations += 1
+            try:
+                found = cells.hold(context, self._layout, rows, passed, self._scratch, self._allocations)
+            except EngineError:  # there are not so many
+                self.free(self._scratch)
+                return
+            after = [free[count:] for free, count in zip(found, passed, strict=True)]
+            if not any(passed_over(free, position, stop, at) for free, at in zip(after, last, strict=False)):
+                llama_cpp.llama_memory_seq_rm(self._memory, self._scratch, 1, -1)
+                return
+            self.free(self._scratch)
+            wanted = [passed_over(free, position, stop, at) for free, at in zip(found, last, strict=False)]
+            passed = [*map(min, wanted, most)]  # others may lie between, which more cells will show
+
+    def is_tiled(self, rows: Rows, tokens: Span, layers: int) -> bool:
+        """Whether what the first so many layers compute at these positions has the bits that it has in an empty cache,
+        as far as that depends on where cells lie.
+
+        rows: where they do, and those before, as far as these were seen.
+        """
+        for part, at in zip(self._layout.parts, rows.parts, strict=False):
+            first = first_seen(tokens.start, part.window_tokens)
+            if min(part.layers) < layers and not is_tiled(at[first : tokens.stop], first):
+                return False
+        return True
+
+    def is_batched(self, part: Span, beside: int, tokens: int) -> bool:
+        """Whether these positions, of a context of so many tokens, get prefill's bits in a step with others beside."""
+        return is_batched(part, beside, tokens)
 
     def share(self, source: int, target: int, tokens: Span) -> None:
         """Let `target` see what `source` has at these positions.

@@ -46,6 +46,8 @@ _LAYERS = struct.Struct("<II")
 _ROWS = struct.Struct("<iQ")
 _CELL, _PLANES_CELL = 3, 6
 """Values of 32 bits that a cell's form has."""
+SEEN_CELLS = 64
+"""Free cells that `hold` shows behind those that it holds."""
 _F16 = 1
 _MARK = 4
 """Values of a row that a mark takes."""
@@ -112,11 +114,8 @@ def check_form(context: object, layout: Layout) -> None:
     Raises:
         EngineError: this llama.cpp or this model saves sequences in another form.
     """
-    size = llama_cpp.llama_state_seq_get_size(context, 0)
-    saved = (ctypes.c_uint8 * size)()
-    llama_cpp.llama_state_seq_get_data(context, saved, size, 0)
-    found = np.frombuffer(saved, np.uint8)
-    expected = _state(_magic(context, 0), 0, 1, layout)
+    found = _saved_of(context, 0)
+    expected = _state(_magic_of(found), 0, 1, layout)
     # Only the rows' own bytes may differ.
     same = found.shape == expected.shape and bool((found == expected)[_frame(layout)].all())
     if not same:
@@ -154,11 +153,7 @@ def allocate(
     step = max(1, max(_BLOB_BYTES, states_bytes) // layout.token_bytes) if layout.parts else len(tokens)
     for start in range(tokens.start, tokens.stop, step):
         count = min(step, tokens.stop - start)
-        blob = _state(magic, start, count, layout, scratch, number)
-        blob_at = blob.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-        taken = llama_cpp.llama_state_seq_set_data(context, blob_at, len(blob), scratch)
-        if taken != len(blob):
-            raise EngineError(f"llama.cpp did not allocate cells {start} to {start + count}")
+        _restore(context, scratch, _state(magic, start, count, layout, scratch, number))
         llama_cpp.llama_memory_seq_cp(memory, scratch, sequence, -1, -1)
         llama_cpp.llama_memory_seq_rm(memory, scratch, -1, -1)
     last = llama_cpp.llama_memory_seq_pos_max(memory, sequence)
@@ -167,6 +162,30 @@ def allocate(
     return [
         _found(tensors.first_values(part.layers[0], _MARK), tokens, number, first_seen(last + 1, part.window_tokens))
         for part in layout.parts
+    ]
+
+
+def hold(
+    context: object, layout: Layout, tensors: CacheTensors, counts: Sequence[int], scratch: int, number: int
+) -> list[Cells]:
+    """Give an empty `scratch` sequence the next free cells in each of llama.cpp's caches, but no state.
+
+    Args:
+        context, layout, tensors: of the cache.
+        counts: how many in each part to keep, whose positions are 0; `SEEN_CELLS` more are at position 1.
+        scratch, number: as of `allocate`.
+
+    Returns:
+        For each part its cells, in the order in which llama.cpp gives them.
+
+    Raises:
+        EngineError: llama.cpp refused, or its cells cannot be told.
+    """
+    empty = _saved_of(context, scratch)
+    _restore(context, scratch, _state(_magic_of(empty), 0, SEEN_CELLS, layout, scratch, number, counts, empty))
+    return [
+        _found(tensors.first_values(part.layers[0], _MARK), Span(0, count + SEEN_CELLS), number, 0)
+        for part, count in zip(layout.parts, counts, strict=True)
     ]
 
 
@@ -260,12 +279,28 @@ def _blocks(saved: Bytes, layout: Layout) -> list[_Block]:
     return blocks
 
 
+def _restore(context: object, sequence: int, state: Bytes) -> None:
+    """Raises EngineError where llama.cpp does not take a state."""
+    at = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+    if llama_cpp.llama_state_seq_set_data(context, at, len(state), sequence) != len(state):
+        raise EngineError("llama.cpp did not allocate the cells that were asked for")
+
+
 def _magic(context: object, scratch: int) -> int:
     """The magic number of sequence states, learned from the state of an empty sequence."""
-    size = llama_cpp.llama_state_seq_get_size(context, scratch)
+    return _magic_of(_saved_of(context, scratch))
+
+
+def _magic_of(saved: Bytes) -> int:
+    return int.from_bytes(saved[:4].tobytes(), "little")
+
+
+def _saved_of(context: object, sequence: int) -> Bytes:
+    """What llama.cpp saves of a sequence."""
+    size = llama_cpp.llama_state_seq_get_size(context, sequence)
     saved = (ctypes.c_uint8 * size)()
-    llama_cpp.llama_state_seq_get_data(context, saved, size, scratch)
-    return int.from_bytes(bytes(saved[:4]), "little")
+    llama_cpp.llama_state_seq_get_data(context, saved, size, sequence)
+    return np.frombuffer(saved, np.uint8)
 
 
 def _marks(positions: npt.NDArray[np.int64], number: int) -> npt.NDArray[np.uint16]:
@@ -298,37 +333,60 @@ def _found(values: npt.NDArray[np.uint16], tokens: Span, number: int, seen: int)
     return cells
 
 
-def _state(magic: int, start: int, count: int, layout: Layout, sequence: int = 2, number: int = 0) -> Bytes:
+def _state(
+    magic: int,
+    start: int,
+    count: int,
+    layout: Layout,
+    sequence: int = 2,
+    number: int = 0,
+    held: Sequence[int] = (),
+    empty: Bytes | None = None,
+) -> Bytes:
     """State of a sequence of `count` cells from position `start`, zero but for marks in each part's first keys, and in
     the first recurrent layer.
 
     The zeros come from the system as pages that nobody touched yet, so that they cost next to nothing.
+
+    Args:
+        held: so many cells of each part are there besides, at position 0, and the others at 1, whatever their marks
+            say: no window leaves any of them behind.
+        empty: what is saved of a sequence without tokens, whose recurrent layers' block it gets; None: it has a state.
     """
-    values = layout.cell_values
-    form_bytes = _BLOCK.size + 4 * values * count + _LAYERS.size
+    values, every = layout.cell_values, [count + more for more in held or [0] * len(layout.parts)]
     size = _HEAD.size + sum(
-        form_bytes + sum(_ROWS.size + row_bytes * count for _, _, row_bytes in layout.rows(part))
-        for part in layout.parts
+        _BLOCK.size
+        + 4 * values * count
+        + _LAYERS.size
+        + sum(_ROWS.size + row_bytes * count for _, _, row_bytes in layout.rows(part))
+        for part, count in zip(layout.parts, every, strict=True)
     )
-    state = np.zeros(size + (states.size_bytes(layout.states) if layout.states else 0), np.uint8)
-    frame, at, positions = state.data, _HEAD.size, np.arange(start, start + count)
+    block_bytes = states.size_bytes(layout.states, 1 if empty is None else 0) if layout.states else 0
+    state = np.zeros(size + block_bytes, np.uint8)
+    frame, at = state.data, _HEAD.size
     _HEAD.pack_into(frame, 0, magic, sequence)
-    for part in layout.parts:
-        rows_at, rows = at + form_bytes, layout.rows(part)
-        _BLOCK.pack_into(frame, at, 1, count)
-        cells = state[at + _BLOCK.size : rows_at - _LAYERS.size].view("<i4").reshape(count, values)
-        cells[:, 0], cells[:, 1], cells[:, -1] = positions, 1, sequence
+    for index, (part, count_here) in enumerate(zip(layout.parts, every, strict=True)):
+        positions = np.arange(start, start + count_here)
+        rows_at, rows = at + _BLOCK.size + 4 * values * count_here + _LAYERS.size, layout.rows(part)
+        _BLOCK.pack_into(frame, at, 1, count_here)
+        cells = state[at + _BLOCK.size : rows_at - _LAYERS.size].view("<i4").reshape(count_here, values)
+        at_positions = (positions >= held[index]).astype(np.int64) if held else positions
+        cells[:, 0], cells[:, 1], cells[:, -1] = at_positions, 1, sequence
         if layout.planes:
-            cells[:, 2], cells[:, 3] = positions, positions
+            cells[:, 2], cells[:, 3] = at_positions, at_positions
         _LAYERS.pack_into(frame, rows_at - _LAYERS.size, 0, len(part.layers))
-        marked = state[rows_at + _ROWS.size : rows_at + _ROWS.size + rows[0][2] * count].reshape(count, rows[0][2])
-        marked[:, : 2 * _MARK] = _marks(positions, number).view(np.uint8).reshape(count, 2 * _MARK)
+        marked = state[rows_at + _ROWS.size : rows_at + _ROWS.size + rows[0][2] * count_here].reshape(
+            count_here, rows[0][2]
+        )
+        marked[:, : 2 * _MARK] = _marks(positions, number).view(np.uint8).reshape(count_here, 2 * _MARK)
         at = rows_at
         for _, _, row_bytes in rows:
             _ROWS.pack_into(frame, at, _F16, row_bytes)
-            at += _ROWS.size + row_bytes * count
-    if layout.states is not None:
+            at += _ROWS.size + row_bytes * count_here
+    if layout.states is not None and empty is None:
         states.put(state[at:], layout.states, start + count - 1, number)
+    elif block_bytes and empty is not None:
+        state[at:] = empty[len(empty) - block_bytes :]
     return state
 
 

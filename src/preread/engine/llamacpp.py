@@ -81,8 +81,8 @@ class LlamaCpp:
         if not isinstance(tensors, str):
             keys = [tensors.rows.key_at(part.layers[0]) for part in layout.parts]
             placement = Placement(library(), native.gate, keys)
-        layers, spare = spec.geometry.layers, SCRATCH if whole else None
-        self.runner = Runner(native.context, native.gate, native.batch, layers, outputs, placement, spare)
+        layers, spare, tiled = spec.geometry.layers, SCRATCH if whole else None, self.cache.tiled
+        self.runner = Runner(native.context, native.gate, native.batch, layers, outputs, placement, spare, tiled)
         self.session = Session(spec, native, self.runner, self.cache, self.chooser)
 
     @classmethod

@@ -2,13 +2,14 @@
 
 A step of complete contexts runs freely. A step behind a context whose layers are still coming waits in front of each
 (`gate.py`); llama.cpp's callback holds back a whole graph, so such a step holds slices of that one context only. For
-the same reason a slice of which only the first layers are needed goes through all of them unless it is alone.
+the same reason a slice of which only the first layers are needed goes through all of them unless it is alone. It is
+the first of its batch, so that it can be told where to lie.
 
 It must not know why a slice is in a step. All of it belongs to the engine's thread, but for what says otherwise.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 
 import llama_cpp
@@ -17,6 +18,7 @@ import numpy.typing as npt
 
 from preread.engine.base import Chooser, Slice
 from preread.engine.batch import Batch
+from preread.engine.cache import Rows
 from preread.engine.gate import Gate
 from preread.engine.placement import Placement
 from preread.engine.sampling import Sampled
@@ -37,6 +39,7 @@ class Runner:
         outputs: tokens whose logits one step may give.
         placement: shows where tokens lie; None: that cannot be told, and no slice has `rows`.
         spare: a sequence that nobody has, of a model whose sequences are whole; None: of any other.
+        tiled: while it is open, what is computed of some rows' positions lies as in an empty cache, if it can.
     """
 
     def __init__(
@@ -48,9 +51,11 @@ class Runner:
         outputs: int,
         placement: Placement | None = None,
         spare: int | None = None,
+        tiled: Callable[[Rows, int], AbstractContextManager[None]] = lambda *_: nullcontext(),
     ) -> None:
         self._context, self._gate, self._batch, self._layers = context, gate, batch, layers
         self._outputs, self._placement, self._spare, self._waits = outputs, placement, spare, False
+        self._tiled = tiled
         self.splits_layers = placement is not None
         self._memory = llama_cpp.llama_get_memory(context)
 
@@ -94,10 +99,16 @@ class Runner:
             self._gate.disarm()
 
     def _computed(self, slices: Sequence[Slice]) -> list[list[Sampled]]:
+        order = sorted(range(len(slices)), key=lambda index: slices[index].layers is None)
+        found = self._computed_in_order([slices[index] for index in order])
+        return [steps for _, steps in sorted(zip(order, found, strict=True), key=lambda pair: pair[0])]
+
+    def _computed_in_order(self, slices: Sequence[Slice]) -> list[list[Sampled]]:
         self._fill(slices)
-        if len(slices) == 1 and slices[0].layers is not None and slices[0].layers < self._layers:
-            self._gate.end_behind(slices[0].layers)
-        with self._placed(slices):
+        first = slices[0]
+        if len(slices) == 1 and first.layers is not None and first.layers < self._layers:
+            self._gate.end_behind(first.layers)
+        with self._in_tiles(first), self._placed(slices):
             self._decode()
         return self._chosen(slices)
 
@@ -109,7 +120,7 @@ class Runner:
             raise EngineError("guesses, or several prompts that wait, were to be computed of a model with states")
         self._check(slices)
         if len(slices) > 1:
-            slices = [replace(one, layers=None) for one in slices]  # the gate is armed once for all
+            slices = [replace(one, layers=one.layers and self._layers) for one in slices]  # the gate is armed once
         return [steps for one in slices for steps in self._alone(one, slices)]
 
     def _alone(self, one: Slice, slices: Sequence[Slice]) -> list[list[Sampled]]:
@@ -163,6 +174,12 @@ class Runner:
             raise Cancelled("cancelled during a step")
         if status:
             raise EngineError(f"llama_decode failed with status {status}")
+
+    def _in_tiles(self, one: Slice) -> AbstractContextManager[None]:
+        """While this is open, a slice of which layers are to be copied comes to lie where they get the right bits."""
+        if one.layers is None or one.rows is None or self._placement is None:
+            return nullcontext()
+        return self._tiled(one.rows, one.position)
 
     @contextmanager
     def _placed(self, slices: Sequence[Slice]) -> Iterator[None]:

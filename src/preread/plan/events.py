@@ -71,11 +71,11 @@ class Interrupted:
 
 
 @dataclass(frozen=True, slots=True)
-class Crowded:
-    """Only some layers were to be computed, and there is no room for that: nothing was."""
+class Unsplit:
+    """Only some layers were to be computed, and nothing was: the cache has no room for that, or gives other bits."""
 
 
-Event = Tick | Progress | Arrived | Failed | Placed | Spoilt | Computed | Interrupted | Crowded
+Event = Tick | Progress | Arrived | Failed | Placed | Spoilt | Computed | Interrupted | Unsplit
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ class Inject:
 class Compute:
     """Compute chunks `start` … `stop`−1, all in one batch; answered by `Computed` or `Interrupted`.
 
-    groups: only the first so many groups of layers, which may be answered by `Crowded` as well; None: all.
+    groups: only the first so many groups of layers, which may be answered by `Unsplit` as well; None: all.
     """
 
     start: int

@@ -20,6 +20,13 @@ STATE: Final = 1
 """Among the windows of a model with states: one goes on at the end, as behind a layer that looks back at nothing."""
 
 
+SPAN_TOKENS: Final = 512
+"""So many rows, from the start, are summed before others are added: they must not be torn apart (`engine/tiles.py`)."""
+
+PASSED_CELLS: Final = SPAN_TOKENS + 64
+"""Cells that are held, at most, so that a stretch lies where sums have their order."""
+
+
 def first_seen(tokens: int, window: Window) -> int:
     """The first position of which something behind so many tokens sees the row in a layer with this window."""
     return 0 if window is None else max(0, tokens - window + 1)
@@ -35,17 +42,26 @@ def goes_on(at: int, tokens: int, windows: Iterable[Window]) -> bool:
     return all(first_seen(at, window) >= first_seen(tokens, window) for window in windows)
 
 
+def torn_at(start: int, windows: Iterable[Window]) -> int:
+    """Up to which position a stretch that is computed in order may look at the context's own rows: not in its windows,
+    and at whole spans only.
+    """
+    widest = max((window for window in windows if window is not None), default=0)
+    return max(0, start - widest) // SPAN_TOKENS * SPAN_TOKENS
+
+
 def spare_cells(tokens: int, stretch_tokens: int, windows: Iterable[Window]) -> int:
     """Cells that stretches of a context take besides its own, while they are computed through their first layers only.
 
     In order, the stretch before one stays until that is computed, with what its windows look at; of what is whole, all
-    stretches before.
+    stretches before. Some more are passed over.
     """
     of = [*windows]
     if is_whole(of):
-        return tokens
+        return tokens + PASSED_CELLS
     widest = max((window for window in of if window is not None), default=0)
-    return min(tokens, 2 * stretch_tokens + widest if is_in_order(tokens, of) else stretch_tokens)
+    most = 2 * stretch_tokens + widest + SPAN_TOKENS if is_in_order(tokens, of) else stretch_tokens
+    return min(tokens, most) + PASSED_CELLS
 
 
 def is_in_order(tokens: int, windows: Iterable[Window]) -> bool:

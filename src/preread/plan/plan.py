@@ -27,7 +27,6 @@ from preread.plan.events import (
     Cell,
     Compute,
     Computed,
-    Crowded,
     Event,
     Failed,
     Fetch,
@@ -39,6 +38,7 @@ from preread.plan.events import (
     Placed,
     Progress,
     Spoilt,
+    Unsplit,
 )
 from preread.plan.flow import Flow
 from preread.plan.grid import Grid
@@ -192,7 +192,7 @@ class Plan:
                 self._computed(seconds, out)
             case Interrupted():
                 self._idle()
-            case Crowded():
+            case Unsplit():
                 self._shares = ()
                 self._idle()
         self._sources.pass_time(self._now_s)

@@ -61,7 +61,13 @@ class FakeEngine:
 
 
 class FakeCache:
-    """The cells: of each, its position, its rows in every layer, and which sequences see it."""
+    """The cells: of each, its position, its rows in every layer, and which sequences see it.
+
+    Attributes:
+        tiled: whether cells are said to lie where they give the bits of an empty cache.
+    """
+
+    tiled = True
 
     def __init__(self, cells: int, sequences: range) -> None:
         self._first = sequences.start
@@ -98,6 +104,14 @@ class FakeCache:
         if (at[kept] < 0).any():
             raise EngineError("the cells that layers were computed into cannot be told")
         self._rows[:layers, to[kept]] = self._rows[:layers, at[kept]]
+
+    def is_tiled(self, rows: Rows, tokens: Span, layers: int) -> bool:
+        """See `Cache`: sums do not round, wherever cells lie."""
+        return self.tiled
+
+    def is_batched(self, part: Span, beside: int, tokens: int) -> bool:
+        """See `Cache`."""
+        return True
 
     def share(self, source: int, target: int, tokens: Span) -> None:
         """See `Cache`."""
