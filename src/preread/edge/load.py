@@ -18,7 +18,7 @@ from preread.edge.profiles import Preparations, Reader
 from preread.edge.rungs import NotStreamable, Streamable
 from preread.edge.sources import Supply
 from preread.edge.spans import span
-from preread.edge.threads import in_thread
+from preread.edge.threads import ended, in_thread
 from preread.engine.cache import Rows
 from preread.engine.llamacpp import Tokens
 from preread.errors import Cancelled, CorruptData, PrereadError, TransportError, UsageError
@@ -174,8 +174,7 @@ class Loading:
     ) -> None:
         for task in (tasks := [*self._working]):
             task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await ended(tasks)
 
     async def complete(self) -> None:
         """Wait until everything is in place.

@@ -1,8 +1,8 @@
 """What is done in a thread has ended when whoever asked for it goes on: also when that was cancelled meanwhile."""
 
 import asyncio
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -15,6 +15,18 @@ async def in_thread(call: Callable[[], T]) -> T:
     try:
         return await asyncio.shield(calling)
     finally:
-        await asyncio.wait([calling])
+        await ended([calling])
         if not calling.cancelled():
             calling.exception()  # taken, so that asyncio does not report it
+
+
+async def ended(tasks: Sequence[asyncio.Future[Any]]) -> None:
+    """Wait for the end of all, however often this is cancelled; that is raised then."""
+    cancelled: asyncio.CancelledError | None = None
+    while any(not task.done() for task in tasks):
+        try:
+            await asyncio.wait(tasks)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
