@@ -822,6 +822,7 @@ def test_first_layers_that_lie_elsewhere_are_computed_in_vain(early: bool) -> No
             cache.is_tiled = lambda *_: next(looked)  # type: ignore[method-assign]
             sequences = bench.core._sequences.free
             told.append(await bench.core.compute(context, tokens, 0, 2))
+            assert len([*looked]) == early, "it was not looked at"
             assert bench.core._sequences.free == sequences and not bench.core._fills
             bench.core.inject(rows, rows_of(context))
 
