@@ -16,16 +16,15 @@ import numpy.typing as npt
 from preread.engine.base import Chooser, Engine, Slice, Tokens
 from preread.engine.cache import COMPUTED, UNPLACED, Rows
 from preread.engine.model import Spec
-from preread.engine.sampling import Sampled, Sampling, log_probabilities, reported_probabilities
+from preread.engine.sampling import Sampled, Sampling
 from preread.errors import Cancelled, CorruptData, EngineError
+from preread.testing.fake_chooser import FakeChooser
 from preread.values import Fingerprint, Geometry, KVBlock, Span, StateBlock, alike
 
 STEP_TOKENS: Final = 512
 """Tokens of the largest step."""
 STEP_SCORES: Final = 256
 """Tokens of a step whose scores may be wanted."""
-END: Final = 0
-"""The token that ends an answer."""
 
 _U64 = npt.NDArray[np.uint64]
 _VOCABULARY: Final = 96
@@ -320,55 +319,6 @@ class FakeRunner:
         return steps
 
 
-class FakeChooser:
-    """The likeliest token, or a drawn one: the noise of a draw depends on the seed and on how many came before it."""
-
-    def __init__(self, sampling: Sampling) -> None:
-        self._sampling, self._count, self._given, self._closed = sampling, 0, 0, False
-
-    @property
-    def ended(self) -> bool:
-        """See `Chooser`."""
-        return self._count >= self._sampling.max_tokens
-
-    def choose(self, scores: object, index: int) -> Sampled:
-        """See `Chooser`."""
-        if self._closed:
-            raise EngineError("this answer's chooser was closed")
-        row = _row(scores, index).copy()
-        if self._count < self._sampling.min_tokens:
-            row[END] = -np.inf
-        noise = np.zeros(_VOCABULARY)
-        if self._sampling.temperature > 0:  # Gumbel's: the greatest of the sums is a sample
-            drawn = np.random.default_rng((self._sampling.seed, self._count)).gumbel(size=_VOCABULARY)
-            noise = drawn * self._sampling.temperature
-        token = int((row + noise).argmax())
-        self._count += 1
-        top = self._sampling.top_logprobs
-        odds: tuple[float | None, tuple[tuple[int, float], ...]] = (None, ())
-        if self._sampling.reported:
-            odds = reported_probabilities(row, token, self._sampling.reported)
-        elif top is not None:
-            odds = log_probabilities(row, token, top)
-        return Sampled(token, b"" if token == END else _piece(token), token == END, *odds)
-
-    def given(self, scores: object, first: int, tokens: Tokens, after: int | None, number: int) -> list[Sampled]:
-        """See `Chooser`."""
-        steps = [Sampled(int(tokens[0]), _piece(int(tokens[0])), False, given=True)] if number == 0 else []
-        following = tokens[1:].tolist() + ([] if after is None else [after])
-        for i, token in enumerate(following):
-            odds = log_probabilities(_row(scores, first + i), token, self._sampling.top_logprobs or 0)
-            steps.append(Sampled(token, _piece(token), False, *odds, given=True))
-        begins = number if number == 0 else number + 1
-        untold = steps[max(0, self._given - begins) :]
-        self._given += len(untold)
-        return untold
-
-    def close(self) -> None:
-        """See `Chooser`."""
-        self._closed = True
-
-
 if TYPE_CHECKING:
     _IS_ONE: type[Engine] = FakeEngine
 
@@ -422,13 +372,3 @@ def _mixed(values: _U64) -> _U64:
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
-
-
-def _row(scores: object, index: int) -> npt.NDArray[np.float32]:
-    assert isinstance(scores, np.ndarray)
-    row: npt.NDArray[np.float32] = scores[index]
-    return row
-
-
-def _piece(token: int) -> bytes:
-    return b"<%d>" % token
