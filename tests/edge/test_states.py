@@ -183,9 +183,23 @@ def test_where_what_is_copied_would_be_something_else_nothing_is_computed_beside
             await edge.node.forget()
             core._sequences.bring(context, 350)
             await core.reserve(context)
-            with pytest.raises(EngineError, match="cannot be computed here"):
-                await core.compute(context, np.array(DOCUMENTS["one"][:128], np.int32), 0)
+            assert await core.compute(context, np.array(DOCUMENTS["one"][:128], np.int32), 0) is None
             core._sequences.drop(context)
+
+    asyncio.run(story())
+
+
+def test_without_room_beside_a_context_all_of_it_comes_or_all_is_computed(
+    cloud: Cloud, engine: LlamaCpp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        async with opened(cloud, tmp_path) as edge:
+            plan = edge.node.core._plan
+            monkeypatch.setattr(plan, "spare", lambda _, cells, at_s: not cells)
+            for name in NAMES:
+                said = await ask(edge, QUESTION, name)
+                assert said.timings.way in ("streamed", "computed")
+                check(engine, said, DOCUMENTS[name] + QUESTION)
 
     asyncio.run(story())
 

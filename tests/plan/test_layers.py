@@ -108,8 +108,12 @@ def test_where_nothing_can_be_computed_beside_what_comes_all_is_waited_for_or_al
     link = replace(LINK, bytes_s=5e5)
     part = replace(task(link, chunks=4), in_order=True, shares=())
     assert events.Compute(0, 1) in tell(Plan(part, 0.0), 0.0, events.Tick()), "if it could be"
+    found_out = Plan(part, 0.0)
+    tell(found_out, 0.0, events.Tick())
+    assert not any(isinstance(one, events.Compute) for one in tell(found_out, 0.0, events.Unsplit())), "too late"
     plan = Plan(replace(part, alone=True), 0.0)
     assert not any(isinstance(one, events.Compute) for one in tell(plan, 0.0, events.Tick()))
+    assert found_out.task.alone
     slow(plan, 4.5e5)
     assert not any(isinstance(one, events.Compute) for one in tell(plan, 0.1, events.Tick())), "5.1 s, and 4.4 s"
     slow(plan, 3e5)

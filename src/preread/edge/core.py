@@ -329,8 +329,8 @@ class Core:
         layers: only the first so many layers of them, of whose earlier tokens these are in place; None: all.
 
         Returns:
-            Seconds that it took; None: nothing is computed of some layers only, since the cache has no room for that,
-            or sums would have another order than where all is computed.
+            Seconds that it took; None: nothing is computed, since the cache has no room for that beside the context's
+            rows, or, of some layers only, sums would have another order than where all is computed.
 
         Raises:
             Cancelled: `interrupt` came before the end; nothing of it stays.
@@ -346,8 +346,6 @@ class Core:
             able = aside is None or (self._engine.runner.splits_layers and self._has_spare_sequence)
             with self._lock:
                 room = able and self._plan.spare(context, spare_cells, at_s)
-            if not room and layers is None:
-                raise EngineError("a part of the context cannot be computed here beside what comes of it")
             if not room:
                 return False
             fill = self._sequences.fill(context, tokens, start, done, layers)

@@ -21,7 +21,7 @@ from preread.edge.spans import span
 from preread.edge.threads import ended, in_thread
 from preread.engine.cache import Rows
 from preread.engine.llamacpp import Tokens
-from preread.errors import Cancelled, CorruptData, PrereadError, TransportError, UsageError
+from preread.errors import Cancelled, CorruptData, EngineError, PrereadError, TransportError, UsageError
 from preread.plan import events
 from preread.plan.events import Cell, Event, Instruction
 from preread.plan.plan import Plan
@@ -313,6 +313,8 @@ class Loading:
         try:
             if self._stopping:
                 raise Cancelled("it was taken back before the context had its rows")
+            if self.plan.task.alone:
+                raise EngineError("all of it is computed sooner than it comes, and no part can be computed beside that")
             seconds = await self._core.compute(self._context, self._tokens[first:last], first, layers)
         except Cancelled:
             self._computing = False

@@ -72,7 +72,7 @@ class Interrupted:
 
 @dataclass(frozen=True, slots=True)
 class Unsplit:
-    """Only some layers were to be computed, and nothing was: the cache has no room for that, or gives other bits."""
+    """Nothing was computed: the cache has no room for that beside the context, or some layers would have other bits."""
 
 
 Event = Tick | Progress | Arrived | Failed | Placed | Spoilt | Computed | Interrupted | Unsplit
@@ -103,9 +103,9 @@ class Inject:
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """Compute chunks `start` … `stop`−1, all in one batch; answered by `Computed` or `Interrupted`.
+    """Compute chunks `start` … `stop`−1, all in one batch; answered by `Computed`, `Interrupted` or `Unsplit`.
 
-    groups: only the first so many groups of layers, which may be answered by `Unsplit` as well; None: all.
+    groups: only the first so many groups of layers; None: all.
     """
 
     start: int

@@ -16,6 +16,7 @@ decision compares predicted finishes. A link of which nothing is known, or that 
 until it shows otherwise, so that one that is dead costs nothing; whatever arrives is used.
 """
 
+from dataclasses import replace
 from enum import Enum
 from typing import Final
 
@@ -85,15 +86,15 @@ class Plan:
     """One load of one context. It begins with the first `step`, and is over when `complete`.
 
     Attributes:
+        task: what is to be done, and what is known by now of how it can be.
         predicted_s: seconds to the first token that were expected when it began; None: it has not.
     """
 
     def __init__(self, task: Task, at_s: float) -> None:
-        self._task, self._now_s, self.grid = task, at_s, Grid(task.cells, in_order=task.in_order)
+        self.task, self._now_s, self.grid = task, at_s, Grid(task.cells, in_order=task.in_order)
         self._believed_s = task.chunk_s
         self._engine, self._began_s, self._until_s = Engine.IDLE, at_s, at_s
         self._span, self._depth = range(0), self.grid.groups  # chunks that are being computed, and in how many groups
-        self._shares = task.shares
         self._speed = 1.0  # seconds that computing takes ÷ what was believed
         local_s = sum(self._believed_s)
         self._sources = Sources(task, self.grid, at_s, local_s)
@@ -123,7 +124,7 @@ class Plan:
 
     def _share(self, groups: int) -> float:
         """Of what computing a chunk takes, what its first so many groups do."""
-        return self._shares[groups - 1] if groups < self.grid.groups else 1.0
+        return self.task.shares[groups - 1] if groups < self.grid.groups else 1.0
 
     @property
     def _computing_s(self) -> float:
@@ -148,7 +149,7 @@ class Plan:
             bytes_s=sum(seen.flow.bytes_s for seen in expected),
             first_s=0.0 if any(seen.asked for seen in expected) else min((s.flow.rtt_s for s in expected), default=0.0),
             partly_bytes=sum(seen.partly_bytes for seen in expected),
-            decode_bytes_s=self._task.decode_bytes_s,
+            decode_bytes_s=self.task.decode_bytes_s,
             cell_bytes=self.grid.mean_bytes,
         )
 
@@ -159,12 +160,12 @@ class Plan:
             grid=self.grid,
             spent=Spent(span, self._depth if span else self.grid.groups),
             busy_s=0.0 if afresh else self._computing_s,
-            prompt_s=self._task.prompt_s,
+            prompt_s=self.task.prompt_s,
             coming=self._coming(),
             asked_bytes=self._sources.asked_bytes(),
             chunk_s=[slower * chunk_s for chunk_s in self._believed_s],
-            shares=self._shares,
-            in_order=self._task.in_order,
+            shares=self.task.shares,
+            in_order=self.task.in_order,
         )
 
     # What happens
@@ -192,8 +193,9 @@ class Plan:
                 self._computed(seconds, out)
             case Interrupted():
                 self._idle()
-            case Unsplit():
-                self._shares = ()
+            case Unsplit():  # no layers by themselves, or not even all of a part
+                self.task = replace(self.task, shares=(), alone=self.task.alone or self._depth == self.grid.groups)
+                self._believed_s = self.task.chunk_s
                 self._idle()
         self._sources.pass_time(self._now_s)
         if not self.complete and not isinstance(event, Progress):
@@ -284,9 +286,9 @@ class Plan:
     def _compute(self, left: list[int], most: int, out: list[Instruction]) -> None:
         """Compute the first chunk that is left, and up to `most`, with what has to be before them."""
         start, *others = self.grid.with_chunk(left[0])
-        stop, tokens = start + 1, self._task.chunks[start]
+        stop, tokens = start + 1, self.task.chunks[start]
         for chunk in [*others, *left[1:most]]:
-            tokens += self._task.chunks[chunk]
+            tokens += self.task.chunks[chunk]
             begun = chunk > left[0] and (self._has_come(chunk) or self.grid.injecting(chunk))
             if chunk != stop or tokens > LONGEST_BATCH_TOKENS or begun:
                 break
@@ -296,10 +298,10 @@ class Plan:
     def _compute_layers(self, left: list[int], groups: int, out: list[Instruction]) -> None:
         """Compute the first groups of layers of the next chunks that lack some of these."""
         lacking = [chunk for chunk in left if self.grid.lowest[chunk] < groups]
-        chunks = self.grid.with_chunk(lacking[-1], groups) if self._task.in_order else lacking
+        chunks = self.grid.with_chunk(lacking[-1], groups) if self.task.in_order else lacking
         stop, tokens = chunks[0], 0
         for chunk in chunks:
-            tokens += self._task.chunks[chunk]
+            tokens += self.task.chunks[chunk]
             too_long = tokens > LONGEST_BATCH_TOKENS and chunk > chunks[0]
             if chunk != stop or too_long or self.grid.is_injected_below(chunk, groups):
                 break
@@ -311,9 +313,8 @@ class Plan:
         self._engine, self._span, self._depth = Engine.COMPUTING, span, groups
         if not span.start:
             self.grid.begin_anew()
-        slower = self._share(groups) * self._speed
         self._began_s = self._until_s = self._now_s
-        self._until_s += slower * sum(self._believed_s[chunk] for chunk in span)
+        self._until_s += self._share(groups) * self._speed * sum(self._believed_s[chunk] for chunk in span)
         for chunk in span:
             for cell in [*self.grid.cells(chunk)][:groups]:
                 self._give_up(cell, out)
@@ -325,7 +326,7 @@ class Plan:
 
     def _has_come(self, chunk: int) -> bool:
         """Whether something of a chunk was fetched and is in place."""
-        return self.grid.left_bytes[chunk] < sum(self._task.cells[chunk])
+        return self.grid.left_bytes[chunk] < sum(self.task.cells[chunk])
 
     def _in_vain(self, left: list[int]) -> bool:
         """Whether the computation should rather not have been begun: what it computes is here, or will be sooner.
@@ -381,7 +382,7 @@ class Plan:
             count = finishes.index(min(finishes))
         computed, wave, tail = todo[:count], [], todo[count:]
         coming = self._coming()
-        wave_bytes = _WAVE * self._task.prompt_s * coming.bytes_s
+        wave_bytes = _WAVE * self.task.prompt_s * coming.bytes_s
         while tail and wave_bytes > 0:
             wave_bytes -= grid.away_bytes[tail[0]]
             wave.append(tail.pop(0))
