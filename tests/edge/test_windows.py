@@ -17,10 +17,11 @@ from preread.cloud.app import create_app
 from preread.cloud.events import Published
 from preread.cloud.serve import EnginePublisher
 from preread.edge.edge import AsyncEdge
+from preread.edge.live import Live
 from preread.edge.load import Segments
 from preread.edge.options import Near, Wishes
 from preread.edge.request import Ask, Piece, Timings
-from preread.edge.sequences import Live, Sequences
+from preread.edge.sequences import Sequences
 from preread.engine.llamacpp import LlamaCpp
 from preread.engine.sampling import Sampling
 from preread.engine.worker import Worker

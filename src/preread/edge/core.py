@@ -19,8 +19,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol, TypeVar
 
 from preread.edge.conversations import Conversations
+from preread.edge.live import Live
 from preread.edge.offload import Blocks
-from preread.edge.sequences import Fill, Live, Sequences
+from preread.edge.sequences import Fill, Sequences
 from preread.edge.spans import span
 from preread.engine.base import Engine, Slice, Tokens
 from preread.engine.cache import COMPUTED, Rows
