@@ -49,7 +49,7 @@ _SIZED: Final[dict[str, _Field]] = {
 
 FAMILIES: Final[Mapping[str, Mapping[str, _Field]]] = MappingProxyType(
     {
-        "llama": {}, "qwen2": {}, "qwen3": {}, "phi3": {"attention.sliding_window": WINDOW}, "smollm3": {},
+        "gpt2": {}, "llama": {}, "qwen2": {}, "qwen3": {}, "phi3": {"attention.sliding_window": WINDOW}, "smollm3": {},
         "granite": _SCALES,
         "mistral3": {},
         "qwen2vl": _SECTIONS, "qwen3vl": _SECTIONS,
