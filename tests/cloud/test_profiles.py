@@ -17,7 +17,7 @@ from preread.fit.sample import TAIL_TOKENS
 from preread.fit.text import Text, calibration
 from preread.store.objects import Objects, open_store
 from preread.testing.profile import plain_profile
-from preread.values import Fingerprint, Geometry
+from preread.values import Fingerprint, Geometry, Layer, RowShape, alike
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +107,11 @@ def test_too_little_text_is_a_usage_error(engine: LlamaCpp, worker: Worker) -> N
 
 
 def test_who_needs_a_profile() -> None:
-    assert needed(None) and needed(("lossless", "b2")) and needed(("b1.5",))
-    assert not needed(("lossless", "q8", "q4"))
+    layers = alike(Geometry(2, 2, 64))
+    assert needed(None, layers) and needed(("lossless", "b2"), layers) and needed(("b1.5",), layers)
+    assert not needed(("lossless", "q8", "q4"), layers)
+    differing = (*layers, Layer(RowShape(2, 128, 128)))
+    assert not needed(None, differing), "no profile is fitted for layers that differ"
 
 
 def test_rungs_come_best_first_and_unknown_ones_are_refused(engine: LlamaCpp, worker: Worker, store: Objects) -> None:

@@ -468,7 +468,7 @@ async def _strange_contexts(store: Objects, source: Objects, entry: Entry) -> No
         context=context_id(other, unpack(packed, 10**6)),
         model=msgspec.structs.replace(manifest.model, fingerprint=other),
     )
-    newer = msgspec.json.encode(msgspec.json.decode(data) | {"version": 2}, order="sorted")
+    newer = msgspec.json.encode(msgspec.json.decode(data) | {"version": 3}, order="sorted")
     for name, written, changes in (
         ("other-build", manifests.dumps(moved), {"fingerprint": other, "context": moved.context}),
         ("other-model", manifests.dumps(moved), {"fingerprint": other, "context": moved.context, "vocabulary": other}),

@@ -86,8 +86,8 @@ def asked(coarse: Coarse, cloud: "Cloud", *gates: Path, rung: str | None = None)
             await edge.node.settled()
             answer = await edge.ask("Which code has the fan?", context="manual", temperature=0, max_tokens=4)
             block = await edge.node.core.export(edge.node.contexts.named("manual").entry.context)
-            (listed_one,) = listed(edge.node, "", 10)["data"]
-            return Asked(answer.timings, block.k, listed_one["streamable"])
+            (manual,) = [one for one in listed(edge.node, "", 100)["data"] if one["id"] == "manual"]
+            return Asked(answer.timings, block.k, manual["streamable"])
 
     return asyncio.run(ask())
 

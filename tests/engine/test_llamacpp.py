@@ -421,16 +421,16 @@ def test_ordinary_contents_have_the_tokens_that_they_always_had(engine: LlamaCpp
         assert list(engine.tokenize_prompt(rendered)) == list(expected)
 
 
-def test_a_recurrent_model_is_refused_for_injection_and_still_answers(tmp_path: Path) -> None:
+def test_a_model_that_rotates_nothing_is_refused_for_injection_and_still_answers(tmp_path: Path) -> None:
     if not hasattr(llama_cpp, "llama_model_init_from_user"):
         pytest.skip("this build of llama.cpp makes no models")
-    path = write_family(tmp_path / "mamba2.gguf", "mamba2")
-    with closing(LlamaCpp.open(path, window_tokens=512, trusted=True)) as mamba:
-        assert "recurrent" in (self_test(mamba).no_injection or "")
-        with pytest.raises(EngineError, match="recurrent"):
-            mamba.session.reserve(8)
+    path = write_family(tmp_path / "gpt2.gguf", "gpt2")
+    with closing(LlamaCpp.open(path, window_tokens=512, trusted=True)) as gpt2:
+        assert "position encoding" in (self_test(gpt2).no_injection or "")
+        with pytest.raises(EngineError, match="position encoding"):
+            gpt2.session.reserve(8)
         prompt = np.arange(8, dtype=np.int32)
-        assert len([*mamba.session.generate(prompt, Sampling(max_tokens=3, min_tokens=3))]) == 3
+        assert len([*gpt2.session.generate(prompt, Sampling(max_tokens=3, min_tokens=3))]) == 3
 
 
 @pytest.mark.models
