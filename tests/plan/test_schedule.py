@@ -66,6 +66,10 @@ def test_a_prompt_is_computed_and_then_a_token_at_a_time() -> None:
     assert plan.residency.free_cells == 1000, "who left before has nothing more to give back"
 
 
+def test_sequences_are_told_that_answers_and_what_is_resident_may_have_in_all() -> None:
+    assert schedule(contexts=8, answers=3).sequences == 8 + 3
+
+
 def test_who_leaves_before_anything_was_computed_for_it_had_nothing() -> None:
     plan = schedule()
     ask(plan, 1)
