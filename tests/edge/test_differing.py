@@ -3,10 +3,10 @@
 import asyncio
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import llama_cpp
-import numpy as np
 import pytest
 
 from preread.cloud import client
@@ -15,15 +15,15 @@ from preread.cloud.events import Published, Request
 from preread.cloud.publish import needed
 from preread.cloud.serve import EnginePublisher
 from preread.edge.edge import AsyncEdge
-from preread.edge.request import Ask, Piece, Timings
 from preread.engine.llamacpp import LlamaCpp
-from preread.engine.sampling import Sampling
 from preread.engine.worker import Worker
 from preread.store.objects import Objects, open_store
 from preread.testing.beliefs import slow_machine
 from preread.testing.cloud import serving
-from preread.testing.families import VOCABULARY, write_family
+from preread.testing.families import write_family
 from preread.wire import manifest as manifests
+
+from .answers import said, words
 
 KINDS = {
     "gemma4": "windows, two sizes of heads, half of the layers without KV of their own",
@@ -36,10 +36,7 @@ RUNGS = ("lossless", "q8", "q4")
 ANSWER = 6
 
 
-def words(count: int, seed: int) -> tuple[int, ...]:
-    """Random tokens."""
-    return tuple(np.random.default_rng(seed).integers(1, VOCABULARY, count).tolist())
-
+ask = partial(said, answer_tokens=ANSWER)
 
 DOCUMENT, QUESTION = words(230, 1), words(9, 2)
 
@@ -63,24 +60,10 @@ def url(model: Path, store: Objects) -> Iterator[str]:
     with closing(LlamaCpp.open(model, window_tokens=512, trusted=True)) as engine:
         worker = Worker()
         with serving(create_app(store, EnginePublisher(engine, worker, store, RUNGS))) as url:
-            *_, last = client.publish(url, "document", tokens=[*DOCUMENT], form="text")
+            *_, last = client.publish(url, "document", tokens=DOCUMENT, form="text")
             assert isinstance(last, Published) and set(last.rung_bytes) == {*RUNGS}
             yield url
         worker.close()
-
-
-Said = tuple[list[int], list[float | None], Timings]
-
-
-async def ask(edge: AsyncEdge, *, local: bool = False) -> Said:
-    sampling = Sampling(max_tokens=ANSWER, min_tokens=ANSWER, top_logprobs=0)
-    tokens, logprobs = list[int](), list[float | None]()
-    async for piece in edge.answer(Ask(prompt=QUESTION, context="document", sampling=sampling, local=local)):
-        if not isinstance(piece, Piece):
-            return tokens, logprobs, piece.timings
-        tokens += [odds.id for odds in piece.odds]
-        logprobs += [odds.logprob for odds in piece.odds]
-    raise AssertionError("the answer does not end")
 
 
 def opened(model: Path, url: str, folder: Path, rung: str) -> AsyncEdge:
@@ -92,11 +75,11 @@ def test_a_streamed_context_gives_the_very_bits_of_local_prefill(model: Path, ur
         async with opened(model, url, tmp_path / "one", "lossless") as edge:
             assert edge.node.engine.no_injection is None
             edge.node.beliefs = slow_machine()
-            streamed = await ask(edge)
+            streamed = await ask(edge, QUESTION, "document")
         async with opened(model, url, tmp_path / "other", "lossless") as edge:  # whose cells lie as the first one's did
-            local = await ask(edge, local=True)
-            assert (streamed[2].way, local[2].way) == ("streamed", "computed")
-            assert streamed[:2] == local[:2] and None not in streamed[1]
+            local = await ask(edge, QUESTION, "document", local=True)
+            assert (streamed.timings.way, local.timings.way) == ("streamed", "computed")
+            assert (streamed.tokens, streamed.logprobs) == (local.tokens, local.logprobs)
 
     asyncio.run(story())
 
@@ -106,15 +89,13 @@ def test_coarser_rungs_come_and_are_near(model: Path, url: str, tmp_path: Path) 
         for rung, most in (("q8", 0.02), ("q4", 0.2)):
             async with opened(model, url, tmp_path / rung, rung) as edge:
                 edge.node.beliefs = slow_machine()
-                _, logprobs, timings = await ask(edge)
+                coded = await ask(edge, QUESTION, "document")
                 await edge.node.forget()
-                _, exact, _ = await ask(edge, local=True)
-                assert (timings.way, timings.rung) == ("streamed", rung)
-                if (
-                    model.stem == "gemma4"
-                ):  # its attention is not scaled: with random weights it looks at one token only
+                exact = await ask(edge, QUESTION, "document", local=True)
+                assert (coded.timings.way, coded.timings.rung) == ("streamed", rung)
+                if model.stem == "gemma4":  # its attention is unscaled: of random weights it looks at one token only
                     continue
-                assert abs((logprobs[0] or 0.0) - (exact[0] or 0.0)) < most
+                assert abs(coded.logprobs[0] - exact.logprobs[0]) < most
 
     asyncio.run(story())
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,34 +20,27 @@ from preread.cloud.events import Published
 from preread.cloud.serve import EnginePublisher
 from preread.edge.edge import AsyncEdge
 from preread.edge.options import Near, Wishes
-from preread.edge.request import Ask, Piece, Timings
 from preread.edge.sequences import Sequences
 from preread.engine.base import Slice
 from preread.engine.llamacpp import LlamaCpp
-from preread.engine.sampling import Sampling
 from preread.engine.states import having_state
 from preread.engine.worker import Worker
 from preread.errors import EngineError
-from preread.fit.quality import log_softmax
 from preread.store.objects import Objects, open_store
 from preread.testing.beliefs import slow_machine
 from preread.testing.cloud import serving
 from preread.testing.engine import answer, read, step, text
-from preread.testing.families import LAYERS, VOCABULARY, write_family
+from preread.testing.families import LAYERS, write_family
 from preread.values import ContextId, KVBlock, Span
+
+from .answers import ROUNDING_NATS, check, said, words
 
 TRIED = ("falcon-h1", "lfm2", "mamba2", "qwen35")
 OTHERS = ("granitehybrid", "jamba", "mamba", "nemotron_h", "qwen3next", "rwkv7")
 ANSWER = 8
 NAMES = ("one", "two", "three")
-ROUNDING_NATS = 0.02
-"""Where cells lie otherwise, sums have another order."""
 
-
-def words(count: int, seed: int) -> list[int]:
-    """Random tokens."""
-    return np.random.default_rng(seed).integers(1, VOCABULARY, count).tolist()
-
+ask = partial(said, answer_tokens=ANSWER)
 
 DOCUMENTS = {name: words(350, seed) for seed, name in enumerate(NAMES)}
 QUESTION = words(9, 7)
@@ -80,36 +74,6 @@ def engine(cloud: Cloud) -> Iterator[LlamaCpp]:
     """Says what is right: it has nothing but one prompt, computed from its start."""
     with closing(LlamaCpp.open(cloud.model, window_tokens=1024, scored_tokens=256, trusted=True)) as engine:
         yield engine
-
-
-@dataclass(frozen=True)
-class Said:
-    tokens: list[int]
-    logprobs: list[float]
-    timings: Timings
-
-
-async def ask(edge: AsyncEdge, prompt: list[int], context: str | None = None, *, local: bool = False) -> Said:
-    sampling = Sampling(max_tokens=ANSWER, min_tokens=ANSWER, top_logprobs=0)
-    tokens, logprobs = list[int](), list[float]()
-    async for piece in edge.answer(Ask(prompt=tuple(prompt), context=context, sampling=sampling, local=local)):
-        if isinstance(piece, Piece):
-            tokens += [odds.id for odds in piece.odds]
-            logprobs += [odds.logprob or 0.0 for odds in piece.odds]
-        else:
-            return Said(tokens, logprobs, piece.timings)
-    raise AssertionError("the answer does not end")
-
-
-def check(engine: LlamaCpp, said: Said, prompt: list[int]) -> None:
-    """Assert that an answer is what comes of the whole prompt when it is computed from its start."""
-    tokens, answer = np.array(prompt, np.int32), np.array(said.tokens, np.int32)
-    assert len(answer) == ANSWER
-    engine.session.prefill(tokens[:-1])
-    logs = log_softmax(engine.session.score(np.concatenate([tokens[-1:], answer[:-1]])))
-    right = logs[np.arange(ANSWER), answer]
-    np.testing.assert_allclose(said.logprobs, right, atol=ROUNDING_NATS)
-    assert (logs.max(axis=1) - right).max() <= 2 * ROUNDING_NATS
 
 
 def opened(cloud: Cloud, folder: Path, url: str | None = "", **options: Any) -> AsyncEdge:

@@ -111,9 +111,11 @@ def test_a_password_is_never_said() -> None:
     assert "secret" not in str(caught.value) and "127.0.0.1:6379" in str(caught.value)
 
 
-def test_without_one_nothing_is_done() -> None:
+def test_without_one_nothing_runs_beside() -> None:
     async def main() -> None:
+        before = asyncio.all_tasks()
         async with messenger.messages(open_store("memory:"), "memory:", None):
-            pass
+            await asyncio.sleep(0)
+            assert asyncio.all_tasks() == before
 
     asyncio.run(main())
