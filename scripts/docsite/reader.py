@@ -20,6 +20,9 @@ _SERVER: Final = re.compile(
     r"\bpreread (?:--\S+ \S+ )*(cloud|edge|attach)\b|\bpreread publish (--watch)\b|(http\.server|moto_server)"
 )
 _READY: Final = re.compile(r"\b(https?|unix):|watching|Serving HTTP|Running on http")
+_SET_FOR_IT: Final = re.compile(r"\A(?:[A-Za-z_]\w*=\S* +)*")
+"""Variables that are set for one command."""
+
 _MOST_S: Final = 600
 """For one command: a net below tests, not a bound that says anything."""
 
@@ -86,7 +89,8 @@ class Reader:
         path, flags = commands.called(named[0][1:])
         if path not in self.smaller:
             return text
-        return shlex.join([named[0][0], *shell.changed(named[0][1:], self.smaller[path], flags)])
+        words = [named[0][0], *shell.changed(named[0][1:], self.smaller[path], flags)]
+        return text.removesuffix(_SET_FOR_IT.sub("", text)) + shlex.join(words)
 
     def _ran(self, step: Typed, text: str, command: list[str]) -> Came:
         with subprocess.Popen(
@@ -118,7 +122,10 @@ class Reader:
             yield Came(replace(step, text=text), process.poll() or 0, log.read_text())
         finally:
             process.send_signal(signal.SIGINT)
-            process.wait(30)
+            try:
+                process.wait(30)
+            finally:
+                process.kill()  # one that does not end fails the test, and does not outlive it
 
 
 def environment(folder: Path, **more: str) -> dict[str, str]:

@@ -39,6 +39,8 @@ def test_what_is_typed_comes_in_order_and_to_an_end(somebody: Reader, tmp_path: 
 def test_a_bench_has_its_smallest_arguments_and_all_others(somebody: Reader) -> None:
     told = somebody.told(Typed("preread bench ttft --runs 9 \\\n  --plot 'a b.svg'  # a picture", 1))
     assert told == "preread bench ttft --plot 'a b.svg' --runs 1"
+    told = somebody.told(Typed("CERT=house.pem N=1 preread bench ttft --runs 9", 1))
+    assert told == "CERT=house.pem N=1 preread bench ttft --runs 1"
     assert somebody.told(Typed("preread bench site --edges 1 | tail", 1)) == "preread bench site --edges 1 | tail"
 
 
