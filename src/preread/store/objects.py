@@ -48,6 +48,8 @@ BUCKET_POLL_S: Final = 1.0
 """Whether others have changed the names is looked for so often: in a bucket by one GET, 2.6 million a month."""
 
 _TROUBLE_S: Final = 10.0
+"""A store that fails is looked at more and more rarely, but at least so often."""
+
 _AT_ONCE: Final = 64
 """So many small requests are under way at a time: a bucket takes milliseconds for each."""
 _MOST_SEEN: Final = 200_000
@@ -115,19 +117,19 @@ class Objects:
         self._listings.note(self.log.known)
 
     async def _follow(self) -> None:
-        trouble = False
+        failures = 0
         while True:
-            await asyncio.sleep(_TROUBLE_S if trouble else self._poll_s)
+            await asyncio.sleep(min(_TROUBLE_S, self._poll_s * 2.0 ** min(failures, 16)))
             try:
                 await self.look()
-                trouble = False
+                failures = 0
             except RemoteError as error:
-                if not trouble:
+                if not failures:
                     _log.warning("what others publish is not seen for now: %s", error)
-                trouble = True
+                failures += 1
             except Exception:
                 _log.exception("looking for what others publish failed in a way that nobody foresaw")
-                trouble = True
+                failures += 1
 
     async def check(self) -> None:
         """See whether the store can be read now, with one request.
