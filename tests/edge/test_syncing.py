@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,8 @@ from preread.cloud.events import Request
 from preread.edge import syncing
 from preread.edge.contexts import Contexts
 from preread.edge.published import ANYTHING, Interest
-from preread.edge.syncing import keep_in_step
+from preread.edge.syncing import Ear, keep_in_step
+from preread.errors import TransportError
 from preread.plan.poll import SYNC_S
 from preread.store.egress import CloudLink
 from preread.store.objects import Objects, open_store
@@ -142,6 +143,36 @@ def test_a_change_reaches_an_edge_that_was_cut_off(fault: str, tmp_path: Path, m
             await until(lambda: "later" in names(contexts))
 
     run(main)
+
+
+@pytest.mark.parametrize("away", [True, False])
+def test_only_a_cloud_that_is_there_and_does_not_tell_is_tried_ever_less_often(
+    away: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was away, five times in a row, is listened to within a second of being back."""
+    failed = list[int]()
+    monkeypatch.setattr(syncing, "listen_pause_s", lambda failures, chance: failed.append(failures) or 0.0)
+
+    async def main() -> None:
+        contexts = Contexts(tmp_path, OWN)
+        contexts.asked_cloud.set()
+        async with Proxy(("127.0.0.1", 1)) as nobody, CloudLink(f"http://127.0.0.1:{nobody.port}") as link:
+            ear = Ear(contexts, link)
+            async with running(ear.keep_listening()):
+                for time in range(1, 6):
+                    await until(lambda: ear.doubts)
+                    with suppress(TransportError):
+                        await contexts.sync(link)
+                    assert contexts.unreachable
+                    if not away:
+                        contexts.unreachable = None
+                    ear.doubts = False
+                    await asyncio.sleep(syncing._LOOK_S)
+                    contexts.unreachable = None
+                    await until(lambda: len(failed) == time)  # noqa: B023
+
+    run(main)
+    assert failed == ([1] * 5 if away else [1, 2, 3, 4, 5])
 
 
 def test_a_cloud_that_tells_nothing_is_asked_by_the_clock(tmp_path: Path) -> None:

@@ -72,6 +72,8 @@ class Ear:
                 await asyncio.sleep(_LOOK_S / 4)
             if self._contexts.unreachable is None:  # or no connection was made that would cost anything
                 allowance = allowance.spent(time.monotonic())
+            else:  # it was the cloud that was away: nothing keeps it from being listened to when it is back
+                failures = 1
             while self._contexts.unreachable:
                 await asyncio.sleep(_LOOK_S / 4)
             pause_s = listen_pause_s(failures, _chance())
