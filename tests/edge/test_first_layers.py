@@ -89,7 +89,7 @@ def split(engine: LlamaCpp, sequences: Sequences, tokens: int, layers: int, abov
     return done
 
 
-@pytest.mark.parametrize("tokens", [150, 300, 1000])
+@pytest.mark.parametrize("tokens", [150, 300, 1000, 1990])
 def test_first_layers_have_prefills_bits_or_are_of_no_use(engine: LlamaCpp, tokens: int) -> None:
     right, said = prefilled(engine, tokens)
     user, *four = engine.sequences[-5:]

@@ -17,7 +17,7 @@ from preread.engine.cache import Rows
 from preread.engine.states import having_state
 from preread.errors import EngineError
 from preread.plan.drafts import Runs
-from preread.plan.legality import goes_on, is_in_order, is_whole, spare_cells, torn_at
+from preread.plan.legality import goes_on, is_in_order, is_whole, spare_cells
 from preread.plan.step import Part
 from preread.values import ContextId, KVBlock, Span, runs_of
 
@@ -194,32 +194,26 @@ class Sequences:
         exact, layers = layers is not None, self.aside(context, layers)
         beginning = self._beginning(place, start, self._layers if layers is None else layers)
         rows = self._cache.unplaced(self._free[-1], start + len(tokens))
-        kept = start if beginning is None else 0 if self._whole else torn_at(start, self._engine.spec.windows)
-        self._note_before(rows, place, beginning, Span(kept, start))
+        self._note_before(rows, place, beginning, start)
         stretch = Span(start, start + len(tokens))
         alike = layers is None or self._cache.is_tiled(rows, Span(start, start), layers)
         if exact and not (alike and self._cache.is_batched(stretch, 0, place.tokens)):
             return None
         fill = Fill(context, tokens, start, done, self._free.pop(), True, layers, exact, rows)
-        if layers is not None:
-            self._cache.share(place.sequence, fill.sequence, Span(0, kept))
-            if beginning is not None:
-                self._cache.share(beginning.sequence, fill.sequence, Span(kept, start))
-            return fill
         before = place.sequence if beginning is None else beginning.sequence
         self._cache.share(before, fill.sequence, Span(0, start))
-        self._cache.take(place.rows, fill.span)
+        if layers is None:
+            self._cache.take(place.rows, fill.span)
         return fill
 
-    def _note_before(self, rows: Rows, place: Place, beginning: Beginning | None, begun: Span) -> None:
-        """Note where what is before a stretch lies: in the context's cells, and from some position on in others."""
+    def _note_before(self, rows: Rows, place: Place, beginning: Beginning | None, start: int) -> None:
+        """Note where what is before a stretch lies: in the context's cells, or in those of what it goes on behind."""
         assert place.rows is not None and place.computed is not None
-        before = slice(0, begun.start)
-        for into, own, computed in zip(rows.parts, place.rows.parts, place.computed.parts, strict=True):
-            into[before] = np.where(own[before] >= 0, own[before], computed[before])
-        if beginning is not None:
-            for into, of in zip(rows.parts, beginning.rows.parts, strict=True):
-                into[begun.start : begun.stop] = of[begun.start : begun.stop]
+        for part, into in enumerate(rows.parts):
+            own, computed = place.rows.parts[part][:start], place.computed.parts[part][:start]
+            into[:start] = (
+                np.where(own >= 0, own, computed) if beginning is None else beginning.rows.parts[part][:start]
+            )
 
     def _beginning(self, place: Place, start: int, layers: int) -> Beginning | None:
         """What a stretch goes on behind; None: the context's own rows. Where nothing is before it, nothing is kept.

@@ -204,12 +204,14 @@ class Cache:
         last: the cell of the position before, in each part.
         """
         context, parts, rows = self._context, self._layout.parts, self.tensors.rows
-        most = [PASSED_CELLS - cells.SEEN_CELLS if one.window_tokens is None else _MOST_LEFT_BEHIND for one in parts]
+        most = [PASSED_CELLS if one.window_tokens is None else _MOST_LEFT_BEHIND for one in parts]
         passed = [0] * len(parts)
         for _ in range(_TRIES if passed else 0):
             self._allocations += 1
             try:
-                found = cells.hold(context, self._layout, rows, passed, self._scratch, self._allocations)
+                found = cells.hold(
+                    context, self._layout, rows, passed, stop - position, self._scratch, self._allocations
+                )
             except EngineError:  # there are not so many
                 self.free(self._scratch)
                 return

@@ -46,8 +46,6 @@ _LAYERS = struct.Struct("<II")
 _ROWS = struct.Struct("<iQ")
 _CELL, _PLANES_CELL = 3, 6
 """Values of 32 bits that a cell's form has."""
-SEEN_CELLS = 64
-"""Free cells that `hold` shows behind those that it holds."""
 _F16 = 1
 _MARK = 4
 """Values of a row that a mark takes."""
@@ -166,13 +164,13 @@ def allocate(
 
 
 def hold(
-    context: object, layout: Layout, tensors: CacheTensors, counts: Sequence[int], scratch: int, number: int
+    context: object, layout: Layout, tensors: CacheTensors, counts: Sequence[int], more: int, scratch: int, number: int
 ) -> list[Cells]:
     """Give an empty `scratch` sequence the next free cells in each of llama.cpp's caches, but no state.
 
     Args:
         context, layout, tensors: of the cache.
-        counts: how many in each part to keep, whose positions are 0; `SEEN_CELLS` more are at position 1.
+        counts: how many in each part to keep, whose positions are 0; so many `more` are at position 1.
         scratch, number: as of `allocate`.
 
     Returns:
@@ -182,9 +180,9 @@ def hold(
         EngineError: llama.cpp refused, or its cells cannot be told.
     """
     empty = _saved_of(context, scratch)
-    _restore(context, scratch, _state(_magic_of(empty), 0, SEEN_CELLS, layout, scratch, number, counts, empty))
+    _restore(context, scratch, _state(_magic_of(empty), 0, more, layout, scratch, number, counts, empty))
     return [
-        _found(tensors.first_values(part.layers[0], _MARK), Span(0, count + SEEN_CELLS), number, 0)
+        _found(tensors.first_values(part.layers[0], _MARK), Span(0, count + more), number, 0)
         for part, count in zip(layout.parts, counts, strict=True)
     ]
 

@@ -42,26 +42,15 @@ def goes_on(at: int, tokens: int, windows: Iterable[Window]) -> bool:
     return all(first_seen(at, window) >= first_seen(tokens, window) for window in windows)
 
 
-def torn_at(start: int, windows: Iterable[Window]) -> int:
-    """Up to which position a stretch that is computed in order may look at the context's own rows: not in its windows,
-    and at whole spans only.
-    """
-    widest = max((window for window in windows if window is not None), default=0)
-    return max(0, start - widest) // SPAN_TOKENS * SPAN_TOKENS
-
-
 def spare_cells(tokens: int, stretch_tokens: int, windows: Iterable[Window]) -> int:
     """Cells that stretches of a context take besides its own, while they are computed through their first layers only.
 
-    In order, the stretch before one stays until that is computed, with what its windows look at; of what is whole, all
-    stretches before. Some more are passed over.
+    In order, as where sequences are whole, all stretches before one stay until the last is computed: cells that become
+    free between would be taken next, and lie before those that windows still look at. Some more are passed over.
     """
     of = [*windows]
-    if is_whole(of):
-        return tokens + PASSED_CELLS
-    widest = max((window for window in of if window is not None), default=0)
-    most = 2 * stretch_tokens + widest + SPAN_TOKENS if is_in_order(tokens, of) else stretch_tokens
-    return min(tokens, most) + PASSED_CELLS
+    every = is_whole(of) or is_in_order(tokens, of)
+    return (tokens if every else min(tokens, stretch_tokens)) + PASSED_CELLS
 
 
 def is_in_order(tokens: int, windows: Iterable[Window]) -> bool:
