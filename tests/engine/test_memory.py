@@ -12,7 +12,7 @@ import pytest
 from preread.engine import gguf, model
 from preread.engine.ggml import Tensor
 from preread.engine.gguf import Header
-from preread.engine.memory import Memory, Rows, layers_of, verdict
+from preread.engine.memory import Memory, verdict
 from preread.testing.families import FAMILIES, write_family
 
 CACHE = re.compile(rb"cache_([kvrs])_l(\d+)$")
@@ -90,25 +90,20 @@ def test_the_header_says_what_the_loaded_model_says(family: Path) -> None:
     assert found.why == (said.no_injection or "")
     assert found.way == ("computed" if said.no_injection else "streams")
     if said.no_injection is None:
-        assert said.layers == layers_of(found.memory)
+        assert said.layers == found.memory.layers
         assert said.state_bytes == found.memory.state_bytes
 
 
 def widths(memory: Memory) -> dict[tuple[str, int], int]:
     """Values in a row of each tensor that has any."""
     told = {}
-    for layer, parts in enumerate(memory.layers):
-        for part in parts:
-            pair = (part.k_values, part.v_values) if isinstance(part, Rows) else (part.r_values, part.s_values)
-            halves = "kv" if isinstance(part, Rows) else "rs"
-            told |= {(half, layer): width for half, width in zip(halves, pair, strict=True) if width}
-    return told
+    for number, layer in enumerate(memory.layers):
+        if rows := layer.rows:
+            told |= {("k", number): rows.kv_heads * rows.k_dim, ("v", number): rows.kv_heads * rows.v_dim}
+        if state := layer.state:
+            told |= {("r", number): state.r_values, ("s", number): state.s_values}
+    return {place: width for place, width in told.items() if width}
 
 
 def windows(memory: Memory) -> dict[int, int | None]:
-    return {
-        layer: part.window_tokens
-        for layer, parts in enumerate(memory.layers)
-        for part in parts
-        if isinstance(part, Rows)
-    }
+    return {number: layer.window_tokens for number, layer in enumerate(memory.layers) if layer.rows is not None}

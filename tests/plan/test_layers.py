@@ -75,6 +75,17 @@ def test_without_room_for_that_chunks_are_computed_whole_or_not_at_all() -> None
     assert Plan(replace(task(link), shares=()), 0.0).step(events.Tick(), 0.0)[0] == events.Compute(0, 1)
 
 
+def test_first_layers_are_computed_only_from_where_sums_begin_anew() -> None:
+    """Behind chunks that were computed whole. From the start, and behind such a stretch, they are in any case."""
+    begins = Plan(replace(windowed(LINK, 3), breaks=(True, False, False)), 0.0)
+    assert isinstance(whole := tell(begins, 0.0, events.Tick())[0], events.Compute) and whole.groups
+    for breaks, groups in (((True, True), True), ((True, False), False)):
+        slower = replace(LINK, bytes_s=2e5)
+        plan = Plan(replace(task(slower, chunks=2), breaks=breaks, cells=((0,) * 5, (SIZE,) * 5)), 0.0)
+        (compute,) = [one for one in tell(plan, 0.0, events.Tick()) if isinstance(one, events.Compute)]
+        assert compute.start == 1 and (compute.groups is not None) == groups
+
+
 @pytest.mark.parametrize("chunks", [12, 40])
 def test_chunks_that_can_be_divided_evenly_are_computed_whole(chunks: int) -> None:
     """That is no later, and can be taken back chunk by chunk when the link turns out to be slower."""

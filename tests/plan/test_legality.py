@@ -7,6 +7,7 @@ from preread.plan.legality import (
     PASSED_CELLS,
     STATE,
     Window,
+    begins_anew,
     first_seen,
     goes_on,
     is_in_order,
@@ -59,6 +60,11 @@ def test_chunks_are_computed_in_any_order_only_where_one_can_go_on_from_every_pl
     if not is_in_order(tokens, of):
         assert all(goes_on(at, tokens, of) for at in range(1, tokens + 1))
     assert is_in_order(tokens, of) == any(looked_at(tokens, window) != set(range(tokens)) for window in of)
+
+
+def test_first_layers_begin_where_no_span_is_torn_apart() -> None:
+    assert [begins_anew(start, (None, 300)) for start in (0, 128, 512, 640, 1024)] == [True, False, True, False, True]
+    assert begins_anew(128, (None, STATE)), "whatever is computed of it lies elsewhere"
 
 
 def test_stretches_of_first_layers_need_room_for_one_and_in_order_for_all() -> None:

@@ -36,7 +36,10 @@ class World:
         prefill = Prefill(self.draw.choice((1e-4, 4e-3)))
         shares = tuple((g + 1) / groups for g in range(groups)) if self.draw.random() < 0.7 else ()
         self.crowded = self.draw.choice((0.0, 0.0, 0.2, 1.0))
-        self.task = Task(tokens, sizes, prefill, 0.1, 1e7, sources, first, in_order=windows, shares=shares)
+        breaks = (True, *(self.draw.random() < 0.4 for _ in range(chunks - 1))) if self.draw.random() < 0.5 else ()
+        self.task = Task(
+            tokens, sizes, prefill, 0.1, 1e7, sources, first, in_order=windows, shares=shares, breaks=breaks
+        )
         self.plan, self.groups, self.chunks = Plan(self.task, 0.0), groups, chunks
         self.asked: set[tuple[events.Cell, int]] = set()
         self.given_up: list[tuple[events.Cell, int]] = []
@@ -76,6 +79,9 @@ class World:
                     if self.task.in_order and start:
                         assert self.chain[0].stop == start, "what windows look at is not there"
                         assert self.chain[1] >= depth, "what windows look at in upper layers is not there"
+                    if depth < self.groups and self.task.breaks and not self.task.breaks[start]:
+                        goes_on = self.task.in_order and self.chain[1] < self.groups
+                        assert goes_on, "what it looks at is torn apart"
                     if not start:
                         self.chain = range(0), self.groups  # the engine keeps but one
                     self.span, self.depth = range(start, stop), depth

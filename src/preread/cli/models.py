@@ -11,7 +11,7 @@ from preread.cli import options
 from preread.cli.terminal import print_json, print_table, say, size
 from preread.engine.download import installed
 from preread.engine.known import known
-from preread.engine.memory import Memory, Rows, State, Verdict, Way, layers_of, verdict
+from preread.engine.memory import Memory, Verdict, Way, verdict
 from preread.engine.peek import Peeked, peek
 from preread.values import geometry_of
 
@@ -167,10 +167,9 @@ def _kept(memory: Memory | None) -> str:
     """What a model's layers keep, in a few words."""
     if memory is None:
         return "?"
-    rows = [part for layer in memory.layers for part in layer if isinstance(part, Rows)]
-    states = sum(any(isinstance(part, State) for part in layer) for layer in memory.layers)
+    states = sum(layer.state is not None for layer in memory.layers)
     told = [f"{memory.token_bytes:,} bytes a token"] if memory.token_bytes else []
-    if windows := {row.window_tokens for row in rows if row.window_tokens is not None}:
+    if windows := {layer.window_tokens for layer in memory.layers if layer.window_tokens is not None}:
         told.append(f"{memory.windows} of {len(memory.layers)} layers a window of {max(windows):,}")
     if memory.shared_layers:
         told.append(f"{memory.shared_layers} layers nothing of their own")
@@ -225,7 +224,7 @@ def _break_even(memory: Memory, prefill_rate: float) -> dict[str, float]:
     tokens = LENGTHS[0]
     mbps = memory.bytes_of(tokens) * 8 / 1e6 / (tokens / prefill_rate)
     plain = {"float16": round(mbps, 3)}
-    if geometry_of(layers_of(memory)) is None:  # then there is no fitted rung
+    if geometry_of(memory.layers) is None:  # then there is no fitted rung
         return plain
     return plain | {"fitted": round(mbps * _FITTED_BITS / _HALF_BITS, 3)}
 

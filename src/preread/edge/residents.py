@@ -30,7 +30,7 @@ from preread.engine.cache import Rows
 from preread.engine.llamacpp import LlamaCpp
 from preread.errors import EngineError, PrereadError, TransportError
 from preread.plan.beliefs import CLOUD, Heard
-from preread.plan.legality import is_in_order, is_whole, spare_cells
+from preread.plan.legality import begins_anew, is_in_order, is_whole, spare_cells
 from preread.plan.plan import INJECTIONS, LONGEST_BATCH_TOKENS
 from preread.plan.task import Task
 from preread.values import ContextId
@@ -250,10 +250,21 @@ def _task(question: Question, what: LoadSpec, supplies: tuple[Supply, ...], node
     decode_bytes_s = min(INJECTIONS, limits.cpus()) * beliefs.decode_bytes_s(what.rung)
     sources = tuple(beliefs.source(supply.name, at_s) for supply in supplies)
     first = what.grid(lambda place: holder(place, supplies))
-    in_order = is_in_order(sum(chunks), node.engine.spec.sight)
+    sight = node.engine.spec.sight
     splits = _splits(sum(chunks), node.engine)
-    shares, alone = _shares(what) if splits else (), not splits and is_whole(node.engine.spec.sight)
-    return Task(chunks, what.cells, beliefs.prefill, prompt_s, decode_bytes_s, sources, first, in_order, shares, alone)
+    return Task(
+        chunks,
+        what.cells,
+        beliefs.prefill,
+        prompt_s,
+        decode_bytes_s,
+        sources,
+        first,
+        in_order=is_in_order(sum(chunks), sight),
+        shares=_shares(what) if splits else (),
+        breaks=tuple(begins_anew(start, sight) for start, _ in what.manifest.chunks),
+        alone=not splits and is_whole(sight),
+    )
 
 
 def _splits(tokens: int, engine: LlamaCpp) -> bool:

@@ -12,49 +12,10 @@ from typing import Final, Literal
 
 from preread.engine.gguf import Header, Long
 from preread.errors import CorruptData
+from preread.plan.legality import first_seen
 from preread.values import Layer, RowShape, StateShape
 
 _MOST_LAYERS: Final = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Attention's K and V, float16: a row for each token.
-
-    Attributes:
-        k_values, v_values: of a row; no V where K's latent rows stand for both (MLA).
-        window_tokens: only so many tokens before the next one are looked at; None: all.
-        heads: that either is of.
-    """
-
-    k_values: int
-    v_values: int
-    window_tokens: int | None = None
-    heads: int = 1
-
-    def bytes_of(self, tokens: int) -> int:
-        """What has to be there to go on behind so many tokens: of a window its last W - 1 rows."""
-        seen = tokens if self.window_tokens is None else min(tokens, max(0, self.window_tokens - 1))
-        return 2 * (self.k_values + self.v_values) * seen
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """What a recurrent layer keeps, float32: the convolution's last inputs (R) and the state itself (S).
-
-    `s_row_values`: of one of the state's rows, which lie one behind the other.
-    """
-
-    r_values: int
-    s_values: int
-    s_row_values: int = 1
-
-    def bytes_of(self, tokens: int) -> int:
-        """The same behind any number of tokens."""
-        return 4 * (self.r_values + self.s_values) if tokens else 0
-
-
-Part = Rows | State
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,36 +23,39 @@ class Memory:
     """What every layer keeps: nothing where it computes no attention, or reads another layer's.
 
     Attributes:
-        layers: the parts of each.
+        layers: of the model.
         shared_layers: how many of them read another layer's.
     """
 
-    layers: tuple[tuple[Part, ...], ...]
+    layers: tuple[Layer, ...]
     shared_layers: int = 0
 
     def bytes_of(self, tokens: int) -> int:
-        """What a context of so many tokens takes, as llama.cpp has it."""
-        return sum(part.bytes_of(tokens) for layer in self.layers for part in layer)
+        """What a context of so many tokens takes, as llama.cpp has it: of windows what is seen behind it."""
+        rows = sum(_row_bytes(layer) * (tokens - first_seen(tokens, layer.window_tokens)) for layer in self.layers)
+        return rows + (self.state_bytes if tokens else 0)
 
     @property
     def token_bytes(self) -> int:
         """What one more token adds once every window is full."""
-        return sum(
-            2 * (part.k_values + part.v_values)
-            for layer in self.layers
-            for part in layer
-            if isinstance(part, Rows) and part.window_tokens is None
-        )
+        return sum(_row_bytes(layer) for layer in self.layers if layer.window_tokens is None)
 
     @property
     def state_bytes(self) -> int:
-        """What recurrent layers keep, however long a context is."""
-        return sum(part.bytes_of(1) for layer in self.layers for part in layer if isinstance(part, State))
+        """What recurrent layers keep, however long a context is: float32."""
+        states = [layer.state for layer in self.layers if layer.state is not None]
+        return 4 * sum(state.r_values + state.s_values for state in states)
 
     @property
     def windows(self) -> int:
         """How many layers look back through a window."""
-        return sum(isinstance(part, Rows) and part.window_tokens is not None for layer in self.layers for part in layer)
+        return sum(layer.window_tokens is not None for layer in self.layers)
+
+
+def _row_bytes(layer: Layer) -> int:
+    """Of a token's K and V, float16."""
+    rows = layer.rows
+    return 0 if rows is None else 2 * rows.kv_heads * (rows.k_dim + rows.v_dim)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,42 +159,20 @@ def recurrent_obstacle(memory: Memory) -> str:
     """Why what a model with recurrent layers keeps is neither exported nor injected; "" where it is."""
     if memory.windows:
         return "the model has both windows and recurrent layers"
-    rows = {(part.k_values, part.v_values) for layer in memory.layers for part in layer if isinstance(part, Rows)}
-    if len(rows) > 1 or memory.shared_layers:
+    if len({layer.rows for layer in memory.layers if layer.rows is not None}) > 1 or memory.shared_layers:
         return "the model's layers differ in the size of their KV"
-    states = [part for layer in memory.layers for part in layer if isinstance(part, State)]
-    return "" if all(state.r_values for state in states) else "the model's states are of a kind that is not known here"
+    known = all(layer.state.r_values for layer in memory.layers if layer.state is not None)
+    return "" if known else "the model's states are of a kind that is not known here"
 
 
 def windowed_obstacle(name: str, memory: Memory) -> str:
     """Why KV of a model with windows is neither exported nor injected; "" where it is: all are of one size."""
-    rows = [part for layer in memory.layers for part in layer if isinstance(part, Rows)]
     if _WINDOWS.get(name, _Windows(0)).fixed:
         return "the model's windows lie side by side: only those that move with each token are known here"
-    if len({row.window_tokens for row in rows}) != 2 or all(row.window_tokens is not None for row in rows):
+    windows = {layer.window_tokens for layer in memory.layers if layer.rows is not None}
+    if len(windows) != 2 or None not in windows:
         return "no layer of the model attends to all tokens"
     return ""
-
-
-def layers_of(memory: Memory) -> tuple[Layer, ...]:
-    """The same, as everybody else says it."""
-    return tuple(_layer(parts) for parts in memory.layers)
-
-
-def _layer(parts: tuple[Part, ...]) -> Layer:
-    rows = next((part for part in parts if isinstance(part, Rows)), None)
-    state = next((part for part in parts if isinstance(part, State)), None)
-    return Layer(
-        None if rows is None else RowShape(rows.heads, rows.k_values // rows.heads, rows.v_values // rows.heads),
-        None if rows is None else rows.window_tokens,
-        None if state is None else _state_shape(state),
-    )
-
-
-def _state_shape(state: State) -> StateShape:
-    """A layer that has no S has no row of it."""
-    rows, row_values = state.s_values // state.s_row_values, state.s_row_values
-    return StateShape(state.r_values, rows, row_values if rows else 0)
 
 
 def memory_of(header: Header) -> Memory | None:
@@ -247,16 +189,14 @@ def memory_of(header: Header) -> Memory | None:
         raise CorruptData("gguf", f"{name}.block_count leaves {layers} layers")
     recurrent, windows = _recurrent(header, name, layers), _which(header, name, layers)
     own = _own_layers(header, name, layers)
-    parts: list[tuple[Part, ...]] = []
+    found = list[Layer]()
     for layer in range(layers):
-        rows, state = _rows(header, name, layers, layer, windows[layer]), _state(header, name)
-        if name == "falcon-h1":
-            parts.append((rows, state))
-        elif recurrent[layer]:
-            parts.append((state,))
-        else:
-            parts.append((rows,) if layer < own and rows.k_values and _attends(header, name, layers, layer) else ())
-    return Memory(tuple(parts), layers - own)
+        has_state = recurrent[layer] or name == "falcon-h1"  # whose layers have both
+        has_rows = not recurrent[layer] and layer < own and _attends(header, name, layers, layer)
+        rows = _rows(header, name, layers, layer, windows[layer]) if has_rows else None
+        window = windows[layer] if rows is not None else None
+        found.append(Layer(rows, window, _state(header, name) if has_state else None))
+    return Memory(tuple(found), layers - own)
 
 
 def _windows(header: Header, name: str) -> _Windows | None:
@@ -324,7 +264,8 @@ def _kv_heads(header: Header, name: str, layers: int) -> tuple[int, ...]:
     return header.numbers(key if key in header.metadata else f"{name}.attention.head_count", layers)
 
 
-def _rows(header: Header, name: str, layers: int, layer: int, window: int | None) -> Rows:
+def _rows(header: Header, name: str, layers: int, layer: int, window: int | None) -> RowShape | None:
+    """None: it has no heads."""
     heads = _kv_heads(header, name, layers)[layer]
     query_heads = header.numbers(f"{name}.attention.head_count", layers)[layer]
     usual = header.number(f"{name}.embedding_length") // max(query_heads, 1)
@@ -333,15 +274,16 @@ def _rows(header: Header, name: str, layers: int, layer: int, window: int | None
         k = header.number(f"{name}.attention.key_length_swa", k)
         v = header.number(f"{name}.attention.value_length_swa", v)
     latent = header.number(f"{name}.attention.key_length_mla") > 0
-    return Rows(k * heads, 0 if latent else v * heads, window, heads)
+    return RowShape(heads, k, 0 if latent else v) if heads and k else None
 
 
-def _state(header: Header, name: str) -> State:
+def _state(header: Header, name: str) -> StateShape:
+    """The convolution's last inputs (R) and the state itself (S)."""
     width = header.number(f"{name}.embedding_length")
     if head := header.number(f"{name}.wkv.head_size"):
-        return State(header.number(f"{name}.token_shift_count", 2) * width, width * head, head)
+        return StateShape(header.number(f"{name}.token_shift_count", 2) * width, width, head)
     if steps := header.number(f"{name}.shortconv.l_cache"):
-        return State(width * (steps - 1), 0)
+        return StateShape(width * (steps - 1), 0, 0)
     kernel, inner, size, groups, heads, head = (
         header.number(f"{name}.{key}")
         for key in (
@@ -350,5 +292,6 @@ def _state(header: Header, name: str) -> State:
         )
     )  # fmt: skip
     if head:
-        return State(3 * (max(kernel, 1) - 1 if kernel else 3) * heads * head, head * head * heads, head)
-    return State(max(kernel - 1, 0) * (inner + 2 * groups * size), size * inner, max(size, 1))
+        return StateShape(3 * (max(kernel, 1) - 1 if kernel else 3) * heads * head, head * heads, head)
+    rows, row_values = (inner, size) if inner and size else (0, 0)
+    return StateShape(max(kernel - 1, 0) * (inner + 2 * groups * size), rows, row_values)

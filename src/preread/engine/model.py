@@ -12,7 +12,7 @@ from preread.engine.family import family, traits_of
 from preread.engine.gguf import Header
 from preread.engine.loaded import Loaded
 from preread.engine.loaded import load as load
-from preread.engine.memory import UNROTATED, layers_of, memory_of, recurrent_obstacle, windowed_obstacle
+from preread.engine.memory import UNROTATED, memory_of, recurrent_obstacle, windowed_obstacle
 from preread.engine.registry import part_paths
 from preread.errors import EngineError, UsageError
 from preread.plan.legality import STATE, Window
@@ -147,8 +147,8 @@ def _kept(loaded: Loaded, header: Header, geometry: Geometry) -> tuple[tuple[Lay
     if _is_recurrent(model):
         if kept is None or not kept.state_bytes:
             return (Layer(),) * geometry.layers, "the model is recurrent, and its header does not tell what layers keep"
-        return layers_of(kept), recurrent_obstacle(kept) or None
-    layers = alike(geometry) if kept is None else layers_of(kept)
+        return kept.layers, recurrent_obstacle(kept) or None
+    layers = alike(geometry) if kept is None else kept.layers
     if llama_cpp.llama_model_n_swa(model) <= 0:
         layers = tuple(replace(layer, window_tokens=None) for layer in layers)
     elif kept is None or not kept.windows:

@@ -53,6 +53,14 @@ def spare_cells(tokens: int, stretch_tokens: int, windows: Iterable[Window]) -> 
     return (tokens if every else min(tokens, stretch_tokens)) + PASSED_CELLS
 
 
+def begins_anew(start: int, windows: Iterable[Window]) -> bool:
+    """Whether first layers can be computed from a position on, behind rows that lie in a context's own cells.
+
+    They get cells elsewhere, and a span that is torn apart has another sum. What is whole is computed elsewhere anyhow.
+    """
+    return start % SPAN_TOKENS == 0 or is_whole(windows)
+
+
 def is_in_order(tokens: int, windows: Iterable[Window]) -> bool:
     """Whether a chunk of such a context can be computed only behind chunks that were computed here, one by one.
 

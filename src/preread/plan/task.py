@@ -42,6 +42,8 @@ class Task:
         in_order: a chunk can be computed only behind chunks that were computed, one by one; see `legality.py`.
         shares: of what computing a chunk takes, what its first group of layers takes, the first two, and so on. Empty:
             it cannot be computed but through all of them. Infinite: not through just so many.
+        breaks: of each chunk, whether its first layers can be computed behind chunks that were computed through all of
+            them; see `legality.begins_anew`. Empty: of every chunk.
         alone: nothing can be computed beside what comes: whoever computes anything computes all.
     """
 
@@ -54,6 +56,7 @@ class Task:
     first: tuple[tuple[int, ...], ...] = ()
     in_order: bool = False
     shares: tuple[float, ...] = ()
+    breaks: tuple[bool, ...] = ()
     alone: bool = False
 
     @property
