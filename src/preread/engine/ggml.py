@@ -58,6 +58,8 @@ def library() -> ctypes.CDLL:
     for function in (ggml.ggml_backend_tensor_set, ggml.ggml_backend_tensor_get):
         function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
         function.restype = None
+    ggml.ggml_backend_buffer_is_host.argtypes = [ctypes.c_void_p]
+    ggml.ggml_backend_buffer_is_host.restype = ctypes.c_bool
     ggml.ggml_op_name.argtypes, ggml.ggml_op_name.restype = [ctypes.c_int], ctypes.c_char_p
     ggml.ggml_get_name.argtypes, ggml.ggml_get_name.restype = [ctypes.c_void_p], ctypes.c_char_p
     ggml.ggml_nbytes.argtypes, ggml.ggml_nbytes.restype = [ctypes.c_void_p], ctypes.c_size_t
@@ -172,6 +174,11 @@ class CacheTensors:
     def first_values(self, layer: int, count: int) -> npt.NDArray[np.uint16]:
         """The first `count` values (cells, count) of every cell's key in a layer, as bits."""
         found, (width, _) = np.empty((self._cells, count), np.uint16), _widths(self._layers[layer])
+        tensor = Tensor.from_address(self._found["k", layer])
+        if tensor.data and self._ggml.ggml_backend_buffer_is_host(tensor.buffer):
+            values = (ctypes.c_uint16 * (self._cells * width)).from_address(tensor.data)
+            found[:] = np.frombuffer(values, np.uint16).reshape(self._cells, width)[:, :count]
+            return found
         for start in range(0, self._cells, _SLAB_CELLS):
             cells = min(_SLAB_CELLS, self._cells - start)
             offset, size = self._extent(start, cells, width)
