@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from preread.edge.answer import answer, gathered
 from preread.edge.choice import chosen
-from preread.edge.load import Segments, decoded, load_spec
+from preread.edge.load import Segments, decoded_part, load_spec
 from preread.edge.node import Node
 from preread.edge.request import Ask, Timings
 from preread.edge.residents import Residents
@@ -22,6 +22,7 @@ from preread.errors import PrereadError
 from preread.plan.match import Tokens
 from preread.store.egress import CloudLink
 from preread.store.fetch import fetch_all
+from preread.values import StateBlock
 from preread.wire import manifest as manifests
 
 Begin = Callable[[], None]
@@ -158,11 +159,15 @@ class Ways:
         node, engine = self.node, self.node.engine
         known = node.contexts.named(context)
         what = load_spec(known.rung(rung), known.tokens, node.preparations)
-        missing = [len(what.manifest.chunks)] * len(what.manifest.groups)
+        missing = [sum(place.group == group for place in what.places) for group in range(len(what.manifest.groups))]
         complete = 0
 
         def inject(index: int, frames: list[bytes]) -> None:
-            engine.session.inject(decoded(what, what.places[index], frames))
+            block = decoded_part(what, what.places[index], frames)
+            if isinstance(block, StateBlock):
+                engine.session.inject_state(block)
+            else:
+                engine.session.inject(block)
 
         try:
             await asyncio.to_thread(what.codec.ready)
