@@ -12,6 +12,7 @@ from preread.bench.forms import TASKS, _fault, bench
 from preread.errors import UsageError
 
 
+@pytest.mark.long
 def test_a_model_that_knows_nothing_keeps_to_every_schema(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asyncio.run(bench(tiny_model, "tiny", len(TASKS), 64, 1, 3, Console(quiet=True)))
     told = json.loads(capsys.readouterr().out)

@@ -208,6 +208,7 @@ def test_a_peer_that_does_not_start_is_told_of_with_what_it_said(tmp_path: Path)
         asyncio.run(missing.fresh())
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_a_conversation_sends_all_that_was_said(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

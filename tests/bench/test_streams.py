@@ -44,6 +44,7 @@ def test_a_round_is_judged_by_the_streams_own_pace() -> None:
     assert not row(reply("aaaaa"), reply("b", 0.75), 0.5).counts, "the stream had ended before the load did"
 
 
+@pytest.mark.long
 def test_streams_are_those_of_one_user_alone(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     setting = Setting(tiny_model, "tiny", 80, ("lossless",))
     options = streams.Options(setting, users=6, seconds=1.0, contexts=2, questions=5, answer_tokens=8)
@@ -54,6 +55,7 @@ def test_streams_are_those_of_one_user_alone(tiny_model: Path, capsys: pytest.Ca
     assert told["peak_mib"] >= told["last_mib"] > 0
 
 
+@pytest.mark.long
 def test_a_stream_goes_on_beside_a_load(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = gap.Options(Setting(tiny_model, "tiny", 200, ("lossless",), mbps=20), rounds=2, stream_tokens=120)
     told: dict[str, Any] = asyncio.run(gap.bench(options, QUIET, lambda *_: None))

@@ -52,6 +52,7 @@ def layers_of(block: KVBlock, start: int, stop: int) -> KVBlock:
     return KVBlock(block.tokens, Span(start, stop), block.k[start:stop], block.v[start:stop])
 
 
+@pytest.mark.long
 def test_injected_layers_give_the_very_bits_of_local_prefill(engine: LlamaCpp) -> None:
     tokens, layers = 600, engine.spec.geometry.layers  # more than one batch of prefill
     assert tokens > BATCH_TOKENS
