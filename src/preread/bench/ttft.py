@@ -64,6 +64,7 @@ class Grid:
         local_every: in every how many cells of a context length local prefill is measured.
         out: rows are added to this file as they are measured, a line of JSON each; those that it has are not
             measured again.
+        kv_memory_bytes: of the edge's cache; None: as by default.
     """
 
     mbps: tuple[float, ...]
@@ -77,6 +78,7 @@ class Grid:
     choose: bool = False
     local_every: int = 1
     out: Path | None = None
+    kv_memory_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +162,14 @@ async def staged(
         prompt = await _publish(model, name, grid, store)
         with served(store) as port, ProxyProcess(port) as proxy:
             link = CloudLink(proxy.url)
-            options = Options(name, window_tokens=_window(grid), cache_ram_bytes=0, keep_conversations_s=0, sync_s=3600)
+            options = Options(
+                name,
+                window_tokens=_window(grid),
+                kv_memory_bytes=grid.kv_memory_bytes,
+                cache_ram_bytes=0,
+                keep_conversations_s=0,
+                sync_s=3600,
+            )
             async with open_node(model, name, link, cache, options) as residents:
                 await residents.node.settled()
                 yield Ways(residents, link, prompt, grid.answer_tokens), proxy

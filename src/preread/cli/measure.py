@@ -43,6 +43,7 @@ def ttft(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="Add rows to this file; go on where it ends.")
     ] = None,
+    kv_memory: options.KvMemory = None,
     trace: Annotated[
         str | None, typer.Option("--trace", metavar="NAME", help="A link that changes: cellular, wifi or satellite.")
     ] = None,
@@ -81,6 +82,7 @@ def ttft(
         choose=choose or whole,
         local_every=local_every or (4 if whole else 3 if trace else 1),
         out=out,
+        kv_memory_bytes=None if kv_memory is None else kv_memory << 20,
     )
     path = options.pulled(model)
     name, console = options.shown_name(model, path), Console(width=_WIDE)
