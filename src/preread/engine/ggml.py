@@ -177,7 +177,7 @@ class CacheTensors:
         tensor = Tensor.from_address(self._found["k", layer])
         if tensor.data and self._ggml.ggml_backend_buffer_is_host(tensor.buffer):
             values = (ctypes.c_uint16 * (self._cells * width)).from_address(tensor.data)
-            found[:] = np.frombuffer(values, np.uint16).reshape(self._cells, width)[:, :count]
+            found[:] = np.ctypeslib.as_array(values).reshape(self._cells, width)[:, :count]
             return found
         for start in range(0, self._cells, _SLAB_CELLS):
             cells = min(_SLAB_CELLS, self._cells - start)
