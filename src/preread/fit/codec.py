@@ -1,8 +1,8 @@
 """The fit's story: from a model and a text to the profile that its fitted rungs need.
 
 sample KV → measure what errors cost, head by head → predict from the token → principal components → fit the coder's
-tables → choose each rung's step by the bits that it should take → measure each rung's quality on windows that nothing
-was fitted on.
+tables → weigh K against V by the errors that coding makes, and do the last three again → choose each rung's step by the
+bits that it should take → measure each rung's quality on windows that nothing was fitted on.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,9 +14,8 @@ import numpy.typing as npt
 
 from preread import limits
 from preread.codec import fitted
-from preread.codec.fitted import Fitted
 from preread.codec.groups import evenly_grouped, layer_groups
-from preread.codec.profile import FittedRung, Prepared, Profile, Quality, Steps, normalised, prepare
+from preread.codec.profile import FittedRung, Profile, Quality, Steps, normalised, prepare
 from preread.codec.rope import Ropes, Single, unrotate
 from preread.codec.symbols import CLASSES, Coder
 from preread.engine.llamacpp import LlamaCpp
@@ -24,6 +23,8 @@ from preread.engine.probes import queries
 from preread.errors import EngineError
 from preread.fit import tables
 from preread.fit.bases import Group, basis, predictors
+from preread.fit.coded import coded, grouped
+from preread.fit.halves import of_halves
 from preread.fit.quality import Score, measure, reference, summary
 from preread.fit.queries import channel_shares
 from preread.fit.sample import WINDOW_TOKENS, Window, hold, take, windows
@@ -84,6 +85,8 @@ FIT_WINDOWS, HELD_OUT_WINDOWS = 15, 3
 order of `text.calibration`, a third of code and two thirds of other kinds and languages."""
 
 SENSE_WINDOWS = 2
+_TRIED = Target("tried", 1.2)
+"""A rung by whose errors K and V are weighed against each other."""
 _STEP_WINDOWS = 2
 """Held-out windows by which steps are chosen."""
 
@@ -140,13 +143,21 @@ def fit(engine: LlamaCpp, text: Text, progress: Report) -> Profile:
     progress("fit", 0, 1)
     costs = costs * usual_costs(engine.spec.windows)[None, :, None]
     weights = _weights(engine, sample[0], costs / np.mean(costs * variances))
-    made = _bases(engine, text, sample, weights)
+    tried = _with_rungs(engine, _bases(engine, text, sample, weights), sample, held_out, (_TRIED,))
+    weights = weights * of_halves(engine, tried, weights, sample[:SENSE_WINDOWS])[:, None, None, None]
+    profile = _with_rungs(engine, _bases(engine, text, sample, weights), sample, held_out, RUNGS)
+    progress("fit", 1, 1)
+    return _measured(engine, profile, held_out, progress)
+
+
+def _with_rungs(
+    engine: LlamaCpp, made: _Fit, sample: list[Window], held_out: list[Window], targets: Sequence[Target]
+) -> Profile:
+    """The whole profile, of whose rungs the quality is not known."""
     profile = made.profile
     analysed = [_analysed(engine, profile, window) for window in held_out[:_STEP_WINDOWS]]
     profile = replace(profile, coder=_tables(made, [_analysed(engine, profile, w) for w in sample[:_TABLE_WINDOWS]]))
-    rungs = _rungs(replace(made, profile=profile), analysed)
-    progress("fit", 1, 1)
-    return _measured(engine, replace(profile, rungs=rungs), held_out, progress)
+    return replace(profile, rungs=_rungs(replace(made, profile=profile), analysed, targets))
 
 
 def profile_groups(windows: Sequence[int | None], geometry: Geometry) -> tuple[Span, ...]:
@@ -275,7 +286,7 @@ def _tables(made: _Fit, windows: Windows) -> Coder:
     return coder
 
 
-def _rungs(made: _Fit, windows: Windows) -> tuple[FittedRung, ...]:
+def _rungs(made: _Fit, windows: Windows, targets: Sequence[Target]) -> tuple[FittedRung, ...]:
     """All rungs: first those that stand alone, then those that refine them, of what these leave."""
     deviations, coder = [group.deviations for group in made.groups], made.profile.coder
 
@@ -287,9 +298,9 @@ def _rungs(made: _Fit, windows: Windows) -> tuple[FittedRung, ...]:
         return _refining(found[target.base or ""], coder, windows, target)
 
     with ThreadPoolExecutor(limits.cpus()) as pool:  # symbols are chosen in C, without the GIL
-        found = {rung.name: rung for rung in pool.map(alone, [target for target in RUNGS if not target.base])}
-        found |= {rung.name: rung for rung in pool.map(refining, [target for target in RUNGS if target.base])}
-    return tuple(found[target.name] for target in RUNGS)
+        found = {rung.name: rung for rung in pool.map(alone, [target for target in targets if not target.base])}
+        found |= {rung.name: rung for rung in pool.map(refining, [target for target in targets if target.base])}
+    return tuple(found[target.name] for target in targets)
 
 
 def _refining(base: FittedRung, coder: Coder, windows: Windows, target: Target) -> FittedRung:
@@ -338,7 +349,7 @@ def _steps(deviations: list[Single], step: float) -> Steps:
 def _analysed(engine: LlamaCpp, profile: Profile, window: Window) -> list[Single]:
     """A held-out window's coefficients (tokens, C) of each layer group."""
     prepared = prepare(profile, engine.embeddings(window.tokens))
-    blocks = enumerate(_blocks(window.block, prepared))
+    blocks = enumerate(grouped(window.block, prepared))
     return [fitted.coefficients(prepared, block, group, SINK_TOKENS) for group, block in blocks]
 
 
@@ -365,12 +376,6 @@ def _bias(residues: list[Single]) -> float:
     return float(np.clip(every.mean(), 0, 0.45)) if len(every) else 0.0
 
 
-def _blocks(block: KVBlock, prepared: Prepared) -> list[KVBlock]:
-    """A block of all layers as the profile's layer groups."""
-    groups = prepared.profile.groups
-    return [KVBlock(block.tokens, g, block.k[g.start : g.stop], block.v[g.start : g.stop]) for g in groups]
-
-
 def _measured(engine: LlamaCpp, profile: Profile, held_out: list[Window], progress: Report) -> Profile:
     """The profile with each rung's quality as its real bytes have it."""
     scores: dict[str, list[Score]] = {rung.name: [] for rung in profile.rungs}
@@ -380,11 +385,7 @@ def _measured(engine: LlamaCpp, profile: Profile, held_out: list[Window], progre
         exact = reference(engine, window.tail)
         prepared = prepare(profile, engine.embeddings(window.tokens))
         for index, rung in enumerate(profile.rungs):
-            codec = Fitted(prepared, index)
-            back = [
-                codec.decode(codec.encode(block), block.tokens, block.layers, profile.geometry)
-                for block in _blocks(window.block, prepared)
-            ]
+            back = coded(prepared, index, window.block)
             scores[rung.name].append(measure(engine, len(window.tokens), window.tail, exact, back))
             steps += 1
             progress("measure", steps, total)
