@@ -285,8 +285,7 @@ class Plan:
             return finishes
         firsts = [first] * self.grid.groups  # chunks of which so many groups are in place, and no more
         for chunk in reversed(left):
-            if lowest[chunk] < self.grid.groups:
-                firsts[lowest[chunk]] = chunk
+            firsts[lowest[chunk]] = chunk
         for groups in range(1, len(finishes) + 1):
             first = min(first, firsts[groups - 1])
             if first < len(self.task.chunks) and not self._may_begin(first, groups):
