@@ -5,17 +5,11 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preread.cloud.chunks import (
-    CHUNK_TOKENS,
-    MOST_CHUNKS,
-    SHORT_TOKENS,
-    SMALLEST_CHUNK_TOKENS,
-    TOKENS_AT_ONCE,
-    chunked,
-)
+from preread.cloud.chunks import CHUNK_TOKENS, MOST_CHUNKS, SHORT_TOKENS, SMALLEST_CHUNK_TOKENS, chunked
 from preread.codec.groups import evenly_grouped
 from preread.engine.llamacpp import BATCH_TOKENS
 from preread.engine.session import batches
+from preread.engine.tiles import TOGETHER
 from preread.values import Layer, RowShape, Span
 from preread.wire.parts import groups_of
 
@@ -26,7 +20,7 @@ def test_chunks_cover_a_context_and_are_computed_as_prefill_computes_it(tokens: 
     assert chunks[0].start == 0 and chunks[-1].stop == tokens
     for left, right in pairwise(chunks):
         assert left.stop == right.start
-    assert all(chunk.start % TOKENS_AT_ONCE == 0 for chunk in chunks)
+    assert all(chunk.start % TOGETHER == 0 for chunk in chunks)
     # a shorter one only where prefill has a batch of its own for it
     assert all(len(chunk) >= SMALLEST_CHUNK_TOKENS for chunk in chunks[:-1])
     assert len(chunks[-1]) >= SMALLEST_CHUNK_TOKENS or chunks[-1].start % BATCH_TOKENS == 0
@@ -42,7 +36,7 @@ def test_long_contexts_do_not_fall_into_many_small_pieces(tokens: int) -> None:
 
 @given(st.integers(CHUNK_TOKENS + 1, SHORT_TOKENS))
 def test_short_contexts_end_in_a_piece_that_a_slow_link_can_bring(tokens: int) -> None:
-    assert 0 <= len(chunked(tokens)[-1]) - SMALLEST_CHUNK_TOKENS < TOKENS_AT_ONCE
+    assert 0 <= len(chunked(tokens)[-1]) - SMALLEST_CHUNK_TOKENS < TOGETHER
 
 
 @given(st.integers(1, 40_000))

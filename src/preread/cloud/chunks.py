@@ -1,6 +1,7 @@
 """How a context is cut into chunks of tokens: one segment of a rung is one of these, of a group of layers."""
 
 from preread.engine.llamacpp import BATCH_TOKENS
+from preread.engine.tiles import TOGETHER
 from preread.values import Span
 
 CHUNK_TOKENS = 128
@@ -12,10 +13,6 @@ SHORT_TOKENS = 512
 """Contexts of up to so many tokens end in one of the smallest chunks: chunks are what computing and loading share out,
 and a slow link that could bring a fifth of such a context meanwhile is no help where the last chunk is half of it."""
 
-TOKENS_AT_ONCE = 4
-"""Chunks begin at multiples of so many: ggml multiplies quantised weights with that many tokens at a time, and the last
-of an odd number in another way."""
-
 MOST_CHUNKS = 16
 """Chunks of longer contexts are longer, up to a batch: every segment costs an edge a request, some milliseconds of a
 processor that it also computes the prompt with, and a sixteenth of a context is little to load or compute too much."""
@@ -25,12 +22,15 @@ GROUP_LAYERS = 2
 
 
 def chunked(tokens: int) -> list[Span]:
-    """Chunks of a context of so many tokens, none of them shorter than `SMALLEST_CHUNK_TOKENS` without need."""
+    """Chunks of a context of so many tokens, none of them shorter than `SMALLEST_CHUNK_TOKENS` without need.
+
+    They begin where tokens are multiplied together anew: else what an edge computes before one has other last bits.
+    """
     step = CHUNK_TOKENS
     while step < BATCH_TOKENS and tokens > MOST_CHUNKS * step:
         step *= 2
     short = CHUNK_TOKENS < tokens <= SHORT_TOKENS
-    end = (tokens - SMALLEST_CHUNK_TOKENS) // TOKENS_AT_ONCE * TOKENS_AT_ONCE if short else tokens
+    end = (tokens - SMALLEST_CHUNK_TOKENS) // TOGETHER * TOGETHER if short else tokens
     spans = _spans(end, step)
     if len(spans) > 1 and len(spans[-1]) < SMALLEST_CHUNK_TOKENS and spans[-1].start % BATCH_TOKENS:
         spans[-2:] = [Span(spans[-2].start, end)]

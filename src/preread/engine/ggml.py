@@ -175,6 +175,7 @@ class CacheTensors:
         """The first `count` values (cells, count) of every cell's key in a layer, as bits."""
         found, (width, _) = np.empty((self._cells, count), np.uint16), _widths(self._layers[layer])
         tensor = Tensor.from_address(self._found["k", layer])
+        # A cache may have a million cells: a few bytes of each are read where they lie, not all of its keys copied.
         if tensor.data and self._ggml.ggml_backend_buffer_is_host(tensor.buffer):
             values = (ctypes.c_uint16 * (self._cells * width)).from_address(tensor.data)
             found[:] = np.ctypeslib.as_array(values).reshape(self._cells, width)[:, :count]

@@ -25,7 +25,8 @@ _BATCH: Final = 512
 """Prefill goes in batches of so many tokens."""
 _LEAST: Final = 64
 """Smaller batches may be computed in other ways."""
-_TOGETHER: Final = 4
+TOGETHER: Final = 4
+"""So many tokens are multiplied with quantised weights at a time."""
 
 Cells = npt.NDArray[np.int32] | npt.NDArray[np.int64]
 
@@ -80,6 +81,6 @@ def is_batched(part: Span, beside: int, tokens: int) -> bool:
     last = tokens // _BATCH * _BATCH  # where prefill's last batch begins, which may be a small one
     if part == Span(last, tokens) and not beside:
         return True
-    if part.start % _TOGETHER or len(part) + beside < _LEAST or (0 < tokens - last < _LEAST and part.stop > last):
+    if part.start % TOGETHER or len(part) + beside < _LEAST or (0 < tokens - last < _LEAST and part.stop > last):
         return False
-    return len(part) % _TOGETHER == 0 or (part.stop == tokens and not beside)
+    return len(part) % TOGETHER == 0 or (part.stop == tokens and not beside)

@@ -5,6 +5,7 @@ Pure: a grid, what computing takes and what links will bring go in, seconds come
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Final
 
 from preread.plan.cost import Coming
@@ -34,6 +35,7 @@ class Outlook:
         asked_bytes: of each group, of cells that are under way.
         chunk_s: what computing each chunk takes.
         shares: of that, what the first so many groups take; empty: no chunk is computed but through all of them.
+        breaks: of each chunk, whether first layers can be computed from it on; as of the task.
         in_order: chunks can be computed only one by one from the start.
     """
 
@@ -45,6 +47,7 @@ class Outlook:
     asked_bytes: Sequence[int]
     chunk_s: Sequence[float]
     shares: Sequence[float]
+    breaks: Sequence[bool]
     in_order: bool
 
     def chunks(self, left: Sequence[int]) -> list[float]:
@@ -67,8 +70,8 @@ class Outlook:
     def layers(self, left: Sequence[int]) -> list[float]:
         """Seconds until the first token if the first 1, 2, … groups of all that is left are computed.
 
-        The others are fetched. Not all groups are computed: that would be to compute every chunk. None, where that is
-        not worth a look.
+        The others are fetched. Not all groups are computed: that would be to compute every chunk. Infinite, where what
+        is computed would not be what prefill computes; none, where that is not worth a look.
         """
         if not self.shares or (not self.in_order and len(left) > _MANY):
             return []
@@ -81,7 +84,10 @@ class Outlook:
                 left_bytes[cell[1]] -= 0 if grid.is_in_place(cell) else grid.bytes(cell)
                 away_bytes[cell[1]] -= grid.bytes(cell) if cell in grid.away else 0
         finishes = []
-        for count, whole_s in enumerate(self._through_s(left), 1):
+        for count, (whole_s, begins) in enumerate(zip(self._through_s(left), self._begins(left), strict=True), 1):
+            if not begins:
+                finishes.append(float("inf"))
+                continue
             compute_s = self.busy_s + (self.shares[count - 1] * whole_s if whole_s else 0.0)
             rest = sum(left_bytes[count:groups]), sum(away_bytes[count:groups]), sum(spoilt[count:groups])
             # Of what is under way some is given up: it may be just what has come.
@@ -89,6 +95,29 @@ class Outlook:
             coming = replace(self.coming, partly_bytes=partly_bytes)
             finishes.append(self._finish_s(compute_s, *rest, coming))
         return finishes
+
+    def _begins(self, left: Sequence[int]) -> list[bool]:
+        """Whether computing the first 1, 2, … groups of these chunks can begin where it would."""
+        grid, chunks = self.grid, len(self.chunk_s)
+        firsts = [chunks] * grid.groups  # chunks of which so many groups are in place, and no more
+        for chunk in reversed(left):
+            firsts[grid.lowest[chunk]] = chunk
+        lacking = accumulate(firsts[:-1], min)
+        return [chunk == chunks or self._may_begin(chunk, count) for count, chunk in enumerate(lacking, 1)]
+
+    def _may_begin(self, chunk: int, groups: int) -> bool:
+        """Whether the first so many groups can be computed of what is left, of which this chunk is the first.
+
+        What was computed so before is gone on from anywhere, in order; else sums have to begin anew.
+        """
+        start, spent = chunk, self.spent
+        if self.in_order:
+            start = self.grid.with_chunk(chunk, groups).start
+            begun, depth = (spent.span.stop, spent.groups) if start in spent.span else (start, self.grid.depth)
+            if begun and groups <= depth < self.grid.groups:
+                return True
+        start = spent.span.stop if start in spent.span else start
+        return start == len(self.chunk_s) or not self.breaks or self.breaks[start]
 
     def _finish_s(
         self, computed_s: float, left_bytes: int, away_bytes: int, spoilt: int, coming: Coming | None = None

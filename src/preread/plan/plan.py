@@ -165,6 +165,7 @@ class Plan:
             asked_bytes=self._sources.asked_bytes(),
             chunk_s=[slower * chunk_s for chunk_s in self._believed_s],
             shares=self.task.shares,
+            breaks=self.task.breaks,
             in_order=self.task.in_order,
         )
 
@@ -243,7 +244,7 @@ class Plan:
         elif self._engine is Engine.ANSWERING and left:
             outlook = self._outlook()
             wait_s, *others_s = outlook.chunks(left)
-            if wait_s > _RETRACT * min(*others_s, *self._layers(outlook, left), wait_s) + _RETRACT_S:
+            if wait_s > _RETRACT * min(*others_s, *outlook.layers(left), wait_s) + _RETRACT_S:
                 self._engine = Engine.STOPPING
                 out.append(Interrupt())
         if self._engine is Engine.ANSWERING and self.grid.groups_in_place > self._opened:
@@ -255,7 +256,7 @@ class Plan:
         outlook = self._outlook()
         finishes = outlook.chunks(left)
         count, groups = self._choice(outlook, left, finishes)
-        best_s = self._layers(outlook, left)[groups - 1] if groups else finishes[count]
+        best_s = outlook.layers(left)[groups - 1] if groups else finishes[count]
         self.predicted_s = best_s if self.predicted_s is None else self.predicted_s
         if (count or groups) and best_s < (1 - _WORTH) * finishes[0] - _WORTH_S:
             if groups:
@@ -269,7 +270,7 @@ class Plan:
     def _choice(self, outlook: Outlook, left: list[int], finishes: list[float]) -> tuple[int, int]:
         """How many chunks to compute through all layers, or else, of all that is left, through how many groups."""
         count = finishes.index(min(finishes))
-        layers = self._layers(outlook, left)
+        layers = outlook.layers(left)
         if not layers or min(layers) >= (1 - _LAYERS) * finishes[count] - _LAYERS_S:
             return count, 0
         groups = 1 + layers.index(min(layers))
@@ -277,34 +278,6 @@ class Plan:
         if groups < depth < self.grid.groups and layers[groups - 1] > (1 - _STAY) * layers[depth - 1]:
             groups = depth
         return 0, groups
-
-    def _layers(self, outlook: Outlook, left: list[int]) -> list[float]:
-        """As an outlook has them; infinite where what is computed would not be what prefill computes."""
-        finishes, lowest, first = outlook.layers(left), self.grid.lowest, len(self.task.chunks)
-        if not finishes or all(self.task.breaks):
-            return finishes
-        firsts = [first] * self.grid.groups  # chunks of which so many groups are in place, and no more
-        for chunk in reversed(left):
-            firsts[lowest[chunk]] = chunk
-        for groups in range(1, len(finishes) + 1):
-            first = min(first, firsts[groups - 1])
-            if first < len(self.task.chunks) and not self._may_begin(first, groups):
-                finishes[groups - 1] = float("inf")
-        return finishes
-
-    def _may_begin(self, chunk: int, groups: int) -> bool:
-        """Whether the first so many groups can be computed of what is left, of which this chunk is the first.
-
-        What was computed so before is gone on from anywhere, in order; else sums have to begin anew.
-        """
-        start = chunk
-        if self.task.in_order:
-            start = self.grid.with_chunk(chunk, groups).start
-            begun, depth = (self._span.stop, self._depth) if start in self._span else (start, self.grid.depth)
-            if begun and groups <= depth < self.grid.groups:
-                return True
-        start = self._span.stop if start in self._span else start
-        return start == len(self.task.chunks) or self.task.breaks[start]
 
     def _at_once(self, count: int, finishes: list[float]) -> int:
         """Half of what is to be computed, as a link may turn out faster; all where that brings no chunk in time."""
@@ -367,7 +340,7 @@ class Plan:
             return False
         rest = left if partly else [c for c in left if c not in self._span]
         goes_on, instead = self._outlook(), self._outlook(afresh=True)
-        goes_on_s = min(*goes_on.chunks(rest), *self._layers(goes_on, rest), float("inf"))
+        goes_on_s = min(*goes_on.chunks(rest), *goes_on.layers(rest), float("inf"))
         instead_s = min(instead.chunks(left))
         here = not any(self.grid.away_bytes[c] for c in left)
         enough = here or self._interrupts < _MOST_INTERRUPTS
