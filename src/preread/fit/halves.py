@@ -1,7 +1,7 @@
 """How much errors in K cost beside errors in V: measured with those that coding makes.
 
-Attention means the values of many tokens, and noise away with them. What coding leaves out is alike in many tokens, and
-stays. So weights that are measured with noise (`sensitivity.py`) are too small for V: of gemma-3-270m eleven times.
+Attention takes the mean of many tokens' V, in which noise cancels out. What coding leaves out is alike in many tokens, and
+does not. So weights that are measured with noise (`sensitivity.py`) are too small for V: of gemma-3-270m eleven times.
 """
 
 from dataclasses import replace
@@ -22,6 +22,7 @@ Double = npt.NDArray[np.float64]
 
 SCORED_TOKENS = 64
 _MOST = 8.0
+"""A factor beyond this, from two windows, is chance."""
 _LEAST_SHARE = 0.1
 """Of a divergence, what is taken to be more than rounding: nothing costs nothing."""
 
