@@ -1,7 +1,8 @@
 """How much errors in K cost beside errors in V: measured with those that coding makes.
 
-Attention takes the mean of many tokens' V, in which noise cancels out. What coding leaves out is alike in many tokens, and
-does not. So weights that are measured with noise (`sensitivity.py`) are too small for V: of gemma-3-270m eleven times.
+Attention takes the mean of many tokens' V, in which noise cancels out. What coding leaves out is alike in many tokens,
+and does not. So weights that are measured with noise (`sensitivity.py`) are too small for V: of gemma-3-270m eleven
+times.
 """
 
 from dataclasses import replace
