@@ -11,10 +11,10 @@ import pytest
 
 from preread import Edge
 from preread.edge.edge import Answer
-from preread.edge.load import load_spec
+from preread.edge.load import Loading, load_spec
 from preread.edge.node import Node
 from preread.edge.refine import Refinement
-from preread.edge.residents import refinement
+from preread.edge.residents import Residents, refinement
 from preread.engine.cache import Rows
 from preread.errors import EngineError
 from preread.testing.beliefs import slow_machine
@@ -163,6 +163,33 @@ def test_the_context_ends_at_the_better_rung_and_the_first_answer_began_on_the_t
 def test_an_answer_of_one_token_is_followed_by_refinement_too(bench: Bench, best: tuple[Answer, KVBlock]) -> None:
     bench.cold()
     assert bench.ask(max_tokens=1).timings.refined_to == "lossless"
+    assert bench.refined() == 1 and same(bench.rows(), best[1])
+
+
+def test_a_load_that_ends_after_the_first_token_is_followed_by_refinement_too(
+    bench: Bench, best: tuple[Answer, KVBlock], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, residents, complete = asyncio.Event(), bench.edge.asynchronous._residents, Loading.complete
+    assert residents is not None
+
+    async def late(loading: Loading) -> None:
+        await complete(loading)
+        await begun.wait()
+
+    def had() -> None:
+        Residents.begun(residents)
+        begun.set()
+
+    bench.cold()
+    monkeypatch.setattr(Loading, "complete", late)
+    monkeypatch.setattr(residents, "begun", had)
+    bench.ask(max_tokens=1)
+
+    async def brought() -> None:
+        while bench.node.refinement is None:
+            await asyncio.sleep(0.001)
+
+    bench.edge.portal.call(brought)
     assert bench.refined() == 1 and same(bench.rows(), best[1])
 
 

@@ -104,6 +104,9 @@ class Residents:
     def begun(self) -> None:
         """It has it, or is gone."""
         self._unanswered -= 1
+        self._refine()
+
+    def _refine(self) -> None:
         if not self._unanswered and self.node.refinement is not None:
             self.node.refinement.go_on()
 
@@ -219,6 +222,7 @@ class Residents:
                 _learn(node, spec, supplies, loading, done)
         if question.named:
             node.refinement = refinement(known, spec, node, loading.rows)
+            self._refine()  # an answer's first token may have been there before the load was known to be complete
 
 
 def _way(question: Question, known: Known, node: Node) -> Stream | Compute:
