@@ -32,9 +32,10 @@ demo: $(if $(NATIVE),native,$(venv)/.installed)
 	$(venv)/bin/preread demo $(ARGS)
 
 # Two processes share the processors: llama.cpp's threads wait for each other asleep, as who waits awake takes a processor
-# from whom it waits for, and NumPy and PyTorch have one thread each.
+# from whom it waits for, and NumPy and PyTorch have one thread each. Compiled modules are kept, whatever the environment
+# says: else each of the hundreds of processes that tests start would compile all of them.
 test: lint docs
-	OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(venv)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 20 --durations-min 5
+	PYTHONDONTWRITEBYTECODE= OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(venv)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 20 --durations-min 5
 	$(venv)/bin/coverage run -m pytest tests/plan --ignore=tests/plan/test_plan.py --ignore=tests/plan/test_orders.py --ignore=tests/plan/test_schedule_orders.py
 	$(venv)/bin/coverage report
 	@mkdir -p build && git describe --always --dirty --abbrev=40 --exclude '*' 2>/dev/null >build/tested || true

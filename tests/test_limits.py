@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preread import limits
-from preread.edge.machine import machine, offload_bytes
+from preread.edge.machine import kv_memory_bytes, machine, offload_bytes
 
 GIB = 2**30
 
@@ -81,6 +81,14 @@ def test_the_machine_is_described_by_what_may_be_used(box: Path) -> None:
     lay(box, "0::/\n", **{"cpu.max": "200000 100000", "memory.max": f"{GIB}"})
     told = machine()
     assert (told.cores, told.memory_bytes) == (2, GIB)
+
+
+def test_the_cache_of_a_toy_has_no_more_cells_than_anybody_needs() -> None:
+    assert kv_memory_bytes(None, None, None) == kv_memory_bytes(64 * GIB, None, 12_288) == GIB // 2
+    assert kv_memory_bytes(GIB, None, 12_288) == GIB // 8
+    assert kv_memory_bytes(64 * GIB, None, 1024) == 65_536 * 1024
+    assert kv_memory_bytes(64 * GIB, None, 0) == GIB // 2, "states only: tokens take nothing"
+    assert kv_memory_bytes(64 * GIB, GIB, 1024) == GIB, "what was chosen"
 
 
 def test_contexts_that_are_not_in_use_get_a_quarter_of_a_small_box() -> None:

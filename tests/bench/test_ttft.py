@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from preread.bench import traced
-from preread.bench.ttft import Grid, Row, bench, summary
+from preread.bench.ttft import Grid, Row, bench, staged, summary
 from preread.bench.ways import Ways
 from preread.errors import UsageError
 from preread.testing.tiny import write_tiny
@@ -54,6 +54,15 @@ def test_a_grid_is_measured_and_a_cut_run_goes_on(
     assert grid.out is not None
     grid.out.write_text("".join(grid.out.read_text().splitlines(keepends=True)[:3]))
     assert run(tiny, grid)["rows"][:3] == rows[:3] and asked == ["t200", "t200"]
+
+
+def test_a_baseline_leaves_no_cells_behind_which_others_would_lie(tiny: Path) -> None:
+    async def story() -> int:
+        async with staged(tiny, "tiny", replace(GRID, context_tokens=(100,)), QUIET) as (ways, _):
+            await ways.loaded("t100", "lossless")
+            return await ways.node.core.call(lambda: ways.node.engine.session.context_tokens)
+
+    assert asyncio.run(story()) == 0
 
 
 def test_each_rung_has_a_row_where_none_is_chosen(tiny: Path) -> None:

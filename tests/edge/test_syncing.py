@@ -17,9 +17,9 @@ from preread.cloud.events import Request
 from preread.edge import syncing
 from preread.edge.contexts import Contexts
 from preread.edge.published import ANYTHING, Interest
-from preread.edge.syncing import Ear, keep_in_step
-from preread.errors import TransportError
-from preread.plan.poll import SYNC_S
+from preread.edge.syncing import Ear, keep_in_step, synced
+from preread.errors import PrereadError, RemoteError, TransportError
+from preread.plan.poll import SYNC_S, Tries
 from preread.store.egress import CloudLink
 from preread.store.objects import Objects, open_store
 from preread.tasks import running
@@ -172,7 +172,7 @@ def test_only_a_cloud_that_is_there_and_does_not_tell_is_tried_ever_less_often(
                     await until(lambda: len(failed) == time)  # noqa: B023
 
     run(main)
-    assert failed == ([1] * 5 if away else [1, 2, 3, 4, 5])
+    assert failed == ([0] * 5 if away else [1, 2, 3, 4, 5])
 
 
 def test_a_cloud_that_tells_nothing_is_asked_by_the_clock(tmp_path: Path) -> None:
@@ -300,3 +300,17 @@ def test_a_name_that_comes_to_be_for_another_model_is_forgotten(tmp_path: Path) 
             assert all(entry.fingerprint == OTHER for entry in contexts.entries())
 
     run(main)
+
+
+@pytest.mark.parametrize(
+    ("error", "answered"), [(TransportError("no connection"), False), (RemoteError("status 502"), True), (None, True)]
+)
+def test_a_cloud_that_gives_no_answer_is_told_from_one_that_answers_with_errors(
+    error: PrereadError | None, answered: bool
+) -> None:
+    async def sync() -> None:
+        if error is not None:
+            raise error
+
+    tries = asyncio.run(synced(sync, Tries.none(0.0), "nothing is done"))
+    assert (tries.answered, tries.failures) == (answered, 0 if error is None else 1)

@@ -1,5 +1,5 @@
 """Pictures: of `preread bench codec`, bytes a token against KL; of `preread bench ttft`, time to first token
-over the link's rate; of `preread bench serve`, over that of requests; of `preread fit align`, which layers are alike.
+over the link's rate; of `preread bench serve`, times over the rate of answers; of `preread fit align`, which layers are alike.
 
 Matplotlib has its one home here. Nothing is behind what is drawn, and text is grey, for light pages and dark ones.
 """
@@ -153,38 +153,50 @@ def draw_ttft(rows: Sequence[TtftRow], title: str, path: Path) -> None:
 
 
 def draw_load(rows: Sequence[LoadRow], title: str, path: Path) -> None:
-    """Write the picture of time to first token over the rate that was achieved; its format follows from the suffix.
+    """Write the picture of time to first token, and a further token, over the rate of answers that was achieved.
+
+    Its format follows from the path's suffix.
 
     Raises:
         UsageError: the file cannot be written.
     """
-    with _figure(7, 4.8) as figure:
-        axes = figure.subplots()
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    with _figure(9, 4.2) as figure:
+        first, further = figure.subplots(1, 2)
         for number, system in enumerate(dict.fromkeys(row.system for row in rows)):
             own = sorted((row for row in rows if row.system == system), key=lambda row: row.rate or 0.0)
-            wide = 2.2 if number == 0 else 1.4
-            for what, style, marker, width in (("median", "-", "o", wide), ("99th percentile", "--", ".", wide / 2)):
-                times_s = [(row.rps, row.ttft_p50_s if what == "median" else row.ttft_p99_s) for row in own]
-                points = [(rps, ttft_s) for rps, ttft_s in times_s if ttft_s is not None]
-                axes.plot(
-                    [rps for rps, _ in points], [ttft_s for _, ttft_s in points], style, color=f"C{number}",
-                    marker=marker, linewidth=width, label=f"{system}, {what}",
-                )  # fmt: skip
+            look: Any = {"color": f"C{number}", "linewidth": 2.2 if number == 0 else 1.4}
+            _times(first, own, "ttft_p50_s", marker="o", label=f"{system}, median", **look)
+            thin = look | {"linewidth": look["linewidth"] / 2}
+            _times(first, own, "ttft_p99_s", marker=".", linestyle="--", label=f"{system}, 99th percentile", **thin)
+            _times(further, own, "tpot_p50_s", marker="o", label=f"{system}, median", **look)
             for row in own:
                 if row.failed and row.ttft_p50_s is not None:
-                    axes.annotate(
+                    first.annotate(
                         f"{row.failed} of {row.requests} not answered", (row.rps, row.ttft_p50_s), (6, -3),
                         textcoords="offset points", fontsize=8,
                     )  # fmt: skip
-        axes.set_title(title, fontsize=10)
-        axes.set_xlabel("answers a second")
-        axes.set_ylabel("time to first token, s")
-        axes.set_xlim(left=0)
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(lambda time_s, _: f"{time_s:g}")
-        _grid(axes)
-        axes.legend(fontsize=8)
+        figure.suptitle(title, fontsize=10)
+        first.set_ylabel("time to first token, s")
+        first.set_yscale("log")
+        first.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        first.yaxis.set_minor_formatter(NullFormatter())
+        further.set_ylabel("time of a further token, s")
+        further.set_ylim(bottom=0)
+        for axes in (first, further):
+            axes.set_xlabel("answers a second")
+            axes.set_xlim(left=0)
+            axes.yaxis.set_major_formatter(lambda time_s, _: f"{time_s:g}")
+            _grid(axes)
+            axes.legend(fontsize=8)
         _save(figure, path)
+
+
+def _times(axes: Any, rows: Sequence[LoadRow], of: str, **look: Any) -> None:
+    """A line through what was measured of each row, where there was an answer."""
+    points = [(row.rps, getattr(row, of)) for row in rows if getattr(row, of) is not None]
+    axes.plot([rps for rps, _ in points], [time_s for _, time_s in points], **look)
 
 
 def draw_alignment(found: Alignment, path: Path) -> None:

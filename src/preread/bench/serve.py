@@ -258,7 +258,7 @@ def tell(
     for doubt in doubts(rows, options.answer_tokens):
         console.print(doubt, markup=False, highlight=False)
     if options.plot is not None:
-        plot.draw_load([row for row in rows if row.state == "warm" and row.rate in options.rates], title, options.plot)
+        plot.draw_load([row for row in rows if row.state == "warm" and row.rate is not None], title, options.plot)
     failures = [(block, failure) for block in blocks for failure in block.failures]
     for block, failure in failures[:_TOLD_FAILURES]:
         console.print(f"{block.system} {block.state}: {failure}", style="bold red", markup=False, highlight=False)

@@ -144,6 +144,8 @@ class Ways:
             finally:
                 loading.cancel()
                 await asyncio.wait([loading, reserving])
+                # Or what is computed next lies behind this, where sums have another order, and other last bits.
+                await node.core.call(engine.session.clear)
         await node.forget()
         return seconds
 

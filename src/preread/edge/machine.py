@@ -27,11 +27,19 @@ _MOST_OFFLOAD_BYTES: Final = 1 << 30
 _MOST_KV_BYTES: Final = 1 << 29
 
 
-def kv_memory_bytes(memory_bytes: int | None, chosen_bytes: int | None) -> int:
-    """Memory for the engine's KV cache: what was chosen, else an eighth of all, and at most 512 MiB."""
+_MOST_TOKENS: Final = 1 << 16
+
+
+def kv_memory_bytes(memory_bytes: int | None, chosen_bytes: int | None, token_bytes: int | None) -> int:
+    """Memory for the engine's KV cache: what was chosen, else an eighth of all, and at most 512 MiB.
+
+    Nor is it more than 65,536 tokens take, where `token_bytes` is known: of a toy these were hundreds of thousands of
+    cells, which are cleared at the start and looked through at each step.
+    """
     if chosen_bytes is not None:
         return chosen_bytes
-    return _MOST_KV_BYTES if memory_bytes is None else min(_MOST_KV_BYTES, memory_bytes // 8)
+    most_bytes = _MOST_KV_BYTES if not token_bytes else min(_MOST_KV_BYTES, _MOST_TOKENS * token_bytes)
+    return most_bytes if memory_bytes is None else min(most_bytes, memory_bytes // 8)
 
 
 def offload_bytes(memory_bytes: int | None, chosen_bytes: int | None) -> int:

@@ -18,8 +18,11 @@ from preread.edge.published import Interest, OwnModel
 from preread.edge.readers import Readers
 from preread.edge.residents import Residents
 from preread.engine.llamacpp import LlamaCpp
+from preread.engine.memory import memory_of
+from preread.engine.peek import header_of
 from preread.engine.selftest import self_test
 from preread.engine.worker import Worker
+from preread.errors import CorruptData
 from preread.fit import decisions, family
 from preread.plan.beliefs import Beliefs
 from preread.plan.residency import Residency
@@ -102,7 +105,7 @@ async def open_node(
 
 
 def _engine(model: Path, name: str, options: Options) -> LlamaCpp:
-    kv_memory_bytes = machine.kv_memory_bytes(limits.memory_bytes(), options.kv_memory_bytes)
+    kv_memory_bytes = machine.kv_memory_bytes(limits.memory_bytes(), options.kv_memory_bytes, _token_bytes(model))
     return LlamaCpp.open(
         model,
         name=name,
@@ -110,6 +113,15 @@ def _engine(model: Path, name: str, options: Options) -> LlamaCpp:
         threads=options.threads,
         kv_memory_bytes=kv_memory_bytes,
     )
+
+
+def _token_bytes(model: Path) -> int | None:
+    """What a token's rows take; None: its header does not say, and what is wrong with that is said when it is opened."""
+    try:
+        kept = memory_of(header_of(model))
+    except (CorruptData, OSError):
+        return None
+    return None if kept is None else kept.bytes_of(1) - kept.state_bytes
 
 
 def _schedule(engine: LlamaCpp, prefill_tokens_s: float, keep_s: float) -> Schedule:

@@ -64,7 +64,7 @@ class Options:
         window_tokens: size of the KV cache in tokens; 0: the model's own window, at most 8,192.
         threads: 0: as many as this process may use.
         kv_memory_bytes: memory for the KV of contexts and requests in the engine's cache, at least one window's; None:
-            512 MiB, or an eighth of what this process may use where that is less.
+            512 MiB, or an eighth of what this process may use, or what 65,536 tokens take, where that is less.
         keep_conversations_s: for so long the KV of what was said and answered is kept, within that memory, for the next
             turn; 0: not at all.
         drafts: guess an answer's next tokens from what was read, where that makes it come faster.

@@ -15,12 +15,13 @@ from typing import Final
 
 from preread.edge.contexts import Contexts
 from preread.errors import PrereadError, TransportError
-from preread.plan.poll import DEAF_S, SPREAD_S, Allowance, listen_pause_s, listens, sync_pause_s
+from preread.plan.poll import DEAF_S, SPREAD_S, Allowance, Tries, listen_pause_s, listens
 from preread.store.egress import CloudLink
 from preread.tasks import running
 from preread.wire.selection import Selection
 
 _LOOK_S: Final = 0.5
+_LOOK_SOON_S: Final = 0.125
 _log = logging.getLogger(__name__)
 
 
@@ -35,19 +36,19 @@ async def keep_in_step(
         every_s: how often to ask where the cloud does not tell.
         meanwhile: what is done until the cloud is back, for the log.
     """
-    ear, failures, asked_s = Ear(contexts, link), 0, float("-inf")
+    ear, tries, asked_s, chance = Ear(contexts, link), Tries.none(time.monotonic()), float("-inf"), 0.0
     async with AsyncExitStack() as stack:
         if listens(every_s):
             await stack.enter_async_context(running(ear.keep_listening()))
             await stack.enter_async_context(running(_keep_fetching(contexts, link)))
         while True:
             # A load may find out first that the cloud is gone.
-            pause_s = sync_pause_s(every_s, failures or bool(contexts.unreachable), _chance())
+            pause_s = tries.pause_s(every_s, bool(contexts.unreachable), chance)
             if ear.doubts or time.monotonic() - asked_s >= pause_s:
                 told = ear.hears and not contexts.unreachable
-                failures = await synced(partial(contexts.fetch, link) if told else sync, failures, meanwhile)
-                ear.doubts, asked_s = False, time.monotonic()
-            await asyncio.sleep(min(every_s, _LOOK_S))
+                tries = await synced(partial(contexts.fetch, link) if told else sync, tries, meanwhile)
+                ear.doubts, asked_s, chance = False, time.monotonic(), _chance()
+            await asyncio.sleep(min(every_s, _LOOK_SOON_S if contexts.unreachable else _LOOK_S))
 
 
 class Ear:
@@ -69,13 +70,13 @@ class Ear:
         while True:
             failures = 1 if await self._listen() else failures + 1
             while self.doubts:
-                await asyncio.sleep(_LOOK_S / 4)
+                await asyncio.sleep(_LOOK_SOON_S)
             if self._contexts.unreachable is None:  # or no connection was made that would cost anything
                 allowance = allowance.spent(time.monotonic())
             else:  # it was the cloud that was away: nothing keeps it from being listened to when it is back
-                failures = 1
+                failures = 0
             while self._contexts.unreachable:
-                await asyncio.sleep(_LOOK_S / 4)
+                await asyncio.sleep(_LOOK_SOON_S)
             pause_s = listen_pause_s(failures, _chance())
             await asyncio.sleep(max(pause_s, allowance.wait_s(time.monotonic())))
 
@@ -122,26 +123,26 @@ async def _keep_fetching(contexts: Contexts, link: CloudLink) -> None:
             _log.exception("fetching ahead of need failed in a way that nobody foresaw")
 
 
-async def synced(sync: Callable[[], Awaitable[object]], failures: int, meanwhile: str) -> int:
-    """Sync; how many times that has failed by now since it last did not.
+async def synced(sync: Callable[[], Awaitable[object]], tries: Tries, meanwhile: str) -> Tries:
+    """Sync; how that went, after what went before.
 
     Args:
         sync: does it, and raises PrereadError where it cannot.
-        failures: how many times it has failed so far.
+        tries: what went before.
         meanwhile: what is done until the cloud is back, for the log.
     """
     try:
         await sync()
     except PrereadError as error:
-        if not failures:
+        if not tries.failures:
             _log.warning("%s until the cloud is back: %s", meanwhile, error)
-        return failures + 1
+        return tries.after(time.monotonic(), failed=True, answered=not isinstance(error, TransportError))
     except Exception:
         _log.exception("asking the cloud failed in a way that nobody foresaw")
-        return failures + 1
-    if failures:
+        return tries.after(time.monotonic(), failed=True, answered=True)
+    if tries.failures:
         _log.info("the cloud can be reached again")
-    return 0
+    return tries.after(time.monotonic(), failed=False, answered=True)
 
 
 def _chance() -> float:

@@ -41,7 +41,7 @@ ASKING_BYTES: Final = 1_000
 
 _FIRST_RETRY_S: Final = 1.0
 _GROWTH: Final = 1.25
-"""A cloud that was away for some time is found again within about a quarter of that."""
+"""A cloud that answered with errors for some time is asked again within about a quarter of that."""
 _MOST_PAUSE_S: Final = 60.0
 _RATE_BYTES_S: Final = ASKING_BYTES / SYNC_S
 _MOST_AT_ONCE: Final = 60
@@ -50,18 +50,6 @@ _MOST_AT_ONCE: Final = 60
 def idle_bytes(connections: int) -> float:
     """What an idle edge takes in a month in which it has to make so many connections anew, if its cloud tells."""
     return MONTH_S / SILENCE_S * SILENT_BYTES + connections * CONNECTION_BYTES
-
-
-def sync_pause_s(every_s: float, failures: int, chance: float = 0.5) -> float:
-    """Seconds from one asking to the next: about `every_s`, or less after failures, ever longer.
-
-    Args:
-        every_s: how often to ask a cloud that is there.
-        failures: how often asking has failed since it last did not.
-        chance: from 0 to 1, drawn anew each time, so that edges that began together do not ask together.
-    """
-    pause_s = min(every_s, _FIRST_RETRY_S * _GROWTH ** min(failures - 1, 100)) if failures else every_s
-    return pause_s * (0.8 + 0.4 * chance)
 
 
 def listens(every_s: float) -> bool:
@@ -73,7 +61,8 @@ def listen_pause_s(failures: int, chance: float) -> float:
     """Seconds until to listen again after the connection has ended: at most 1 after the first failure, then ever more.
 
     Args:
-        failures: how many connections in a row ended before anything was heard, and the one that ended just now.
+        failures: how many connections in a row ended before anything was heard, and the one that ended just now; 0: the
+            cloud was away, and is there again.
         chance: from 0 to 1, drawn anew each time, so that those who lost a cloud together do not come back together.
     """
     return min(_MOST_PAUSE_S, 2.0 ** min(failures - 1, 10)) * (0.25 + 0.75 * chance)
@@ -97,16 +86,62 @@ class Allowance:
         """Enough for so many connections at once as a day of bad luck takes."""
         return cls(float(_MOST_AT_ONCE * CONNECTION_BYTES), at_s)
 
-    def wait_s(self, now_s: float) -> float:
-        """Seconds until there is enough for a connection."""
-        return max(0.0, CONNECTION_BYTES - self._at(now_s)) / _RATE_BYTES_S
+    def wait_s(self, now_s: float, next_bytes: int = CONNECTION_BYTES) -> float:
+        """Seconds until there is enough for a connection, or for so many bytes."""
+        return max(0.0, next_bytes - self._at(now_s)) / _RATE_BYTES_S
 
-    def spent(self, now_s: float) -> "Allowance":
-        """After a connection was made."""
-        return Allowance(self._at(now_s) - CONNECTION_BYTES, now_s)
+    def spent(self, now_s: float, bytes: int = CONNECTION_BYTES) -> "Allowance":
+        """After a connection was made, or so many bytes have gone."""
+        return Allowance(self._at(now_s) - bytes, now_s)
 
     def _at(self, now_s: float) -> float:
         return min(float(_MOST_AT_ONCE * CONNECTION_BYTES), self.left_bytes + _RATE_BYTES_S * (now_s - self.at_s))
+
+
+@dataclass(frozen=True, slots=True)
+class Tries:
+    """How asking the cloud went lately: when to ask again follows from it.
+
+    A cloud that answers with errors is asked ever more rarely. One that gives no answer is burdened by nothing: it is
+    looked for each second for the first ten minutes, and then as often as it would be asked by the clock; but not where
+    an operator wants it to be asked more rarely than by default.
+
+    Attributes:
+        looks: what is left for looking for it.
+        failures: how often asking has failed since it last did not.
+        answered: whether there was an answer the last time, if only an error.
+    """
+
+    looks: Allowance
+    failures: int = 0
+    answered: bool = True
+
+    @classmethod
+    def none(cls, now_s: float) -> "Tries":
+        """Before the first."""
+        return cls(Allowance.full(now_s))
+
+    def after(self, now_s: float, *, failed: bool, answered: bool) -> "Tries":
+        """After one more, that ended at `now_s`, seconds of any clock."""
+        looks = self.looks if answered else self.looks.spent(now_s, ASKING_BYTES)
+        return Tries(looks, self.failures + 1 if failed else 0, answered)
+
+    def pause_s(self, every_s: float, away: bool = False, chance: float = 0.5) -> float:
+        """Seconds from the end of the last to the next.
+
+        Args:
+            every_s: how often to ask a cloud that is there; no pause is longer, but for the chance.
+            away: whether somebody else has found since then that it is not.
+            chance: from 0 to 1, drawn anew each time, so that edges that began together do not ask together.
+        """
+        failures = max(self.failures, away)
+        if not failures:
+            pause_s = every_s
+        elif self.answered or not listens(every_s):
+            pause_s = _FIRST_RETRY_S * _GROWTH ** min(failures - 1, 100)
+        else:
+            pause_s = max(_FIRST_RETRY_S, self.looks.wait_s(self.looks.at_s, ASKING_BYTES))
+        return min(every_s, pause_s) * (0.8 + 0.4 * chance)
 
 
 def warm_due(now_s: float, warmed_s: float | None, streamed_s: float | None) -> bool:

@@ -27,7 +27,7 @@ from preread.edge.published import OwnModel
 from preread.edge.syncing import synced
 from preread.errors import TransportError
 from preread.plan.beliefs import Beliefs
-from preread.plan.poll import SYNC_S
+from preread.plan.poll import SYNC_S, Tries
 from preread.store.egress import CloudLink
 from preread.store.fetch import fetch_all
 from preread.vllm.plan import Arrived
@@ -117,14 +117,14 @@ class Incoming:
             del self._coming[next(name for name, coming in self._coming.items() if coming.future.done())]
 
     async def _sync(self) -> None:
-        failures = 0
+        tries = Tries.none(time.monotonic())
 
         async def once() -> None:
             await self._contexts.sync(self._link)
 
         while True:
-            failures = await synced(once, failures, "contexts are computed here")
-            await asyncio.sleep(SYNC_S)
+            tries = await synced(once, tries, "contexts are computed here")
+            await asyncio.sleep(tries.pause_s(SYNC_S))
 
     async def _brought(self, name: str) -> tuple[Entry | None, Arrived]:
         """Fetch and decode a context; also its entry.
