@@ -1,5 +1,6 @@
 """Pictures: of `preread bench codec`, bytes a token against KL; of `preread bench ttft`, time to first token
-over the link's rate; of `preread bench serve`, times over the rate of answers; of `preread fit align`, which layers are alike.
+over the link's rate; of `preread bench serve`, times over the rate of answers; of `preread fit align`, which layers
+are alike.
 
 Matplotlib has its one home here. Nothing is behind what is drawn, and text is grey, for light pages and dark ones.
 """

@@ -116,7 +116,7 @@ def _engine(model: Path, name: str, options: Options) -> LlamaCpp:
 
 
 def _token_bytes(model: Path) -> int | None:
-    """What a token's rows take; None: its header does not say, and what is wrong with that is said when it is opened."""
+    """What a token's rows take; None: its header does not say; what is wrong with it, opening the model says."""
     try:
         kept = memory_of(header_of(model))
     except (CorruptData, OSError):
