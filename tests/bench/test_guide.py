@@ -44,6 +44,7 @@ def test_modes_are_compared_with_both_models_and_a_control(
     assert (mapped["text"], mapped["bytes_per_token"]) == ("cubes", 2 * tiny_mapping.geometry.values_per_token)
 
 
+@pytest.mark.long
 def test_a_mapping_of_other_models_is_refused(tiny_model: Path, tiny_mapping: Kept, tmp_path: Path) -> None:
     other = replace(tiny_mapping, small=Fingerprint("0" * 64))
     (tmp_path / "b.npz").write_bytes(dumps(other))

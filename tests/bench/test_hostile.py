@@ -9,6 +9,7 @@ from rich.console import Console
 from preread.bench.hostile import KINDS, Options, bench
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)  # a busy machine is slow
 def test_honest_client_is_answered_among_hostile_ones(smollm: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = Options(smollm, "tiny", clients=2 * len(KINDS), rounds=1, questions=2, prompt_words=50)

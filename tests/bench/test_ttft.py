@@ -77,6 +77,7 @@ def test_a_file_of_something_else_is_refused(tiny: Path, tmp_path: Path) -> None
         run(tiny, replace(GRID, out=tmp_path / "rows"))
 
 
+@pytest.mark.long
 def test_requests_on_a_trace(tiny: Path) -> None:
     told: dict[str, Any] = asyncio.run(traced.bench(tiny, "tiny", GRID, "wifi", 3, 1, QUIET))
     assert [row["context_tokens"] for row in told["rows"]] == [100, 200, 100]

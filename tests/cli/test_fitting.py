@@ -178,6 +178,7 @@ def test_ladder_is_shown_with_what_it_costs(capsys: pytest.CaptureFixture[str]) 
     assert second.startswith("b0.9") and "+0.2500" in second
 
 
+@pytest.mark.long
 def test_ctrl_c_leaves_nothing_behind(smollm: Path, tmp_path: Path) -> None:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREREAD_")}
     environment = kept | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PREREAD_MODELS": str(smollm.parent)}

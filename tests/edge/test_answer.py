@@ -124,6 +124,18 @@ def test_a_streamed_context_gives_the_answer_of_local_prefill(bench: Bench, loca
     assert timings.bytes_received == sum(place.ref.size_bytes for place in manifests.places(manifest, "lossless"))
 
 
+def test_over_a_link_that_would_save_nothing_all_is_computed_and_nothing_is_fetched(
+    bench: Bench, local: Answer
+) -> None:
+    bench.cold()
+    before = bench.proxy.stats.bytes_down
+    bench.node.beliefs = slow_machine(prefill_tokens_s=1e6, link_bytes_s=1e3)
+    answer = bench.ask()
+    assert (answer.text, answer.timings.way, answer.timings.bytes_received) == (local.text, "computed", 0)
+    assert answer.timings.reason == "computing it here was expected to be as soon, or nearly so"
+    assert bench.proxy.stats.bytes_down == before
+
+
 def test_a_second_question_costs_no_transfer(bench: Bench, local: Answer) -> None:
     bench.cold()
     bench.ask()

@@ -122,6 +122,7 @@ def test_wrong_guesses_change_nothing_either(asker: Asker, monkeypatch: pytest.M
     same(without, wrong)
 
 
+@pytest.mark.long
 def test_wrong_guesses_draw_no_lots(asker: Asker, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else all but the first tokens of answers with a seed would be others. By rounding alone, few are."""
     alike = 0
@@ -137,6 +138,7 @@ def test_wrong_guesses_draw_no_lots(asker: Asker, monkeypatch: pytest.MonkeyPatc
     assert alike >= 4
 
 
+@pytest.mark.long
 def test_several_guess_at_once(asker: Asker) -> None:
     asker.guessing(drafts.MOST_DRAFTS)
     prompts = [ASKED, ASKED.replace("yellow", "white"), ASKED.replace("two", "three"), "Count from one to forty."]
@@ -154,6 +156,7 @@ def test_several_guess_at_once(asker: Asker) -> None:
         same(one, other)
 
 
+@pytest.mark.long
 def test_no_answer_is_longer_than_it_may_be(asker: Asker) -> None:
     asker.guessing(drafts.MOST_DRAFTS)
     whole = asker.ask()
@@ -164,6 +167,7 @@ def test_no_answer_is_longer_than_it_may_be(asker: Asker) -> None:
     assert asker.ask(max_tokens=0).text == ""
 
 
+@pytest.mark.long
 def test_a_stop_text_ends_an_answer_within_what_was_guessed(asker: Asker) -> None:
     asker.guessing(drafts.MOST_DRAFTS)
     whole = asker.ask()

@@ -97,6 +97,7 @@ def test_an_answer_is_parsed_into_what_was_asked_for(client: openai.OpenAI) -> N
     assert isinstance(answer.choices[0].message.parsed, Part) and answer.choices[0].finish_reason == "stop"
 
 
+@pytest.mark.long
 def test_answers_with_and_without_a_form_share_steps(client: openai.OpenAI) -> None:
     schema = {"type": "json_schema", "json_schema": {"name": "part", "schema": Part.model_json_schema()}}
     plain = ask(client, max_tokens=24).choices[0].message.content

@@ -65,6 +65,7 @@ class TestWindowed(EngineContract):
         return windowed
 
 
+@pytest.mark.long
 class TestSmolLM2(EngineContract):
     rounding_nats, drawn_alike = 0.5, 1  # four bits a weight, and what it reads is no language
 

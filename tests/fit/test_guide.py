@@ -78,6 +78,7 @@ def whole(models: Models) -> tuple[fitting.Fit, Told]:
         return fit_guide(models, TEXT, lambda *at: told.append(at), count=5, first=2), told
 
 
+@pytest.mark.long
 def test_what_was_learnt_holds_in_the_engine_and_in_its_file(
     models: Models, whole: tuple[fitting.Fit, Told], tmp_path: Path
 ) -> None:

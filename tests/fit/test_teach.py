@@ -88,6 +88,7 @@ def test_anchors_are_the_contexts_own_text_as_exact_kv_has_it(
     assert anchors(engine, context[:100]) == []
 
 
+@pytest.mark.long
 def test_an_interrupted_lesson_ends_as_if_it_had_not_been(
     engine: LlamaCpp,
     tiny_frozen: "Frozen",

@@ -33,6 +33,7 @@ from preread.plan.beliefs import CLOUD, Heard
 from preread.plan.legality import begins_anew, is_in_order, is_whole, spare_cells
 from preread.plan.plan import INJECTIONS, LONGEST_BATCH_TOKENS
 from preread.plan.task import Task
+from preread.plan.worth import worth_loading
 from preread.values import ContextId
 from preread.wire import manifest as manifests
 
@@ -44,9 +45,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """A context is to be streamed, and this of it."""
+    """A context is to be streamed: this of it, from there, and what the plan has to know."""
 
     spec: LoadSpec
+    supplies: tuple[Supply, ...]
+    task: Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +179,7 @@ class Residents:
         way = _way(question, known, node)
         if isinstance(way, Stream):
             try:
-                await self._stream(question, known, way.spec, coming)
+                await self._stream(question, known, way, coming)
                 return
             except Exception as error:
                 if not isinstance(error, PrereadError):
@@ -196,18 +199,16 @@ class Residents:
             local_s = self.node.beliefs.prefill.seconds(0, len(known.tokens))
             await self.node.settled(min(_MOST_SETTLE_S, _SETTLE_SHARE * local_s))
 
-    async def _stream(self, question: Question, known: Known, spec: LoadSpec, coming: Coming) -> None:
+    async def _stream(self, question: Question, known: Known, way: Stream, coming: Coming) -> None:
         """Get a context from the cloud, neighbours and this machine, and compute what comes no sooner.
 
         Raises:
             Exception: what went wrong that is not the links' fault.
         """
-        node, done = self.node, Loaded()
+        node, done, spec, supplies = self.node, Loaded(), way.spec, way.supplies
         coming.spec, coming.loaded = spec, done
         self.last_load = done
-        supplies = node.sources.supplies() if question.named else node.sources.here()
-        task = _task(question, spec, supplies, node)
-        loading = Loading(spec, known.tokens, task, supplies, node.core, self._decoders, done)
+        loading = Loading(spec, known.tokens, way.task, supplies, node.core, self._decoders, done)
         try:
             with ExitStack() as while_loading:
                 of = known.entry.context if question.named else None
@@ -243,7 +244,12 @@ def _way(question: Question, known: Known, node: Node) -> Stream | Compute:
         return Compute(away or str(error))
     if away and not node.sources.without_cloud(rung.places):
         return Compute(away)
-    return Stream(load_spec(rung, known.tokens, node.preparations))
+    what = load_spec(rung, known.tokens, node.preparations)
+    supplies = node.sources.supplies() if question.named else node.sources.here()
+    task = _task(question, what, supplies, node)
+    if not worth_loading(task, time.monotonic()):
+        return Compute("computing it here was expected to be as soon, or nearly so")
+    return Stream(what, supplies, task)
 
 
 def _task(question: Question, what: LoadSpec, supplies: tuple[Supply, ...], node: Node) -> Task:

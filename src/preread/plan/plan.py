@@ -120,6 +120,13 @@ class Plan:
         """Whether anything was ever asked of a source."""
         return self._sources.each[source].ever
 
+    @property
+    def saved_share(self) -> float:
+        """Of what computing all that is left takes, and the prompt, the share that fetching is expected to save."""
+        outlook, left = self._outlook(), self.grid.left()
+        finishes = outlook.chunks(left)
+        return 1 - min([*finishes, *outlook.layers(left)]) / max(finishes[-1], 1e-9)
+
     # What is believed
 
     def _share(self, groups: int) -> float:
