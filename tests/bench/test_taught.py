@@ -74,6 +74,7 @@ def test_modes_are_compared_with_a_control(
     assert low - 1e-9 <= taught["gain_over_control"] <= high + 1e-9
 
 
+@pytest.mark.long
 def test_files_that_do_not_belong_together_are_refused(smollm: Path, files: tuple[Study, Taught, Path]) -> None:
     study, _, folder = files
     good = Options(TEXT, folder / "a.study", folder / "a.taught")

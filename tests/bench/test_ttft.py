@@ -56,6 +56,7 @@ def test_a_grid_is_measured_and_a_cut_run_goes_on(
     assert run(tiny, grid)["rows"][:3] == rows[:3] and asked == ["t200", "t200"]
 
 
+@pytest.mark.long
 def test_a_baseline_leaves_no_cells_behind_which_others_would_lie(tiny: Path) -> None:
     async def story() -> int:
         async with staged(tiny, "tiny", replace(GRID, context_tokens=(100,)), QUIET) as (ways, _):

@@ -74,6 +74,7 @@ def test_a_damaged_or_foreign_profile_is_as_none(
     assert "of another model" in caplog.text
 
 
+@pytest.mark.long
 def test_fitting_that_is_given_up_ends_soon_and_leaves_nothing(
     engine: LlamaCpp, worker: Worker, store: Objects, tmp_path: Path
 ) -> None:

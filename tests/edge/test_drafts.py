@@ -186,6 +186,7 @@ def test_an_answer_does_not_end_before_it_may(asker: Asker) -> None:
     assert ended.done.finish == "stop" and len(ended.odds) == ended.timings.predicted_n < 60
 
 
+@pytest.mark.long
 def test_an_answer_that_repeats_itself_ends_with_the_window(asker: Asker) -> None:
     stay = asker.node.engine.tokenize(" yes")
     bias = tuple((int(id), 100.0) for id in stay)

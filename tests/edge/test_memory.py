@@ -91,6 +91,7 @@ async def publish_noise(store: Objects, model: Path) -> int:
     return TOKENS * shape.values_per_token * 2
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc to see peaks of memory")
 def test_buffers_stay_small_however_long_the_context(smollm: Path, tmp_path: Path) -> None:
     store = open_store(str(tmp_path / "store"))

@@ -117,6 +117,7 @@ def coder(qwen: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
         yield url
 
 
+@pytest.mark.long
 @pytest.mark.models
 def test_a_coder_fills_in(coder: str) -> None:
     before, after = "def area(width, height):\n    return ", "\n\nprint(area(3, 4))  # 12\n"

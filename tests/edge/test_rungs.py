@@ -117,6 +117,7 @@ def _as_it_was(bench: Bench) -> Iterator[None]:
     node.rung, node.max_dloss, node.deadline_s, contexts.profiles, contexts._rungs = before
 
 
+@pytest.mark.long
 def test_the_default_is_to_publish_lossless_and_all_that_is_fitted(bench: Bench) -> None:
     rungs = {rung.name: rung for rung in bench.manifest.rungs}
     assert list(rungs) == ["lossless", "b4", "b2", "b1"] == list(bench.published.rung_bytes)

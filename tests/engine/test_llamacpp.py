@@ -310,6 +310,7 @@ def test_self_test_passes_and_measures(engine: LlamaCpp) -> None:
     assert engine.session.context_tokens == 0
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not attends_in_tiles(vector_bits()), reason="this processor has no AVX2")
 def test_self_test_switches_attention_in_tiles_off_where_it_is_not_llama_cpps(
     engine: LlamaCpp, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

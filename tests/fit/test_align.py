@@ -34,6 +34,7 @@ def test_a_model_is_matched_with_itself_layer_by_layer(tiny: LlamaCpp) -> None:
     assert told == sorted(told) and told[-1][0] == told[-1][1]
 
 
+@pytest.mark.long
 def test_tokens_of_another_tokenizer_are_matched_by_what_they_stand_for(
     tiny: LlamaCpp, qwen: Path, tmp_path: Path
 ) -> None:

@@ -81,6 +81,7 @@ def test_targets_are_rows_of_one_token_each(tiny: LlamaCpp) -> None:
     np.testing.assert_allclose(rows[0, second : second + shape.head_dim], one.block.k[1, 0, 0], rtol=1e-3)
 
 
+@pytest.mark.long
 def test_a_model_of_another_tokenizer_is_read_too(tiny: LlamaCpp, qwen: Path, tmp_path: Path) -> None:
     with closing(LlamaCpp.open(write_tiny(tmp_path / "qwen.gguf", qwen, hidden=256), window_tokens=1024)) as other:
         tokens, _ = windows(tiny, TEXT, 4)[0]

@@ -48,6 +48,7 @@ def test_a_model_asks_and_answers_itself(model: LlamaCpp, monkeypatch: pytest.Mo
         assert (np.exp(one.logprobs).sum(axis=1) <= 1.001).all() and (one.losses >= 0).all()
 
 
+@pytest.mark.long
 def test_a_document_that_gives_few_questions_is_refused(model: LlamaCpp, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("preread.fit.study._FEWEST", 99)
     with pytest.raises(UsageError, match="99 are needed"):

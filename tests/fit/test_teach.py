@@ -49,6 +49,7 @@ def study(engine: LlamaCpp, context: Tokens) -> Study:
     return Study(context_id(of, context), of, Fingerprint("b" * 64), tuple(found))
 
 
+@pytest.mark.long
 def test_what_was_learnt_holds_for_questions_that_were_held_out(
     engine: LlamaCpp, tiny_frozen: "Frozen", context: Tokens, study: Study, tmp_path: Path
 ) -> None:

@@ -42,8 +42,7 @@ def check(path: Path) -> None:
     """
     if is_registered(path):
         return
-    mark = _mark(path)
-    if mark.exists():
+    if _mark(path).exists():
         return
     _log.info("trying %s in a process of its own, once", path)
     size_gb = _size_bytes(path) / 1e9
@@ -61,7 +60,13 @@ def check(path: Path) -> None:
         raise UsageError(f"{path} is no sound model file: loading it does not end; get it from elsewhere") from error
     if tried.returncode:
         raise UsageError(f"{path} is no sound model file: {_said(tried)}; get it from elsewhere")
+    vouch(path)
+
+
+def vouch(path: Path) -> None:
+    """Remember that this file, as it is now, is sound: it has been tried, or was just written here."""
     with suppress(OSError):  # it is tried again then
+        mark = _mark(path)
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()
 

@@ -15,6 +15,7 @@ import llama_cpp
 import numpy as np
 
 from preread.engine import ggml
+from preread.engine.trial import vouch
 from preread.errors import EngineError
 
 LAYERS: Final = 6
@@ -125,6 +126,7 @@ def write_family(
             llama_cpp.llama_model_free(model)
         base.gguf_free(written)
         base.gguf_free(described)
+    vouch(path)
     return path
 
 

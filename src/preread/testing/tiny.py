@@ -17,6 +17,7 @@ from typing import BinaryIO, Final
 import numpy as np
 import numpy.typing as npt
 
+from preread.engine.trial import vouch
 from preread.errors import CorruptData
 
 NAME: Final = "tiny"
@@ -65,6 +66,7 @@ def write_tiny(path: Path, vocabulary: Path, seed: int = 0, most_tokens: int | N
         out.write(bytes(-out.tell() % _ALIGNMENT))
         for _, values in tensors:
             out.write(values.tobytes() + bytes(_padded(values.nbytes) - values.nbytes))
+    vouch(path)
     return path
 
 
