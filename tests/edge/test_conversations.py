@@ -202,6 +202,7 @@ def test_a_conversation_is_its_callers_alone(talk: Talk) -> None:
 
 def test_a_conversation_about_a_context_is_none_about_another(talk: Talk, cloud: Any) -> None:
     cloud.publish("leaflet", "The red lamp means that the tank is empty. " * 12)
+    talk.turn(said(QUESTIONS[0]), "carl", "leaflet")  # and it is there, computed or streamed
     first = talk.turn(said(QUESTIONS[0]))
     chat = said(QUESTIONS[0], first.text, QUESTIONS[1])
     about_another = talk.turn(chat, context="leaflet").timings
