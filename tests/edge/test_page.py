@@ -8,7 +8,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from preread.edge import history
+from preread.edge import history, page
 from preread.edge.app import create_app
 from preread.page import routes
 from preread.page.kvmap import CLOUD, HERE, RESIDENT
@@ -141,7 +141,9 @@ def test_the_page_tells_names_of_contexts_tiers_link_queue_and_batch(edge: Any) 
     assert all(part in get(edge, "/").text for part in state["latest"].split("\n") if "sentence" in part)
 
 
-def test_events_tell_all_first_and_then_what_changes_as_it_comes(edge: Any) -> None:
+def test_events_tell_all_first_and_then_what_changes_as_it_comes(edge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "_LATER_S", 0.05)  # a fast machine is done with it within a second
+    monkeypatch.setattr(page, "_SOON_S", 0.05)
     edge.forget()
     seen: list[dict[str, str]] = []
 
@@ -158,7 +160,7 @@ def test_events_tell_all_first_and_then_what_changes_as_it_comes(edge: Any) -> N
                 seen.append(json.loads(line[6:]))
                 if asking is None:
                     asking = asyncio.create_task(asyncio.to_thread(ask, edge, max_tokens=40))
-                if asking.done() and "answering" not in (last := seen[-1].get("latest", "")) and "came" in last:
+                if asking.done() and 'class="live"' not in (last := seen[-1].get("latest", "")) and "came" in last:
                     return
 
     asyncio.run(asyncio.wait_for(watch(), 60))
