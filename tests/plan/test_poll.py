@@ -31,14 +31,14 @@ def tried(draw: st.DrawFn) -> Tries:
     now_s, tries = 0.0, Tries.none(0.0)
     for answered in draw(st.lists(st.booleans(), max_size=50)):
         now_s += tries.pause_s(SYNC_S, chance=draw(CHANCES))
-        tries = tries.after(now_s, failed=True, answered=answered)
+        tries = tries.failed(now_s, answered=answered)
     return tries
 
 
 def failing(times: int, *, answered: bool) -> Tries:
     now_s, tries = 0.0, Tries.none(0.0)
     for _ in range(times):
-        tries = tries.after(now_s, failed=True, answered=answered)
+        tries = tries.failed(now_s, answered=answered)
         now_s += tries.pause_s(SYNC_S)
     return tries
 
@@ -60,7 +60,7 @@ def test_a_cloud_that_is_away_is_looked_for_each_second_and_then_by_the_clock(fa
 def test_ten_minutes_of_looking_take_no_more_than_the_allowance_and_an_hour_no_more_than_the_clock() -> None:
     now_s, tries, made = 0.0, Tries.none(0.0), 0
     while now_s < 3600:
-        tries, made = tries.after(now_s, failed=True, answered=False), made + 1
+        tries, made = tries.failed(now_s, answered=False), made + 1
         now_s += tries.pause_s(SYNC_S)
         assert made * ASKING_BYTES <= 60 * CONNECTION_BYTES + (now_s / SYNC_S + 1) * ASKING_BYTES
         if now_s < 600:
@@ -74,7 +74,7 @@ def test_who_is_to_ask_rarely_looks_ever_more_rarely_too() -> None:
 
 def test_one_that_was_found_again_is_asked_by_the_clock_and_what_was_spent_stays_spent() -> None:
     looked = failing(300, answered=False)
-    found = looked.after(400.0, failed=False, answered=True)
+    found = looked.succeeded()
     assert found.pause_s(SYNC_S) == SYNC_S and found.looks == looked.looks
     assert found.pause_s(SYNC_S, away=True) == 1, "a load has found that it is gone again"
 

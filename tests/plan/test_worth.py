@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from preread.plan.cost import Link
 from preread.plan.health import Breaker
+from preread.plan.plan import Plan
 from preread.plan.task import Task
-from preread.plan.worth import LEAST_SAVED, saved_share, worth_loading
+from preread.plan.worth import LEAST_SAVED, worth_loading
 
 from .simulate import MBIT, Machine, layered, steady, task_for
 
@@ -29,15 +30,14 @@ def test_a_link_of_which_nothing_is_known_or_that_has_failed_is_tried() -> None:
     slow = task(1000, 0.1)
     (source,) = slow.sources
     for other in (replace(source, bytes_s=None), replace(source, breaker=Breaker(1, 0.0))):
-        assert saved_share(replace(slow, sources=(other,)), 1.0) is None
         assert worth_loading(replace(slow, sources=(other,)), 1.0)
 
 
 @given(st.integers(64, 3000), st.floats(0.05, 300), st.floats(0.05, 300), st.booleans())
 def test_a_faster_link_saves_no_less(tokens: int, one: float, other: float, splits: bool) -> None:
     of = layered if splits else lambda task: task
-    slower, faster = (saved_share(of(task(tokens, mbps)), 0.0) for mbps in sorted((one, other)))
-    assert slower is not None and faster is not None and 0 <= slower <= faster + 1e-9 <= 1 + 1e-9
+    slower, faster = (Plan(of(task(tokens, mbps)), 0.0).saved_share for mbps in sorted((one, other)))
+    assert 0 <= slower <= faster + 1e-9 <= 1 + 1e-9
 
 
 @pytest.mark.parametrize("mbps", [0.1, 0.5, 1, 2, 5])

@@ -136,13 +136,13 @@ async def synced(sync: Callable[[], Awaitable[object]], tries: Tries, meanwhile:
     except PrereadError as error:
         if not tries.failures:
             _log.warning("%s until the cloud is back: %s", meanwhile, error)
-        return tries.after(time.monotonic(), failed=True, answered=not isinstance(error, TransportError))
+        return tries.failed(time.monotonic(), answered=not isinstance(error, TransportError))
     except Exception:
         _log.exception("asking the cloud failed in a way that nobody foresaw")
-        return tries.after(time.monotonic(), failed=True, answered=True)
+        return tries.failed(time.monotonic(), answered=True)
     if tries.failures:
         _log.info("the cloud can be reached again")
-    return tries.after(time.monotonic(), failed=False, answered=True)
+    return tries.succeeded()
 
 
 def _chance() -> float:

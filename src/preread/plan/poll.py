@@ -86,13 +86,13 @@ class Allowance:
         """Enough for so many connections at once as a day of bad luck takes."""
         return cls(float(_MOST_AT_ONCE * CONNECTION_BYTES), at_s)
 
-    def wait_s(self, now_s: float, next_bytes: int = CONNECTION_BYTES) -> float:
+    def wait_s(self, now_s: float, size_bytes: int = CONNECTION_BYTES) -> float:
         """Seconds until there is enough for a connection, or for so many bytes."""
-        return max(0.0, next_bytes - self._at(now_s)) / _RATE_BYTES_S
+        return max(0.0, size_bytes - self._at(now_s)) / _RATE_BYTES_S
 
-    def spent(self, now_s: float, bytes: int = CONNECTION_BYTES) -> "Allowance":
+    def spent(self, now_s: float, size_bytes: int = CONNECTION_BYTES) -> "Allowance":
         """After a connection was made, or so many bytes have gone."""
-        return Allowance(self._at(now_s) - bytes, now_s)
+        return Allowance(self._at(now_s) - size_bytes, now_s)
 
     def _at(self, now_s: float) -> float:
         return min(float(_MOST_AT_ONCE * CONNECTION_BYTES), self.left_bytes + _RATE_BYTES_S * (now_s - self.at_s))
@@ -121,10 +121,14 @@ class Tries:
         """Before the first."""
         return cls(Allowance.full(now_s))
 
-    def after(self, now_s: float, *, failed: bool, answered: bool) -> "Tries":
-        """After one more, that ended at `now_s`, seconds of any clock."""
+    def succeeded(self) -> "Tries":
+        """The cloud answered as it should."""
+        return Tries(self.looks)
+
+    def failed(self, now_s: float, *, answered: bool) -> "Tries":
+        """One more has failed, at `now_s`, seconds of any clock; `answered`: the cloud said so."""
         looks = self.looks if answered else self.looks.spent(now_s, ASKING_BYTES)
-        return Tries(looks, self.failures + 1 if failed else 0, answered)
+        return Tries(looks, self.failures + 1, answered)
 
     def pause_s(self, every_s: float, away: bool = False, chance: float = 0.5) -> float:
         """Seconds from the end of the last to the next.

@@ -10,18 +10,10 @@ LEAST_SAVED: Final = 0.08
 and plan, and stretches lie in cells of their own. To save a smaller share than this is to save nothing."""
 
 
-def saved_share(task: Task, at_s: float) -> float | None:
-    """Of what computing all of a context takes, and the prompt, the share that fetching is expected to save.
-
-    Returns:
-        None: that cannot be told, as a source is to be tried: no rate of it is known, or it has failed lately.
-    """
-    if any(source.bytes_s is None or source.breaker.failures for source in task.sources):
-        return None
-    return Plan(task, at_s).saved_share
-
-
 def worth_loading(task: Task, at_s: float) -> bool:
-    """Whether to load a context at all. Else all of it is computed, as if there was no link."""
-    saved = saved_share(task, at_s)
-    return saved is None or saved >= LEAST_SAVED
+    """Whether to load a context at all. Else all of it is computed, as if there was no link.
+
+    A source of which no rate is known, or that has failed lately, is tried whatever it may bring.
+    """
+    untold = any(source.bytes_s is None or source.breaker.failures for source in task.sources)
+    return untold or Plan(task, at_s).saved_share >= LEAST_SAVED
