@@ -23,14 +23,14 @@ def task(tokens: int, mbps: float) -> Task:
 
 
 def test_over_a_link_that_brings_next_to_nothing_all_is_computed() -> None:
-    assert not worth_loading(task(1000, 0.1), 0.0) and worth_loading(task(1000, 20), 0.0)
+    assert not worth_loading(Plan(task(1000, 0.1), 0.0)) and worth_loading(Plan(task(1000, 20), 0.0))
 
 
 def test_a_link_of_which_nothing_is_known_or_that_has_failed_is_tried() -> None:
     slow = task(1000, 0.1)
     (source,) = slow.sources
     for other in (replace(source, bytes_s=None), replace(source, breaker=Breaker(1, 0.0))):
-        assert worth_loading(replace(slow, sources=(other,)), 1.0)
+        assert worth_loading(Plan(replace(slow, sources=(other,)), 1.0))
 
 
 @given(st.integers(64, 3000), st.floats(0.05, 300), st.floats(0.05, 300), st.booleans())
@@ -44,5 +44,5 @@ def test_a_faster_link_saves_no_less(tokens: int, one: float, other: float, spli
 @pytest.mark.parametrize("tokens", [150, 300, 1000, 3000])
 def test_what_is_not_loaded_would_have_been_little_sooner_over_the_best_of_links(tokens: int, mbps: float) -> None:
     outcome, _, local_s = steady(tokens, MACHINE, LOSSLESS, mbps, 0.02)
-    if not worth_loading(task(tokens, mbps), 0.0):
+    if not worth_loading(Plan(task(tokens, mbps), 0.0)):
         assert outcome.ttft_s > (1 - LEAST_SAVED - 0.03) * local_s

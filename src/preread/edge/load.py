@@ -25,7 +25,6 @@ from preread.errors import Cancelled, CorruptData, EngineError, PrereadError, Tr
 from preread.plan import events
 from preread.plan.events import Cell, Event, Instruction
 from preread.plan.plan import Plan
-from preread.plan.task import Task
 from preread.store.fetch import Source
 from preread.values import KVBlock, KVShape, ObjectRef, StateBlock, StateShape
 from preread.wire import manifest as manifests
@@ -134,8 +133,8 @@ class Loading:
 
     Args:
         what: the segments; `tokens`: the context's token ids.
-        task: the same for the plan.
-        links: the sources of `task`.
+        plan: of the load, not begun.
+        links: the sources of its task.
         core: gets the rows, and computes.
         decoders: so many segments may be decoded at once, of all loads.
         done: is kept up to date.
@@ -145,7 +144,7 @@ class Loading:
         self,
         what: LoadSpec,
         tokens: Tokens,
-        task: Task,
+        plan: Plan,
         links: tuple[Supply, ...],
         core: Core,
         decoders: asyncio.Semaphore,
@@ -153,7 +152,7 @@ class Loading:
     ) -> None:
         self._what, self._tokens, self._links, self._done = what, tokens, links, done
         self._core, self._decoders, self._context = core, decoders, what.manifest.context
-        self.plan = Plan(task, time.monotonic())
+        self.plan = plan
         self._places = {(place.chunk, place.group): place for place in what.places}
         self._before = [link.received_bytes for link in links]
         self._frames: dict[Cell, tuple[list[bytes], str]] = {}  # and the source

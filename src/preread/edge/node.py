@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
+from preread import limits
 from preread.edge.choice import Terms
 from preread.edge.contexts import Contexts
 from preread.edge.core import Core
@@ -22,6 +23,7 @@ from preread.engine.worker import Worker
 from preread.errors import PrereadError
 from preread.fit.calibration import UNFITTED, Calibration
 from preread.plan.beliefs import Beliefs
+from preread.plan.plan import INJECTIONS
 from preread.plan.poll import warm_due
 from preread.store.egress import CloudLink
 from preread.store.fetch import IN_FLIGHT
@@ -38,6 +40,7 @@ class Node:
 
     Attributes:
         core: the engine's loop, in which all requests are computed.
+        decoders: so many segments of a context are decoded at once.
         worker: the thread in which it runs.
         readers: the threads in which prompts are tokenised, beside it.
         rung: rung of the quality ladder that is loaded; None: the smallest that keeps `max_dloss`.
@@ -72,6 +75,7 @@ class Node:
         self.rung, self.max_dloss = options.rung, options.max_dloss
         self.refine, self.deadline_s = options.refine, options.deadline_s
         self.calibration = calibration
+        self.decoders = min(INJECTIONS, limits.cpus())
         self.pins = options.near.wishes.pins
         self.preparations = Preparations(engine.embeddings)
         self.refinement: Refinement | None = None

@@ -12,7 +12,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
-from preread import limits
 from preread.edge.choice import chosen
 from preread.edge.coming import Asking, Coming
 from preread.edge.history import History
@@ -31,7 +30,7 @@ from preread.engine.llamacpp import LlamaCpp
 from preread.errors import EngineError, PrereadError, TransportError
 from preread.plan.beliefs import CLOUD, Heard
 from preread.plan.legality import begins_anew, is_in_order, is_whole, spare_cells
-from preread.plan.plan import INJECTIONS, LONGEST_BATCH_TOKENS
+from preread.plan.plan import INJECTIONS, LONGEST_BATCH_TOKENS, Plan
 from preread.plan.task import Task
 from preread.plan.worth import worth_loading
 from preread.values import ContextId
@@ -45,11 +44,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """A context is to be streamed: this of it, from there, and what the plan has to know."""
+    """A context is to be streamed: this of it, from there, by this plan, which has not begun."""
 
     spec: LoadSpec
     supplies: tuple[Supply, ...]
-    task: Task
+    plan: Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +207,7 @@ class Residents:
         node, done, spec, supplies = self.node, Loaded(), way.spec, way.supplies
         coming.spec, coming.loaded = spec, done
         self.last_load = done
-        loading = Loading(spec, known.tokens, way.task, supplies, node.core, self._decoders, done)
+        loading = Loading(spec, known.tokens, way.plan, supplies, node.core, self._decoders, done)
         try:
             with ExitStack() as while_loading:
                 of = known.entry.context if question.named else None
@@ -247,9 +246,10 @@ def _way(question: Question, known: Known, node: Node) -> Stream | Compute:
     what = load_spec(rung, known.tokens, node.preparations)
     supplies = node.sources.supplies() if question.named else node.sources.here()
     task = _task(question, what, supplies, node)
-    if not worth_loading(task, time.monotonic()):
+    plan = Plan(task, time.monotonic())
+    if not worth_loading(plan):
         return Compute("computing it here was expected to be as soon, or nearly so")
-    return Stream(what, supplies, task)
+    return Stream(what, supplies, plan)
 
 
 def _task(question: Question, what: LoadSpec, supplies: tuple[Supply, ...], node: Node) -> Task:
@@ -257,7 +257,7 @@ def _task(question: Question, what: LoadSpec, supplies: tuple[Supply, ...], node
     chunks = tuple(stop - start for start, stop in what.manifest.chunks)
     beliefs, at_s = node.beliefs, time.monotonic()
     prompt_s = beliefs.prompt_s(question.reuse, len(question.prompt))
-    decode_bytes_s = min(INJECTIONS, limits.cpus()) * beliefs.decode_bytes_s(what.rung)
+    decode_bytes_s = node.decoders * beliefs.decode_bytes_s(what.rung)
     sources = tuple(beliefs.source(supply.name, at_s) for supply in supplies)
     first = what.grid(lambda place: holder(place, supplies))
     sight = node.engine.spec.sight
