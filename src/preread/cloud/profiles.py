@@ -25,8 +25,8 @@ from preread.wire.fields import MAX_PROFILE_BYTES
 Report = Callable[[str, int, int], None]
 """Told a stage ("fit"), how many steps of it are done, and how many there are; from any thread."""
 
-_STAGES: Final = {"read": (0, 50), "sense": (50, 30), "fit": (80, 4), "measure": (84, 16)}
-"""What fitting does one after the other: per cent of its time before each stage, and about how many it takes."""
+_STAGES: Final = {"read": (0, 40), "sense": (40, 25), "fit": (65, 20), "weigh": (69, 14), "measure": (85, 15)}
+"""What fitting does: per cent of its time before each stage, and about how many it takes; it weighs while it fits."""
 
 _LOOK_AGAIN_S: Final = 1.0
 _log = logging.getLogger(__name__)
