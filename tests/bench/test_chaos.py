@@ -74,9 +74,9 @@ def test_many_ask_at_once_and_none_is_answered_wrongly(
     assert (kill.episode.kind, kill.after_s, replaced.replaces is not None) == ("edge-kill", 0.0, True)
     newest, judged = dict[tuple[int, str], int](), chaos.judged
 
-    def noted(turn: Turn, query: Query, said: Said, right: dict[int, Right], local_s: float) -> Outcome:
+    def noted(turn: Turn, query: Query, said: Said, right: dict[int, Right], local_s: float, nats: float) -> Outcome:
         newest[turn.index, query.document.name] = max(right)
-        return judged(turn, query, said, right, local_s)
+        return judged(turn, query, said, right, local_s, nats)
 
     monkeypatch.setattr(chaos, "judged", noted)
     chosen = replace(options(smollm, 36, 478), clients=8)
@@ -117,3 +117,13 @@ def test_another_answer_is_right_only_from_where_rounding_may_decide() -> None:
     assert not right.agrees("ay", ("a", "y")), "that was far from likely"
     assert not right.agrees("zb", ("z", "b")) and not right.agrees("abc", ("a", "b", "c"))
     assert not right.agrees("a", ("a",))
+    assert right.agrees("ay", ("a", "y"), 3.0), "a model with which rounding decides that much"
+
+
+def test_what_rounding_decides_is_how_far_two_computations_of_the_same_are_apart() -> None:
+    right = Right("ab", ("a", "b"), ({"a": -1.0, "x": -1.2, "far": -9.0}, {"b": -0.1, "y": -0.6}))
+    same = Right("", ("a", "b"), ({"a": -1.0, "x": -1.3, "far": -7.0}, {"b": -0.1, "y": -0.4}))
+    assert right.apart_nats(same) == pytest.approx([-0.1, 0.2])
+    forked = Right("", ("x", "b"), ({"x": -1.0, "a": -1.1}, {"b": -0.1, "y": -9.0}))
+    assert right.apart_nats(forked) == pytest.approx([0.3]), "what comes after a fork is another answer"
+    assert right.apart_nats(Right("", ("z",), ({"z": -0.1},))) == []

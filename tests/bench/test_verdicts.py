@@ -18,7 +18,7 @@ TIMES = st.floats(0, 1e3)
 
 
 def outcome(said: Said, local_s: float = 1.0) -> Outcome:
-    return judged(TURN, Query(3, Document("c0", 1, 50, 0.0), 2), said, {1: OLD, 2: NEW}, local_s)
+    return judged(TURN, Query(3, Document("c0", 1, 50, 0.0), 2), said, {1: OLD, 2: NEW}, local_s, 0.5)
 
 
 def said(text: str, version: int = 1, seconds: float = 0.1) -> Said:
@@ -30,6 +30,14 @@ def test_an_answer_about_any_text_of_the_name_is_right_and_stale_if_that_was_rep
     assert not outcome(said("old", 1)).stale, "that is what was published"
     assert not outcome(said("new", 1)).stale, "it was replaced meanwhile"
     assert not outcome(said("new", 2)).stale and outcome(said("old", 2)).stale
+
+
+def test_an_answer_is_forked_that_is_right_though_the_reference_gave_another() -> None:
+    right = {1: Right("old", ("old",), ({"old": -0.7, "odd": -1.0},))}
+    query = Query(3, Document("c0", 1, 50, 0.0), 2)
+    within, beyond = (judged(TURN, query, said("odd"), right, 1.0, nats) for nats in (0.5, 0.2))
+    assert (within.verdict, within.forked) == ("ok", True) and (beyond.verdict, beyond.forked) == ("wrong", False)
+    assert not outcome(said("old")).forked
 
 
 def test_a_wrong_answer_says_what_is_right() -> None:

@@ -3,8 +3,10 @@
 A cloud, a fault proxy and an edge, each a process of its own; a schedule of faults (`faults.py`), whose turns are each
 played by as many clients as there are, at once (`crowd.py`); and an engine of this process that says what is right
 (`reference.py`), and computes only while no request is under way. Each answer of temperature 0 over the lossless rung
-is compared with it, letter by letter. A request is late when it takes more than 1.5 × what computing all requests of
-its turn one after another takes here, and 0.5 s (`verdicts.py`): with one client, what that request alone takes.
+is compared with it, letter by letter; another one is right too, and "forked", from a token on that is as likely as the
+right one within what rounding decides with this model. A request is late when it takes more than 1.5 × what computing
+all requests of its turn one after another takes here, and 0.5 s (`verdicts.py`): with one client, what that request
+alone takes.
 
 What is not counted against the edge: the time that it is stopped itself (`edge-sleep`); a request that is cut off by a
 kill of the edge, as long as the client's second try, after the restart, is answered; an answer about the text that a
@@ -99,7 +101,8 @@ async def bench(options: Options, console: Console, report: Report) -> dict[str,
                 report("requests", done, sum(sizes))
             seconds = time.monotonic() - began
     result = stage.tally.summary() | {
-        "model": options.name, "seed": options.seed, "clients": options.clients, "seconds": round(seconds, 1),
+        "rounding_nats": round(stage.reference.rounding_nats, 3), "model": options.name, "seed": options.seed,
+        "clients": options.clients, "seconds": round(seconds, 1),
         "machine": asdict(machine()),
     }  # fmt: skip
     print(json.dumps(result), flush=True)
@@ -184,7 +187,7 @@ class _Stage:
         callers: Sequence[httpx2.AsyncClient],
     ) -> None:
         self._options, self._cloud, self._edge, self._proxy = options, cloud, edge, proxy
-        self._reference, self._callers = reference, callers
+        self.reference, self._callers = reference, callers
         self._published: dict[str, Document] = {}
         self._asleep = _AWAKE
         self._aborting = asyncio.Lock()
@@ -195,7 +198,7 @@ class _Stage:
         if turn.publish or turn.remove:
             await self._change(turn)
         if turn.index % _PACE_TURNS == 0:
-            await self._reference.pace(turn.document)
+            await self.reference.pace(turn.document)
         if turn.fresh:
             self.tally.faults[turn.episode.kind] += 1
             if not turn.after_s:
@@ -251,17 +254,18 @@ class _Stage:
 
     async def _judge(self, turn: Turn, queries: Sequence[Query], said: Sequence[Said]) -> list[Outcome]:
         tokens = prompt_tokens(queries, said)
-        local_s = self._reference.local_s(tokens)
+        local_s = self.reference.local_s(tokens)
         outcomes = self._judged(turn, queries, said, local_s)
         if all(outcome.verdict != "late" for outcome in outcomes):
             return outcomes
         # Perhaps the machine is slower just now: what does the same take here at once?
-        await self._reference.pace(self._published[turn.document.name])
-        return self._judged(turn, queries, said, max(local_s, self._reference.last_pace_s * tokens))
+        await self.reference.pace(self._published[turn.document.name])
+        return self._judged(turn, queries, said, max(local_s, self.reference.last_pace_s * tokens))
 
     def _judged(self, turn: Turn, queries: Sequence[Query], said: Sequence[Said], local_s: float) -> list[Outcome]:
-        right = [self._reference.right(query.document.name, query.question) for query in queries]
-        return [judged(turn, *one, local_s) for one in zip(queries, said, right, strict=True)]
+        right = [self.reference.right(query.document.name, query.question) for query in queries]
+        rounding_nats = self.reference.rounding_nats
+        return [judged(turn, *one, local_s, rounding_nats) for one in zip(queries, said, right, strict=True)]
 
     async def _meanwhile(self, turn: Turn, asking: asyncio.Task[Said]) -> None:
         """What happens while the turn's own request is under way; or then, if it is answered sooner."""
@@ -323,7 +327,7 @@ class _Stage:
         self._published[document.name] = document
 
     async def _learn(self, document: Document) -> None:
-        await self._reference.learn(document, range(QUESTIONS))
+        await self.reference.learn(document, range(QUESTIONS))
 
     async def _cloud_up(self) -> None:
         if not self._cloud.runs:

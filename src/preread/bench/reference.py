@@ -23,6 +23,7 @@ from preread.edge.opening import open_node
 from preread.edge.options import Options
 from preread.edge.request import Ask, Done, TokenOdds
 from preread.edge.residents import Residents
+from preread.edge.understand import understand
 from preread.engine.sampling import Sampling
 from preread.store.egress import CloudLink
 
@@ -49,6 +50,9 @@ TOP: Final = 5
 ROUNDING_NATS: Final = 0.5
 """By so much other requests in a step change the odds of a token, at most: llama.cpp multiplies matrices in another way
 for more tokens, and rounds what goes in. Of SmolLM2, 0.34 was seen."""
+_MEASURED, _DEVIATIONS, _NEAR_NATS = 24, 4.0, 2.0
+"""Of so many answers it is measured how far local prefill is from itself, by tokens that are so nearly as likely as the
+right one; among some thousands of answers a few are so many standard deviations off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +63,10 @@ class Right:
     tokens: tuple[str, ...]
     odds: tuple[Mapping[str, float], ...]
 
-    def agrees(self, text: str, tokens: Sequence[str]) -> bool:
+    def agrees(self, text: str, tokens: Sequence[str], rounding_nats: float = ROUNDING_NATS) -> bool:
         """Whether another answer is right as well: the same, or another from where rounding may decide."""
         fork_nats = self.fork_nats(tokens)
-        return text == self.text if fork_nats is None else fork_nats <= ROUNDING_NATS
+        return text == self.text if fork_nats is None else fork_nats <= rounding_nats
 
     def fork_nats(self, tokens: Sequence[str]) -> float | None:
         """By how much the first token that differs is less likely than the right one, in nats; None: none differs."""
@@ -71,14 +75,33 @@ class Right:
                 return odds[right] - odds[token] if token in odds else math.inf
         return None
 
+    def apart_nats(self, other: "Right") -> list[float]:
+        """By how much the odds of likely tokens differ in another computation of the same, until that one forks."""
+        found = list[float]()
+        for right, token, odds, others in zip(self.tokens, other.tokens, self.odds, other.odds, strict=False):
+            near = [one for one in odds if one in others and 0 < odds[right] - odds[one] <= _NEAR_NATS]
+            if right in others:
+                found += [(odds[right] - odds[one]) - (others[right] - others[one]) for one in near]
+            if token != right:
+                break
+        return found
+
 
 class Reference:
     """Right answers, by document and question."""
 
     def __init__(self, residents: Residents, cloud: CloudLink, answer_tokens: int) -> None:
-        self._residents, self._node, self._cloud, self._answer_tokens = residents, residents.node, cloud, answer_tokens
+        self._residents, self._node, self._cloud = residents, residents.node, cloud
+        self._sampling = Sampling(max_tokens=answer_tokens, temperature=0.0, top_logprobs=TOP)
         self._answers: dict[tuple[str, int], dict[int, Right]] = {}
         self._paces_s: deque[float] = deque(maxlen=_PACED)
+        self._measured, self._apart_nats = 0, list[float]()
+
+    @property
+    def rounding_nats(self) -> float:
+        """What rounding may decide with this model: of how far local prefill is from itself, what is seen seldom."""
+        squares = [apart * apart for apart in self._apart_nats]
+        return max(ROUNDING_NATS, _DEVIATIONS * math.sqrt(statistics.fmean(squares))) if squares else ROUNDING_NATS
 
     async def learn(self, document: Document, questions: Sequence[int]) -> None:
         """Answer these questions about a document that is published now, the first one from cold."""
@@ -90,6 +113,25 @@ class Reference:
             done, found[number] = await self._ask(document, number)
             if done.timings.way == "computed":
                 self._paces_s.append((time.monotonic() - started) / done.prompt_tokens)
+            if self._measured < _MEASURED:
+                self._measured += 1
+                self._apart_nats += found[number].apart_nats(await self._whole(document, number))
+
+    async def _whole(self, document: Document, number: int) -> Right:
+        """The same computed in another way, from cold and in one piece: context and question in the same batches."""
+        node, sampling = self._node, self._sampling
+        question = (await understand(Ask(**asked(document, number), sampling=sampling), node)).alone()
+        async with node.core.paused():
+            steps = await node.core.call(lambda: list(node.engine.session.generate(question.prompt, sampling, reuse=0)))
+        tokens = [step for step in steps if not step.given]
+        return Right(
+            "",
+            tuple(self._piece(step.token) for step in tokens),
+            tuple({self._piece(token): logprob for token, logprob in step.top} for step in tokens),
+        )
+
+    def _piece(self, token: int) -> str:
+        return self._node.engine.piece(token).decode(errors="replace")
 
     async def pace(self, document: Document) -> None:
         """Answer about a document that is published now from cold once more, for the time that it takes."""
@@ -123,8 +165,7 @@ class Reference:
             self._node.link = None
 
     async def _ask(self, document: Document, number: int) -> tuple[Done, Right]:
-        sampling = Sampling(max_tokens=self._answer_tokens, temperature=0.0, top_logprobs=TOP)
-        ask = Ask(**asked(document, number), sampling=sampling)
+        ask = Ask(**asked(document, number), sampling=self._sampling)
         pieces, done = await gathered(answer(ask, self._residents))
         text, odds = "".join(piece.text for piece in pieces), [one for piece in pieces for one in piece.odds]
         return done, Right(text, tuple(one.text for one in odds), tuple(map(_likeliest, odds)))

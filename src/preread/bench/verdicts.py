@@ -48,6 +48,7 @@ class Outcome:
         client: who asked.
         local_s: what computing all answers of its turn one after another takes here.
         stale: it was answered about a text that was no longer published when it was asked.
+        forked: it is right, but another answer than the reference's, from a token on that rounding decided.
     """
 
     index: int
@@ -60,6 +61,7 @@ class Outcome:
     reason: str = ""
     stale: bool = False
     tries: int = 1
+    forked: bool = False
 
 
 @dataclass(slots=True)
@@ -70,6 +72,7 @@ class Tally:
     faults: Counter[str] = field(default_factory=Counter)
     ways: Counter[str] = field(default_factory=Counter)
     stale: int = 0
+    forked: int = 0
     retried: int = 0
     forgotten: int = 0
 
@@ -78,6 +81,7 @@ class Tally:
         self.outcomes[outcome.verdict] += 1
         self.ways[outcome.way or "none"] += 1
         self.stale += outcome.stale
+        self.forked += outcome.forked
         self.retried += outcome.tries > 1
 
     def summary(self) -> dict[str, object]:
@@ -93,6 +97,7 @@ class Tally:
             "faults": dict(sorted(self.faults.items())),
             "ways": dict(sorted(self.ways.items())),
             "stale": self.stale,
+            "forked": self.forked,
             "retried": self.retried,
             "forgotten": self.forgotten,
         }
@@ -114,7 +119,9 @@ def bound_s(local_s: float) -> float:
     return 1.5 * local_s + 0.5
 
 
-def judged(turn: Turn, query: Query, said: Said, right: Mapping[int, Right], local_s: float) -> Outcome:
+def judged(
+    turn: Turn, query: Query, said: Said, right: Mapping[int, Right], local_s: float, rounding_nats: float
+) -> Outcome:
     """How a request went.
 
     Args:
@@ -123,18 +130,20 @@ def judged(turn: Turn, query: Query, said: Said, right: Mapping[int, Right], loc
         said: what came back.
         right: the right answer for each version of the document, newer ones too.
         local_s: what computing all answers of the turn takes here.
+        rounding_nats: what rounding may decide with this model.
     """
     reason = said.failure or str(said.timings.get("reason") or "")
     versions: set[int] = set()
     verdict: Verdict = "error"
     if said.text is not None:
-        versions = {version for version, one in right.items() if one.agrees(said.text, said.tokens)}
+        versions = {version for version, one in right.items() if one.agrees(said.text, said.tokens, rounding_nats)}
         verdict = "wrong" if not versions else "late" if said.seconds > bound_s(local_s) else "ok"
     if verdict == "wrong":
         texts = {version: one.text for version, one in right.items()}
         reason = f"said {said.text!r}, right is {texts}; {reason}"
     stale = bool(versions) and max(versions) < said.version
-    way = str(said.timings.get("way", ""))
+    forked = bool(versions) and all(right[version].text != said.text for version in versions)
+    kind, way = turn.episode.kind, str(said.timings.get("way", ""))
     return Outcome(
-        turn.index, query.client, turn.episode.kind, verdict, said.seconds, local_s, way, reason, stale, said.tries
+        turn.index, query.client, kind, verdict, said.seconds, local_s, way, reason, stale, said.tries, forked
     )

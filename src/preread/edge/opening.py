@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -22,7 +22,7 @@ from preread.engine.memory import memory_of
 from preread.engine.peek import header_of
 from preread.engine.selftest import self_test
 from preread.engine.worker import Worker
-from preread.errors import CorruptData
+from preread.errors import CorruptData, UsageError
 from preread.fit import decisions, family
 from preread.plan.beliefs import Beliefs
 from preread.plan.residency import Residency
@@ -64,6 +64,7 @@ async def open_node(
         calibration = await asyncio.to_thread(decisions.found, options.decisions, engine.spec.fingerprint)
         gates = await asyncio.to_thread(family.found, options.gates, engine.spec.fingerprint)
         tested = await worker.run(lambda: self_test(engine))
+        await asyncio.to_thread(_read_template, engine)
     except BaseException:
         readers.close()
         worker.close()
@@ -113,6 +114,12 @@ def _engine(model: Path, name: str, options: Options) -> LlamaCpp:
         threads=options.threads,
         kv_memory_bytes=kv_memory_bytes,
     )
+
+
+def _read_template(engine: LlamaCpp) -> None:
+    """Now, as the first question would wait for it: a vocabulary may have thousands of control tokens."""
+    with suppress(UsageError):  # who asks a chat is told
+        _ = engine.chat
 
 
 def _token_bytes(model: Path) -> int | None:

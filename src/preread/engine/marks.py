@@ -10,6 +10,7 @@ Pure. It must not know templates or vocabularies.
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Final
 
 from preread.errors import UsageError
@@ -29,12 +30,12 @@ class Controls:
     """The texts of a vocabulary's control tokens."""
 
     def __init__(self, texts: Iterable[str]) -> None:
-        longest_first = sorted({text for text in texts if text}, key=lambda text: (-len(text), text))
-        self._whole = "|".join(map(re.escape, longest_first))
-        self._found = re.compile(self._whole or r"(?!)")
-        self._starts = re.compile(f"(?={self._whole or '(?!)'})")
-        self._begun = frozenset(text[:n] for text in longest_first for n in range(1, len(text)))
-        self._longest = max(map(len, longest_first), default=1)
+        self._texts = frozenset(text for text in texts if text)
+        # Looked up by length: a pattern of all texts takes seconds to compile where there are thousands, as in Gemma.
+        self._lengths = sorted({len(text) for text in self._texts}, reverse=True)
+        self._first = re.compile("|".join(sorted({re.escape(text[0]) for text in self._texts})) or r"(?!)")
+        self._begun = frozenset(text[:n] for text in self._texts for n in range(1, len(text)))
+        self._longest = max(self._lengths, default=1)
 
     def mark_for(self, *values: Any) -> str:
         """A character to mark these values with: it stands in none of them. Empty: nothing in them has to be marked.
@@ -43,7 +44,7 @@ class Controls:
             UsageError: they hold all the characters that could be one.
         """
         texts = [text for value in values for text in _texts(value)]
-        if not any(self._found.search(text) or self._begins(text) for text in texts):
+        if not any(self._has(text) or self._begins(text) for text in texts):
             return ""
         for mark in map(chr, _MARKS):
             if not any(mark in text or _escaped(mark) in text for text in texts):
@@ -56,7 +57,7 @@ class Controls:
         if not mark:
             return value
         if isinstance(value, str):
-            cuts = sorted({found.start() + 1 for found in self._starts.finditer(value)} | set(self._begins(value)))
+            cuts = sorted({start + 1 for start, _ in self._starts(value)} | set(self._begins(value)))
             return mark.join(value[a:b] for a, b in zip([0, *cuts], [*cuts, len(value)], strict=True))
         if isinstance(value, list | tuple):
             return [self.marked(each, mark) for each in value]
@@ -65,7 +66,7 @@ class Controls:
         return value
 
     def _key(self, key: str, mark: str) -> str:
-        return str(self.marked(key, mark)) if self._found.search(key) else key
+        return str(self.marked(key, mark)) if self._has(key) else key
 
     def _field(self, key: str, value: Any, mark: str) -> Any:
         return value if key == "role" else self.marked(value, mark)
@@ -79,9 +80,8 @@ class Controls:
         if not mark:
             yield prompt.text, True
             return
-        own = re.compile(f"(?:{self._whole})(?!{mark})")
         read_from = at = 0
-        for start, stop in [*(found.span() for found in own.finditer(prompt.text)), (len(prompt.text), 0)]:
+        for start, stop in chain(self._own(prompt), [(len(prompt.text), 0)]):
             between = prompt.text[at:start]
             if mark in between or _escaped(mark) in between:
                 if read_from < at:
@@ -91,6 +91,25 @@ class Controls:
             at = stop
         if read_from < len(prompt.text):
             yield prompt.text[read_from:], True
+
+    def _own(self, prompt: Prompt) -> Iterator[tuple[int, int]]:
+        """Where the template's own control tokens stand: no mark is behind them, and none begins within another."""
+        end = 0
+        for start, stop in self._starts(prompt.text, prompt.mark):
+            if start >= end:
+                yield start, (end := stop)
+
+    def _starts(self, text: str, mark: str = "") -> Iterator[tuple[int, int]]:
+        """Wherever a control token begins, and where the longest one there ends that has no mark behind it."""
+        for found in self._first.finditer(text):
+            start = found.start()
+            for stop in (start + length for length in self._lengths):
+                if text[start:stop] in self._texts and not (mark and text.startswith(mark, stop)):
+                    yield start, stop
+                    break
+
+    def _has(self, text: str) -> bool:
+        return next(self._starts(text), None) is not None
 
     def _begins(self, text: str) -> list[int]:
         """Where a mark has to stand within the text's end because a control token begins with that end."""

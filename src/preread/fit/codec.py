@@ -81,8 +81,8 @@ RECENT_TOKENS, RECENT_PART, RECENT_STEP = 64, 16, 0.5
 FEATURES = 128
 
 FIT_WINDOWS, HELD_OUT_WINDOWS = 15, 3
-"""About 9,200 tokens to read: more would make better bases, and take minutes longer, see docs/codec.md. Windows are taken
-in the order of `text.calibration`, a third of code and two thirds of other kinds and languages."""
+"""About 9,200 tokens to read: more would make better bases, and take minutes longer, see docs/codec.md. Windows are
+taken in the order of `text.calibration`, a third of code and two thirds of other kinds and languages."""
 
 SENSE_WINDOWS = 2
 WEIGH_WINDOWS = 6
