@@ -1,8 +1,8 @@
 """How much errors in K and in V of each layer cost: measured with those that coding makes.
 
 Attention takes the mean of many tokens' V, in which noise cancels out. What coding leaves out is alike in many tokens,
-and does not. So weights that are measured with noise (`sensitivity.py`) are too small where it matters most: for V of
-the second layer of gemma-3-270m, which alone made up half of a rung's divergence, by far.
+and does not. So weights that are measured with noise (`sensitivity.py`) are too small where it matters most: V of the
+second layer of gemma-3-270m alone made up half of a rung's divergence.
 """
 
 from collections.abc import Callable
