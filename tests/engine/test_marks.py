@@ -45,6 +45,17 @@ def test_quoted_contents_stay_plain_text(ascii: bool) -> None:
     assert parts == [("<s>", True), (json.dumps(call["tool_calls"][0]), False), ("</s>", True)]
 
 
+@given(st.lists(st.text("<|>ab", min_size=1, max_size=4), max_size=5), st.text("<|>abc", max_size=12), st.booleans())
+def test_control_tokens_are_found_as_a_pattern_of_all_finds_them(texts: list[str], text: str, marks: bool) -> None:
+    mark, longest_first = "\ue100" if marks else "", sorted(set(texts), key=len, reverse=True)
+    text = mark.join(text)
+    pattern = "|".join(map(re.escape, longest_first)) or r"(?!)"
+    own = re.compile(f"(?:{pattern})(?!{mark})" if mark else pattern)
+    assert [*Controls(texts)._own(Prompt(text, mark))] == [found.span() for found in own.finditer(text)]
+    every = [found.start() for found in re.finditer(f"(?={pattern})", text)]
+    assert [start for start, _ in Controls(texts)._starts(text)] == every
+
+
 def test_what_needs_no_mark_gets_none_and_is_read_as_it_is() -> None:
     assert CONTROLS.mark_for("Hello", [{"role": "user", "content": "Grüße, \ue100"}]) == ""
     assert list(CONTROLS.parts(Prompt("<s>Hello\ue100"))) == [("<s>Hello\ue100", True)]

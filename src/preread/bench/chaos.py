@@ -101,7 +101,7 @@ async def bench(options: Options, console: Console, report: Report) -> dict[str,
                 report("requests", done, sum(sizes))
             seconds = time.monotonic() - began
     result = stage.tally.summary() | {
-        "rounding_nats": round(stage.reference.rounding_nats, 3), "model": options.name, "seed": options.seed,
+        "rounding_nats": round(stage.rounding_nats, 3), "model": options.name, "seed": options.seed,
         "clients": options.clients, "seconds": round(seconds, 1),
         "machine": asdict(machine()),
     }  # fmt: skip
@@ -187,18 +187,23 @@ class _Stage:
         callers: Sequence[httpx2.AsyncClient],
     ) -> None:
         self._options, self._cloud, self._edge, self._proxy = options, cloud, edge, proxy
-        self.reference, self._callers = reference, callers
+        self._reference, self._callers = reference, callers
         self._published: dict[str, Document] = {}
         self._asleep = _AWAKE
         self._aborting = asyncio.Lock()
         self.tally = Tally()
+
+    @property
+    def rounding_nats(self) -> float:
+        """What rounding may decide with this model."""
+        return self._reference.rounding_nats
 
     async def play(self, turn: Turn, clients: int) -> list[Outcome]:
         """One turn: what happens before, its requests, what happens meanwhile, and how each of them went."""
         if turn.publish or turn.remove:
             await self._change(turn)
         if turn.index % _PACE_TURNS == 0:
-            await self.reference.pace(turn.document)
+            await self._reference.pace(turn.document)
         if turn.fresh:
             self.tally.faults[turn.episode.kind] += 1
             if not turn.after_s:
@@ -254,18 +259,17 @@ class _Stage:
 
     async def _judge(self, turn: Turn, queries: Sequence[Query], said: Sequence[Said]) -> list[Outcome]:
         tokens = prompt_tokens(queries, said)
-        local_s = self.reference.local_s(tokens)
+        local_s = self._reference.local_s(tokens)
         outcomes = self._judged(turn, queries, said, local_s)
         if all(outcome.verdict != "late" for outcome in outcomes):
             return outcomes
         # Perhaps the machine is slower just now: what does the same take here at once?
-        await self.reference.pace(self._published[turn.document.name])
-        return self._judged(turn, queries, said, max(local_s, self.reference.last_pace_s * tokens))
+        await self._reference.pace(self._published[turn.document.name])
+        return self._judged(turn, queries, said, max(local_s, self._reference.last_pace_s * tokens))
 
     def _judged(self, turn: Turn, queries: Sequence[Query], said: Sequence[Said], local_s: float) -> list[Outcome]:
-        right = [self.reference.right(query.document.name, query.question) for query in queries]
-        rounding_nats = self.reference.rounding_nats
-        return [judged(turn, *one, local_s, rounding_nats) for one in zip(queries, said, right, strict=True)]
+        right = [self._reference.right(query.document.name, query.question) for query in queries]
+        return [judged(turn, *one, local_s, self.rounding_nats) for one in zip(queries, said, right, strict=True)]
 
     async def _meanwhile(self, turn: Turn, asking: asyncio.Task[Said]) -> None:
         """What happens while the turn's own request is under way; or then, if it is answered sooner."""
@@ -327,7 +331,7 @@ class _Stage:
         self._published[document.name] = document
 
     async def _learn(self, document: Document) -> None:
-        await self.reference.learn(document, range(QUESTIONS))
+        await self._reference.learn(document, range(QUESTIONS))
 
     async def _cloud_up(self) -> None:
         if not self._cloud.runs:

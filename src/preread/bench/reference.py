@@ -123,12 +123,9 @@ class Reference:
         question = (await understand(Ask(**asked(document, number), sampling=sampling), node)).alone()
         async with node.core.paused():
             steps = await node.core.call(lambda: list(node.engine.session.generate(question.prompt, sampling, reuse=0)))
-        tokens = [step for step in steps if not step.given]
-        return Right(
-            "",
-            tuple(self._piece(step.token) for step in tokens),
-            tuple({self._piece(token): logprob for token, logprob in step.top} for step in tokens),
-        )
+        tokens = tuple(self._piece(step.token) for step in steps)
+        odds = ({self._piece(token): logprob for token, logprob in step.top} for step in steps)
+        return Right("".join(tokens), tokens, tuple(odds))
 
     def _piece(self, token: int) -> str:
         return self._node.engine.piece(token).decode(errors="replace")

@@ -178,7 +178,7 @@ class CacheTensors:
         # A cache may have a million cells: a few bytes of each are read where they lie, not all of its keys copied.
         if tensor.data and self._ggml.ggml_backend_buffer_is_host(tensor.buffer):
             keys = np.ctypeslib.as_array((ctypes.c_uint8 * (2 * width * self._cells)).from_address(tensor.data))
-            # One value for all of a cell's: value by value it takes five times as long.
+            # One value for all of a cell's: value by value it takes more than twice as long.
             firsts = np.ndarray((self._cells,), f"V{2 * count}", keys, strides=(2 * width,))
             found.view(firsts.dtype)[:, 0] = firsts
             return found

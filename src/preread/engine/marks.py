@@ -103,8 +103,9 @@ class Controls:
         """Wherever a control token begins, and where the longest one there ends that has no mark behind it."""
         for found in self._first.finditer(text):
             start = found.start()
-            for stop in (start + length for length in self._lengths):
-                if text[start:stop] in self._texts and not (mark and text.startswith(mark, stop)):
+            for piece in (text[start : start + length] for length in self._lengths):
+                stop = start + len(piece)  # a text may end before
+                if piece in self._texts and not (mark and text.startswith(mark, stop)):
                     yield start, stop
                     break
 

@@ -6,17 +6,17 @@ second layer of gemma-3-270m alone made up half of a rung's divergence.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from preread.codec.profile import Profile, prepare
 from preread.codec.rope import Ropes, unrotate
-from preread.engine.llamacpp import LlamaCpp, Tokens
+from preread.engine.llamacpp import LlamaCpp
 from preread.fit.coded import coded, whole
-from preread.fit.quality import compare, reference
-from preread.fit.sample import Window, hold
+from preread.fit.probe import Probe, layer_of
+from preread.fit.sample import Window
 from preread.values import Half, KVBlock, Span
 
 Single = npt.NDArray[np.float32]
@@ -72,29 +72,10 @@ def factors(measured: Double, expected: Double) -> Double:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class _Probe:
-    """Tells what a changed layer costs, by a tail and its log-probabilities after exact KV, which the engine has."""
-
-    engine: LlamaCpp
-    tail: Tokens
-    right: Single
-
-    def divergence(self, changed: KVBlock, exact: KVBlock) -> float:
-        """Mean KL divergence with a layer changed; the engine has the exact one again afterwards."""
-        self.engine.session.inject(changed)
-        try:
-            return float(compare(self.engine.session.score(self.tail), self.tail, self.right).kl.mean())
-        finally:
-            self.engine.session.inject(exact)
-
-
 def _costs(engine: LlamaCpp, window: Window, block: KVBlock) -> Double:
     """KL divergence that errors in K and in V of each layer do, each alone, without that of rounding: (2, layers)."""
-    tail = window.tail[:SCORED_TOKENS]
-    hold(engine, window.block)
-    probe, count = _Probe(engine, tail, reference(engine, tail)), len(window.block.layers)
-    exact, left = ([_layer(one, layer) for layer in range(count)] for one in (window.block, block))
+    probe, count = Probe.behind(engine, window, SCORED_TOKENS), len(window.block.layers)
+    exact, left = ([layer_of(one, layer) for layer in range(count)] for one in (window.block, block))
     # llama.cpp rounds activations to 8 bits, so that the smallest change of anything costs something: the less, the
     # fewer layers come after it.
     seen = sorted({0, count // 2, count - 1})
@@ -106,10 +87,6 @@ def _costs(engine: LlamaCpp, window: Window, block: KVBlock) -> Double:
     ]
     found: Double = np.array(divergences).T - rounding
     return found
-
-
-def _layer(block: KVBlock, layer: int) -> KVBlock:
-    return KVBlock(block.tokens, Span(layer, layer + 1), block.k[layer : layer + 1], block.v[layer : layer + 1])
 
 
 def _nudged(values: Half) -> Half:

@@ -7,10 +7,10 @@ import numpy as np
 import numpy.typing as npt
 
 from preread.codec.lossless_rows import Places, find_late
-from preread.engine.llamacpp import LlamaCpp, Tokens
-from preread.fit.quality import Single, compare, reference
-from preread.fit.sample import Window, hold
-from preread.values import KVBlock, Span
+from preread.engine.llamacpp import LlamaCpp
+from preread.fit.probe import Probe, layer_of
+from preread.fit.sample import Window
+from preread.values import KVBlock
 
 Double = npt.NDArray[np.float64]
 
@@ -45,9 +45,8 @@ def sensitivity(
     source, (_, layers, heads) = np.random.default_rng(0), variances.shape
     measured, done, total = np.zeros(variances.shape), 0, layers * (heads + 1)
     for half, window in enumerate((windows[0], windows[-1])):
-        hold(engine, window.block)
-        tail = window.tail[: SCORED_TOKENS[half]]
-        exact, late = reference(engine, tail), find_late(window.block.v, sinks, late_sinks)
+        probe = Probe.behind(engine, window, SCORED_TOKENS[half])
+        late = find_late(window.block.v, sinks, late_sinks)
 
         def divergence(
             half: int,
@@ -55,16 +54,11 @@ def sensitivity(
             some: slice,
             share: float,
             window: Window = window,
-            tail: Tokens = tail,
-            exact: Single = exact,
+            probe: Probe = probe,
             late: Places = late,
         ) -> float:
-            kept = _layer(window.block, layer)
-            engine.session.inject(_noisy(kept, half, some, share * variances[half, layer, some], sinks, late, source))
-            try:
-                return float(compare(engine.session.score(tail), tail, exact).kl.mean())
-            finally:
-                engine.session.inject(kept)
+            kept, noise = layer_of(window.block, layer), share * variances[half, layer, some]
+            return probe.divergence(_noisy(kept, half, some, noise, sinks, late, source), kept)
 
         # llama.cpp rounds activations to 8 bits, so that the smallest change of anything costs about as much as this.
         floor = divergence(half, layers // 2, slice(None), 1e-4)
@@ -77,10 +71,6 @@ def sensitivity(
     shared = SHARED * max(float(np.median(measured)), 1e-9)
     cost: Double = (np.maximum(measured, 0) + shared) / (NOISE * variances)
     return cost
-
-
-def _layer(block: KVBlock, layer: int) -> KVBlock:
-    return KVBlock(block.tokens, Span(layer, layer + 1), block.k[layer : layer + 1], block.v[layer : layer + 1])
 
 
 def _noisy(
