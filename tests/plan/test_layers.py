@@ -151,7 +151,8 @@ def test_what_is_being_injected_is_not_computed_meanwhile() -> None:
     out = tell(plan, 0.02, events.Progress(0, SIZE), events.Arrived((0, 0), 0))
     assert out[0] == events.Inject((0, 0))
     slow(plan, 1.2e5)
-    assert not any(isinstance(one, events.Compute) for one in tell(plan, 0.03, events.Tick()))
+    assert events.Interrupt() in tell(plan, 0.03, events.Tick())
+    assert not any(isinstance(one, events.Compute) for one in tell(plan, 0.03, events.Interrupted(), events.Tick()))
     (compute,) = (one for one in tell(plan, 0.04, events.Placed((0, 0))) if isinstance(one, events.Compute))
     assert compute.groups == 4
 

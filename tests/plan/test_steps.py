@@ -220,7 +220,8 @@ def test_a_chunk_that_cannot_be_decoded_is_computed_in_its_turn_and_not_fetched_
     asked = fetched(tell(plan, 0.0, events.Tick()))
     tell(plan, 0.1, events.Progress(0, 4000), *[events.Arrived(cell, 0) for cell, _ in asked])
     out = tell(plan, 0.1, events.Spoilt((1, 0)), events.Placed((0, 0)), events.Placed((0, 1)), events.Placed((1, 1)))
-    assert out[-1] == events.Compute(1, 2) and not fetched(out)
+    assert events.Interrupt() in out and not fetched(out), "the answer had begun"
+    assert tell(plan, 0.1, events.Interrupted()) == [events.Compute(1, 2)]
     out = tell(plan, 1.0, events.Computed(0.9))
     assert out == [events.Answer(), events.Open(2)] and plan.complete
 
@@ -229,7 +230,8 @@ def test_what_is_being_injected_is_waited_for_before_its_chunk_is_computed() -> 
     plan = Plan(task(FAST, chunks=1), 0.0)
     (first, _), (second, _) = fetched(tell(plan, 0.0, events.Tick()))
     assert events.Inject(first) in tell(plan, 0.1, events.Progress(0, 1000), events.Arrived(first, 0))
-    assert tell(plan, 0.2, events.Failed(second, 0, "source")) == []
+    assert tell(plan, 0.2, events.Failed(second, 0, "source")) == [events.Interrupt()]
+    assert tell(plan, 0.2, events.Interrupted()) == []
     assert tell(plan, 0.3, events.Placed(first)) == [events.Compute(0, 1)]
 
 
@@ -245,8 +247,8 @@ def test_a_computation_ends_when_its_chunk_has_come_meanwhile() -> None:
 
 def test_an_answer_that_has_begun_is_taken_back_when_the_link_falls_silent() -> None:
     plan = Plan(task(replace(FAST, silence_s=100.0), chunks=1), 0.0)
-    tell(plan, 0.0, events.Tick(), events.Progress(0, 1000), events.Arrived((0, 0), 0))
-    assert tell(plan, 0.01, events.Placed((0, 0))) == [events.Answer(), events.Open(1)]
+    assert events.Answer() in tell(plan, 0.0, events.Tick(), events.Progress(0, 1000), events.Arrived((0, 0), 0))
+    assert tell(plan, 0.01, events.Placed((0, 0))) == [events.Open(1)]
     out: list[Instruction] = []
     now_s = 0.01
     while not out:
@@ -261,11 +263,36 @@ def test_until_the_answer_can_begin_little_is_asked_for_beyond_its_first_group()
     plan = Plan(task(replace(FAST, bytes_s=9e4, rtt_s=0.02), chunks=4, groups=4), 0.0)
     asked = [cell for cell, _ in fetched(tell(plan, 0.0, events.Tick()))]
     assert asked == [(3, 0), (2, 0), (1, 0), (0, 0)]
-    later = [group for at_s in (0.005, 0.01, 0.015, 0.02) for (_, group), _ in fetched(tell(plan, at_s, events.Tick()))]
+    said = [one for at_s in (0.005, 0.01, 0.015, 0.02) for one in tell(plan, at_s, events.Tick())]
+    later = [group for (_, group), _ in fetched(said)]
     assert later == [1, 1], "as the link can carry them, behind the first group"
+    assert events.Answer() in said, "it is made ready meanwhile"
     came = [event for cell in asked for event in (events.Arrived(cell, 0), events.Placed(cell))]
     out = tell(plan, 0.1, events.Progress(0, 4000), *came)
-    assert events.Answer() in out and len(later + fetched(out)) > 6, "as many are under way"
+    assert events.Open(1) in out and len(later + fetched(out)) > 6, "as many are under way"
+
+
+def test_what_the_answer_begins_with_comes_first_wherever_it_lies() -> None:
+    """States, which only the last chunk has, of a model with windows or none in all layers but the last."""
+    cells = (*((0, 0, 1000),) * 7, (3000, 1000, 1000))
+    plan = Plan(Task((128,) * 8, cells, SLOW_MACHINE, 0.001, 1e7, (replace(FAST, bytes_s=1e5, rtt_s=0.02),)), 0.0)
+    asked = [cell for cell, _ in fetched(tell(plan, 0.0, events.Tick()))]
+    assert asked == [(7, 0)], "by itself: what comes beside it would take of its link"
+    later = [cell for at_s in (0.01, 0.02) for cell, _ in fetched(tell(plan, at_s, events.Tick()))]
+    assert later == [(7, 1), (7, 2)]
+    assert len(fetched(tell(plan, 0.06, events.Progress(0, 3000), events.Arrived((7, 0), 0)))) > 1
+
+
+def test_an_answer_that_has_nothing_to_begin_with_yet_is_taken_back_as_soon_as_computing_is_better() -> None:
+    plan = Plan(task(replace(FAST, silence_s=100.0), chunks=1), 0.0)
+    tell(plan, 0.0, events.Tick())
+    assert events.Answer() in tell(plan, 0.001, events.Tick()), "its first group is under way"
+    out, now_s = list[Instruction](), 0.0
+    while events.Interrupt() not in out:
+        now_s += 0.02
+        out = tell(plan, now_s, events.Progress(0, 0), events.Tick())
+    assert now_s < 1.0, "one that has something is not given up before the link is taken to be much slower"
+    assert tell(plan, now_s, events.Interrupted())[-1] == events.Compute(0, 1)
 
 
 def test_progress_alone_is_only_noted() -> None:
@@ -294,7 +321,7 @@ def test_where_order_matters_a_chunk_that_came_is_computed_with_one_behind_it_th
     asked = fetched(tell(plan, 0.0, events.Tick()))
     tell(plan, 0.1, events.Progress(0, 4000), *[events.Arrived(cell, 0) for cell, _ in asked])
     out = tell(plan, 0.1, events.Spoilt((1, 0)), events.Placed((0, 0)), events.Placed((0, 1)), events.Placed((1, 1)))
-    assert out[-1] == computed
+    assert events.Interrupt() in out and tell(plan, 0.1, events.Interrupted()) == [computed]
     assert tell(plan, 1.0, events.Computed(0.9)) == [events.Answer(), events.Open(2)] and plan.complete
 
 
@@ -305,7 +332,12 @@ def test_a_computation_of_what_had_come_in_part_goes_on_to_its_end(came: bool, e
     tell(plan, 0.0, events.Tick())
     if came:
         tell(plan, 0.02, events.Arrived((0, 1), 1), events.Placed((0, 1)))
-    out = [one for at in range(1, 9) for one in tell(plan, at / 2, events.Tick())]
+    out = list[Instruction]()
+    for at in range(1, 9):
+        out += (said := tell(plan, at / 2, events.Tick()))
+        if events.Interrupt() in said and events.Compute(0, 1) not in out:  # of the answer, for which nothing comes
+            out.remove(events.Interrupt())
+            out += tell(plan, at / 2, events.Interrupted())
     assert events.Compute(0, 1) in out
     out += tell(
         plan, 5.01, events.Progress(1, 300_000), *(events.Arrived(cell, source) for cell, source in fetched(out))

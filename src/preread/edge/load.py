@@ -7,7 +7,9 @@ piece comes from where is decided in `plan/plan.py`; this module must not decide
 import asyncio
 import time
 from collections.abc import Callable, Coroutine
+from contextvars import copy_context
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -21,6 +23,7 @@ from preread.edge.spans import span
 from preread.edge.threads import ended, in_thread
 from preread.engine.cache import Rows
 from preread.engine.llamacpp import Tokens
+from preread.engine.worker import Worker
 from preread.errors import Cancelled, CorruptData, EngineError, PrereadError, TransportError, UsageError
 from preread.plan import events
 from preread.plan.events import Cell, Event, Instruction
@@ -64,9 +67,10 @@ class LoadSpec:
 
     def grid(self, of: Callable[[SegmentPlace], int]) -> tuple[tuple[int, ...], ...]:
         """A number for each segment, [chunk][group]; 0 for those that are not loaded."""
-        groups, chunks = len(self.manifest.groups), len(self.manifest.chunks)
-        numbers = {(place.chunk, place.group): of(place) for place in self.places}
-        return tuple(tuple(numbers.get((c, g), 0) for g in range(groups)) for c in range(chunks))
+        numbers = [[0] * len(self.manifest.groups) for _ in self.manifest.chunks]
+        for place in self.places:
+            numbers[place.chunk][place.group] = of(place)
+        return tuple(map(tuple, numbers))
 
 
 @dataclass(slots=True)
@@ -136,7 +140,7 @@ class Loading:
         plan: of the load, not begun.
         links: the sources of its task.
         core: gets the rows, and computes.
-        decoders: so many segments may be decoded at once, of all loads.
+        decoders: the threads in which segments are decoded.
         done: is kept up to date.
     """
 
@@ -147,7 +151,7 @@ class Loading:
         plan: Plan,
         links: tuple[Supply, ...],
         core: Core,
-        decoders: asyncio.Semaphore,
+        decoders: Worker,
         done: Loaded,
     ) -> None:
         self._what, self._tokens, self._links, self._done = what, tokens, links, done
@@ -158,7 +162,7 @@ class Loading:
         self._frames: dict[Cell, tuple[list[bytes], str]] = {}  # and the source
         self._fetching: dict[tuple[Cell, int], asyncio.Task[None]] = {}
         self._working: set[asyncio.Task[Any]] = set()
-        self._changed, self._computing, self._stopping = asyncio.Event(), False, False
+        self._over, self._computing, self._stopping = asyncio.Event(), False, False
         self._failure: Exception | None = None
 
     async def __aenter__(self) -> Self:
@@ -181,20 +185,16 @@ class Loading:
         Raises:
             Exception: something went wrong that is not the links' fault; what came is of no use then.
         """
-        await self._until(lambda: self.plan.complete)
+        while not self.plan.complete:
+            if self._failure is not None:
+                raise self._failure
+            await self._over.wait()
         self._done.seconds = self._done.seconds or time.monotonic() - self._done.started
 
     @property
     def rows(self) -> Rows:
         """The context's rows, once it is complete."""
         return self._reserved.result()
-
-    async def _until(self, there: Callable[[], bool]) -> None:
-        while not there():
-            if self._failure is not None:
-                raise self._failure
-            self._changed.clear()
-            await self._changed.wait()
 
     # Events and instructions
 
@@ -203,7 +203,8 @@ class Loading:
             for instruction in self.plan.step(event, time.monotonic()):
                 self._perform(instruction)
             self._done.predicted_s = self.plan.predicted_s
-            self._changed.set()
+            if self.plan.complete:
+                self._over.set()
 
     def _perform(self, instruction: Instruction) -> None:
         match instruction:
@@ -238,7 +239,7 @@ class Loading:
         error = None if task.cancelled() else task.exception()
         if isinstance(error, Exception) and self._failure is None:
             self._failure = error
-            self._changed.set()
+            self._over.set()
             self._core.interrupt(self._context)
 
     async def _keep_time(self) -> None:
@@ -289,11 +290,12 @@ class Loading:
         await in_thread(self._what.codec.ready)  # while the first segments are on their way
 
     async def _inject(self, cell: Cell, frames: list[bytes], source: str) -> None:
-        await asyncio.wait([self._reserved, self._ready])
+        if not (self._reserved.done() and self._ready.done()):
+            await asyncio.wait([self._reserved, self._ready])
         rows, _ = self._reserved.result(), self._ready.result()
         try:
-            async with self._decoders:
-                took_s = await in_thread(lambda: self._injected(cell, frames, rows))
+            # in this task's context: spans are within its own
+            took_s = await self._decoders.run(partial(copy_context().run, self._injected, cell, frames, rows))
         except CorruptData as error:
             self._done.failure = error
             self._tell(events.Spoilt(cell))

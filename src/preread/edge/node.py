@@ -40,7 +40,7 @@ class Node:
 
     Attributes:
         core: the engine's loop, in which all requests are computed.
-        decoders: so many segments of a context are decoded at once.
+        decoders: the threads in which segments are decoded, of all contexts that are on their way.
         worker: the thread in which it runs.
         readers: the threads in which prompts are tokenised, beside it.
         rung: rung of the quality ladder that is loaded; None: the smallest that keeps `max_dloss`.
@@ -75,7 +75,7 @@ class Node:
         self.rung, self.max_dloss = options.rung, options.max_dloss
         self.refine, self.deadline_s = options.refine, options.deadline_s
         self.calibration = calibration
-        self.decoders = min(INJECTIONS, limits.cpus())
+        self.decoders = Worker("decoder", threads=min(INJECTIONS, limits.cpus()))
         self.pins = options.near.wishes.pins
         self.preparations = Preparations(engine.embeddings)
         self.refinement: Refinement | None = None
@@ -127,8 +127,9 @@ class Node:
 
     async def settled(self, most_s: float = FIRST_SYNC_S) -> bool:
         """Wait until the cloud was asked for the first time, but no longer than `most_s` seconds; whether it was."""
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self.contexts.asked_cloud.wait(), most_s)
+        if not self.contexts.asked_cloud.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.contexts.asked_cloud.wait(), most_s)
         return self.contexts.asked_cloud.is_set()
 
     async def keep_in_sync(self, every_s: float) -> None:
@@ -164,5 +165,6 @@ class Node:
             await self.refinement.pause()
         await self.core.close()
         self.readers.close()
+        self.decoders.close()
         await self.worker.run(self.engine.close)
         self.worker.close()

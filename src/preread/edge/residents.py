@@ -30,7 +30,7 @@ from preread.engine.llamacpp import LlamaCpp
 from preread.errors import EngineError, PrereadError, TransportError
 from preread.plan.beliefs import CLOUD, Heard
 from preread.plan.legality import begins_anew, is_in_order, is_whole, spare_cells
-from preread.plan.plan import INJECTIONS, LONGEST_BATCH_TOKENS, Plan
+from preread.plan.plan import LONGEST_BATCH_TOKENS, Plan
 from preread.plan.task import Task
 from preread.plan.worth import worth_loading
 from preread.values import ContextId
@@ -70,7 +70,6 @@ class Residents:
         self._asking: dict[ContextId, list[Asking]] = {}
         self._coming: dict[ContextId, Coming] = {}
         self._tasks: dict[ContextId, asyncio.Task[None]] = {}
-        self._decoders = asyncio.Semaphore(INJECTIONS)
         self._unanswered = 0
         self.last_load: Loaded | None = None
         node.core.begin(self)
@@ -207,7 +206,7 @@ class Residents:
         node, done, spec, supplies = self.node, Loaded(), way.spec, way.supplies
         coming.spec, coming.loaded = spec, done
         self.last_load = done
-        loading = Loading(spec, known.tokens, way.plan, supplies, node.core, self._decoders, done)
+        loading = Loading(spec, known.tokens, way.plan, supplies, node.core, node.decoders, done)
         try:
             with ExitStack() as while_loading:
                 of = known.entry.context if question.named else None
@@ -257,7 +256,7 @@ def _task(question: Question, what: LoadSpec, supplies: tuple[Supply, ...], node
     chunks = tuple(stop - start for start, stop in what.manifest.chunks)
     beliefs, at_s = node.beliefs, time.monotonic()
     prompt_s = beliefs.prompt_s(question.reuse, len(question.prompt))
-    decode_bytes_s = node.decoders * beliefs.decode_bytes_s(what.rung)
+    decode_bytes_s = node.decoders.threads * beliefs.decode_bytes_s(what.rung)
     sources = tuple(beliefs.source(supply.name, at_s) for supply in supplies)
     first = what.grid(lambda place: holder(place, supplies))
     sight = node.engine.spec.sight
@@ -315,10 +314,10 @@ def _learn(node: Node, what: LoadSpec, supplies: tuple[Supply, ...], loading: Lo
     """Remember how the links and this machine did."""
     plan, now_s = loading.plan, time.monotonic()
     heard = [
-        Heard(supply.name, flow.seen_bytes, flow.bytes_s, flow.rtt_s, breaker, plan.asked_of(number))
+        Heard(supply.name, flow, breaker, plan.asked_of(number))
         for number, (supply, flow, breaker) in enumerate(zip(supplies, plan.flows, plan.breakers, strict=True))
     ]
-    if any(one.name == CLOUD and one.seen_bytes for one in heard):
+    if any(one.name == CLOUD and one.flow.seen_bytes for one in heard):
         node.streamed_s = now_s
     beliefs = node.beliefs.loaded(heard, now_s - done.started, now_s)
     node.beliefs = beliefs.decoded(what.rung, done.decoded_bytes, done.decoded_s)

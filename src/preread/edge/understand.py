@@ -78,10 +78,13 @@ async def understand(ask: Ask, node: Node, caller: str = "") -> Question:
     here = beginnings(node) if known is None else []
     if (ask.tools or ask.sampling.grammar) and not node.engine.grammars.ready:
         await node.readers.apart(caller, node.engine.grammars.prepare)  # once
+
+    def tokenised() -> Question:
+        return _as_said(_tokenised(ask, known, here, node), caller, node)
+
     with span("match", contexts=len(here)) as matching:
-        question = await node.readers.run(
-            ask, caller, lambda: _as_said(_tokenised(ask, known, here, node), caller, node)
-        )
+        nothing_to_read = known is not None and isinstance(ask.prompt, tuple) and ask.sampling.grammar is None
+        question = tokenised() if nothing_to_read else await node.readers.run(ask, caller, tokenised)
         matching.note(prompt_tokens=question.prompt_tokens, shared_tokens=question.reuse)
     if question.prompt_tokens >= spec.window_tokens:
         raise too_long(spec.window_tokens, f"{question.prompt_tokens} tokens")

@@ -31,11 +31,15 @@ class _End:
 
 
 class Worker:
-    """Runs calls one after the other in its own thread; `name` and `niceness` are the thread's."""
+    """Runs calls one after the other in its own thread; `name` and `niceness` are the thread's.
 
-    def __init__(self, name: str = "engine", niceness: int = 0) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix=name, initializer=lambda: _be_nice(niceness))
-        self._closing = False
+    Attributes:
+        threads: so many it has; one, but where calls may be run at once.
+    """
+
+    def __init__(self, name: str = "engine", niceness: int = 0, threads: int = 1) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name, initializer=lambda: _be_nice(niceness))
+        self.threads, self._closing = threads, False
 
     async def run(self, call: Callable[[], T], stop: Callable[[], None] | None = None) -> T:
         """The result of `call()`.
@@ -53,12 +57,11 @@ class Worker:
             return call()
 
         job = self._submit(begun)
-        future = asyncio.wrap_future(job)
         try:
-            return await asyncio.shield(future)
+            return await asyncio.wrap_future(job)
         except asyncio.CancelledError:
-            if not job.cancel():
-                await _end(future, stop)
+            if not job.cancel() and not job.done():
+                await _end(asyncio.wrap_future(job), stop)
             raise
 
     def soon(self, call: Callable[[], None]) -> None:

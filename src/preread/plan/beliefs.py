@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Self
 
 from preread.plan.cost import Link, Prefill
+from preread.plan.flow import Flow
 from preread.plan.health import Breaker
 from preread.plan.task import Source
 
@@ -92,16 +93,13 @@ class Heard:
 
     Attributes:
         name: of the source.
-        seen_bytes, bytes_s: what came of it, and how fast at the end.
-        rtt_s: one round trip.
+        flow: what came of it, and how fast.
         breaker: its health now.
         asked: whether it was asked for anything.
     """
 
     name: str
-    seen_bytes: int
-    bytes_s: float
-    rtt_s: float
+    flow: Flow
     breaker: Breaker
     asked: bool
 
@@ -112,7 +110,7 @@ class Beliefs:
 
     Attributes:
         contexts, prompts: what computing takes: in long batches, and in short ones.
-        bytes_s: the cloud's link, when it was seen last; None: never.
+        bytes_s: the cloud's link, when it was seen last; None: never. `at_least`: it is only known to be no slower.
         measured_rtt_s: its round trip; None: not measured.
         seen_s: when `bytes_s` was seen.
         breaker: the cloud's health, as loads found it.
@@ -123,6 +121,7 @@ class Beliefs:
     contexts: Pace
     prompts: Pace
     bytes_s: float | None = None
+    at_least: bool = False
     measured_rtt_s: float | None = None
     seen_s: float = float("-inf")
     breaker: Breaker = field(default_factory=Breaker)
@@ -200,12 +199,16 @@ class Beliefs:
         before = self.decoded_bytes_s.get(rung, seen)
         return replace(self, decoded_bytes_s={**self.decoded_bytes_s, rung: before + _WEIGHT * (seen - before)})
 
-    def flowed(self, size_bytes: int, bytes_s: float, at_s: float) -> "Beliefs":
-        """So many bytes came over the link, lately at this rate."""
+    def flowed(self, size_bytes: int, bytes_s: float, at_s: float, *, limited: bool = False) -> "Beliefs":
+        """So many bytes came over the link, lately at this rate; limited: it may carry more."""
         if size_bytes < min(_SMALLEST_TRANSFER_BYTES, max(_SHORTEST_FLOW_S * bytes_s, _FEWEST_BYTES)):
             return self
-        before = bytes_s if self.bytes_s is None else self.bytes_s
-        return replace(self, bytes_s=before + _WEIGHT * (bytes_s - before), seen_s=at_s)
+        before, unsure = self.bytes_s, self.bytes_s is None or self.at_least
+        if before is None or (self.at_least and not limited):
+            before = bytes_s
+        if limited:
+            return replace(self, bytes_s=max(before, bytes_s), at_least=unsure or bytes_s > before, seen_s=at_s)
+        return replace(self, bytes_s=before + _WEIGHT * (bytes_s - before), at_least=False, seen_s=at_s)
 
     def answered(self, rtt_s: float) -> "Beliefs":
         """The cloud answered a small request after so long: it is well."""
@@ -218,13 +221,14 @@ class Beliefs:
         now = self
         for one in heard:
             if one.name != CLOUD:
-                source = replace(self.source(one.name, at_s), bytes_s=one.bytes_s, breaker=one.breaker)
+                source = replace(self.source(one.name, at_s), bytes_s=one.flow.bytes_s, breaker=one.breaker)
                 now = replace(now, others={**now.others, one.name: source})
                 continue
             now = replace(now, breaker=one.breaker)
-            if one.seen_bytes:
-                now = now.flowed(one.seen_bytes, one.bytes_s, at_s)
-            elif one.asked and lasted_s > _SILENCE_S + 3 * one.rtt_s:
+            if one.flow.seen_bytes:  # what was believed before has its weight already
+                flow = one.flow
+                now = now.flowed(flow.seen_bytes, flow.shown_bytes_s, at_s, limited=flow.is_limited)
+            elif one.asked and lasted_s > _SILENCE_S + 3 * one.flow.rtt_s:
                 now = replace(now, bytes_s=0.0, seen_s=at_s)  # whatever was believed before was too good
         return now
 

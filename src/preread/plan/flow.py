@@ -55,6 +55,8 @@ class Flow:
     _bytes: float
     _seconds: float
     _counted_s: float
+    _believed_s: float = 0.0
+    _believed_bytes_s: float = 0.0
     _turned_s: float = float("-inf")
     _asked_s: float = float("-inf")
 
@@ -69,12 +71,29 @@ class Flow:
         """
         memory_s = min(max(_MEMORY * local_s, _SHORTEST_MEMORY_S), _LONGEST_MEMORY_S)
         known_s = 0.0 if bytes_s is None else _PRIOR * memory_s
-        return cls(rtt_s, 0, at_s, memory_s, (bytes_s or 0.0) * known_s, known_s, at_s)
+        return cls(rtt_s, 0, at_s, memory_s, (bytes_s or 0.0) * known_s, known_s, at_s, known_s, bytes_s or 0.0)
 
     @property
     def bytes_s(self) -> float:
         """Believed rate; 0 where nothing is known: an unknown link carries nothing until it shows otherwise."""
         return self._bytes / max(self._seconds, _LEAST_S) if self._bytes else 0.0
+
+    @property
+    def shown_bytes_s(self) -> float:
+        """The rate that this load has shown by itself; what is believed where too little came to tell one."""
+        seen_s = self._seconds - self._believed_s
+        if seen_s < _LEAST_S:
+            return self.bytes_s
+        return max(0.0, self._bytes - self._believed_s * self._believed_bytes_s) / seen_s
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether this load began so carefully, as no rate was known, that the link may carry more than was shown.
+
+        What is under way at once comes within a round trip, however fast a link is (BBR calls such samples limited by
+        the application, and has them lower nothing).
+        """
+        return not self._believed_bytes_s and 2 * self.shown_bytes_s * self.rtt_s > _UNKNOWN_BYTES
 
     def asked(self, at_s: float) -> None:
         """A first request is under way; nothing can come within a round trip, and until it was turned round."""
@@ -95,6 +114,7 @@ class Flow:
         fading = math.exp(-passed_s / self.memory_s)
         self._bytes = self._bytes * fading + new
         self._seconds = self._seconds * fading + passed_s
+        self._believed_s *= fading
         self._counted_s = max(self._counted_s, at_s)
 
     def window_bytes(self, cell_bytes: float, at_s: float, first_bytes: float | None = None) -> float:

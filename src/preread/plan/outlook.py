@@ -5,6 +5,7 @@ Pure: a grid, what computing takes and what links will bring go in, seconds come
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate
 from typing import Final
 
@@ -23,11 +24,12 @@ class Spent:
     groups: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Outlook:
-    """What may be expected at a moment.
+    """What may be expected at a moment. What is asked for twice is found once.
 
     Attributes:
+        left: chunks that are to be computed or fetched.
         grid: what is in place.
         spent: and what will be, `busy_s` from now, when the engine is free.
         prompt_s: what the prompt takes then.
@@ -39,6 +41,7 @@ class Outlook:
         in_order: chunks can be computed only one by one from the start.
     """
 
+    left: Sequence[int]
     grid: Grid
     spent: Spent
     busy_s: float
@@ -50,30 +53,51 @@ class Outlook:
     breaks: Sequence[bool]
     in_order: bool
 
-    def chunks(self, left: Sequence[int]) -> list[float]:
-        """Seconds until the first token if the first 0, 1, … of these chunks are computed, and the others fetched."""
-        grid, less = self.grid, self._less()
-        each_left, each_away = ([of[c] for c in left] for of in (grid.left_bytes, grid.away_bytes))
-        for number, chunk in enumerate(left) if less else ():
-            less_left, less_away = less.get(chunk, (0, 0))
-            each_left[number] -= less_left
-            each_away[number] -= less_away
-        left_bytes, away_bytes, spoilt = sum(each_left), sum(each_away), len(grid.spoilt.intersection(left))
-        computed_s = self.busy_s
-        finishes = [self._finish_s(computed_s, left_bytes, away_bytes, spoilt)]
-        for chunk, compute_s, its_left, its_away in zip(left, self._each_s(left), each_left, each_away, strict=True):
+    def of(self, left: Sequence[int]) -> "Outlook":
+        """The same of these chunks."""
+        return self if left == self.left else replace(self, left=left)
+
+    @cached_property
+    def wait_s(self) -> float:
+        """Seconds until the first token if all that is left is fetched."""
+        each_left, each_away = self._each_bytes
+        return self._finish_s(self.busy_s, sum(each_left), sum(each_away), self._spoilt)
+
+    @cached_property
+    def least_s(self) -> float:
+        """No first token is sooner than this if anything of what is left is computed; cheap to find.
+
+        Of an engine that is free: what is being computed would be for nothing.
+        """
+        first_s = self.chunk_s[self.left[0]] if self.left else 0.0  # no chunk is computed without the first one
+        partly_s = (share * whole_s for share, whole_s in zip(self.shares, self._through_s, strict=False) if whole_s)
+        return self.busy_s + min([first_s, *partly_s]) + self.prompt_s
+
+    @property
+    def all_s(self) -> float:
+        """Seconds until the first token if all that is left is computed."""
+        return self.busy_s + sum(self._each_s()) + self.prompt_s
+
+    @cached_property
+    def chunks(self) -> list[float]:
+        """Seconds until the first token if the first 0, 1, … chunks that are left are computed, the others fetched."""
+        each_left, each_away = self._each_bytes
+        left_bytes, away_bytes, spoilt = sum(each_left), sum(each_away), self._spoilt
+        computed_s, finishes = self.busy_s, [self.wait_s]
+        for chunk, compute_s, its_left, its_away in zip(self.left, self._each_s(), each_left, each_away, strict=True):
             computed_s, left_bytes, away_bytes = computed_s + compute_s, left_bytes - its_left, away_bytes - its_away
-            spoilt -= chunk in grid.spoilt
+            spoilt -= chunk in self.grid.spoilt
             finishes.append(self._finish_s(computed_s, left_bytes, away_bytes, spoilt))
         return finishes
 
-    def layers(self, left: Sequence[int]) -> list[float]:
+    @cached_property
+    def layers(self) -> list[float]:
         """Seconds until the first token if the first 1, 2, … groups of all that is left are computed.
 
         The others are fetched. Not all groups are computed: that would be to compute every chunk. Infinite, where what
         is computed would not be what prefill computes; none, where that is not worth a look.
         """
-        if not self.shares or (not self.in_order and len(left) > _MANY):
+        if not self.shares or (not self.in_order and len(self.left) > _MANY):
             return []
         grid, groups = self.grid, self.grid.groups
         left_bytes, away_bytes, spoilt = (
@@ -84,7 +108,7 @@ class Outlook:
                 left_bytes[cell[1]] -= 0 if grid.is_in_place(cell) else grid.bytes(cell)
                 away_bytes[cell[1]] -= grid.bytes(cell) if cell in grid.away else 0
         finishes = []
-        for count, (whole_s, begins) in enumerate(zip(self._through_s(left), self._begins(left), strict=True), 1):
+        for count, (whole_s, begins) in enumerate(zip(self._through_s, self._begins(), strict=True), 1):
             if not begins:
                 finishes.append(float("inf"))
                 continue
@@ -96,11 +120,11 @@ class Outlook:
             finishes.append(self._finish_s(compute_s, *rest, coming))
         return finishes
 
-    def _begins(self, left: Sequence[int]) -> list[bool]:
-        """Whether computing the first 1, 2, … groups of these chunks can begin where it would."""
+    def _begins(self) -> list[bool]:
+        """Whether computing the first 1, 2, … groups of what is left can begin where it would."""
         grid, chunks = self.grid, len(self.chunk_s)
         firsts = [chunks] * grid.groups  # chunks of which so many groups are in place, and no more
-        for chunk in reversed(left):
+        for chunk in reversed(self.left):
             firsts[grid.lowest[chunk]] = chunk
         lacking = accumulate(firsts[:-1], min)
         return [chunk == chunks or self._may_begin(chunk, count) for count, chunk in enumerate(lacking, 1)]
@@ -128,6 +152,22 @@ class Outlook:
         busy_s = computed_s + self.prompt_s + left_bytes / self.coming.decode_bytes_s
         return max(busy_s, load_s + self.prompt_s / self.grid.groups)
 
+    @property
+    def _spoilt(self) -> int:
+        """Chunks that are left of which something can only be computed."""
+        return len(self.grid.spoilt.intersection(self.left)) if self.grid.spoilt else 0
+
+    @cached_property
+    def _each_bytes(self) -> tuple[list[int], list[int]]:
+        """Of each chunk that is left, bytes that are still to be placed, and to come."""
+        grid, less = self.grid, self._less()
+        each_left, each_away = [grid.left_bytes[c] for c in self.left], [grid.away_bytes[c] for c in self.left]
+        for number, chunk in enumerate(self.left) if less else ():
+            less_left, less_away = less.get(chunk, (0, 0))
+            each_left[number] -= less_left
+            each_away[number] -= less_away
+        return each_left, each_away
+
     def _less(self) -> dict[int, tuple[int, int]]:
         """Bytes of each chunk that need not be placed, and not come, once what is being computed is."""
         grid, less = self.grid, dict[int, tuple[int, int]]()
@@ -137,22 +177,23 @@ class Outlook:
             less[chunk] = left_bytes, sum(grid.bytes(cell) for cell in cells if cell in grid.away)
         return less
 
-    def _each_s(self, left: Sequence[int]) -> list[float]:
-        """Seconds to compute each of these chunks through all layers, behind those before it."""
+    def _each_s(self) -> list[float]:
+        """Seconds to compute each chunk that is left through all layers, behind those before it."""
         if not self.in_order:
-            return [self.chunk_s[chunk] for chunk in left]
+            return [self.chunk_s[chunk] for chunk in self.left]
         partly = self.spent.span and self.spent.groups < self.grid.groups  # from its end nobody goes on with all
         out, last = [], -1 if partly else self.spent.span.stop - 1
-        for chunk in left:
+        for chunk in self.left:
             start = max(0 if partly else self.grid.with_chunk(chunk).start, last + 1)
             out.append(sum(self.chunk_s[start : chunk + 1]))
             last = chunk
         return out
 
-    def _through_s(self, left: Sequence[int]) -> list[float]:
+    @cached_property
+    def _through_s(self) -> list[float]:
         """Seconds to compute, through all layers, what has to be for the first 1, 2, … groups to be in place."""
         grid, last, each_s = self.grid, [-1] * self.grid.groups, [0.0] * self.grid.groups
-        for chunk in left:
+        for chunk in self.left:
             lowest = grid.lowest[chunk]
             if chunk in self.spent.span:
                 lowest = max(lowest, self.spent.groups)

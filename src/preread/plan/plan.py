@@ -11,11 +11,15 @@ Chunks can be computed through their first layers only as well, while the others
 more bytes than its share, as with windows, and where there are too few chunks to divide the work evenly. What is
 computed so is not gone on with through more layers: so both are tried at every step, whole chunks first.
 
+The answer begins once its first group is under way and nothing is worth computing: its prompt is made ready behind a
+gate meanwhile, and taken back where a link turns out slower.
+
 A state machine without clock and I/O: `Plan.step` takes what happened, and when, and returns what to do now. Every
 decision compares predicted finishes. A link of which nothing is known, or that failed, is taken to carry nothing
 until it shows otherwise, so that one that is dead costs nothing; whatever arrives is used.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from enum import Enum
 from typing import Final
@@ -99,6 +103,7 @@ class Plan:
         local_s = sum(self._believed_s)
         self._sources = Sources(task, self.grid, at_s, local_s)
         self._opened = self._interrupts = 0
+        self._seen: Outlook | None = None
         self.predicted_s: float | None = None
 
     @property
@@ -120,12 +125,11 @@ class Plan:
         """Whether anything was ever asked of a source."""
         return self._sources.each[source].ever
 
-    @property
-    def saved_share(self) -> float:
-        """Of what computing all that is left takes, and the prompt, the share that fetching is expected to save."""
-        outlook, left = self._outlook(), self.grid.left()
-        finishes = outlook.chunks(left)
-        return 1 - min([*finishes, *outlook.layers(left)]) / max(finishes[-1], 1e-9)
+    def saves(self, share: float) -> bool:
+        """Whether fetching is expected to save this share of what computing all that is left takes, and the prompt."""
+        outlook = self._outlook(self.grid.left())
+        bar_s = (1 - share) * outlook.all_s
+        return outlook.wait_s <= bar_s or min([*outlook.chunks, *outlook.layers]) <= bar_s
 
     # What is believed
 
@@ -160,16 +164,24 @@ class Plan:
             cell_bytes=self.grid.mean_bytes,
         )
 
-    def _outlook(self, *, afresh: bool = False) -> Outlook:
-        """What may be expected from now on; afresh: if what is being computed is given up first."""
+    @property
+    def _now(self) -> Outlook:
+        """What may be expected of all that is left, found once a step."""
+        if self._seen is None:
+            self._seen = self._outlook(self.grid.left())
+        return self._seen
+
+    def _outlook(self, left: Sequence[int], *, afresh: bool = False) -> Outlook:
+        """What may be expected from now on of these chunks; afresh: if what is being computed is given up first."""
         span, slower = range(0) if afresh else self._span, self._speed * self._slower
         return Outlook(
+            left=left,
             grid=self.grid,
             spent=Spent(span, self._depth if span else self.grid.groups),
             busy_s=0.0 if afresh else self._computing_s,
             prompt_s=self.task.prompt_s,
             coming=self._coming(),
-            asked_bytes=self._sources.asked_bytes(),
+            asked_bytes=[*self._sources.asked_bytes],
             chunk_s=[slower * chunk_s for chunk_s in self._believed_s],
             shares=self.task.shares,
             breaks=self.task.breaks,
@@ -180,7 +192,7 @@ class Plan:
 
     def step(self, event: Event, at_s: float) -> list[Instruction]:
         """Take note of an event, and say what to do. Times may stand still, but never go back."""
-        self._now_s = max(at_s, self._now_s)
+        self._now_s, self._seen = max(at_s, self._now_s), None
         out: list[Instruction] = []
         match event:
             case Progress(source, seen_bytes):
@@ -209,7 +221,7 @@ class Plan:
         if not self.complete and not isinstance(event, Progress):
             self._sources.look()
             self._inject(out)
-            self._drive(out)
+            self._drive(out, sure=isinstance(event, Arrived | Placed) and any(self._sources.asked_bytes))
             self._fetch(out)
         return out
 
@@ -239,59 +251,75 @@ class Plan:
             self.grid.inject(cell)
             out.append(Inject(cell))
 
-    def _drive(self, out: list[Instruction]) -> None:
-        """Begin, go on with or take back what the engine does."""
-        left = self.grid.left()
+    def _drive(self, out: list[Instruction], *, sure: bool) -> None:
+        """Begin, go on with or take back what the engine does; sure: an answer that has begun is on no worse a way."""
         if self._engine is Engine.IDLE:
-            self._begin(left, out)
-        elif self._engine is Engine.COMPUTING and self._in_vain(left):
+            self._begin(self._now, out)
+        elif self._engine is Engine.COMPUTING and self._in_vain(self._now):
             self._engine = Engine.STOPPING
             self._interrupts += 1
             out.append(Interrupt())
-        elif self._engine is Engine.ANSWERING and left:
-            outlook = self._outlook()
-            wait_s, *others_s = outlook.chunks(left)
-            if wait_s > _RETRACT * min(*others_s, *outlook.layers(left), wait_s) + _RETRACT_S:
-                self._engine = Engine.STOPPING
-                out.append(Interrupt())
+        elif self._engine is Engine.ANSWERING and not sure and self._in_doubt(self._now):
+            self._engine = Engine.STOPPING
+            out.append(Interrupt())
         if self._engine is Engine.ANSWERING and self.grid.groups_in_place > self._opened:
             self._opened = self.grid.groups_in_place
             out.append(Open(self._opened))
 
-    def _begin(self, left: list[int], out: list[Instruction]) -> None:
+    def _begin(self, outlook: Outlook, out: list[Instruction]) -> None:
         """The engine is free: compute, answer, or wait for more to arrive."""
-        outlook = self._outlook()
-        finishes = outlook.chunks(left)
-        count, groups = self._choice(outlook, left, finishes)
-        best_s = outlook.layers(left)[groups - 1] if groups else finishes[count]
-        self.predicted_s = best_s if self.predicted_s is None else self.predicted_s
-        if (count or groups) and best_s < (1 - _WORTH) * finishes[0] - _WORTH_S:
-            if groups:
-                self._compute_layers(left, groups, out)
-            elif not self.grid.injecting(left[0]):
-                self._compute(left, self._at_once(count, finishes), out)
-        elif self.grid.groups_in_place:
+        count, groups = self._choice(outlook, outlook)
+        if self.predicted_s is None:
+            whole_s = outlook.chunks[count] if count else outlook.wait_s
+            self.predicted_s = outlook.layers[groups - 1] if groups else whole_s
+        if groups:
+            self._compute_layers(outlook.left, groups, out)
+        elif count and not self.grid.injecting(outlook.left[0]):
+            self._compute(outlook.left, self._at_once(count, outlook.chunks), out)
+        elif not count and self._first_comes:
             self._engine = Engine.ANSWERING
             out.append(Answer())
 
-    def _choice(self, outlook: Outlook, left: list[int], finishes: list[float]) -> tuple[int, int]:
-        """How many chunks to compute through all layers, or else, of all that is left, through how many groups."""
-        count = finishes.index(min(finishes))
-        layers = outlook.layers(left)
-        if not layers or min(layers) >= (1 - _LAYERS) * finishes[count] - _LAYERS_S:
-            return count, 0
-        groups = 1 + layers.index(min(layers))
-        depth = self.grid.depth if self.grid.beginning and not self._span else self._depth
-        if groups < depth < self.grid.groups and layers[groups - 1] > (1 - _STAY) * layers[depth - 1]:
-            groups = depth
-        return 0, groups
+    @property
+    def _first_comes(self) -> bool:
+        """Whether the first group, which the answer begins with, is here or under way.
+
+        A prompt is made ready behind its gate while the processors have nothing else to do.
+        """
+        return not self.grid.group_spoilt[0] and self._sources.asked_bytes[0] >= self.grid.group_away_bytes[0]
+
+    def _in_doubt(self, outlook: Outlook) -> bool:
+        """Whether the answer should rather not have been begun: computing more before it is much better by now.
+
+        Better at all, while it has nothing to begin with: nothing is lost then.
+        """
+        bar_s = (outlook.wait_s - _RETRACT_S) / _RETRACT if self.grid.groups_in_place else _worth_s(outlook)
+        return outlook.prompt_s < bar_s > outlook.least_s and bar_s > min([*outlook.chunks, *outlook.layers])
+
+    def _choice(self, outlook: Outlook, others: Outlook) -> tuple[int, int]:
+        """How many of some chunks to compute through all layers, or else, of all that is left, through how many groups.
+
+        others: of what is left, chunks that are not being computed.
+        """
+        worth_s = float("inf") if self._span else _worth_s(outlook)
+        if outlook.least_s >= worth_s:
+            return 0, 0  # without a look at each
+        finishes, layers = others.chunks, outlook.layers
+        count, groups = finishes.index(min(finishes)), 0
+        if layers and min(layers) < (1 - _LAYERS) * finishes[count] - _LAYERS_S:
+            count, groups = 0, 1 + layers.index(min(layers))
+            depth = self.grid.depth if self.grid.beginning and not self._span else self._depth
+            if groups < depth < self.grid.groups and layers[groups - 1] > (1 - _STAY) * layers[depth - 1]:
+                groups = depth
+        best_s = layers[groups - 1] if groups else finishes[count]
+        return (count, groups) if best_s < worth_s else (0, 0)
 
     def _at_once(self, count: int, finishes: list[float]) -> int:
         """Half of what is to be computed, as a link may turn out faster; all where that brings no chunk in time."""
         in_vain = count == len(finishes) - 1 and finishes[count] < _IN_TIME * finishes[count - 1] < float("inf")
         return count if in_vain else max(1, count // 2)
 
-    def _compute(self, left: list[int], most: int, out: list[Instruction]) -> None:
+    def _compute(self, left: Sequence[int], most: int, out: list[Instruction]) -> None:
         """Compute the first chunk that is left, and up to `most`, with what has to be before them."""
         start, *others = self.grid.with_chunk(left[0])
         stop, tokens = start + 1, self.task.chunks[start]
@@ -303,7 +331,7 @@ class Plan:
             stop += 1
         self._go(range(start, stop), self.grid.groups, out)
 
-    def _compute_layers(self, left: list[int], groups: int, out: list[Instruction]) -> None:
+    def _compute_layers(self, left: Sequence[int], groups: int, out: list[Instruction]) -> None:
         """Compute the first groups of layers of the next chunks that lack some of these."""
         lacking = [chunk for chunk in left if self.grid.lowest[chunk] < groups]
         chunks = self.grid.with_chunk(lacking[-1], groups) if self.task.in_order else lacking
@@ -318,7 +346,7 @@ class Plan:
             self._go(range(chunks[0], stop), groups, out)
 
     def _go(self, span: range, groups: int, out: list[Instruction]) -> None:
-        self._engine, self._span, self._depth = Engine.COMPUTING, span, groups
+        self._engine, self._span, self._depth, self._seen = Engine.COMPUTING, span, groups, None
         if not span.start:
             self.grid.begin_anew()
         self._began_s = self._until_s = self._now_s
@@ -336,7 +364,7 @@ class Plan:
         """Whether something of a chunk was fetched and is in place."""
         return self.grid.left_bytes[chunk] < sum(self.task.cells[chunk])
 
-    def _in_vain(self, left: list[int]) -> bool:
+    def _in_vain(self, outlook: Outlook) -> bool:
         """Whether the computation should rather not have been begun: what it computes is here, or will be sooner.
 
         Never where something of it had come: its rows are given up for those that are computed, but for where only some
@@ -345,13 +373,15 @@ class Plan:
         partly = self._depth < self.grid.groups
         if not partly and any(map(self._has_come, self._span)):
             return False
-        rest = left if partly else [c for c in left if c not in self._span]
-        goes_on, instead = self._outlook(), self._outlook(afresh=True)
-        goes_on_s = min(*goes_on.chunks(rest), *goes_on.layers(rest), float("inf"))
-        instead_s = min(instead.chunks(left))
-        here = not any(self.grid.away_bytes[c] for c in left)
+        goes_on = outlook if partly else outlook.of(self._not_computed(outlook.left))
+        goes_on_s = min([*goes_on.chunks, *goes_on.layers])
+        instead_s = min(self._outlook(outlook.left, afresh=True).chunks)
+        here = not any(self.grid.away_bytes[c] for c in outlook.left)
         enough = here or self._interrupts < _MOST_INTERRUPTS
         return enough and instead_s < _INTERRUPT * goes_on_s - _INTERRUPT_S
+
+    def _not_computed(self, left: Sequence[int]) -> list[int]:
+        return [chunk for chunk in left if chunk not in self._span]
 
     # What to fetch
 
@@ -360,41 +390,40 @@ class Plan:
         if not self._sources.may_ask():
             return
         owed_bytes = self._sources.owed_bytes + sum(map(self.grid.bytes, self.grid.here))
-        order, begins = self._order(self.grid.left())
-        first_bytes = sum(self.grid.bytes(cell) for cell in order if cell[1] == 0)
-        for cell in order:
-            source = self._sources.source_for(cell, first_bytes if begins and cell[1] > 0 else None)
-            if source is None:
+        order, first = self._order(self._now)
+        first_bytes = sum(map(self.grid.bytes, order[:first]))
+        for number, cell in enumerate(order):
+            sooner_bytes = first_bytes if first and number >= first else None
+            if not self._sources.has_room(sooner_bytes):
+                return
+            if (source := self._sources.source_for(cell, sooner_bytes)) is None:
                 continue
             if owed_bytes and owed_bytes + self.grid.bytes(cell) > MOST_BYTES:
                 return
             owed_bytes += self.grid.bytes(cell)
             self._sources.ask(cell, source)
             out.append(Fetch(cell, source))
-            if not self._sources.has_room():
-                return
 
-    def _order(self, left: list[int]) -> tuple[list[Cell], bool]:
+    def _order(self, outlook: Outlook) -> tuple[list[Cell], int]:
         """Cells that are away, in the order in which they should come; see the module's beginning.
 
-        And whether the answer begins with the first group of those that are asked for now.
+        And how many of them the answer begins with: up to the last of the first group. 0: it begins with others.
         """
-        grid, outlook = self.grid, self._outlook()
+        grid, left = self.grid, outlook.left
         partly = self._depth < grid.groups
-        others = left if partly else [c for c in left if c not in self._span]
-        finishes = outlook.chunks(others)
-        count, groups = self._choice(outlook, left, finishes)
-        todo = [c for c in others if grid.away_bytes[c] and (groups or c not in grid.spoilt)]
-        if not groups and todo != others:
-            finishes = outlook.chunks(todo)
+        others = outlook if partly else outlook.of(self._not_computed(left))
+        count, groups = self._choice(outlook, others)
+        todo = [c for c in others.left if grid.away_bytes[c] and (groups or c not in grid.spoilt)]
+        if count and todo != others.left:
+            finishes = outlook.of(todo).chunks
             count = finishes.index(min(finishes))
         computed, wave, tail = todo[:count], [], todo[count:]
-        coming = self._coming()
+        coming = outlook.coming
         wave_bytes = _WAVE * self.task.prompt_s * coming.bytes_s
         while tail and wave_bytes > 0:
             wave_bytes -= grid.away_bytes[tail[0]]
             wave.append(tail.pop(0))
-        order = [cell for c in reversed(tail) for cell in reversed([*grid.cells(c)])]
+        order = [cell for c in reversed(tail) for cell in [*grid.cells(c)][:: -1 if count or groups else 1]]
         order += [(c, g) for g in range(grid.groups) for c in reversed(wave)]
         order += [cell for c in reversed(computed) for cell in grid.cells(c)]
         order.sort(key=lambda cell: cell[1] < groups)  # stable: what is to be computed comes last
@@ -404,5 +433,11 @@ class Plan:
         rest_bytes = (sum(of[c] for c in left) for of in (grid.left_bytes, grid.away_bytes))
         if unknown or coming.seconds(*rest_bytes) < self._computing_s - _INTERRUPT_S:
             order += lower if partly else [cell for c in self._span for cell in grid.cells(c)]
-        begins = not (tail or computed or groups or grid.groups_in_place)
-        return [cell for cell in order if cell in grid.away], begins
+        order = [cell for cell in order if cell in grid.away]
+        begins = not self._span and not grid.groups_in_place
+        return order, max((number for number, cell in enumerate(order, 1) if begins and cell[1] == 0), default=0)
+
+
+def _worth_s(outlook: Outlook) -> float:
+    """What computing must be sooner than to be worth beginning."""
+    return (1 - _WORTH) * outlook.wait_s - _WORTH_S

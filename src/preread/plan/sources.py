@@ -21,10 +21,12 @@ class Sources:
 
     Attributes:
         each: what is known of one.
+        asked_bytes: of each group, of all cells that are under way.
     """
 
     def __init__(self, task: Task, grid: Grid, at_s: float, local_s: float) -> None:
         self._first, self._grid, self._now_s = task.first, grid, at_s
+        self.asked_bytes = [0] * grid.groups
         self.each = [Seen.begin(index, source, at_s, local_s) for index, source in enumerate(task.sources)]
         self._asked_first = {index for row in task.first for index in row} | {len(task.sources) - 1}
         self.look()
@@ -110,21 +112,14 @@ class Sources:
         """Of all cells that are waited for."""
         return sum(seen.owed_bytes for seen in self._usable())
 
-    def asked_bytes(self) -> list[int]:
-        """Of each group, of all cells that are under way."""
-        asked = [0] * self._grid.groups
-        for seen in self.each:
-            for cell in seen.asked:
-                asked[cell[1]] += self._grid.bytes(cell)
-        return asked
-
     def may_ask(self) -> bool:
         """Whether there is a cell to ask for, and somebody to ask."""
-        return not all(self._awaited(cell) for cell in self._grid.away) and self.has_room()
+        due = (each for seen in self.each if not seen.late for each in seen.due.items())
+        return not self._grid.away <= {cell for cell, due_s in due if self._now_s < due_s} and self.has_room()
 
-    def has_room(self) -> bool:
-        """Whether somebody should be asked for one more."""
-        return any(self._room(seen) for seen in self._usable())
+    def has_room(self, first_bytes: float | None = None) -> bool:
+        """Whether somebody should be asked for one more; first_bytes: of what is needed sooner, if anything is."""
+        return any(self._room(seen, first_bytes) for seen in self._usable())
 
     def source_for(self, cell: Cell, first_bytes: float | None) -> int | None:
         """Who should be asked for a cell: somebody with room, and a second one only where the first is overdue.
@@ -149,6 +144,7 @@ class Sources:
             seen.flow.asked(self._now_s)
         seen.asked[cell], seen.breaker, seen.ever = self._now_s, seen.breaker.asked(), True
         seen.owed_bytes += self._grid.bytes(cell)
+        self.asked_bytes[cell[1]] += self._grid.bytes(cell)
         seen.due[cell] = self._now_s + _OVERDUE_S + _OVERDUE * self._expected_s(seen)
 
     def _expected_s(self, seen: Seen) -> float:
@@ -180,4 +176,5 @@ class Sources:
     def _forget(self, seen: Seen, cell: Cell) -> None:
         del seen.asked[cell], seen.due[cell]
         seen.owed_bytes -= self._grid.bytes(cell)
+        self.asked_bytes[cell[1]] -= self._grid.bytes(cell)
         seen.whole_bytes = min(seen.whole_bytes + self._grid.bytes(cell), seen.flow.seen_bytes)

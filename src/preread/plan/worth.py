@@ -15,4 +15,4 @@ def worth_loading(plan: Plan) -> bool:
     A source of which no rate is known, or that has failed lately, is tried whatever it may bring.
     """
     untold = any(source.bytes_s is None or source.breaker.failures for source in plan.task.sources)
-    return untold or plan.saved_share >= LEAST_SAVED
+    return untold or plan.saves(LEAST_SAVED)
