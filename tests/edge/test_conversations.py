@@ -2,6 +2,7 @@
 
 import asyncio
 import struct
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing
@@ -304,3 +305,24 @@ def test_nothing_of_a_conversation_is_on_the_disk(talk: Talk, folder: Path) -> N
         for form in ("<H", ">H", "<I", ">I"):
             packed = [struct.pack(form, id) for id in ids.tolist()]
             assert not any(b"".join(packed[at : at + 6]) in written for at in range(len(packed) - 6))
+
+
+def test_tokens_behind_a_named_context_wait_for_nobody_who_reads(talk: Talk) -> None:
+    """All others are read in turn."""
+    reading, over = threading.Event(), threading.Event()
+
+    def read() -> None:
+        reading.set()
+        assert over.wait(60)
+
+    async def story() -> None:
+        asked = talk.asked(said(QUESTIONS[0]))
+        busy = asyncio.create_task(talk.node.readers.run(asked, "bob", read))
+        assert await asyncio.to_thread(reading.wait, 60)
+        waiting = asyncio.create_task(understand(asked, talk.node, "ann"))
+        told = await understand(Ask(prompt=(1, 2, 3), context="manual"), talk.node, "ann")
+        assert told.prompt.tolist() == [1, 2, 3] and not waiting.done()
+        over.set()
+        await asyncio.gather(busy, waiting)
+
+    talk.edge.portal.call(story)

@@ -27,6 +27,7 @@ from preread.values import ContextId
 from preread.wire.catalogue import Entry
 
 _RESYNC_S, _FETCH_S = 2.0, 30.0
+_FEW_TOKENS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +84,19 @@ async def understand(ask: Ask, node: Node, caller: str = "") -> Question:
         return _as_said(_tokenised(ask, known, here, node), caller, node)
 
     with span("match", contexts=len(here)) as matching:
-        nothing_to_read = known is not None and isinstance(ask.prompt, tuple) and ask.sampling.grammar is None
-        question = tokenised() if nothing_to_read else await node.readers.run(ask, caller, tokenised)
+        question = tokenised() if _is_read(ask, known) else await node.readers.run(ask, caller, tokenised)
         matching.note(prompt_tokens=question.prompt_tokens, shared_tokens=question.reuse)
     if question.prompt_tokens >= spec.window_tokens:
         raise too_long(spec.window_tokens, f"{question.prompt_tokens} tokens")
     if question.known is not None and question.named and node.uses is not None:
         node.uses.used(question.known.entry.context, time.time())
     return replace(question, arrived_s=arrived_s)
+
+
+def _is_read(ask: Ask, known: Known | None) -> bool:
+    """Whether a prompt is some tokens already that follow a context asked for by name: then there is nothing to do."""
+    few = isinstance(ask.prompt, tuple) and len(ask.prompt) <= _FEW_TOKENS
+    return few and known is not None and ask.tools is None and ask.sampling.grammar is None
 
 
 async def find_context(name: str, node: Node) -> Known:

@@ -2,10 +2,9 @@
 
 A context is a grid of cells, chunks of tokens × groups of layers. A chunk gets in place by computing it, for which all
 chunks before it must be in place, or by fetching its cells in any order. So the machine computes from the start and
-the links bring cells from the end backwards, and wherever they meet is right. Only the cells that will arrive while
-the prompt itself is computed (the last wave, nearest to the meeting point) are fetched layer by layer, since the prompt
-can be computed through the layers that are there. Where layers have windows, cells that nobody looks at need not come,
-and chunks can be computed in order only: one that came is computed anew where another behind it has to be.
+the links bring cells from the end backwards (`order.py`), and wherever they meet is right. Where layers have windows,
+cells that nobody looks at need not come, and chunks can be computed in order only: one that came is computed anew where
+another behind it has to be.
 
 Chunks can be computed through their first layers only as well, while the others come. That is better where the end has
 more bytes than its share, as with windows, and where there are too few chunks to divide the work evenly. What is
@@ -48,6 +47,7 @@ from preread.plan.events import (
 from preread.plan.flow import Flow
 from preread.plan.grid import Grid
 from preread.plan.health import Breaker
+from preread.plan.order import order
 from preread.plan.outlook import Outlook, Spent
 from preread.plan.sources import Sources
 from preread.plan.task import Task
@@ -73,8 +73,6 @@ _RETRACT_S, _RETRACT = 0.1, 1.25
 _INTERRUPT_S, _INTERRUPT = 0.05, 0.7
 """A computation is ended early only when loading is better by so much, and not often."""
 _MOST_INTERRUPTS: Final = 3
-_WAVE: Final = 1.5
-"""The last wave is larger than what should arrive during the prompt: a link may be faster than it seems."""
 
 
 class Engine(Enum):
@@ -390,9 +388,9 @@ class Plan:
         if not self._sources.may_ask():
             return
         owed_bytes = self._sources.owed_bytes + sum(map(self.grid.bytes, self.grid.here))
-        order, first = self._order(self._now)
-        first_bytes = sum(map(self.grid.bytes, order[:first]))
-        for number, cell in enumerate(order):
+        cells, first = self._wanted(self._now)
+        first_bytes = sum(map(self.grid.bytes, cells[:first]))
+        for number, cell in enumerate(cells):
             sooner_bytes = first_bytes if first and number >= first else None
             if not self._sources.has_room(sooner_bytes):
                 return
@@ -404,8 +402,8 @@ class Plan:
             self._sources.ask(cell, source)
             out.append(Fetch(cell, source))
 
-    def _order(self, outlook: Outlook) -> tuple[list[Cell], int]:
-        """Cells that are away, in the order in which they should come; see the module's beginning.
+    def _wanted(self, outlook: Outlook) -> tuple[list[Cell], int]:
+        """Cells that are away, in the order in which they should come.
 
         And how many of them the answer begins with: up to the last of the first group. 0: it begins with others.
         """
@@ -417,25 +415,16 @@ class Plan:
         if count and todo != others.left:
             finishes = outlook.of(todo).chunks
             count = finishes.index(min(finishes))
-        computed, wave, tail = todo[:count], [], todo[count:]
-        coming = outlook.coming
-        wave_bytes = _WAVE * self.task.prompt_s * coming.bytes_s
-        while tail and wave_bytes > 0:
-            wave_bytes -= grid.away_bytes[tail[0]]
-            wave.append(tail.pop(0))
-        order = [cell for c in reversed(tail) for cell in [*grid.cells(c)][:: -1 if count or groups else 1]]
-        order += [(c, g) for g in range(grid.groups) for c in reversed(wave)]
-        order += [cell for c in reversed(computed) for cell in grid.cells(c)]
-        order.sort(key=lambda cell: cell[1] < groups)  # stable: what is to be computed comes last
-        lower = [cell for cell in order if self._is_computed(cell)]
-        order = [cell for cell in order if not self._is_computed(cell)]
-        unknown = not coming.bytes_s  # it may well be the faster way
+        cells = order(outlook, todo, count, groups)
+        lower = [cell for cell in cells if self._is_computed(cell)]
+        cells = [cell for cell in cells if not self._is_computed(cell)]
+        unknown = not outlook.coming.bytes_s  # it may well be the faster way
         rest_bytes = (sum(of[c] for c in left) for of in (grid.left_bytes, grid.away_bytes))
-        if unknown or coming.seconds(*rest_bytes) < self._computing_s - _INTERRUPT_S:
-            order += lower if partly else [cell for c in self._span for cell in grid.cells(c)]
-        order = [cell for cell in order if cell in grid.away]
+        if unknown or outlook.coming.seconds(*rest_bytes) < self._computing_s - _INTERRUPT_S:
+            cells += lower if partly else [cell for c in self._span for cell in grid.cells(c)]
+        cells = [cell for cell in cells if cell in grid.away]
         begins = not self._span and not grid.groups_in_place
-        return order, max((number for number, cell in enumerate(order, 1) if begins and cell[1] == 0), default=0)
+        return cells, max((number for number, cell in enumerate(cells, 1) if begins and cell[1] == 0), default=0)
 
 
 def _worth_s(outlook: Outlook) -> float:
