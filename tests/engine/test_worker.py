@@ -72,6 +72,24 @@ def test_who_gives_up_waiting_goes_on_when_the_call_has_ended() -> None:
     asyncio.run(run())
 
 
+def test_who_gives_up_twice_waits_all_the_same() -> None:
+    async def run() -> None:
+        call = Call()
+        with closing(Worker()) as worker:
+            task = asyncio.create_task(worker.run(call))
+            await begun(call)
+            for _ in range(3):
+                task.cancel()
+                await asyncio.sleep(0)
+            assert not task.done()
+            call.go_on.set()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert call.ended
+
+    asyncio.run(run())
+
+
 def test_an_error_is_raised_where_the_call_is_waited_for() -> None:
     def fail() -> None:
         raise ZeroDivisionError

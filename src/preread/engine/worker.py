@@ -136,10 +136,19 @@ def _closed() -> EngineError:
 
 
 async def _end(future: asyncio.Future[T], stop: Callable[[], None] | None) -> None:
-    """Wait for a call to end, asking it to. A call that has only just begun may not hear the first time."""
+    """Wait for a call to end, asking it to, however often this is cancelled; that is raised then.
+
+    A call that has only just begun may not hear the first time.
+    """
+    cancelled: asyncio.CancelledError | None = None
     while not future.done():
         if stop is not None:
             stop()
-        await asyncio.wait([future], timeout=_ASK_AGAIN_S)
+        try:
+            await asyncio.wait([future], timeout=_ASK_AGAIN_S)
+        except asyncio.CancelledError as error:
+            cancelled = error
     if not future.cancelled():
         future.exception()  # taken, so that asyncio does not report it
+    if cancelled is not None:
+        raise cancelled
