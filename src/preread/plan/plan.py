@@ -123,11 +123,15 @@ class Plan:
         """Whether anything was ever asked of a source."""
         return self._sources.each[source].ever
 
-    def saves(self, share: float) -> bool:
-        """Whether fetching is expected to save this share of what computing all that is left takes, and the prompt."""
-        outlook = self._outlook(self.grid.left())
-        bar_s = (1 - share) * outlook.all_s
-        return outlook.wait_s <= bar_s or min([*outlook.chunks, *outlook.layers]) <= bar_s
+    def saves(self, share: float, longer: float) -> bool:
+        """Whether fetching is expected to save this share of what computing all that is left takes, and the prompt.
+
+        longer: what is computed beside it takes so many times longer than it would alone.
+        """
+        alone = self._outlook(self.grid.left())
+        beside = replace(alone, chunk_s=[longer * chunk_s for chunk_s in alone.chunk_s])
+        bar_s = (1 - share) * alone.all_s
+        return beside.wait_s <= bar_s or min([*beside.chunks[:-1], *beside.layers]) <= bar_s
 
     # What is believed
 
@@ -195,6 +199,7 @@ class Plan:
         match event:
             case Progress(source, seen_bytes):
                 self._sources.progress(source, seen_bytes, self._now_s)
+                return out
             case Arrived(cell, source):
                 if self._sources.arrived(cell, source, self._now_s):  # or it was given up
                     self._give_up(cell, out)
@@ -216,7 +221,7 @@ class Plan:
                 self._believed_s = self.task.chunk_s
                 self._idle()
         self._sources.pass_time(self._now_s)
-        if not self.complete and not isinstance(event, Progress):
+        if not self.complete:
             self._sources.look()
             self._inject(out)
             self._drive(out, sure=isinstance(event, Arrived | Placed) and any(self._sources.asked_bytes))

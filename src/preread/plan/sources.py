@@ -29,7 +29,7 @@ class Sources:
         self.asked_bytes = [0] * grid.groups
         self.each = [Seen.begin(index, source, at_s, local_s) for index, source in enumerate(task.sources)]
         self._asked_first = {index for row in task.first for index in row} | {len(task.sources) - 1}
-        self.look()
+        self._due: set[int] | None = None
 
     # What happens
 
@@ -73,13 +73,15 @@ class Sources:
             seen.hurry(at_s)
 
     def look(self) -> None:
-        """Find out again which of them something is still to come from."""
-        self._due = self._wanted()
+        """Which of them something is still to come from has to be found out again, when somebody asks."""
+        self._due = None
 
     # What may be expected
 
     def expected(self) -> list[Seen]:
         """Those that something is still to come from."""
+        if self._due is None:
+            self._due = self._wanted()
         return [seen for seen in self._usable() if seen.index in self._due]
 
     def _usable(self) -> list[Seen]:
