@@ -178,6 +178,9 @@ links = st.lists(st.none() | st.builds(Link, st.sampled_from([0.0, 1e4, 1e6, 1e8
 @example(
     251, 4, 2, [Link(1e8, 0.1468109452396241), Link(1e4, 0.08204815344591701), Link(0.0, 0.05246678620963972)], 0.5
 )
+@example(
+    3521, 2, 2, [None, Link(1e8, 0.06729005245870992), Link(0.0, 0.175848528992426)], 0.1
+)  # the last cell is nowhere
 @example(4, 4, 1, [None, None, None], 0.5)  # who refuses the last cell brings it no sooner for being quick
 def test_every_row_gets_there_once_and_the_plan_ends(
     seed: int, chunks: int, groups: int, links: list[Link | None], faults: float

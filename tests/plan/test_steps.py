@@ -291,7 +291,7 @@ def test_an_answer_that_has_nothing_to_begin_with_yet_is_taken_back_as_soon_as_c
     while events.Interrupt() not in out:
         now_s += 0.02
         out = tell(plan, now_s, events.Progress(0, 0), events.Tick())
-    assert now_s < 1.0, "one that has something is not given up before the link is taken to be much slower"
+    assert now_s < 0.89, "one that has something is given up later"
     assert tell(plan, now_s, events.Interrupted())[-1] == events.Compute(0, 1)
 
 

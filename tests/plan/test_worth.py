@@ -51,6 +51,8 @@ def test_what_is_computed_beside_it_may_be_all_that_is_saved(
 ) -> None:
     plan = Plan(layered(task(tokens, mbps)), 0.0)
     assert plan.saves(share, 1.0) or not plan.saves(share, longer)
+    close = Plan(task(1000, 3), 0.0)
+    assert close.saves(LEAST_SAVED, 1.0) and not close.saves(LEAST_SAVED, LONGER)
 
 
 @pytest.mark.parametrize("mbps", [0.1, 0.5, 1, 2, 5])
