@@ -28,6 +28,7 @@ from preread.wire.catalogue import Entry
 
 _RESYNC_S, _FETCH_S = 2.0, 30.0
 _FEW_TOKENS = 4096
+"""So many take less time than it takes to have a thread look at them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ async def understand(ask: Ask, node: Node, caller: str = "") -> Question:
         return _as_said(_tokenised(ask, known, here, node), caller, node)
 
     with span("match", contexts=len(here)) as matching:
-        question = tokenised() if _is_read(ask, known) else await node.readers.run(ask, caller, tokenised)
+        question = tokenised() if _is_in_tokens(ask, known) else await node.readers.run(ask, caller, tokenised)
         matching.note(prompt_tokens=question.prompt_tokens, shared_tokens=question.reuse)
     if question.prompt_tokens >= spec.window_tokens:
         raise too_long(spec.window_tokens, f"{question.prompt_tokens} tokens")
@@ -93,8 +94,8 @@ async def understand(ask: Ask, node: Node, caller: str = "") -> Question:
     return replace(question, arrived_s=arrived_s)
 
 
-def _is_read(ask: Ask, known: Known | None) -> bool:
-    """Whether a prompt is some tokens already that follow a context asked for by name: then there is nothing to do."""
+def _is_in_tokens(ask: Ask, known: Known | None) -> bool:
+    """Whether a prompt is a few tokens already, behind a context asked for by name: nothing is left to be read."""
     few = isinstance(ask.prompt, tuple) and len(ask.prompt) <= _FEW_TOKENS
     return few and known is not None and ask.tools is None and ask.sampling.grammar is None
 

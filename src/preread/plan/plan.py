@@ -101,7 +101,7 @@ class Plan:
         local_s = sum(self._believed_s)
         self._sources = Sources(task, self.grid, at_s, local_s)
         self._opened = self._interrupts = 0
-        self._seen: Outlook | None = None
+        self._found: Outlook | None = None
         self.predicted_s: float | None = None
 
     @property
@@ -167,11 +167,11 @@ class Plan:
         )
 
     @property
-    def _now(self) -> Outlook:
+    def _whole_outlook(self) -> Outlook:
         """What may be expected of all that is left, found once a step."""
-        if self._seen is None:
-            self._seen = self._outlook(self.grid.left())
-        return self._seen
+        if self._found is None:
+            self._found = self._outlook(self.grid.left())
+        return self._found
 
     def _outlook(self, left: Sequence[int], *, afresh: bool = False) -> Outlook:
         """What may be expected from now on of these chunks; afresh: if what is being computed is given up first."""
@@ -194,7 +194,7 @@ class Plan:
 
     def step(self, event: Event, at_s: float) -> list[Instruction]:
         """Take note of an event, and say what to do. Times may stand still, but never go back."""
-        self._now_s, self._seen = max(at_s, self._now_s), None
+        self._now_s, self._found = max(at_s, self._now_s), None
         out: list[Instruction] = []
         match event:
             case Progress(source, seen_bytes):
@@ -257,12 +257,12 @@ class Plan:
     def _drive(self, out: list[Instruction], *, sure: bool) -> None:
         """Begin, go on with or take back what the engine does; sure: an answer that has begun is on no worse a way."""
         if self._engine is Engine.IDLE:
-            self._begin(self._now, out)
-        elif self._engine is Engine.COMPUTING and self._in_vain(self._now):
+            self._begin(self._whole_outlook, out)
+        elif self._engine is Engine.COMPUTING and self._in_vain(self._whole_outlook):
             self._engine = Engine.STOPPING
             self._interrupts += 1
             out.append(Interrupt())
-        elif self._engine is Engine.ANSWERING and not sure and self._in_doubt(self._now):
+        elif self._engine is Engine.ANSWERING and not sure and self._in_doubt(self._whole_outlook):
             self._engine = Engine.STOPPING
             out.append(Interrupt())
         if self._engine is Engine.ANSWERING and self.grid.groups_in_place > self._opened:
@@ -349,7 +349,7 @@ class Plan:
             self._go(range(chunks[0], stop), groups, out)
 
     def _go(self, span: range, groups: int, out: list[Instruction]) -> None:
-        self._engine, self._span, self._depth, self._seen = Engine.COMPUTING, span, groups, None
+        self._engine, self._span, self._depth, self._found = Engine.COMPUTING, span, groups, None
         if not span.start:
             self.grid.begin_anew()
         self._began_s = self._until_s = self._now_s
@@ -393,7 +393,7 @@ class Plan:
         if not self._sources.may_ask():
             return
         owed_bytes = self._sources.owed_bytes + sum(map(self.grid.bytes, self.grid.here))
-        cells, first = self._wanted(self._now)
+        cells, first = self._wanted(self._whole_outlook)
         first_bytes = sum(map(self.grid.bytes, cells[:first]))
         for number, cell in enumerate(cells):
             sooner_bytes = first_bytes if first and number >= first else None
