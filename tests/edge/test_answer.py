@@ -25,7 +25,7 @@ from preread.store.objects import Objects, open_store
 from preread.testing.beliefs import slow_machine
 from preread.testing.cloud import serving
 from preread.testing.proxy import Blackout, Corrupt, Fault, Link, ProxyProcess, Refuse, Reset, Truncate
-from preread.values import ContextId, Fingerprint, KVBlock
+from preread.values import ContextId, Fingerprint, KVBlock, ObjectRef
 from preread.wire import manifest as manifests
 from preread.wire.catalogue import Entry
 from preread.wire.digest import context_id
@@ -236,6 +236,31 @@ def test_a_mix_of_computed_and_streamed_gives_the_answer_of_local_prefill(
     alone, computed = computed_long
     assert mixed.text == alone.text
     assert np.array_equal(rows.k, computed.k) and np.array_equal(rows.v, computed.v)
+
+
+def test_requests_leave_before_the_engine_makes_room(
+    bench: Bench, local: Answer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes over a link cannot be had sooner; rows are not needed before it is here."""
+    reserve, link, seen = bench.node.core.reserve, bench.node.link, list[str]()
+    assert link is not None
+    get = link.get
+
+    async def reserved(context: ContextId) -> Rows:
+        seen.append("reserved")
+        return await reserve(context)
+
+    async def got(ref: ObjectRef) -> bytes:
+        seen.append("asked")
+        return await get(ref)
+
+    bench.cold()
+    bench.trust()
+    monkeypatch.setattr(bench.node.core, "reserve", reserved)
+    monkeypatch.setattr(link, "get", got)
+    answer = bench.ask()
+    assert (answer.text, answer.timings.way) == (local.text, "streamed")
+    assert "asked" in seen[: seen.index("reserved")]
 
 
 def test_what_is_taken_back_before_the_context_has_its_rows_is_not_computed_beside_what_comes(

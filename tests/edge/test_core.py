@@ -2,15 +2,18 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from preread.edge import core
 from preread.edge.core import Core, Generation
 from preread.edge.offload import Blocks
 from preread.edge.sequences import Fill
@@ -378,6 +381,25 @@ def test_many_answers_over_shared_contexts_are_those_that_each_gets_alone() -> N
             for seed in range(24)
         ]
         assert await asyncio.gather(*map(bench.ask, questions)) == [*map(alone, questions)]
+
+    run(story)
+
+
+def test_a_first_token_goes_out_before_the_engine_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once an answer: the engine's thread lets whoever waits for it have the interpreter's lock."""
+
+    async def story(bench: Bench) -> None:
+        came, waits = threading.Event(), list[bool]()
+
+        def sleep(_: float) -> None:
+            waits.append(came.wait(30))
+
+        monkeypatch.setattr(core, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+        async with bench.generation(Question(most=4)) as generation:
+            while (steps := await generation.steps.get()) is not None:
+                assert not isinstance(steps, BaseException)
+                came.set()
+        assert waits == [True]
 
     run(story)
 

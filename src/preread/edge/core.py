@@ -38,6 +38,9 @@ T = TypeVar("T")
 
 _LOOK_S: Final = 5.0
 _LOOK_SOON_S: Final = 0.005
+_FIRST_TOKEN_S: Final = 0.0003
+"""For so long the engine rests when an answer has its first token: while it prepares its next step it has the
+interpreter's lock, and asyncio's thread would tell whoever waits 0.4 to 0.6 ms later."""
 _log = logging.getLogger(__name__)
 
 
@@ -564,7 +567,7 @@ class Core:
     def _hand_out(self, step: Step, chosen: list[list[Sampled]]) -> None:
         """Give everybody the tokens of a step."""
         puts: list[tuple[Generation, list[Sampled]]] = []
-        self._steps += 1
+        self._steps, begins = self._steps + 1, False
         for part, steps in zip(step.parts, chosen, strict=True):
             fill, live = self._fills.get(part.id), self._live.get(part.id)
             if fill is not None:
@@ -577,9 +580,12 @@ class Core:
                 continue
             chosen_here = _chosen(steps)
             self._count_tokens(part, live, len(chosen_here))
+            begins = begins or (bool(chosen_here) and live.unanswered)
             live.computed(part, chosen_here)
             puts.append((self._generations[part.id], steps))
         self._tell(_put, puts)
+        if begins:
+            time.sleep(_FIRST_TOKEN_S)
         for part, steps in zip(step.parts, chosen, strict=True):
             live = self._live.get(part.id)
             if live is None or not part.chooses:
@@ -631,7 +637,7 @@ class Core:
         live = self._live.get(id)
         if live is not None:
             self._sequences.stop(live)
-            if len(live.tokens) == live.prompt_tokens:
+            if live.unanswered:
                 self._generations[id].resumed_tokens = 0
 
     def _disown(self, whose: str) -> None:

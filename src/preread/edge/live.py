@@ -37,6 +37,11 @@ class Live:
     drafts: Drafts | None = None
     proposed: Sequence[int] = ()
 
+    @property
+    def unanswered(self) -> bool:
+        """Whether no token was chosen yet."""
+        return len(self.tokens) == self.prompt_tokens
+
     def slice(self, part: Part) -> Slice:
         """The tokens of a part, the guesses behind the last known one included."""
         assert self.sequence is not None
@@ -45,7 +50,7 @@ class Live:
             tokens = np.concatenate([self.tokens[done:], np.array(self.proposed[:drafts], np.int32)])
             return Slice(self.sequence, tokens, position, self.chooser, drafts)
         after = None if part.chooses else int(self.tokens[stop])
-        telling = self.request.echo and len(self.tokens) == self.prompt_tokens  # or it made way, and has told all
+        telling = self.request.echo and self.unanswered  # or it made way, and has told all
         echoed = done if telling else None
         return Slice(self.sequence, self.tokens[done:stop], position, self.chooser, after=after, echoed=echoed)
 

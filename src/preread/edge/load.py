@@ -167,8 +167,7 @@ class Loading:
 
     async def __aenter__(self) -> Self:
         self._tell(events.Tick())
-        self._reserved = self._work(self._reserve())  # while the first requests are on their way
-        self._ready = self._work(self._prepare())
+        self._reserved, self._ready = self._work(self._reserve()), self._work(self._prepare())
         self._work(self._keep_time())
         return self
 
@@ -278,6 +277,7 @@ class Loading:
             self._tell(event)
 
     async def _reserve(self) -> Rows:
+        await asyncio.sleep(0)  # the first requests leave before the processors have anything else to do
         return await self._core.reserve(self._context)
 
     async def _take_back(self) -> None:
@@ -287,6 +287,7 @@ class Loading:
         self._tell(events.Interrupted())
 
     async def _prepare(self) -> None:
+        await asyncio.sleep(0)  # as there
         await in_thread(self._what.codec.ready)  # while the first segments are on their way
 
     async def _inject(self, cell: Cell, frames: list[bytes], source: str) -> None:

@@ -258,7 +258,7 @@ def _task(question: Question, what: LoadSpec, supplies: tuple[Supply, ...], node
     prompt_s = beliefs.prompt_s(question.reuse, len(question.prompt))
     decode_bytes_s = node.decoders.threads * beliefs.decode_bytes_s(what.rung)
     sources = tuple(beliefs.source(supply.name, at_s) for supply in supplies)
-    first = what.grid(lambda place: holder(place, supplies))
+    first = what.grid(lambda place: holder(place, supplies)) if len(supplies) > 1 else ()
     sight = node.engine.spec.sight
     splits = _splits(sum(chunks), node.engine)
     return Task(

@@ -39,15 +39,15 @@ class Breaker:
 
     def allows(self, at_s: float) -> bool:
         """Whether a request may be sent now."""
-        return at_s >= self.retry_s and not self.trying
+        return not self.trying and (not self.tripped or at_s >= self.retry_s)
 
     def asked(self) -> "Breaker":
         """A request was sent."""
-        return Breaker(self.failures, self.failed_s, self.tripped)
+        return Breaker(self.failures, self.failed_s, True) if self.tripped else self
 
     def succeeded(self) -> "Breaker":
         """A request was answered."""
-        return Breaker()
+        return Breaker() if self.failures else self
 
     def failed(self, asked_s: float, at_s: float) -> "Breaker":
         """A request that had been sent at `asked_s` failed."""

@@ -128,10 +128,12 @@ class Plan:
 
         longer: what is computed beside it takes so many times longer than it would alone.
         """
-        alone = self._outlook(self.grid.left())
-        beside = replace(alone, chunk_s=[longer * chunk_s for chunk_s in alone.chunk_s])
+        alone = self._whole_outlook
         bar_s = (1 - share) * alone.all_s
-        return beside.wait_s <= bar_s or min([*beside.chunks[:-1], *beside.layers]) <= bar_s
+        if alone.wait_s <= bar_s:
+            return True
+        beside = replace(alone, chunk_s=[longer * chunk_s for chunk_s in alone.chunk_s])
+        return min([*beside.chunks[:-1], *beside.layers]) <= bar_s
 
     # What is believed
 
@@ -397,9 +399,9 @@ class Plan:
         first_bytes = sum(map(self.grid.bytes, cells[:first]))
         for number, cell in enumerate(cells):
             sooner_bytes = first_bytes if first and number >= first else None
-            if not self._sources.has_room(sooner_bytes):
-                return
             if (source := self._sources.source_for(cell, sooner_bytes)) is None:
+                if not self._sources.has_room(sooner_bytes):
+                    return
                 continue
             if owed_bytes and owed_bytes + self.grid.bytes(cell) > MOST_BYTES:
                 return
@@ -420,14 +422,15 @@ class Plan:
         if count and todo != others.left:
             finishes = outlook.of(todo).chunks
             count = finishes.index(min(finishes))
-        cells = order(outlook, todo, count, groups)
-        lower = [cell for cell in cells if self._is_computed(cell)]
-        cells = [cell for cell in cells if not self._is_computed(cell)]
-        unknown = not outlook.coming.bytes_s  # it may well be the faster way
-        rest_bytes = (sum(of[c] for c in left) for of in (grid.left_bytes, grid.away_bytes))
-        if unknown or outlook.coming.seconds(*rest_bytes) < self._computing_s - _INTERRUPT_S:
-            cells += lower if partly else [cell for c in self._span for cell in grid.cells(c)]
-        cells = [cell for cell in cells if cell in grid.away]
+        cells = [cell for cell in order(outlook, todo, count, groups) if cell in grid.away]
+        if self._span:
+            lower = [cell for cell in cells if self._is_computed(cell)]
+            cells = [cell for cell in cells if not self._is_computed(cell)]
+            unknown = not outlook.coming.bytes_s  # it may well be the faster way
+            rest_bytes = (sum(of[c] for c in left) for of in (grid.left_bytes, grid.away_bytes))
+            if unknown or outlook.coming.seconds(*rest_bytes) < self._computing_s - _INTERRUPT_S:
+                whole = (cell for c in self._span for cell in grid.cells(c) if cell in grid.away)
+                cells += lower if partly else whole
         begins = not self._span and not grid.groups_in_place
         return cells, max((number for number, cell in enumerate(cells, 1) if begins and cell[1] == 0), default=0)
 
