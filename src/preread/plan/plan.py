@@ -59,7 +59,7 @@ MOST_BYTES: Final = 8 * 2**20
 """Cells that are under way or wait to be injected have no more bytes than this, but for one that is larger itself."""
 
 LONGEST_BATCH_TOKENS: Final = 512
-_WORTH_S, _WORTH = 0.005, 0.02
+_WORTH_S, _WORTH = 0.01, 0.02
 """Computing must be better than waiting by so much, in seconds and as a share, to be begun."""
 _LAYERS_S, _LAYERS = 0.01, 0.04
 """Computing some layers of all that is left must be better than computing whole chunks by so much: chunks can still be
