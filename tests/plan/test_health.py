@@ -46,7 +46,8 @@ def test_after_a_while_one_request_may_try() -> None:
 
 
 def test_a_closed_breaker_is_asked_as_often_as_one_likes() -> None:
-    assert Breaker().asked() == Breaker()
+    closed = Breaker(FAILURES - 1, 100.0)
+    assert closed.asked() == closed and closed.retry_s == float("-inf") and closed.allows(100.0)
 
 
 @given(st.integers(0, 200))
