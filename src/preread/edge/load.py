@@ -287,7 +287,7 @@ class Loading:
         self._tell(events.Interrupted())
 
     async def _prepare(self) -> None:
-        await asyncio.sleep(0)  # as there
+        await asyncio.sleep(0)  # as in `_reserve`
         await in_thread(self._what.codec.ready)  # while the first segments are on their way
 
     async def _inject(self, cell: Cell, frames: list[bytes], source: str) -> None:
